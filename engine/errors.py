@@ -1,0 +1,60 @@
+"""Errors, named by what the caller can do about them. The message is one sentence for people.
+
+Each class has the exit code with which the command line ends; README.md lists them.
+"""
+
+from __future__ import annotations
+
+
+class ShoalError(Exception):
+    """Everything that Shoal raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(ShoalError):
+    """Fix the settings: a file, an environment variable or a flag."""
+
+    exit_code = 2
+
+
+class InputError(ShoalError):
+    """Fix the input: a record, a file, a model or an argument."""
+
+    exit_code = 3
+
+
+class StoreError(ShoalError):
+    """The store cannot be used as it is: call the operator."""
+
+    exit_code = 4
+
+
+class NoStore(StoreError):
+    """There is no store at this path: create one with `shoal ingest`, or name another."""
+
+    exit_code = 5
+
+
+class StoreLocked(StoreError):
+    """Another process writes this store: retry when it has ended."""
+
+    exit_code = 6
+
+
+class StoreFull(StoreError):
+    """The disk or a bound of the store is full, or the disk cannot be written: make room, then retry."""
+
+    exit_code = 7
+
+
+class CorruptStore(StoreError):
+    """What is on disk is not what was written: restore or rebuild."""
+
+    exit_code = 8
+
+
+class ConfigMismatch(StoreError):
+    """The store was made with another format, dimension, model or configuration: `shoal rebuild`."""
+
+    exit_code = 9
