@@ -1,0 +1,170 @@
+"""Frozen records that cross module borders.
+
+Arrays in them are columns: row i of each describes the same thing. Vectors are always on the
+grid of `engine.vectors` (int16, steps of 2^-14); similarities are exact integer dots (int32,
+steps of 2^-28); times are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int8 = NDArray[np.int8]
+Int16 = NDArray[np.int16]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The net effect of some input: each key occurs once, in `keys` or in `deletes`."""
+
+    keys: Sequence[bytes]
+    vectors: Int16  # (n, d)
+    times: Int64  # (n,)
+    payloads: Sequence[bytes]  # n JSON documents, b"" for none
+    deletes: Sequence[bytes] = ()
+    positions: Mapping[str, bytes] = field(default_factory=dict)  # source -> its next position
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A calibration: random-pair cosine similarity of the collection when it was taken."""
+
+    mean: float
+    deviation: float
+    items: int  # live items then; 0: the model card's values
+
+
+@dataclass(frozen=True, slots=True)
+class KnnGraph:
+    """What a model may read of one level. Rows are nodes; free rows are in nobody's list."""
+
+    k: int
+    neighbors: Int32  # (n, width >= k), most similar first, -1 pads; a model reads [:, :degree]
+    dots: Int32  # (n, width), the neighbours' integer dots
+    degree: Int32  # (n,), neighbours in use, at most k
+    size: Int64  # (n,), items in the supernode
+    identity: Int16  # (n, d), the peak's vector
+    mean: Int16  # (n, d), the rounded mean of the items; at level 0 the same array as identity
+    is_base: bool  # level 0
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Rows of the item table. `ids` rise with the first sight of a key and are never reused."""
+
+    ids: Int64
+    keys: Sequence[bytes]
+    vectors: Int16  # (n, d)
+    times: Int64
+    payloads: Sequence[bytes]
+    versions: Int64  # the state version that brought the vector
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Neighbour lists of level 0 by item id: all neighbours known for certain, best first."""
+
+    ids: Int64  # (n,)
+    neighbors: Int64  # (n, width) item ids, -1 pads
+    dots: Int32  # (n, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster id and what it names now. Ended clusters keep `into` until the log forgets them."""
+
+    id: int
+    size: int  # items
+    finest: int  # the finest and coarsest level at which a tree has exactly these members
+    coarsest: int
+    peak: int  # item id of the tree's root at the coarsest of these levels
+    parent: int  # the next coarser cluster, 0 for a final one
+    born: int  # version
+    changed: int  # version of the last change of its members
+    ended: int = 0  # version, 0 while it lives
+    into: tuple[int, ...] = ()  # where the members went
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """The level-0 trees, by stable handle, and the cluster each belongs to at every level."""
+
+    handles: Int64  # (t,), rising
+    paths: Int64  # (t, levels), cluster ids, finest level first
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """The living clusters as columns; the fields of `Cluster`."""
+
+    ids: Int64  # (c,), rising
+    size: Int64
+    finest: Int64
+    coarsest: Int64
+    peak: Int64
+    parent: Int64
+    born: Int64
+    changed: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The final cluster of an item changed. `cluster` 0: the item is gone."""
+
+    key: bytes
+    cluster: int
+    previous: int  # 0: the item is new
+    path: tuple[int, ...]  # distinct ids, final cluster first, level-0 tree last
+
+
+@dataclass(frozen=True, slots=True)
+class LineageEvent:
+    """What happened to a final cluster: emerge, grow, shrink, merge, split or vanish."""
+
+    event: str
+    cluster: int
+    size: int
+    sources: tuple[int, ...] = ()  # "from" in JSON
+    into: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """All that one committed version alters in the store."""
+
+    version: int
+    time_ms: int
+    epoch: Epoch
+    counters: Mapping[str, int]  # next_item, next_tree, next_cluster, calibrated_items, ...
+    positions: Mapping[str, bytes]
+    upserts: Items
+    removed: Sequence[tuple[int, bytes]]  # (item id, key)
+    lists: Lists
+    moved: tuple[Int64, Int64, Int64]  # item ids, tree before (0: none), tree after (0: none)
+    trees: Mapping[int, tuple[int, ...]]  # level-0 tree -> path of cluster ids, final first; () gone
+    clusters: Sequence[Cluster]  # those that changed or ended
+    events: Sequence[Assignment | LineageEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch did, once durable."""
+
+    version: int
+    inserted: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    unknown: int = 0  # deletes of keys that were not there
+    stats: Mapping[str, Any] = field(default_factory=dict)  # stage seconds, edges per level

@@ -1,0 +1,119 @@
+"""The one representation of a vector: int16 on a grid of 2^-14, and exact arithmetic on it.
+
+Float products are not a function of the pair (they change with blocking and order), so incremental
+and from-scratch results could differ. On the grid a dot product is an integer that fits int32, a
+sum of vectors an integer that fits int64, and both are the same whatever the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+from numba import njit, prange
+from numpy.typing import ArrayLike
+
+from engine.types import Float32, Int16, Int32, Int64, UInt64
+
+SCALE = 2**14  # grid steps per unit
+DOT_SCALE = 2**28  # a dot's steps per unit of similarity
+HASH_SEED = 0x5110A1  # keys the hash that breaks ties; part of the format
+
+_FINE, _NOT_FINITE, _ZERO = 0, 1, 2
+_REASONS = {_NOT_FINITE: "the vector has a NaN or an infinity", _ZERO: "the vector is zero"}
+
+
+def quantize(embeddings: ArrayLike) -> tuple[Int16, dict[int, str]]:
+    """Scale to unit length in float64 and round to the grid.
+
+    `embeddings`: (n, d) of any float type. Returns the grid vectors (n, d) int16 and, for each
+    row that cannot be used (NaN, infinity, zero), the reason; such rows are all zero.
+    """
+    rows = np.ascontiguousarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(f"embeddings must have the shape (n, d), not {rows.shape}")
+    grid = np.zeros(rows.shape, np.int16)
+    status = np.zeros(len(rows), np.int8)
+    _quantize(rows, grid, status)
+    bad = np.flatnonzero(status)
+    return grid, {int(row): _REASONS[int(status[row])] for row in bad}
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _quantize(rows: Any, grid: Any, status: Any) -> None:
+    n, d = rows.shape
+    for i in prange(n):
+        largest = 0.0
+        finite = True
+        for c in range(d):
+            finite = finite and np.isfinite(rows[i, c])
+            largest = max(largest, abs(rows[i, c]))
+        if not finite:
+            status[i] = _NOT_FINITE
+        elif largest == 0.0:
+            status[i] = _ZERO
+        else:
+            # Dividing by the largest component first: no square can overflow or vanish.
+            total = 0.0
+            for c in range(d):
+                total += (rows[i, c] / largest) ** 2
+            norm = np.sqrt(total)
+            for c in range(d):
+                grid[i, c] = np.int16(np.rint(rows[i, c] / largest / norm * SCALE))
+
+
+def hash_keys(keys: Sequence[bytes]) -> UInt64:
+    """The last word of every order: a keyed 64-bit hash (XXH3) of each item's key."""
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(key, HASH_SEED) for key in keys), np.uint64, len(keys))
+
+
+def as_float(grid: Int16) -> Float32:
+    """Grid vectors as float32 of about unit length; the conversion is exact."""
+    return grid.astype(np.float32) * np.float32(1 / SCALE)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def dot(x: Any, y: Any) -> Any:
+    """The exact dot of two grid vectors, int32."""
+    total = np.int32(0)
+    for c in range(x.shape[0]):
+        total = np.int32(total + np.int32(np.int32(x[c]) * np.int32(y[c])))
+    return total
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def dots(vectors: Any, sources: Any, targets: Any) -> Any:
+    """Exact dots of the pairs (vectors[sources[t]], vectors[targets[t]]), int32 (t,)."""
+    out = np.empty(len(sources), np.int32)
+    for t in prange(len(sources)):
+        out[t] = dot(vectors[sources[t]], vectors[targets[t]])
+    return out
+
+
+def sum_and_gram(grid: Int16) -> tuple[Int64, Int64]:
+    """The sum (d,) and the Gram matrix (d, d) of grid vectors, exact.
+
+    Float64 products of integers are exact as long as sums stay below 2^53: blocks of 2^20 rows do.
+    """
+    total = grid.sum(axis=0, dtype=np.int64)
+    gram = np.zeros((grid.shape[1], grid.shape[1]), np.int64)
+    for start in range(0, len(grid), 1 << 16):
+        block = grid[start : start + (1 << 16)].astype(np.float64)
+        gram += (block.T @ block).astype(np.int64)
+    return total, gram
+
+
+@njit(cache=True, nogil=True)
+def round_means(sums: Any, sizes: Any, out: Any) -> None:
+    """out[i] = sums[i] / sizes[i], rounded half up to the grid."""
+    for i in range(len(sizes)):
+        for c in range(sums.shape[1]):
+            out[i, c] = np.int16((2 * sums[i, c] + sizes[i]) // (2 * sizes[i]))
+
+
+def pairs(a: Int32, b: Int32) -> Int64:
+    """Pairs of row numbers as one sortable int64 each."""
+    return (a.astype(np.int64) << 32) | b.astype(np.int64)
