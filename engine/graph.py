@@ -1,0 +1,343 @@
+"""From neighbour lists to what the model reads: node features, edge features, DGL blocks.
+
+Receptive field, the contract that keeps updates local: a node's features read its own list, size
+and mean; an edge's features read the lists, sizes and means of its two ends; a block carries one
+round of messages. Nothing reads row numbers, the number of items, or anything else of the collection
+than its calibration epoch. So a feature is the same bits wherever and beside whatever it is
+computed (the kernels are scalar loops without fast-math: no reordering).
+
+Every feature is clipped to its range in training and standardised: new kinds of collections never
+drive the network where it has not been.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from engine import arithmetic  # noqa: F401  (pins the arithmetic before DGL loads)
+from engine.types import Epoch, Float32, Float64, Int16, Int32, KnnGraph
+
+import dgl  # isort: skip
+import torch  # isort: skip
+
+FLOOR = 2.0**-14  # of distances: the grid's step
+MIN_DEVIATION = 2.0**-10
+UNIT = 2.0**-28  # an integer dot's step
+BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
+
+EDGE_FEATURES = (
+    "similarity",
+    "log_distance",
+    "rank",
+    "rank_back",  # of the source in the target's list; 1 where it is missing
+    "mutual",
+    "common",  # share of common neighbours
+    "common_near",  # of the nearer halves of the lists
+    "similarity_to_source_first",
+    "similarity_to_source_mean",
+    "similarity_to_source_last",
+    "log_to_source_first",
+    "log_to_source_mean",
+    "log_to_source_last",
+    "similarity_to_target_first",
+    "similarity_to_target_mean",
+    "similarity_to_target_last",
+    "log_to_target_first",
+    "log_to_target_mean",
+    "log_to_target_last",
+    "identity_average",
+    "average_identity",
+    "average_average",
+    "log_identity_average",
+    "log_average_identity",
+    "log_average_average",
+    "average_to_source_inner",  # against the mean similarity within the source
+    "average_to_target_inner",
+)
+
+
+def node_feature_names(k: int) -> tuple[str, ...]:
+    """Return the names of the node features, in order, for lists of `k`."""
+    return (
+        *(f"similarity_{rank}" for rank in range(k)),
+        *(f"log_distance_{rank}" for rank in range(k)),
+        *(f"jump_{rank}" for rank in range(k - 1)),
+        "similarity_mean",
+        "similarity_spread",
+        "log_mean",
+        "log_spread",
+        "degree",
+        "size",
+        "tightness",
+        "inner",  # standardised mean similarity between two items of the node
+        "base",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Per feature: clipped to [low, high], then (x - center) / scale. Each (features,) float64."""
+
+    low: Float64
+    high: Float64
+    center: Float64
+    scale: Float64
+
+    @classmethod
+    def unit(cls, features: int) -> Ranges:
+        """Return ranges that only bound: [-16, 16], neither moved nor scaled."""
+        ones = np.ones(features)
+        return cls(-16.0 * ones, 16.0 * ones, 0.0 * ones, ones)
+
+
+@njit(cache=True, nogil=True)
+def _squash(z: float) -> float:
+    return z / (1.0 + abs(z) / BEND)
+
+
+@njit(cache=True, nogil=True)
+def _log_distance(s: float) -> float:
+    return math.log(max(1.0 - s, FLOOR))
+
+
+@njit(cache=True, nogil=True)
+def _dot(a: Int16, b: Int16) -> float:
+    """Exact: the products' sum fits 32 bits for vectors on the grid, and so a float64."""
+    total = np.int64(0)
+    for t in range(a.shape[0]):
+        total += np.int32(a[t]) * np.int32(b[t])
+    return total * UNIT
+
+
+@njit(cache=True, nogil=True)
+def _standardise(row: Float32, raw: Float64, low: Float64, high: Float64, center: Float64, scale: Float64) -> None:
+    for f in range(raw.shape[0]):
+        row[f] = (min(max(raw[f], low[f]), high[f]) - center[f]) / scale[f]
+
+
+@njit(cache=True, nogil=True)
+def _inner(size: int, tightness: float) -> float:
+    """Mean similarity of two different items of a node, from the norm of their mean vector."""
+    return (size * tightness * tightness - 1.0) / (size - 1.0)
+
+
+@njit(cache=True, nogil=True)
+def _node_kernel(out, rows, k, dots, degree, size, average, is_base, mean, deviation, low, high, center, scale):  # type: ignore[no-untyped-def]
+    raw = np.zeros(out.shape[1])
+    log_unit = _log_distance(mean)
+    for t in range(rows.shape[0]):
+        i = rows[t]
+        n = degree[i]
+        raw[:] = 0.0
+        z_sum = z_square = l_sum = l_square = 0.0
+        z = l = 0.0
+        for r in range(k):
+            if r < n:
+                s = dots[i, r] * UNIT
+                before = l
+                z = _squash((s - mean) / deviation)
+                l = _log_distance(s) - log_unit
+                z_sum += z
+                z_square += z * z
+                l_sum += l
+                l_square += l * l
+                if r > 0:
+                    raw[2 * k + r - 1] = l - before
+            raw[r] = z  # beyond a short list its last entry is repeated
+            raw[k + r] = l
+        f = 3 * k - 1
+        if n > 0:
+            raw[f] = z_sum / n
+            raw[f + 1] = math.sqrt(max(z_square / n - (z_sum / n) ** 2, 0.0))
+            raw[f + 2] = l_sum / n
+            raw[f + 3] = math.sqrt(max(l_square / n - (l_sum / n) ** 2, 0.0))
+        raw[f + 4] = n / k
+        raw[f + 5] = math.log(float(size[i]))
+        tightness = 1.0
+        if not is_base:
+            tightness = math.sqrt(_dot(average[i], average[i]))
+        raw[f + 6] = tightness
+        if size[i] > 1:
+            raw[f + 7] = _squash((_inner(size[i], tightness) - mean) / deviation)
+        else:
+            raw[f + 7] = raw[0]
+        raw[f + 8] = 1.0 if is_base else 0.0
+        _standardise(out[t], raw, low, high, center, scale)
+
+
+@njit(cache=True, nogil=True)
+def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) -> None:
+    """First, mean and last of a list: standardised similarities, then log-distances."""
+    s_sum = 0.0
+    for r in range(n):
+        s_sum += row[r] * UNIT
+    first, middle, last = row[0] * UNIT, s_sum / n, row[n - 1] * UNIT
+    out[0] = _squash((first - mean) / deviation)
+    out[1] = _squash((middle - mean) / deviation)
+    out[2] = _squash((last - mean) / deviation)
+    out[3] = _log_distance(first)
+    out[4] = _log_distance(middle)
+    out[5] = _log_distance(last)
+
+
+@njit(cache=True, nogil=True)
+def _edge_kernel(  # type: ignore[no-untyped-def]
+    out, sources, ranks, k, neighbors, dots, degree, size, identity, average, is_base, mean, deviation, low, high, center, scale
+):
+    raw = np.zeros(out.shape[1])
+    near = (k + 1) // 2
+    ends = np.zeros((2, 6))
+    log_unit = _log_distance(mean)
+    summed = np.int64(-1)
+    for t in range(sources.shape[0]):
+        i, r = sources[t], ranks[t]
+        j = neighbors[i, r]
+        s = dots[i, r] * UNIT
+        z = _squash((s - mean) / deviation)
+        l = _log_distance(s)
+        back = k
+        common = common_near = 0
+        for b in range(degree[j]):
+            node = neighbors[j, b]
+            if node == i:
+                back = b
+            for a in range(degree[i]):
+                if neighbors[i, a] == node:
+                    common += 1
+                    if a < near and b < near:
+                        common_near += 1
+        raw[0] = z
+        raw[1] = l - log_unit
+        raw[2] = r / k
+        raw[3] = back / k
+        raw[4] = 1.0 if back < k else 0.0
+        raw[5] = common / k
+        raw[6] = common_near / near
+        if summed != i:  # edges come by source: its list is summed up once
+            _summary(dots[i], degree[i], mean, deviation, ends[0])
+            summed = i
+        if degree[j] > 0:
+            _summary(dots[j], degree[j], mean, deviation, ends[1])
+        else:
+            ends[1, :3] = z
+            ends[1, 3:] = l
+        for e in range(2):
+            for c in range(3):
+                raw[7 + 6 * e + c] = z - ends[e, c]
+                raw[10 + 6 * e + c] = l - ends[e, 3 + c]
+        if is_base:
+            raw[19] = raw[20] = raw[21] = z
+            raw[22] = raw[23] = raw[24] = l - log_unit
+            raw[25] = raw[26] = 0.0
+        else:
+            cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
+            both = _dot(average[i], average[j])
+            tight_i = math.sqrt(_dot(average[i], average[i]))
+            tight_j = math.sqrt(_dot(average[j], average[j]))
+            raw[19] = _squash((cross - mean) / deviation)
+            raw[20] = _squash((back_cross - mean) / deviation)
+            raw[21] = _squash((both - mean) / deviation)
+            raw[22] = _log_distance(cross / max(tight_j, FLOOR)) - log_unit
+            raw[23] = _log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
+            raw[24] = _log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
+            raw[25] = raw[26] = 0.0
+            if size[i] > 1:
+                raw[25] = raw[21] - _squash((_inner(size[i], tight_i) - mean) / deviation)
+            if size[j] > 1:
+                raw[26] = raw[21] - _squash((_inner(size[j], tight_j) - mean) / deviation)
+        _standardise(out[t], raw, low, high, center, scale)
+
+
+def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, out: Float32) -> None:
+    """Write the features of the nodes `rows` (m,) to `out` (m, len(node_feature_names(k))) float32."""
+    deviation = max(epoch.deviation, MIN_DEVIATION)
+    _node_kernel(
+        out, rows, graph.k, graph.dots, graph.degree, graph.size, graph.mean, graph.is_base,
+        epoch.mean, deviation, ranges.low, ranges.high, ranges.center, ranges.scale,
+    )  # fmt: skip
+
+
+def edge_features(
+    graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32, ranges: Ranges, out: Float32
+) -> None:
+    """Write the features of the edges from `sources` to their neighbours at `ranks`, (e,) each.
+
+    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side.
+    """
+    deviation = max(epoch.deviation, MIN_DEVIATION)
+    _edge_kernel(
+        out, sources, ranks, graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity,
+        graph.mean, graph.is_base, epoch.mean, deviation, ranges.low, ranges.high, ranges.center, ranges.scale,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _list_edges(rows, degree, sources, ranks):  # type: ignore[no-untyped-def]
+    t = 0
+    for row in rows:
+        for r in range(degree[row]):
+            sources[t] = row
+            ranks[t] = r
+            t += 1
+
+
+def list_edges(graph: KnnGraph, rows: Int32) -> tuple[Int32, Int32]:
+    """Return sources and ranks, (e,) int32 each, of all edges of `rows`: by row, then by rank."""
+    edges = int(graph.degree[rows].sum())
+    sources, ranks = np.empty(edges, dtype=np.int32), np.empty(edges, dtype=np.int32)
+    _list_edges(rows, graph.degree, sources, ranks)
+    return sources, ranks
+
+
+@njit(cache=True, nogil=True)
+def _frontier(rows, sources, ranks, neighbors, nodes, heads, tails, place):  # type: ignore[no-untyped-def]
+    count = rows.shape[0]
+    for t in range(count):
+        nodes[t] = rows[t]
+        place[rows[t]] = t
+    for t in range(sources.shape[0]):
+        node = neighbors[sources[t], ranks[t]]
+        if place[node] < 0:
+            place[node] = count
+            nodes[count] = node
+            count += 1
+        heads[t] = place[sources[t]]
+        tails[t] = place[node]
+    return count
+
+
+def frontier(graph: KnnGraph, rows: Int32, sources: Int32, ranks: Int32) -> tuple[Int32, Int32, Int32]:
+    """Return the distinct nodes at either end of the edges of `rows`, and which of them are each edge's ends.
+
+    `rows` (m,) are distinct and stay first; the targets of the edges (e,) follow in order of sight.
+    """
+    place = np.full(len(graph.degree), -1, dtype=np.int32)
+    nodes = np.empty(min(len(rows) + len(sources), len(graph.degree)), dtype=np.int32)
+    heads, tails = np.empty_like(sources), np.empty_like(sources)
+    count = _frontier(rows, sources, ranks, graph.neighbors, nodes, heads, tails, place)
+    return nodes[:count], heads, tails
+
+
+@njit(cache=True, nogil=True)
+def add_ends(out: Float32, ends: Float32, left: int, right: int, heads: Int32, tails: Int32) -> None:
+    """out[t] = relu((out[t] + a) + b), with a and b the columns from `left` and `right` of the two ends."""
+    for t in range(heads.shape[0]):
+        i, j = heads[t], tails[t]
+        for c in range(out.shape[1]):
+            out[t, c] = max((out[t, c] + ends[i, left + c]) + ends[j, right + c], np.float32(0.0))
+
+
+def message_block(degrees: Int32, tails: Int32, nodes: int) -> dgl.DGLGraph:
+    """Return the DGL block of one round of messages.
+
+    Destination t has `degrees[t]` in-edges, in rank order; `tails` (e,) names their ends among
+    `nodes` source nodes. The order of each destination's edges is the order of its sum.
+    """
+    offsets = np.zeros(len(degrees) + 1, dtype=np.int64)
+    np.cumsum(degrees, out=offsets[1:])
+    csc = (torch.from_numpy(offsets), torch.from_numpy(tails.astype(np.int64)), torch.arange(len(tails)))
+    return dgl.create_block(("csc", csc), num_src_nodes=nodes, num_dst_nodes=len(degrees))

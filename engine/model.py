@@ -1,0 +1,272 @@
+"""The universal linkage model: which neighbours belong to the same class, seen from relations alone.
+
+A LANDER network (Xing et al., ICCV 2021, arXiv 2107.01319) whose inputs are the relations of
+`engine.graph` in place of embeddings, so that it fits any embedding space. With node features x,
+edge features e, and N(i) the neighbours of i:
+
+    m_ij = relu(W1 x_i + W2 x_j + W3 e_ij)              a message
+    h_i  = relu(U x_i + V mean_{j in N(i)} m_ij)        one graph convolution
+    q_ij = relu(A h_i + B h_j + C e_ij)                 the edge head
+    p_ij = sigmoid(w relu(Q q_ij))                      probability of one class
+
+First layers are factored: the terms of one node are computed once per node, not once per edge.
+
+`LinkageModel` is what the engine uses. Its answers are a function of the graph's content to the bit:
+every dense layer runs over blocks of one fixed, padded size, because a matrix product may add in
+another order at another size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import arithmetic  # noqa: F401  (pins the arithmetic before torch loads)
+from engine.errors import InputError
+from engine.graph import (
+    EDGE_FEATURES,
+    Ranges,
+    add_ends,
+    edge_features,
+    frontier,
+    list_edges,
+    message_block,
+    node_feature_names,
+    node_features,
+)
+from engine.types import Epoch, Float32, Int32, KnnGraph
+
+import dgl.function as fn  # isort: skip
+import safetensors  # isort: skip
+import safetensors.torch  # isort: skip
+import torch  # isort: skip
+from torch import Tensor, nn  # isort: skip
+
+BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
+CHUNK = 4096  # destination nodes per DGL block: bounds the messages in memory
+PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class UniversalConfig:
+    """Sizes of the network."""
+
+    k: int = 10  # length of the neighbour lists
+    hidden: int = 48
+    dropout: float = 0.0  # training only
+
+
+class Universal(nn.Module):
+    """The network above. Inputs are standardised features of `engine.graph`."""
+
+    def __init__(self, config: UniversalConfig) -> None:
+        super().__init__()
+        nodes, edges, hidden = len(node_feature_names(config.k)), len(EDGE_FEATURES), config.hidden
+        self.config = config
+        self.node_ends = nn.Linear(nodes, 3 * hidden)  # W1 | W2 | U
+        self.message_edge = nn.Linear(edges, hidden, bias=False)  # W3
+        self.update = nn.Linear(hidden, hidden, bias=False)  # V
+        self.head_ends = nn.Linear(hidden, 2 * hidden)  # A | B
+        self.head_edge = nn.Linear(edges, hidden, bias=False)  # C
+        self.head_inner = nn.Linear(hidden, hidden)  # Q
+        self.head_out = nn.Linear(hidden, 1)  # w
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, block: Any, x: Tensor, e: Tensor, heads: Tensor, tails: Tensor) -> Tensor:
+        """Return the logits (e,) of all edges of a graph, for training.
+
+        `block` is `message_block` of the whole graph, `x` (n, F), `e` (e, G), `heads` and `tails`
+        (e,) the two ends of the edges.
+        """
+        x, e = self.drop(x), self.drop(e)
+        w1, w2, u = self.node_ends(x).chunk(3, dim=1)  # (n, hidden) each
+        messages = torch.relu(w1[heads] + w2[tails] + self.message_edge(e))  # (e, hidden)
+        h = torch.relu(u + self.update(mean_messages(block, messages)))  # (n, hidden)
+        a, b = self.head_ends(self.drop(h)).chunk(2, dim=1)
+        q = torch.relu(a[heads] + b[tails] + self.head_edge(e))  # (e, hidden)
+        logits: Tensor = self.head_out(torch.relu(self.head_inner(q)))[:, 0]
+        return logits
+
+
+def mean_messages(block: Any, messages: Tensor) -> Tensor:
+    """Return the mean message (destinations, hidden) over each destination's in-edges, 0 for none."""
+    with block.local_scope():
+        block.edata["m"] = messages
+        block.update_all(fn.copy_e("m", "m"), fn.mean("m", "mean"))
+        mean: Tensor = block.dstdata["mean"]
+    return mean
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a user of the weights has to know. `about` is free: training sets, scores, seed."""
+
+    k: int = 10
+    hidden: int = 48
+    tau: float = 0.5
+    max_levels: int = 3
+    mean: float = 0.1  # random-pair similarity assumed for collections too small to measure
+    deviation: float = 0.1
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class LinkageModel:
+    """A trained network with its card, as the engine runs it.
+
+    `k`, `tau` and `max_levels` are the card's defaults; `hidden` is the width of what `embed` returns;
+    `default_epoch` serves collections too small to be measured; `sha256` names the weights and
+    everything else that its answers depend on.
+    """
+
+    def __init__(self, net: Universal, nodes: Ranges, edges: Ranges, card: Card) -> None:
+        self.net = net.eval()
+        self.nodes, self.edges, self.card = nodes, edges, card
+        self.k, self.tau, self.max_levels = card.k, card.tau, card.max_levels
+        self.hidden = 2 * card.hidden
+        self.default_epoch = Epoch(card.mean, card.deviation, 0)
+        facts = f"{card.k} {card.hidden} {card.mean!r} {card.deviation!r}".encode()
+        self.sha256 = hashlib.sha256(self._bytes() + facts).hexdigest()
+        # (inputs, outputs) and contiguous, as the products below read them
+        self._weights = {name: value.detach().t().contiguous() for name, value in net.named_parameters()}
+
+    @torch.inference_mode()
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
+        """Return what the edge head reads of the nodes `rows` (m,), distinct: (m, hidden) float32.
+
+        Columns are the head's two factors, A h_i | B h_i. Reads the lists of `rows` and of their
+        neighbours.
+        """
+        sources, ranks = list_edges(graph, rows)
+        nodes, heads, tails = frontier(graph, rows, sources, ranks)
+        ends = self._ends(graph, epoch, nodes)
+        out = torch.empty((len(rows), self.hidden))
+        stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
+        for chunk, first in enumerate(range(0, len(rows), CHUNK)):
+            last = min(first + CHUNK, len(rows))
+            edges = slice(stops[chunk], stops[chunk + 1])
+            messages = self._messages(graph, epoch, sources[edges], ranks[edges], ends, heads[edges], tails[edges])
+            block = message_block(graph.degree[rows[first:last]], tails[edges], len(nodes))
+            self._update(ends[first:last], mean_messages(block, messages), out[first:last])
+        return out.numpy()
+
+    @torch.inference_mode()
+    def link(self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32) -> Float32:
+        """Return p (e,) float32 of the edges from `sources` to their neighbours at `ranks`, (e,) each.
+
+        `hidden` (n, hidden) holds `embed` of every node at either end, by row.
+        """
+        w, out = self._weights, np.empty(len(sources), dtype=np.float32)
+        features, q, inner, p = _buffers(len(EDGE_FEATURES), self.card.hidden, self.card.hidden, 1)
+        targets = graph.neighbors[sources, ranks]
+        for part in _parts(len(sources)):
+            m = part.stop - part.start
+            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+            torch.mm(features, w["head_edge.weight"], out=q)
+            add_ends(q.numpy(), hidden, 0, self.card.hidden, sources[part], targets[part])
+            torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
+            torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
+            out[part] = p.numpy()[:m, 0]
+        return out
+
+    def _ends(self, graph: KnnGraph, epoch: Epoch, nodes: Int32) -> Tensor:
+        """W1 x | W2 x | U x of some nodes: (m, 3 hidden)."""
+        w, out = self._weights, torch.empty((len(nodes), 3 * self.card.hidden))
+        x, ends = _buffers(len(self.nodes.low), 3 * self.card.hidden)
+        for part in _parts(len(nodes)):
+            m = part.stop - part.start
+            node_features(graph, epoch, nodes[part], self.nodes, x.numpy()[:m])
+            torch.addmm(w["node_ends.bias"], x, w["node_ends.weight"], out=ends)
+            out[part] = ends[:m]
+        return out
+
+    def _messages(
+        self, graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32, ends: Tensor, heads: Int32, tails: Int32
+    ) -> Tensor:
+        """m_ij of some edges: (e, hidden). `heads` and `tails` are their ends' rows in `ends`."""
+        weight, width = self._weights["message_edge.weight"], self.card.hidden
+        out = torch.empty((len(sources), width))
+        features, messages = _buffers(len(EDGE_FEATURES), width)
+        for part in _parts(len(sources)):
+            m = part.stop - part.start
+            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+            torch.mm(features, weight, out=messages)
+            add_ends(messages.numpy(), ends.numpy(), 0, width, heads[part], tails[part])
+            out[part] = messages[:m]
+        return out
+
+    def _update(self, ends: Tensor, mean: Tensor, out: Tensor) -> None:
+        """A h | B h of some nodes to `out`, from their U x (the last columns of `ends`) and mean messages."""
+        w, width = self._weights, self.card.hidden
+        messages, h, result = _buffers(width, width, self.hidden)
+        for part in _parts(len(out)):
+            m = part.stop - part.start
+            messages[:m] = mean[part]
+            torch.mm(messages, w["update.weight"], out=h)
+            h[:m] += ends[part, 2 * width :]
+            torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=result)
+            out[part] = result[:m]
+
+    def _bytes(self) -> bytes:
+        tensors = {name: value.detach().contiguous() for name, value in self.net.state_dict().items()}
+        for kind, ranges in (("nodes", self.nodes), ("edges", self.edges)):
+            for name, value in asdict(ranges).items():
+                tensors[f"{kind}.{name}"] = torch.from_numpy(value)
+        return safetensors.torch.save(tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
+        path.write_bytes(self._bytes())
+        card = asdict(self.card) | {"sha256": self.sha256}
+        path.with_suffix(".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path = PRETRAINED) -> LinkageModel:
+        """Read what `save` wrote; the weights that ship with Shoal by default.
+
+        Raises InputError where the files are missing, broken, or not of one model.
+        """
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text())
+            sha256 = facts.pop("sha256")
+            card = Card(**facts)
+            tensors = safetensors.torch.load(path.read_bytes())
+            nodes, edges = (
+                Ranges(*(tensors.pop(f"{kind}.{name}").numpy() for name in ("low", "high", "center", "scale")))
+                for kind in ("nodes", "edges")
+            )
+            net = Universal(UniversalConfig(card.k, card.hidden))
+            net.load_state_dict(tensors)
+        except OSError as error:
+            raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
+        model = cls(net, nodes, edges, card)
+        if model.sha256 != sha256:
+            raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
+        return model
+
+
+def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:
+    """Return a model of random weights whose p spread over 0 to 1: for tests."""
+    generator = torch.Generator().manual_seed(seed)
+    net = Universal(UniversalConfig(k, hidden))
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            value.normal_(0.0, 1.5 / value.shape[-1] ** 0.5 if name.endswith("weight") else 0.3, generator=generator)
+        net.head_out.weight *= 2.0
+    nodes, edges = Ranges.unit(len(node_feature_names(k))), Ranges.unit(len(EDGE_FEATURES))
+    return LinkageModel(net, nodes, edges, Card(k=k, hidden=hidden))
+
+
+def _parts(rows: int) -> list[slice]:
+    return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
+
+
+def _buffers(*widths: int) -> list[Tensor]:
+    """Padded blocks. What a block's last rows hold from before does not touch its other rows."""
+    return [torch.zeros((BLOCK, width)) for width in widths]
