@@ -1,0 +1,85 @@
+"""Growable numpy columns: the hot state is a struct of arrays, not objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.types import Bool, Int16, Int32, Int64, UInt64
+
+_LEAST_CAPACITY = 1024
+
+
+class Columns:
+    """Arrays of one capacity, grown together. Each column is an attribute.
+
+    `layout`: name -> (dtype, value of unused rows, shape of one row).
+    """
+
+    def __init__(self, layout: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> None:
+        self.capacity = 0
+        self._layout = layout
+        for name, (dtype, _, shape) in layout.items():
+            setattr(self, name, np.empty((0, *shape), dtype))
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` rows; doubles at least, so that growth is rare."""
+        if capacity <= self.capacity:
+            return
+        capacity = max(_LEAST_CAPACITY, 2 * self.capacity, capacity)
+        for name, (dtype, fill, shape) in self._layout.items():
+            grown = np.full((capacity, *shape), fill, dtype)
+            grown[: self.capacity] = getattr(self, name)
+            setattr(self, name, grown)
+        self.capacity = capacity
+
+
+class Nodes(Columns):
+    """The points of one level: vector, hash of the key, alive or not; rows are reused when freed."""
+
+    vectors: Int16  # (capacity, d)
+    hashes: UInt64
+    alive: Bool
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            {"vectors": (np.int16, 0, (dim,)), "hashes": (np.uint64, 0, ()), "alive": (np.bool_, False, ())}
+        )
+        self.rows = 0  # rows ever in use
+        self.live = 0
+        self._free: list[int] = []
+
+    def add(self, vectors: Int16, hashes: UInt64) -> Int32:
+        """Take rows for new points; returns them, int32 (m,)."""
+        count = len(vectors)
+        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        fresh = range(self.rows, self.rows + count - len(reused))
+        self.rows = fresh.stop
+        self.reserve(self.rows)
+        rows = np.array([*reused, *fresh], np.int32)
+        self.vectors[rows] = vectors
+        self.hashes[rows] = hashes
+        self.alive[rows] = True
+        self.live += count
+        return rows
+
+    def remove(self, rows: Int32) -> None:
+        """The points are gone; their rows are not reused before `release`."""
+        self.alive[rows] = False
+        self.live -= len(rows)
+
+    def release(self, rows: Int32) -> None:
+        self._free.extend(rows.tolist())
+
+    def all_rows(self) -> Int32:
+        """Live rows, rising, int32."""
+        return np.flatnonzero(self.alive[: self.rows]).astype(np.int32)
+
+
+def take(values: Int64, at: Int32) -> Int64:
+    """values[at] where `at` >= 0, else -1."""
+    out = np.full(len(at), -1, np.int64)
+    known = at >= 0
+    out[known] = values[at[known]]
+    return out

@@ -1,0 +1,111 @@
+"""From linkage and density to a forest: Hi-LANDER's decoding (arXiv 2107.01319, section 3).
+
+All functions take the arrays of a whole level and the rows to compute, and are pure functions of
+the content of the lists: orders end in the key's hash, sums run in rank order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.vectors import DOT_SCALE
+
+ROOT = -1  # the parent of a peak
+
+
+@njit(cache=True, nogil=True)
+def densities(rows: Any, k: Any, dots: Any, lengths: Any, linkage: Any) -> Any:
+    """d_i = mean over N(i) of s_ij (2 p_ij - 1), float32 (m,); 0 without neighbours."""
+    out = np.zeros(len(rows), np.float32)
+    for t in range(len(rows)):
+        i = rows[t]
+        degree = min(k, lengths[i])
+        total = 0.0
+        for w in range(degree):
+            total += dots[i, w] / DOT_SCALE * (2.0 * linkage[i, w] - 1.0)
+        if degree > 0:
+            out[t] = np.float32(total / degree)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def parents(
+    rows: Any, k: Any, tau: Any, neighbors: Any, lengths: Any, hashes: Any, linkage: Any, density: Any
+) -> Any:
+    """The candidate of highest p_ij (then smallest hash) among the j in N(i) with p_ij > tau and
+    (d_j, hash_j) above (d_i, hash_i); ROOT if there is none. int32 (m,)."""
+    out = np.full(len(rows), np.int32(ROOT))
+    for t in range(len(rows)):
+        i = rows[t]
+        best = -1
+        best_p = np.float32(0.0)
+        for w in range(min(k, lengths[i])):
+            j = neighbors[i, w]
+            p = linkage[i, w]
+            if p <= tau or density[j] < density[i]:
+                continue
+            if density[j] == density[i] and hashes[j] <= hashes[i]:
+                continue
+            if best < 0 or p > best_p or (p == best_p and hashes[j] < hashes[best]):
+                best, best_p = j, p
+        out[t] = best
+    return out
+
+
+@njit(cache=True, nogil=True)
+def roots(
+    changed: Any, parent: Any, root: Any, width: Any, neighbors: Any, heads: Any, links: Any, marks: Any
+) -> Any:
+    """Re-hang the subtrees under rows whose parent changed; writes `root`.
+
+    Returns the rows that got another root, int32, and the root each had before. A child of i has i in
+    its list, so the chains of `heads` and `links` lead to all children.
+    """
+    rows = [np.int32(0) for _ in range(0)]
+    for i in changed:
+        if marks[i] == 0:
+            marks[i] = 1
+            rows.append(i)
+    at = 0
+    while at < len(rows):
+        i = rows[at]
+        at += 1
+        cell = heads[i]
+        while cell >= 0:
+            u = np.int32(cell // width)
+            if parent[u] == i and marks[u] == 0:
+                marks[u] = 1
+                rows.append(u)
+            cell = links[u, cell % width, 0]
+    # marks: 1 = root not yet known again, 2 = known
+    moved = [np.int32(0) for _ in range(0)]
+    before = [np.int32(0) for _ in range(0)]
+    path = [np.int32(0) for _ in range(0)]
+    for start in rows:
+        i = start
+        while marks[i] == 1 and parent[i] >= 0:
+            path.append(i)
+            i = parent[i]
+        if marks[i] == 1:
+            path.append(i)
+            top = i
+        else:
+            top = root[i]
+        while len(path) > 0:
+            i = path.pop()
+            marks[i] = 2
+            if root[i] != top:
+                moved.append(i)
+                before.append(root[i])
+                root[i] = top
+    for i in rows:
+        marks[i] = 0
+    count = len(moved)
+    out = np.empty(count, np.int32)
+    out_before = np.empty(count, np.int32)
+    for t in range(count):
+        out[t], out_before[t] = moved[t], before[t]
+    return out, out_before
