@@ -1,0 +1,390 @@
+"""Stable ids for a partition that changes, and what happened to its clusters.
+
+A cluster id names a *set of members*, not a place in the hierarchy: trees with equal members at
+neighbouring levels share one id. Old and new trees are matched by members in common alone, the
+coarsest level first, largest overlap first. Level-0 trees also have a *handle*, the name under which
+the store keeps their members; handles are matched at level 0 alone, so that few items change theirs.
+
+Invariants of the result:
+- one id is one set of members, and one set of members is one id;
+- an id occurs at consecutive levels `finest` .. `coarsest`;
+- it depends on content only: never on the numbering of trees or labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.types import Bool, Cluster, Clusters, Int64, LineageEvent, Trees
+
+NO_TREES = Trees(np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
+NO_CLUSTERS = Clusters(*(np.zeros(0, np.int64) for _ in range(8)))
+
+
+@dataclass(frozen=True, slots=True)
+class Atoms:
+    """How many items went from which old level-0 tree to which new one."""
+
+    before: Int64  # (a,), handle of the old tree, 0: the items are new
+    after: Int64  # (a,), number of the new tree, -1: the items are gone
+    count: Int64  # (a,), items
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The new partition under stable names, and how it differs from the old."""
+
+    trees: Trees
+    clusters: Clusters
+    handles: Int64  # (t,), of new tree number 0, 1, ...
+    paths: Int64  # (t, levels), their cluster ids, finest level first
+    previous: Int64  # (a,), final cluster of an atom's items before, 0: new
+    current: Int64  # (a,), and now, 0: gone
+    changed_trees: dict[int, tuple[int, ...]]  # handle -> distinct ids, final first; (): gone
+    changed_clusters: list[Cluster]
+    events: list[LineageEvent]
+    next_tree: int
+    next_cluster: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Non-empty intersections of old sets and new sets, each pair once."""
+
+    old: Int64
+    new: Int64
+    overlap: Int64
+
+    def where(self, mask: Bool) -> _Pairs:
+        return _Pairs(self.old[mask], self.new[mask], self.overlap[mask])
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The trees of one level and the clusters they name; n trees."""
+
+    label: Int64  # (t,), of each level-0 tree
+    first: Int64  # (n,), one level-0 tree inside
+    size: Int64  # (n,)
+    peak: Int64  # (n,)
+    pairs: _Pairs  # with the old clusters of the matching level (positions in the old table)
+    ids: Int64  # (n,)
+    overlap: Int64  # (n,), with the old cluster of the same id, 0: the id is new
+    shared: Bool  # (n,), equal members at the next coarser level
+    parent: Int64  # (n,), id of the next coarser level's tree, 0 at the top
+
+
+def follow(
+    old_trees: Trees,
+    old: Clusters,
+    atoms: Atoms,
+    up: Int64,
+    peaks: Int64,
+    version: int,
+    next_tree: int,
+    next_cluster: int,
+) -> Lineage:
+    """Names the trees of a new partition after the old one's and tells the differences.
+
+    `up` (t, levels): label of the level-l tree that contains level-0 tree number t; labels of a level
+    are arbitrary, level 0 is t itself. `peaks` (t, levels): item id of that tree's peak; it decides
+    ties. `version`: of the change. `next_tree`, `next_cluster`: the first free handle and id, >= 1.
+    Every item that lives before or after is counted in exactly one atom.
+    """
+    known, kept = atoms.before > 0, atoms.after >= 0
+    row = np.searchsorted(old_trees.handles, atoms.before[known])
+    assert np.array_equal(old_trees.handles[row], atoms.before[known]), "an atom's old tree is unknown"
+    old_row = np.full(len(atoms.before), -1, np.int64)
+    old_row[known] = row
+    both = known & kept
+    after, count, old_row_both = atoms.after[both], atoms.count[both], old_row[both]
+    tree_size = _totals(atoms.after[kept], atoms.count[kept], len(up))
+    assert (tree_size > 0).all(), "a tree without items"
+
+    pairs = _overlaps(old_row_both, after, count, len(up))
+    handles = np.zeros(len(up), np.int64)
+    got, _ = _match(pairs, peaks[:, 0])
+    handles[got >= 0] = old_trees.handles[got[got >= 0]]
+    next_tree = _mint(handles, peaks[:, 0], next_tree)
+
+    place = np.searchsorted(old.ids, old_trees.paths)
+    levels: list[_Level] = []
+    used = np.zeros(len(old.ids), np.bool_)
+    for level in reversed(range(up.shape[1])):
+        top = level == up.shape[1] - 1
+        column = place.shape[1] - 1 if top else min(level, place.shape[1] - 1)
+        found, next_cluster = _name_level(
+            levels[-1] if levels else None,
+            up[:, level],
+            peaks[:, level],
+            tree_size,
+            (place[old_row_both, column], after, count),
+            old,
+            used,
+            next_cluster,
+        )
+        levels.append(found)
+    levels.reverse()
+
+    paths = np.stack([found.ids[found.label] for found in levels], axis=1)
+    clusters, record = _table(levels, old, version)
+    order = np.argsort(handles)
+    trees = Trees(handles[order], paths[order])
+    previous, current = np.zeros_like(atoms.before), np.zeros_like(atoms.before)
+    previous[known] = old_trees.paths[row, -1]
+    current[kept] = paths[atoms.after[kept], -1]
+    ended = _ended(old_trees, old, clusters, paths, (old_row_both, after, count), version)
+    return Lineage(
+        trees,
+        clusters,
+        handles,
+        paths,
+        previous,
+        current,
+        _changed_trees(old_trees, trees),
+        [*_records(clusters, record), *ended],
+        _events(old, levels[-1]),
+        next_tree,
+        next_cluster,
+    )
+
+
+def distinct(paths: Int64) -> Int64:
+    """The distinct ids of each path, final first, 0 pads: (t, levels) -> (t, levels)."""
+    coarse_first = paths[:, ::-1]
+    keep = np.ones(coarse_first.shape, np.bool_)
+    keep[:, 1:] = coarse_first[:, 1:] != coarse_first[:, :-1]
+    position = np.cumsum(keep, axis=1) - 1
+    packed = np.zeros_like(coarse_first)
+    rows, columns = np.nonzero(keep)
+    packed[rows, position[rows, columns]] = coarse_first[rows, columns]
+    return packed
+
+
+def _totals(index: Int64, count: Int64, length: int) -> Int64:
+    return np.bincount(index, weights=count, minlength=length).astype(np.int64)  # exact below 2^53
+
+
+def _overlaps(old: Int64, new: Int64, count: Int64, width: int) -> _Pairs:
+    """Sums the counts of equal (old, new); new < width."""
+    keys, inverse = np.unique(old * width + new, return_inverse=True)
+    overlap = _totals(inverse, count, len(keys))
+    return _Pairs(keys // max(width, 1), keys % max(width, 1), overlap)
+
+
+def _match(pairs: _Pairs, peak: Int64) -> tuple[Int64, Int64]:
+    """Greedy: largest overlap first, ties to the lower old number, then to the lower peak.
+
+    Returns for each of the n new trees (as many as `peak` has) the old number, -1: none, and the overlap.
+    """
+    got, size = np.full(len(peak), -1, np.int64), np.zeros(len(peak), np.int64)
+    if not len(pairs.old):
+        return got, size
+    alone = (np.bincount(pairs.old)[pairs.old] == 1) & (np.bincount(pairs.new)[pairs.new] == 1)
+    got[pairs.new[alone]], size[pairs.new[alone]] = pairs.old[alone], pairs.overlap[alone]
+    rest = pairs.where(~alone)
+    order = np.lexsort((peak[rest.new], rest.old, -rest.overlap))
+    taken_old: set[int] = set()
+    taken_new: set[int] = set()
+    columns = (rest.old, rest.new, rest.overlap)
+    for o, n, overlap in zip(*(column[order].tolist() for column in columns), strict=True):
+        if o not in taken_old and n not in taken_new:
+            taken_old.add(o)
+            taken_new.add(n)
+            got[n], size[n] = o, overlap
+    return got, size
+
+
+def _mint(ids: Int64, peak: Int64, following: int) -> int:
+    """Fills the zeros of `ids` from the counter, in the order of peaks; returns the next free one."""
+    blank = np.flatnonzero(ids == 0)
+    ids[blank[np.argsort(peak[blank])]] = np.arange(following, following + len(blank))
+    return following + len(blank)
+
+
+def _name_level(
+    coarser: _Level | None,
+    labels: Int64,
+    peaks: Int64,
+    tree_size: Int64,
+    parts: tuple[Int64, Int64, Int64],
+    old: Clusters,
+    used: Bool,
+    next_cluster: int,
+) -> tuple[_Level, int]:
+    """Ids of one level's trees, the coarser one's being known; marks the old ids it takes in `used`."""
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+    size = _totals(label, tree_size, len(first))
+    peak = peaks[first]
+    ids = np.zeros(len(first), np.int64)
+    parent = np.zeros(len(first), np.int64)
+    shared = np.zeros(len(first), np.bool_)
+    if coarser is not None:
+        above = coarser.label[first]
+        parent = coarser.ids[above]
+        shared = size == coarser.size[above]
+        ids[shared] = parent[shared]
+    pairs = _overlaps(parts[0], label[parts[1]], parts[2], len(first))
+    got, overlap = _match(pairs.where(~used[pairs.old] & ~shared[pairs.new]), peak)
+    taken = got >= 0
+    ids[taken] = old.ids[got[taken]]
+    used[got[taken]] = True
+    next_cluster = _mint(ids, peak, next_cluster)
+    return _Level(label, first, size, peak, pairs, ids, overlap, shared, parent), next_cluster
+
+
+def _table(levels: list[_Level], old: Clusters, version: int) -> tuple[Clusters, Bool]:
+    """The living clusters, and which of them need a new record."""
+    names = ("ids", "size", "peak", "parent", "overlap")
+    own = [~level.shared for level in levels]  # a cluster belongs to the coarsest of its levels
+    column = {
+        name: np.concatenate([getattr(level, name)[mine] for level, mine in zip(levels, own, strict=True)])
+        for name in names
+    }
+    coarsest = np.concatenate([np.full(mine.sum(), i, np.int64) for i, mine in enumerate(own)])
+    order = np.argsort(column["ids"])
+    ids, size, peak, parent, overlap = (column[name][order] for name in names)
+    coarsest = coarsest[order]
+    finest = coarsest.copy()
+    for i in reversed(range(len(levels))):
+        finest[np.searchsorted(ids, levels[i].ids[levels[i].shared])] = i
+    assert (ids[1:] > ids[:-1]).all(), "an id names two clusters"
+
+    at, known = _find(old.ids, ids)
+    if not len(old.ids):
+        old = Clusters(*(np.zeros(1, np.int64) for _ in range(8)))  # something to look at; none is known
+    same = known & (overlap == size) & (overlap == old.size[at])
+    born = np.where(known, old.born[at], version)
+    changed = np.where(same, old.changed[at], version)
+    clusters = Clusters(ids, size, finest, coarsest, peak, parent, born, changed)
+    final_still = (parent == 0) & (old.parent[at] == 0)  # its coarsest is the top, wherever that is
+    equal = same & (finest == old.finest[at]) & (peak == old.peak[at]) & (parent == old.parent[at])
+    return clusters, ~(equal & (final_still | (coarsest == old.coarsest[at])))
+
+
+def _records(table: Clusters, rows: Bool) -> list[Cluster]:
+    columns = (table.ids, table.size, table.finest, table.coarsest, table.peak, table.parent, table.born)
+    picked = (column[rows].tolist() for column in (*columns, table.changed))
+    return [Cluster(*fields) for fields in zip(*picked, strict=True)]
+
+
+def _ended(
+    old_trees: Trees,
+    old: Clusters,
+    clusters: Clusters,
+    paths: Int64,
+    parts: tuple[Int64, Int64, Int64],
+    version: int,
+) -> list[Cluster]:
+    """Last records of the clusters that are no more; `into`: those of the level now, largest part first."""
+    gone = ~_find(clusters.ids, old.ids)[1]
+    records = _records(old, gone)
+    if not records:
+        return []
+    old_top, top = old_trees.paths.shape[1] - 1, paths.shape[1] - 1
+    into: dict[int, list[int]] = {}
+    for level in range(old_top + 1):
+        row, after, count = parts
+        before = old_trees.paths[row, level]
+        place = np.searchsorted(old.ids, before)
+        mine = gone[place] & (old.coarsest[place] == level)
+        now = paths[after[mine], top if level == old_top else min(level, top)]
+        kinds, inverse = np.unique(now, return_inverse=True)
+        pairs = _overlaps(before[mine], inverse, count[mine], len(kinds))
+        order = np.lexsort((kinds[pairs.new], -pairs.overlap, pairs.old))
+        for o, n in zip(pairs.old[order].tolist(), kinds[pairs.new[order]].tolist(), strict=True):
+            into.setdefault(o, []).append(n)
+    return [replace(c, ended=version, into=tuple(into.get(c.id, ()))) for c in records]
+
+
+def _changed_trees(old: Trees, new: Trees) -> dict[int, tuple[int, ...]]:
+    """Handles whose distinct path is another now."""
+    at, known = _find(old.handles, new.handles)
+    differs = np.ones(len(new.handles), np.bool_)
+    if old.paths.shape[1] == new.paths.shape[1]:
+        differs[known] = (old.paths[at[known]] != new.paths[known]).any(axis=1)
+    rows = np.flatnonzero(differs)
+    before, now = distinct(old.paths[at[rows[known[rows]]]]), distinct(new.paths[rows])
+    width = max(before.shape[1], now.shape[1])
+    before, now = (np.pad(paths, ((0, 0), (0, width - paths.shape[1]))) for paths in (before, now))
+    differs = ~known[rows]
+    differs[known[rows]] = (before != now[known[rows]]).any(axis=1)
+    gone = old.handles[~_find(new.handles, old.handles)[1]]
+    changed: dict[int, tuple[int, ...]] = dict.fromkeys(gone.tolist(), ())
+    for handle, path in zip(new.handles[rows[differs]].tolist(), now[differs].tolist(), strict=True):
+        changed[handle] = tuple(i for i in path if i)
+    return dict(sorted(changed.items()))
+
+
+def _find(sorted_ids: Int64, wanted: Int64) -> tuple[Int64, Bool]:
+    """Positions of `wanted` in rising ids, and which are there at all (else the position means nothing)."""
+    at = np.searchsorted(sorted_ids, wanted)
+    at[at == len(sorted_ids)] = 0
+    if not len(sorted_ids):
+        return at, np.zeros(len(wanted), np.bool_)
+    return at, sorted_ids[at] == wanted
+
+
+def _events(old: Clusters, final: _Level) -> list[LineageEvent]:
+    """What happened to final clusters whose members changed.
+
+    Each new final id gives one `emerge`, each that is final no more one `vanish`. A cluster that holds the
+    largest part of others gives a `merge`, one that the largest part of others came from a `split`; what was
+    deleted or is new counts as a part too.
+    """
+    pairs = final.pairs
+    was_final = old.parent == 0
+    untouched = (pairs.overlap == old.size[pairs.old]) & (pairs.overlap == final.size[pairs.new])
+    touched_old, touched_new = was_final.copy(), np.ones(len(final.ids), np.bool_)
+    touched_old[pairs.old[untouched]] = False
+    touched_new[pairs.new[untouched]] = False
+    pairs = pairs.where(~untouched)
+
+    rows_old, rows_new = np.flatnonzero(touched_old), np.flatnonzero(touched_new)
+    before = dict(zip(old.ids[rows_old].tolist(), old.size[rows_old].tolist(), strict=True))
+    now = dict(zip(final.ids[rows_new].tolist(), final.size[rows_new].tolist(), strict=True))
+    old_ids, new_ids = old.ids[pairs.old], final.ids[pairs.new]
+    into = _parts(old_ids, new_ids, pairs.overlap)
+    out_of = _parts(new_ids, old_ids, pairs.overlap)
+    merged = _largest_parts(into, before)
+    split = _largest_parts(out_of, now)
+
+    events = [
+        LineageEvent("emerge", c, now[c], tuple(i for i, _ in out_of.get(c, ())))
+        for c in now.keys() - before.keys()
+    ]
+    events += [LineageEvent("split", c, now.get(c, 0), into=parts) for c, parts in split.items()]
+    events += [LineageEvent("merge", c, now[c], parts) for c, parts in merged.items()]
+    for c in now.keys() & before.keys():
+        if now[c].bit_length() != before[c].bit_length():
+            events.append(LineageEvent("grow" if now[c] > before[c] else "shrink", c, now[c]))
+    events += [
+        LineageEvent("vanish", c, 0, into=tuple(i for i, _ in into.get(c, ())))
+        for c in before.keys() - now.keys()
+    ]
+    rank = {name: i for i, name in enumerate(("emerge", "split", "merge", "grow", "shrink", "vanish"))}
+    return sorted(events, key=lambda e: (rank[e.event], e.cluster))
+
+
+def _parts(whole: Int64, part: Int64, overlap: Int64) -> dict[int, list[tuple[int, int]]]:
+    """Of each whole its (part, overlap), largest first; ties: the whole's own id, then the lower."""
+    parts: dict[int, list[tuple[int, int]]] = {}
+    order = np.lexsort((part, part != whole, -overlap, whole))
+    for w, p, n in zip(whole[order].tolist(), part[order].tolist(), overlap[order].tolist(), strict=True):
+        parts.setdefault(w, []).append((p, n))
+    return parts
+
+
+def _largest_parts(
+    parts: dict[int, list[tuple[int, int]]], size: dict[int, int]
+) -> dict[int, tuple[int, ...]]:
+    """Who holds the largest part of which other wholes: holder -> wholes, rising."""
+    holders: dict[int, list[int]] = {}
+    for whole, found in parts.items():
+        holder, overlap = found[0]
+        outside = size[whole] - sum(n for _, n in found)
+        if holder != whole and overlap >= outside:
+            holders.setdefault(holder, []).append(whole)
+    return {holder: tuple(sorted(wholes)) for holder, wholes in holders.items()}
