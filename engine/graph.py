@@ -88,10 +88,23 @@ class Ranges:
     scale: Float64
 
     @classmethod
-    def unit(cls, features: int) -> Ranges:
-        """Return ranges that only bound: [-16, 16], neither moved nor scaled."""
+    def measured(cls, raw: Float32, tail: float = 0.001) -> Ranges:
+        """Return the ranges of raw features (rows, features): quantiles, mean and deviation."""
+        wide = raw.astype(np.float64)
+        low, high = np.quantile(wide, (tail, 1.0 - tail), axis=0)
+        inside = np.clip(wide, low, high)
+        return cls(low, high, inside.mean(axis=0), np.maximum(inside.std(axis=0), 0.02))
+
+    @classmethod
+    def none(cls, features: int) -> Ranges:
+        """Return ranges that leave features as they are."""
         ones = np.ones(features)
-        return cls(-16.0 * ones, 16.0 * ones, 0.0 * ones, ones)
+        return cls(-np.inf * ones, np.inf * ones, 0.0 * ones, ones)
+
+    def apply(self, raw: Float32) -> Float32:
+        """Return raw features (rows, features) in these ranges, as the kernels write them."""
+        inside: Float32 = ((np.clip(raw, self.low, self.high) - self.center) / self.scale).astype(np.float32)
+        return inside
 
 
 @njit(cache=True, nogil=True)
@@ -273,6 +286,17 @@ def edge_features(
         out, sources, ranks, graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity,
         graph.mean, graph.is_base, epoch.mean, deviation, ranges.low, ranges.high, ranges.center, ranges.scale,
     )  # fmt: skip
+
+
+def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> tuple[Float32, Float32]:
+    """Return the features of all nodes (n, F) and of some edges (e, G), neither clipped nor scaled."""
+    rows = np.arange(len(graph.degree), dtype=np.int32)
+    names = node_feature_names(graph.k)
+    x = np.empty((len(rows), len(names)), dtype=np.float32)
+    e = np.empty((len(sources), len(EDGE_FEATURES)), dtype=np.float32)
+    node_features(graph, epoch, rows, Ranges.none(len(names)), x)
+    edge_features(graph, epoch, sources, ranks, Ranges.none(len(EDGE_FEATURES)), e)
+    return x, e
 
 
 @njit(cache=True, nogil=True)

@@ -38,6 +38,7 @@ from engine.graph import (
     message_block,
     node_feature_names,
     node_features,
+    raw_features,
 )
 from engine.types import Epoch, Float32, Int32, KnnGraph
 
@@ -252,15 +253,40 @@ class LinkageModel:
 
 
 def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:
-    """Return a model of random weights whose p spread over 0 to 1: for tests."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return a model of random weights whose p spread over 0 to 1 on a mixture of clusters, for tests."""
+    rng = np.random.default_rng(seed)
+    graph, epoch = _mixture(rng, k)
+    sources, ranks = list_edges(graph, np.arange(len(graph.degree), dtype=np.int32))
+    targets = graph.neighbors[sources, ranks]
+    raw_x, raw_e = raw_features(graph, epoch, sources, ranks)
+    nodes, edges = Ranges.measured(raw_x), Ranges.measured(raw_e)
+    x, e = torch.from_numpy(nodes.apply(raw_x)), torch.from_numpy(edges.apply(raw_e))
     net = Universal(UniversalConfig(k, hidden))
     with torch.no_grad():
-        for name, value in net.named_parameters():
-            value.normal_(0.0, 1.5 / value.shape[-1] ** 0.5 if name.endswith("weight") else 0.3, generator=generator)
-        net.head_out.weight *= 2.0
-    nodes, edges = Ranges.unit(len(node_feature_names(k))), Ranges.unit(len(EDGE_FEATURES))
+        for value in net.parameters():
+            spread = rng.normal(size=tuple(value.shape)) * 1.4 / value.shape[-1] ** 0.5
+            value.copy_(torch.from_numpy(spread))
+        block = message_block(graph.degree, targets, len(graph.degree))
+        ends = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+        logits = net(block, x, e, *ends)
+        net.head_out.weight *= 3.0 / logits.std()
+        net.head_out.bias += 0.5 - net(block, x, e, *ends).median()
     return LinkageModel(net, nodes, edges, Card(k=k, hidden=hidden))
+
+
+def _mixture(rng: np.random.Generator, k: int, n: int = 400, d: int = 16) -> tuple[KnnGraph, Epoch]:
+    """A level of supernodes in clusters of ten or so, with its epoch."""
+    x = rng.normal(size=(n // 10, d))[rng.integers(0, n // 10, n)] + 0.5 * rng.normal(size=(n, d))
+    identity = np.round(x / np.linalg.norm(x, axis=1, keepdims=True) * 2**14).astype(np.int16)
+    mean = (identity * rng.uniform(0.7, 1.0, (n, 1))).astype(np.int16)
+    dots = identity.astype(np.int32) @ identity.astype(np.int32).T
+    pairs = dots[~np.eye(n, dtype=bool)] * 2.0**-28
+    np.fill_diagonal(dots, -(2**30))
+    neighbors = np.argsort(-dots, axis=1, kind="stable")[:, :k].astype(np.int32)
+    kept = np.take_along_axis(dots, neighbors, axis=1).astype(np.int32)
+    degree, size = np.full(n, k, dtype=np.int32), rng.integers(1, 20, n)
+    graph = KnnGraph(k, neighbors, kept, degree, size, identity, mean, is_base=False)
+    return graph, Epoch(float(pairs.mean()), float(pairs.std()), n)
 
 
 def _parts(rows: int) -> list[slice]:
