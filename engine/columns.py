@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.types import Bool, Int16, Int32, Int64, UInt64
+from engine.types import Bool, Int16, Int32, UInt64
 
 _LEAST_CAPACITY = 1024
 
@@ -24,10 +24,9 @@ class Columns:
             setattr(self, name, np.empty((0, *shape), dtype))
 
     def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` rows; doubles at least, so that growth is rare."""
+        """Make room for `capacity` rows."""
         if capacity <= self.capacity:
             return
-        capacity = max(_LEAST_CAPACITY, 2 * self.capacity, capacity)
         for name, (dtype, fill, shape) in self._layout.items():
             grown = np.full((capacity, *shape), fill, dtype)
             grown[: self.capacity] = getattr(self, name)
@@ -56,7 +55,8 @@ class Nodes(Columns):
         reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
         fresh = range(self.rows, self.rows + count - len(reused))
         self.rows = fresh.stop
-        self.reserve(self.rows)
+        if self.rows > self.capacity:  # doubled at least, so that growth is rare
+            self.reserve(max(_LEAST_CAPACITY, 2 * self.capacity, self.rows))
         rows = np.array([*reused, *fresh], np.int32)
         self.vectors[rows] = vectors
         self.hashes[rows] = hashes
@@ -75,11 +75,3 @@ class Nodes(Columns):
     def all_rows(self) -> Int32:
         """Live rows, rising, int32."""
         return np.flatnonzero(self.alive[: self.rows]).astype(np.int32)
-
-
-def take(values: Int64, at: Int32) -> Int64:
-    """values[at] where `at` >= 0, else -1."""
-    out = np.full(len(at), -1, np.int64)
-    known = at >= 0
-    out[known] = values[at[known]]
-    return out

@@ -56,14 +56,13 @@ def parents(
 
 
 @njit(cache=True, nogil=True)
-def roots(
-    changed: Any, parent: Any, root: Any, width: Any, neighbors: Any, heads: Any, links: Any, marks: Any
-) -> Any:
+def roots(changed: Any, parent: Any, root: Any, heads: Any, links: Any, marks: Any) -> Any:
     """Re-hang the subtrees under rows whose parent changed; writes `root`.
 
     Returns the rows that got another root, int32, and the root each had before. A child of i has i in
     its list, so the chains of `heads` and `links` lead to all children.
     """
+    width = links.shape[1]
     rows = [np.int32(0) for _ in range(0)]
     for i in changed:
         if marks[i] == 0:

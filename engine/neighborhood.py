@@ -17,6 +17,7 @@ from numba import njit, prange
 
 from engine.columns import Columns, Nodes
 from engine.index import ALWAYS, ExactIndex, HnswIndex, precedes
+from engine.stopwatch import Stopwatch
 from engine.types import Int8, Int32
 from engine.vectors import dot
 
@@ -61,26 +62,33 @@ class Neighborhood(Columns):
         self.k, self.width = k, width
         self.search_width, self.reverse_max = max(search_width, width), reverse_max
 
-    def update(self, new: Int32, gone: Int32) -> Int32:
-        """Nodes came and went (already so in `nodes`). Returns the live rows whose N(i) changed."""
+    def update(self, new: Int32, gone: Int32, watch: Stopwatch) -> tuple[Int32, Int32]:
+        """Nodes came and went (already so in `nodes`).
+
+        Returns the live rows whose N(i) changed, and those whose list changed at all.
+        """
         self.reserve(self.nodes.capacity)
         self.index.remove(gone)
         self.index.insert(new)
+        watch.lap("insert")
         dropped = _drop(gone, self.k, self.nodes.alive, *self._lists, self.marks)
         short = self._short(dropped, len(new))
         complete = self._complete(len(new))
         searched = np.concatenate([new, short])
         found, found_dots = self._search(searched)
+        watch.lap("search")
         _replace(searched, found[:, : self.width], found_dots[:, : self.width], *self._lists)
         self.marks[searched] = 1
         if isinstance(self.index, ExactIndex):
             entered = self._enter_all(self.index, new, searched, complete)
         else:
             entered = self._enter_near(new, found, complete)
-        changed = np.concatenate([dropped, searched, entered])
-        changed = np.unique(changed[self.marks[changed] == 1])
+        rewritten = np.unique(np.concatenate([dropped, searched, entered]))
+        rewritten = rewritten[self.nodes.alive[rewritten]]
+        changed = rewritten[self.marks[rewritten] == 1]
         self.marks[dropped] = self.marks[searched] = self.marks[entered] = 0
-        return changed
+        watch.lap("lists")
+        return changed, rewritten
 
     def restore(self, rows: Int32, neighbors: Int32, dots: Int32) -> None:
         """Set lists as they were stored (their nodes are in the index, or will be)."""

@@ -158,6 +158,22 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that a store holds of one version, apart from its history."""
+
+    version: int  # 0: nothing was committed yet
+    time_ms: int
+    epoch: Epoch
+    counters: Mapping[str, int]
+    positions: Mapping[str, bytes]
+    items: Items  # by rising id
+    lists: Lists  # of the same items, in the same order
+    places: Int64  # (n,), level-0 tree of each item
+    trees: Trees
+    clusters: Clusters
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """What a batch did, once durable."""
 

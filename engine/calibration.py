@@ -1,0 +1,87 @@
+"""The calibration of a collection: mean and deviation of random-pair similarity.
+
+Both follow from the sum of all vectors and their Gram matrix, which are kept as integers and so are
+a function of the live items alone. What the model uses is an epoch: the values when they were last
+taken. It changes where they have moved by more than `DRIFT` of its deviation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from engine import vectors
+from engine.types import Epoch, Int16
+from engine.vectors import DOT_SCALE
+
+LEAST_ITEMS = 16  # below, the model card's values serve
+EARLY_ITEMS = 4096  # checked at each power of two up to here, then after a quarter more or less
+DRIFT = 0.1
+LEAST_DEVIATION = 2.0**-10
+
+
+class Calibration:
+    """Running sums of the live vectors, the epoch in force, and when to look again.
+
+    `checked`: live items when the epoch was last held against the collection.
+    """
+
+    def __init__(self, dim: int, card: Epoch, epoch: Epoch | None = None, checked: int = 0) -> None:
+        self.card = card
+        self.epoch = epoch or card
+        self.checked = checked
+        self.items = 0
+        self._total = np.zeros(dim, np.int64)
+        self._gram = np.zeros((dim, dim), np.int64)
+        # Of each self-dot only the difference from 2^28, so that the sum of squares fits int64.
+        self._excess = 0
+        self._excess_squared = 0
+
+    def add(self, grid: Int16, sign: int = 1) -> None:
+        """Vectors came (sign 1) or went (sign -1)."""
+        total, gram = vectors.sum_and_gram(grid)
+        self._total += sign * total
+        self._gram += sign * gram
+        excess = np.einsum("ij,ij->i", grid, grid, dtype=np.int64) - DOT_SCALE
+        self._excess += sign * int(excess.sum())
+        self._excess_squared += sign * int((excess * excess).sum())
+        self.items += sign * len(grid)
+
+    def advance(self) -> bool:
+        """Look whether it is time to; returns whether a new epoch began."""
+        if not self._due():
+            return False
+        self.checked = self.items if self.items >= LEAST_ITEMS else 0
+        current = self.measure() if self.checked else self.card
+        scale = max(self.epoch.deviation, LEAST_DEVIATION)
+        moved = max(abs(current.mean - self.epoch.mean), abs(current.deviation - self.epoch.deviation))
+        if moved <= DRIFT * scale:
+            return False
+        self.epoch = current
+        return True
+
+    def begin(self) -> None:
+        """A new epoch now, whatever the drift: for a rebuild."""
+        self.checked = self.items if self.items >= LEAST_ITEMS else 0
+        self.epoch = self.measure() if self.checked else self.card
+
+    def measure(self) -> Epoch:
+        """Mean and deviation of the similarity of two different items drawn at random."""
+        count = self.items * (self.items - 1)
+        squared_length = sum(int(t) ** 2 for t in self._total)
+        own = self.items * DOT_SCALE + self._excess
+        mean = (squared_length - own) / count / DOT_SCALE
+        own_squared = self.items * DOT_SCALE**2 + 2 * DOT_SCALE * self._excess + self._excess_squared
+        gram = self._gram.astype(np.float64)  # exact below 2^53: 2^25 items
+        second = (float(np.sum(gram * gram)) - own_squared) / count / DOT_SCALE**2
+        return Epoch(mean, math.sqrt(max(0.0, second - mean * mean)), self.items)
+
+    def _due(self) -> bool:
+        if self.items < self.checked:
+            return self.items <= 0.75 * self.checked
+        if self.items < LEAST_ITEMS:
+            return False
+        if self.checked < EARLY_ITEMS:
+            return self.items.bit_length() > self.checked.bit_length()
+        return self.items >= 1.25 * self.checked

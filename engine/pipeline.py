@@ -1,0 +1,321 @@
+"""The whole way of a batch, on one page: items in, the change of the stored state out.
+
+    batch -> items that are new, moved, gone   (`_sort_out`)
+          -> rows of level 0, calibration      (`step`)
+          -> lists, linkage, density, parents, roots, level by level   (`engine.hierarchy`)
+          -> stable ids, events                (`engine.lineage`)
+          -> one `Change` for the store        (`_change`)
+
+`step` alters the state in memory. If the change cannot be committed, the state must be thrown away
+and loaded again: the store is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine import lineage, vectors
+from engine.calibration import Calibration
+from engine.hierarchy import Hierarchy, Moves, Work
+from engine.lineage import Atoms, Lineage
+from engine.stopwatch import Stopwatch
+from engine.types import (
+    Applied,
+    Assignment,
+    Batch,
+    Bool,
+    Change,
+    Clusters,
+    Int32,
+    Int64,
+    Items,
+    LineageEvent,
+    Lists,
+    Trees,
+)
+
+_NO_ROWS = np.empty(0, np.int32)
+
+
+@dataclass(slots=True)
+class State:
+    """All that `step` works on. Rows are those of level 0."""
+
+    hierarchy: Hierarchy
+    calibration: Calibration
+    version: int = 0
+    next_item: int = 1
+    next_tree: int = 1
+    next_cluster: int = 1
+    trees: Trees = lineage.NO_TREES
+    clusters: Clusters = lineage.NO_CLUSTERS
+    row_of: dict[bytes, int] = field(default_factory=dict)
+    keys: list[bytes] = field(default_factory=list)  # by row; b"" where free
+    ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row
+    versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the vector
+    handles: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row of a tree's root
+
+    def place(self, rows: Int32, keys: Sequence[bytes], ids: Int64, versions: Int64) -> None:
+        """These rows now hold these items, with vectors of these versions."""
+        more = self.hierarchy.base.capacity - len(self.ids)
+        if more > 0:
+            self.ids, self.versions, self.handles = (
+                np.concatenate([column, np.zeros(more, np.int64)])
+                for column in (self.ids, self.versions, self.handles)
+            )
+            self.keys.extend([b""] * more)
+        self.ids[rows], self.versions[rows] = ids, versions
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            self.keys[row] = key
+            self.row_of[key] = row
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a batch means for the items there are."""
+
+    fresh: Bool  # (n,) upserts that bring a new key
+    moving: Int64  # upserts that give a known key another vector
+    gone: Int32  # rows of deleted keys
+    unknown: int  # deletes of unknown keys
+    moved_from: Int32  # rows that the moving keys leave
+
+
+def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Change, Applied]:
+    """Take a batch: returns what the store has to commit and what came of it."""
+    base, calibration = state.hierarchy.base, state.calibration
+    version = state.version + 1
+    plan = _sort_out(state, batch)
+
+    gone = np.concatenate([plan.gone, plan.moved_from])
+    arrivals = np.concatenate([np.flatnonzero(plan.fresh), plan.moving])
+    calibration.add(base.nodes.vectors[gone], sign=-1)
+    base.nodes.remove(gone)
+    rows = base.add(batch.vectors[arrivals], vectors.hash_keys([batch.keys[i] for i in arrivals]))
+    calibration.add(batch.vectors[arrivals])
+    removed = [(int(state.ids[row]), state.keys[row]) for row in plan.gone.tolist()]
+    upserts = _register(state, batch, plan, rows, version)
+    recalibrated = calibration.advance()
+    watch.lap("vectors")
+
+    moves, work = state.hierarchy.update(rows, gone, calibration.epoch, recalibrated, watch)
+    arrived_from = np.concatenate([np.full(int(plan.fresh.sum()), -1, np.int32), plan.moved_from])
+    named, moved, assignments = _name(state, moves, rows, arrived_from, plan.gone, removed, version)
+    watch.lap("lineage")
+
+    change = Change(
+        version=version,
+        time_ms=now_ms,
+        epoch=calibration.epoch,
+        counters=_adopt(state, named, version),
+        positions=batch.positions,
+        upserts=upserts,
+        removed=removed,
+        lists=_lists(state, base.rewritten),
+        moved=moved,
+        trees=named.changed_trees,
+        clusters=named.changed_clusters,
+        events=[*named.events, *assignments],
+    )
+    watch.lap("change")
+    return change, Applied(
+        version=version,
+        inserted=int(plan.fresh.sum()),
+        moved=len(plan.moving),
+        unchanged=len(batch.keys) - len(arrivals),
+        deleted=len(plan.gone),
+        unknown=plan.unknown,
+        stats={"work": work, "recalibrated": recalibrated, "seconds": watch.seconds},
+    )
+
+
+def _sort_out(state: State, batch: Batch) -> _Plan:
+    known = np.fromiter((state.row_of.get(key, -1) for key in batch.keys), np.int32, len(batch.keys))
+    old = np.flatnonzero(known >= 0)
+    same = (state.hierarchy.base.nodes.vectors[known[old]] == batch.vectors[old]).all(axis=1)
+    moving = old[~same]
+    deleted = [state.row_of[key] for key in batch.deletes if key in state.row_of]
+    return _Plan(
+        fresh=known < 0,
+        moving=moving,
+        gone=np.array(deleted, np.int32),
+        unknown=len(batch.deletes) - len(deleted),
+        moved_from=known[moving],
+    )
+
+
+def _register(state: State, batch: Batch, plan: _Plan, rows: Int32, version: int) -> Items:
+    """Give the arrivals their rows and ids; returns the item rows to write, by rising id."""
+    new = np.flatnonzero(plan.fresh)
+    known = np.flatnonzero(~plan.fresh)
+    ids = np.zeros(len(batch.keys), np.int64)
+    versions = np.full(len(batch.keys), version, np.int64)
+    ids[new] = np.arange(state.next_item, state.next_item + len(new))
+    state.next_item += len(new)
+    held = np.array([state.row_of[batch.keys[i]] for i in known], np.int32)
+    ids[known], versions[known] = state.ids[held], state.versions[held]
+    versions[plan.moving] = version
+    for row in plan.gone.tolist():
+        del state.row_of[state.keys[row]]
+    for row in [*plan.gone.tolist(), *plan.moved_from.tolist()]:
+        state.keys[row] = b""
+    arrivals = np.concatenate([new, plan.moving])
+    state.place(rows, [batch.keys[i] for i in arrivals], ids[arrivals], versions[arrivals])
+    order = np.argsort(ids)
+    return Items(
+        ids=ids[order],
+        keys=[batch.keys[i] for i in order],
+        vectors=batch.vectors[order],
+        times=batch.times[order],
+        payloads=[batch.payloads[i] for i in order],
+        versions=versions[order],
+    )
+
+
+def _name(
+    state: State,
+    moves: Moves,
+    rows: Int32,
+    arrived_from: Int32,
+    gone: Int32,
+    removed: Sequence[tuple[int, bytes]],
+    version: int,
+) -> tuple[Lineage, tuple[Int64, Int64, Int64], list[Assignment]]:
+    """Match the new partition with the old: ids, the items' new trees, assignments of items.
+
+    `arrived_from[i]`: the row that the key of `rows[i]` held before, -1: the key is new.
+    """
+    base = state.hierarchy.base
+    before = np.zeros(base.capacity, np.int64)  # old handle of each moved row
+    had = moves.before >= 0
+    before[moves.rows[had]] = state.handles[moves.before[had]]
+    came = arrived_from >= 0
+    before[rows[came]] = before[arrived_from[came]]
+    alive = moves.after >= 0
+    moved = moves.rows[alive]
+
+    up, peaks, roots = _ancestors(state)
+    number = np.full(base.capacity, -1, np.int64)
+    number[roots] = np.arange(len(roots))
+    stay = _tree_sizes(state, roots) - np.bincount(number[base.root[moved]], minlength=len(roots))
+    stays = np.flatnonzero(stay)
+    atoms = _atoms(
+        np.concatenate([before[moved], before[gone], state.handles[roots[stays]]]),
+        np.concatenate([number[base.root[moved]], np.full(len(gone), -1), stays]),
+        np.concatenate([np.ones(len(moved) + len(gone), np.int64), stay[stays]]),
+    )
+    named = lineage.follow(
+        state.trees, state.clusters, atoms, up, peaks, version, state.next_tree, state.next_cluster
+    )
+
+    renamed = np.zeros(base.capacity, np.bool_)  # roots whose staying members have another name now
+    old_final = _final_of(state.trees, state.handles[roots[stays]])
+    renamed[roots[stays]] = (named.handles[stays] != state.handles[roots[stays]]) | (
+        named.paths[stays, -1] != old_final
+    )
+    seen = moved
+    if renamed.any():
+        settled = base.nodes.alive.copy()
+        settled[moved] = False
+        rest = np.flatnonzero(settled & renamed[base.root]).astype(np.int32)
+        before[rest] = state.handles[base.root[rest]]
+        seen = np.concatenate([moved, rest])
+    trees = number[base.root[seen]]
+    after = named.handles[trees]
+    differs = before[seen] != after
+    place = (
+        np.concatenate([state.ids[seen[differs]], state.ids[gone]]),
+        np.concatenate([before[seen[differs]], before[gone]]),
+        np.concatenate([after[differs], np.zeros(len(gone), np.int64)]),
+    )
+    state.handles[roots] = named.handles
+    last = _final_of(state.trees, before[gone]).tolist()
+    ended = [Assignment(key, 0, old, ()) for (_, key), old in zip(removed, last, strict=True)]
+    return named, place, [*_assignments(state, named, seen, before[seen], trees), *ended]
+
+
+def _assignments(
+    state: State, named: Lineage, rows: Int32, before: Int64, trees: Int64
+) -> list[Assignment]:
+    """Of these rows, now in `trees`, before in the tree with handle `before`."""
+    previous = _final_of(state.trees, before)
+    current = named.paths[trees, -1]
+    changed = np.flatnonzero(previous != current)
+    concerned, which = np.unique(trees[changed], return_inverse=True)
+    paths = [tuple(i for i in path if i) for path in lineage.distinct(named.paths[concerned]).tolist()]
+    columns = (rows[changed], current[changed], previous[changed], which)
+    return [
+        Assignment(state.keys[row], cluster, old, paths[tree])
+        for row, cluster, old, tree in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+
+
+def _atoms(before: Int64, after: Int64, count: Int64) -> Atoms:
+    """Equal pairs (before, after) added up."""
+    pairs, place = np.unique(np.stack([before, after], axis=1), axis=0, return_inverse=True)
+    total = np.bincount(place.ravel(), weights=count, minlength=len(pairs)).astype(np.int64)
+    return Atoms(pairs[:, 0], pairs[:, 1], total)
+
+
+def _final_of(trees: Trees, handles: Int64) -> Int64:
+    """The final cluster of each old tree, 0 for handle 0."""
+    out = np.zeros(len(handles), np.int64)
+    known = handles > 0
+    out[known] = trees.paths[np.searchsorted(trees.handles, handles[known]), -1]
+    return out
+
+
+def _ancestors(state: State) -> tuple[Int64, Int64, Int32]:
+    """For each level-0 tree the tree that holds it at each level, and that tree's peak's item id.
+
+    Returns labels and peaks, int64 (t, levels), and the trees' roots, int32 (t,).
+    """
+    levels = state.hierarchy.levels
+    base = levels[0]
+    alive = base.nodes.all_rows()
+    roots = alive[base.root[alive] == alive]
+    labels = [np.arange(len(roots), dtype=np.int64)]
+    peaks = [state.ids[roots]]
+    item = np.arange(base.capacity, dtype=np.int32)  # row of the level -> row of its peak's item
+    at = roots
+    for lower, level in zip(levels, levels[1:], strict=False):
+        item = np.where(level.below >= 0, item[level.below], -1)
+        at = level.root[lower.above[at]]
+        labels.append(at.astype(np.int64))
+        peaks.append(state.ids[item[at]])
+    return np.stack(labels, axis=1), np.stack(peaks, axis=1), roots
+
+
+def _tree_sizes(state: State, roots: Int32) -> Int64:
+    levels = state.hierarchy.levels
+    if len(levels) == 1:
+        return np.ones(len(roots), np.int64)
+    return levels[1].sizes[levels[0].above[roots]]
+
+
+def _lists(state: State, rows: Int32) -> Lists:
+    """The lists of these rows as the store keeps them, by rising item id."""
+    lists = state.hierarchy.base.lists
+    rows = rows[np.argsort(state.ids[rows])]
+    neighbors = lists.neighbors[rows]
+    return Lists(
+        ids=state.ids[rows],
+        neighbors=np.where(neighbors >= 0, state.ids[neighbors], -1),
+        dots=lists.dots[rows],
+    )
+
+
+def _adopt(state: State, named: Lineage, version: int) -> dict[str, int]:
+    """The state goes over to the new version; returns its counters."""
+    state.version = version
+    state.trees, state.clusters = named.trees, named.clusters
+    state.next_tree, state.next_cluster = named.next_tree, named.next_cluster
+    return {
+        "next_item": state.next_item,
+        "next_tree": state.next_tree,
+        "next_cluster": state.next_cluster,
+        "calibrated_items": state.calibration.checked,
+    }
