@@ -1,0 +1,49 @@
+# make demo | test | test-long | check | bench. Each sets up .venv when it is missing or stale.
+# PYTHON=/path/to/python chooses the interpreter; ARGS=... is passed on: make demo ARGS=--exit
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
+PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
+	"$$name" -c '$(FITS)' 2>/dev/null && { command -v "$$name"; break; }; done)
+
+.PHONY: demo test test-long check bench clean
+
+demo: $(STAMP)
+	$(BIN)/shoal demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: check
+	$(BIN)/python -m pytest --long $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
+	$(BIN)/python -m benchmarks.bench_incremental $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+define require
+	@{ $(1); } >/dev/null 2>&1 || { echo "$(2)" >&2; exit 1; }
+endef
+
+$(STAMP): pyproject.toml requirements.lock
+	$(call require,test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)',Shoal needs Python 3.10 or 3.11: install one (on Debian: apt-get install python3.11 python3.11-venv python3.11-dev) or name it with make PYTHON=/path/to/python3.11.)
+	$(call require,$(PYTHON) -c 'import ensurepip$(comma) venv',$(PYTHON) lacks the modules venv and ensurepip: install them (on Debian: apt-get install python3-venv).)
+	$(call require,$(PYTHON) -c 'import os$(comma) sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")',$(PYTHON) lacks the C headers that hnswlib is compiled with: install them (on Debian: apt-get install python3-dev).)
+	$(call require,command -v $${CXX:-c++} || command -v g++ || command -v clang++,hnswlib is compiled here and needs a C++ compiler: install one (on Debian: apt-get install g++) or name it with CXX=/path/to/compiler.)
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+comma := ,
