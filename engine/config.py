@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -137,7 +137,7 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=document)
 
     try:
-        layered = Layered(**given)
+        layered = Layered(**cast(Any, given))
     except ValidationError as problem:
         raise ConfigError(_sentence(problem, path, given)) from None
     except SettingsError as problem:
@@ -149,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}; name another with -c, or leave -c out.") from None
+        raise ConfigError(f"There is no configuration file {path}: name another with -c.") from None
     except OSError as problem:
         raise ConfigError(f"The configuration file {path} cannot be read: {problem.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -176,7 +176,7 @@ def _refuse_unknown_variables() -> None:
 
 def _keys(section: str) -> list[str]:
     field = Settings.model_fields.get(section)
-    return list(field.annotation.model_fields) if field and field.annotation else []  # type: ignore[attr-defined]
+    return list(field.annotation.model_fields) if field and field.annotation else []
 
 
 def _known(section: str) -> str:
