@@ -1,0 +1,319 @@
+"""Bytes on disk: the tables of a store, their keys and values. One LMDB environment, named tables.
+
+Integers in keys are unsigned and big-endian, so that LMDB's order is numeric; in values they are
+little-endian. Every value ends with a checksum: `body + xxh32(key + body, seed = number of the
+table)`, four bytes, big-endian. A value that does not match raises `CorruptStore`.
+
+| table | key | body |
+|---|---|---|
+| meta | name | `config`, `state`: JSON (see `Store`) |
+| items | item u64 | time i64, version i64, key length u16, dimension u16; vector i16 x d; key; payload |
+| keys | key (1-511 bytes) | item u64 |
+| lists | item u64 | ids, low part u32 x w; ids, high part u16 x w; dots i32 x w. All ones: no neighbour |
+| places | item u64 | level-0 tree u64 |
+| members | tree u64, item u64 | none |
+| trees | tree u64 | cluster u64 x 1..levels: the distinct ids of the path, final first |
+| cluster_trees | cluster u64, tree u64 | none |
+| clusters | cluster u64 | size, finest, coarsest, peak, parent, born, changed, ended u64; into u64 x n |
+| sizes | 2^64 - 1 - size u64, cluster u64 | none; the living final clusters, largest first |
+| endings | version u64, cluster u64 | none; the ended clusters that are still told of |
+| commits | version u64 | time i64, events u64, bytes of their bodies u64 |
+| events | version u64, ordinal u32 | JSON, without what the key and the configuration tell |
+| positions | source (UTF-8) | the next position |
+
+`items`, `keys` and `positions` are the input; `lists` is history (an index search is); `places`, `members`,
+`trees` and `cluster_trees` follow from them and are rewritten by a rebuild.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from xxhash import xxh32_digest
+
+from engine.errors import CorruptStore
+from engine.types import Assignment, Cluster, Clusters, Int64, Items, LineageEvent, Lists
+
+FORMAT = 1
+TABLES = (
+    "meta",
+    "items",
+    "keys",
+    "lists",
+    "places",
+    "members",
+    "trees",
+    "cluster_trees",
+    "clusters",
+    "sizes",
+    "endings",
+    "commits",
+    "events",
+    "positions",
+)
+SEEDS = {table: number for number, table in enumerate(TABLES, 1)}
+CHECKSUM_BYTES = 4
+MAX_KEY_BYTES = 511
+
+Row = tuple[bytes, bytes]
+
+_ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("key", "<u2"), ("dim", "<u2")])
+_CLUSTER = struct.Struct("<8Q")
+_COMMIT = struct.Struct("<qQQ")
+_U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
+_TOP = 2**64 - 1
+
+
+def seal(table: str, key: bytes, body: bytes) -> bytes:
+    """The value that stands for a body."""
+    return body + xxh32_digest(key + body, SEEDS[table])
+
+
+def unseal(table: str, key: bytes, value: bytes) -> bytes:
+    """The body of a value. Raises CorruptStore."""
+    body = value[:-CHECKSUM_BYTES]
+    if xxh32_digest(key + body, SEEDS[table]) != value[-CHECKSUM_BYTES:]:
+        _corrupt(table, key, "the checksum does not match")
+    return body
+
+
+def seal_rows(table: str, keys: Sequence[bytes], bodies: Iterable[bytes]) -> list[Row]:
+    """Rows ready for `putmulti`."""
+    seed, digest = SEEDS[table], xxh32_digest
+    return [(key, body + digest(key + body, seed)) for key, body in zip(keys, bodies, strict=True)]
+
+
+def unseal_rows(table: str, rows: Iterable[Row]) -> tuple[list[bytes], list[bytes]]:
+    """Keys and bodies. Raises CorruptStore."""
+    seed, digest = SEEDS[table], xxh32_digest
+    keys: list[bytes] = []
+    bodies: list[bytes] = []
+    for key, value in rows:
+        body = value[:-CHECKSUM_BYTES]
+        if digest(key + body, seed) != value[-CHECKSUM_BYTES:]:
+            _corrupt(table, key, "the checksum does not match")
+        keys.append(key)
+        bodies.append(body)
+    return keys, bodies
+
+
+def _corrupt(table: str, key: bytes, reason: str) -> NoReturn:
+    raise CorruptStore(
+        f"table {table}, key {show_key(table, key)}: {reason}; restore a backup, or rebuild from the source"
+    )
+
+
+def show_key(table: str, key: bytes) -> str:
+    """A key for people: numbers where the table has numbers."""
+    if table in ("meta", "keys", "positions"):
+        return repr(key.decode(errors="backslashreplace"))
+    layout = {8: _U64, 12: _EVENT, 16: _PAIR}.get(len(key))
+    return key.hex() if layout is None else "/".join(map(str, layout.unpack(key)))
+
+
+def u64(number: int) -> bytes:
+    return _U64.pack(number)
+
+
+def pair(first: int, second: int) -> bytes:
+    return _PAIR.pack(first, second)
+
+
+def read_u64(key: bytes) -> int:
+    return int(_U64.unpack(key)[0])
+
+
+def read_pair(key: bytes) -> tuple[int, int]:
+    first, second = _PAIR.unpack(key)
+    return first, second
+
+
+def u64_keys(ids: Int64) -> list[bytes]:
+    """(n,) -> n keys of eight bytes."""
+    return _split(ids.astype(">u8"))
+
+
+def pair_keys(first: Int64, second: Int64) -> list[bytes]:
+    """(n,), (n,) -> n keys of sixteen bytes."""
+    return _split(np.stack([first, second], axis=1).astype(">u8"))
+
+
+def read_u64_keys(keys: Sequence[bytes]) -> Int64:
+    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
+
+
+def _split(rows: NDArray[Any]) -> list[bytes]:
+    """The bytes of each row, rows of equal length."""
+    rows = np.ascontiguousarray(rows)
+    if not len(rows):
+        return []
+    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
+    return raw
+
+
+def item_bodies(items: Items) -> list[bytes]:
+    """Vectors stand at a fixed place, before what varies in length."""
+    head = np.zeros(len(items.ids), _ITEM)
+    head["time"], head["version"], head["dim"] = items.times, items.versions, items.vectors.shape[1]
+    head["key"] = [len(key) for key in items.keys]
+    vectors = _split(items.vectors.astype("<i2")) if items.vectors.shape[1] else [b""] * len(items.ids)
+    return [b"".join(parts) for parts in zip(_split(head), vectors, items.keys, items.payloads, strict=True)]
+
+
+def read_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
+    """Items in the order of their rows. Raises CorruptStore when dimensions differ."""
+    size = _ITEM.itemsize
+    head = np.frombuffer(b"".join([body[:size] for body in bodies]), _ITEM)
+    dim = int(head["dim"][0]) if len(head) else 0
+    odd = np.flatnonzero(head["dim"] != dim)
+    if len(odd):
+        _corrupt("items", keys[odd[0]], f"{head['dim'][odd[0]]} dimensions among vectors of {dim}")
+    start = size + 2 * dim
+    vectors = np.frombuffer(b"".join([body[size:start] for body in bodies]), "<i2").astype(np.int16)
+    ends = (start + head["key"].astype(np.int64)).tolist()
+    return Items(
+        read_u64_keys(keys),
+        [body[start:end] for body, end in zip(bodies, ends, strict=True)],
+        vectors.reshape(len(bodies), dim),
+        head["time"].astype(np.int64),
+        [body[end:] for body, end in zip(bodies, ends, strict=True)],
+        head["version"].astype(np.int64),
+    )
+
+
+def list_bodies(lists: Lists) -> list[bytes]:
+    """6 bytes an id, 4 a dot: 160 bytes for sixteen neighbours."""
+    row = np.zeros(len(lists.ids), _list_layout(lists.neighbors.shape[1]))
+    row["low"] = lists.neighbors & 0xFFFFFFFF
+    row["high"] = (lists.neighbors >> 32) & 0xFFFF
+    row["dot"] = lists.dots
+    return _split(row)
+
+
+def read_lists(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
+    """Lists in the order of their rows, as wide as the widest."""
+    ids = read_u64_keys(keys)
+    sizes = np.array([len(body) for body in bodies], np.int64)
+    width = int(sizes.max(initial=0)) // 10
+    neighbors = np.full((len(ids), width), -1, np.int64)
+    dots = np.zeros((len(ids), width), np.int32)
+    for size in np.unique(sizes).tolist():
+        rows, w = np.flatnonzero(sizes == size), size // 10
+        block = np.frombuffer(b"".join([bodies[i] for i in rows.tolist()]), _list_layout(w))
+        found = block["low"].astype(np.int64) | (block["high"].astype(np.int64) << 32)
+        found[found == 2**48 - 1] = -1
+        neighbors[rows, :w] = found
+        dots[rows, :w] = block["dot"]
+    return Lists(ids, neighbors, dots)
+
+
+def _list_layout(width: int) -> np.dtype[np.void]:
+    return np.dtype([("low", "<u4", (width,)), ("high", "<u2", (width,)), ("dot", "<i4", (width,))])
+
+
+def number_bodies(numbers: Int64) -> list[bytes]:
+    """(n,) -> n bodies of one u64."""
+    return _split(numbers.astype("<u8"))
+
+
+def read_numbers(bodies: Sequence[bytes]) -> Int64:
+    return np.frombuffer(b"".join(bodies), "<u8").astype(np.int64)
+
+
+def ids_body(ids: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(ids)}Q", *ids)
+
+
+def read_ids(body: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(body) // 8}Q", body)
+
+
+def cluster_body(cluster: Cluster) -> bytes:
+    numbers = (cluster.size, cluster.finest, cluster.coarsest, cluster.peak)
+    times = (cluster.parent, cluster.born, cluster.changed, cluster.ended)
+    return _CLUSTER.pack(*numbers, *times) + ids_body(cluster.into)
+
+
+def read_cluster(key: bytes, body: bytes) -> Cluster:
+    size, finest, coarsest, peak, parent, born, changed, ended = _CLUSTER.unpack_from(body)
+    into = read_ids(body[_CLUSTER.size :])
+    return Cluster(read_u64(key), size, finest, coarsest, peak, parent, born, changed, ended, into)
+
+
+def read_living(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Clusters:
+    """The clusters that have not ended."""
+    columns = np.frombuffer(b"".join([body[: _CLUSTER.size] for body in bodies]), "<u8").reshape(-1, 8)
+    living = columns[:, 7] == 0
+    ids = read_u64_keys(keys)
+    table = Clusters(ids[living], *columns[living, :7].T.astype(np.int64))
+    assert len(fields(table)) == 8
+    return table
+
+
+def size_key(size: int, cluster: int) -> bytes:
+    return _PAIR.pack(_TOP - size, cluster)
+
+
+def read_size_key(key: bytes) -> tuple[int, int]:
+    rest, cluster = _PAIR.unpack(key)
+    return _TOP - rest, cluster
+
+
+def commit_body(time_ms: int, events: int, size: int) -> bytes:
+    return _COMMIT.pack(time_ms, events, size)
+
+
+def read_commit(body: bytes) -> tuple[int, int, int]:
+    """Time in ms, number of events, bytes of their bodies."""
+    time_ms, events, size = _COMMIT.unpack(body)
+    return time_ms, events, size
+
+
+def event_key(version: int, ordinal: int) -> bytes:
+    return _EVENT.pack(version, ordinal)
+
+
+def event_body(event: Assignment | LineageEvent) -> bytes:
+    if isinstance(event, Assignment):
+        return orjson.dumps([event.key.decode(), event.cluster, event.previous, event.path])
+    return orjson.dumps([event.event, event.cluster, event.size, event.sources, event.into])
+
+
+def read_event(collection: str, key: bytes, body: bytes) -> dict[str, Any]:
+    """The event as it leaves: JSON of the topics `assignments` (`cluster` null: gone) and `clusters`."""
+    version, ordinal = _EVENT.unpack(key)
+    event: dict[str, Any] = {"schema": 1, "collection": collection}
+    parts = orjson.loads(body)
+    if len(parts) == 4:
+        name, cluster, previous, path = parts
+        event |= {"key": name, "cluster": cluster or None, "previous": previous or None, "path": path}
+    else:
+        kind, cluster, size, sources, into = parts
+        event |= {"event": kind, "cluster": cluster, "from": sources, "into": into, "size": size}
+    return event | {"version": version, "event-id": f"{version}-{ordinal}"}
+
+
+def dump_json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def load_json(table: str, key: bytes, body: bytes) -> dict[str, Any]:
+    found = orjson.loads(body)
+    if not isinstance(found, dict):
+        _corrupt(table, key, "not a JSON object")
+    return found
+
+
+def verify(rows: Iterator[tuple[str, bytes, bytes]]) -> int:
+    """Checks every value; returns how many there are. Raises CorruptStore."""
+    count = 0
+    for table, key, value in rows:
+        unseal(table, key, value)
+        count += 1
+    return count
