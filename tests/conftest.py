@@ -1,0 +1,53 @@
+"""What tests share: the option for full counts, and a command line to call."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="full counts, and the tests marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether full counts are asked for."""
+    return bool(request.config.getoption("--long"))
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of Shoal, so that no test depends on them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+@pytest.fixture
+def shoal(tmp_path: Path) -> Run:
+    """`shoal("query", "a")` runs the command in an empty folder and returns the finished process."""
+
+    def run(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "engine", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(env), capture_output=True, text=True, timeout=timeout_s
+        )
+
+    return run
