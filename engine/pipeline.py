@@ -13,14 +13,13 @@ and loaded again: the store is the truth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine import lineage, vectors
-from engine.calibration import Calibration
-from engine.hierarchy import Hierarchy, Moves, Work
 from engine.lineage import Atoms, Lineage
+from engine.state import State, final_of
 from engine.stopwatch import Stopwatch
 from engine.types import (
     Applied,
@@ -37,40 +36,7 @@ from engine.types import (
     Trees,
 )
 
-_NO_ROWS = np.empty(0, np.int32)
-
-
-@dataclass(slots=True)
-class State:
-    """All that `step` works on. Rows are those of level 0."""
-
-    hierarchy: Hierarchy
-    calibration: Calibration
-    version: int = 0
-    next_item: int = 1
-    next_tree: int = 1
-    next_cluster: int = 1
-    trees: Trees = lineage.NO_TREES
-    clusters: Clusters = lineage.NO_CLUSTERS
-    row_of: dict[bytes, int] = field(default_factory=dict)
-    keys: list[bytes] = field(default_factory=list)  # by row; b"" where free
-    ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row
-    versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the vector
-    handles: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row of a tree's root
-
-    def place(self, rows: Int32, keys: Sequence[bytes], ids: Int64, versions: Int64) -> None:
-        """These rows now hold these items, with vectors of these versions."""
-        more = self.hierarchy.base.capacity - len(self.ids)
-        if more > 0:
-            self.ids, self.versions, self.handles = (
-                np.concatenate([column, np.zeros(more, np.int64)])
-                for column in (self.ids, self.versions, self.handles)
-            )
-            self.keys.extend([b""] * more)
-        self.ids[rows], self.versions[rows] = ids, versions
-        for row, key in zip(rows.tolist(), keys, strict=True):
-            self.keys[row] = key
-            self.row_of[key] = row
+_NO_IDS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +68,13 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
     watch.lap("vectors")
 
     moves, work = state.hierarchy.update(rows, gone, calibration.epoch, recalibrated, watch)
-    arrived_from = np.concatenate([np.full(int(plan.fresh.sum()), -1, np.int32), plan.moved_from])
-    named, moved, assignments = _name(state, moves, rows, arrived_from, plan.gone, removed, version)
+    before = np.zeros(base.capacity, np.int64)  # by row: the handle of the item's tree until now
+    had = moves.before >= 0
+    before[moves.rows[had]] = state.handles[moves.before[had]]
+    before[rows[len(rows) - len(plan.moving) :]] = before[plan.moved_from]
+    named, moved, assignments = _name(
+        state, moves.rows[moves.after >= 0], before, plan.gone, removed, version
+    )
     watch.lap("lineage")
 
     change = Change(
@@ -129,6 +100,39 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         deleted=len(plan.gone),
         unknown=plan.unknown,
         stats={"work": work, "recalibrated": recalibrated, "seconds": watch.seconds},
+    )
+
+
+def regenerate(state: State, places: Int64, now_ms: int) -> Change:
+    """The change that puts a collection clustered anew in the place of what a store has.
+
+    `state` holds the store's items (rows 0, 1, ...) and names, clustered with another model, epoch
+    or arithmetic; `places` (n,): the stored level-0 tree of each item. The change's lists, moved
+    items and trees are complete, and its ids follow the members.
+    """
+    rows = state.hierarchy.base.nodes.all_rows()
+    before = np.zeros(state.hierarchy.base.capacity, np.int64)
+    before[rows] = places
+    version = state.version + 1
+    named, _, assignments = _name(state, rows, before, rows[:0], [], version)
+    paths = lineage.distinct(named.trees.paths).tolist()
+    dim = state.hierarchy.shape.dim
+    return Change(
+        version=version,
+        time_ms=now_ms,
+        epoch=state.calibration.epoch,
+        counters=_adopt(state, named, version),
+        positions={},
+        upserts=Items(_NO_IDS, [], np.empty((0, dim), np.int16), _NO_IDS, [], _NO_IDS),
+        removed=[],
+        lists=_lists(state, rows),
+        moved=(state.ids[rows], np.zeros(len(rows), np.int64), state.handles[state.hierarchy.base.root[rows]]),
+        trees={
+            handle: tuple(i for i in path if i)
+            for handle, path in zip(named.trees.handles.tolist(), paths, strict=True)
+        },
+        clusters=named.changed_clusters,
+        events=[*named.events, *assignments],
     )
 
 
@@ -176,28 +180,15 @@ def _register(state: State, batch: Batch, plan: _Plan, rows: Int32, version: int
 
 
 def _name(
-    state: State,
-    moves: Moves,
-    rows: Int32,
-    arrived_from: Int32,
-    gone: Int32,
-    removed: Sequence[tuple[int, bytes]],
-    version: int,
+    state: State, moved: Int32, before: Int64, gone: Int32, removed: Sequence[tuple[int, bytes]], version: int
 ) -> tuple[Lineage, tuple[Int64, Int64, Int64], list[Assignment]]:
     """Match the new partition with the old: ids, the items' new trees, assignments of items.
 
-    `arrived_from[i]`: the row that the key of `rows[i]` held before, -1: the key is new.
+    `moved`: rows whose tree may be another; `before`: by row, the old handle of those and of `gone`.
     """
     base = state.hierarchy.base
-    before = np.zeros(base.capacity, np.int64)  # old handle of each moved row
-    had = moves.before >= 0
-    before[moves.rows[had]] = state.handles[moves.before[had]]
-    came = arrived_from >= 0
-    before[rows[came]] = before[arrived_from[came]]
-    alive = moves.after >= 0
-    moved = moves.rows[alive]
-
-    up, peaks, roots = _ancestors(state)
+    roots = state.roots()
+    up, peaks = _ancestors(state, roots)
     number = np.full(base.capacity, -1, np.int64)
     number[roots] = np.arange(len(roots))
     stay = _tree_sizes(state, roots) - np.bincount(number[base.root[moved]], minlength=len(roots))
@@ -212,7 +203,7 @@ def _name(
     )
 
     renamed = np.zeros(base.capacity, np.bool_)  # roots whose staying members have another name now
-    old_final = _final_of(state.trees, state.handles[roots[stays]])
+    old_final = final_of(state.trees, state.handles[roots[stays]])
     renamed[roots[stays]] = (named.handles[stays] != state.handles[roots[stays]]) | (
         named.paths[stays, -1] != old_final
     )
@@ -232,7 +223,7 @@ def _name(
         np.concatenate([after[differs], np.zeros(len(gone), np.int64)]),
     )
     state.handles[roots] = named.handles
-    last = _final_of(state.trees, before[gone]).tolist()
+    last = final_of(state.trees, before[gone]).tolist()
     ended = [Assignment(key, 0, old, ()) for (_, key), old in zip(removed, last, strict=True)]
     return named, place, [*_assignments(state, named, seen, before[seen], trees), *ended]
 
@@ -241,7 +232,7 @@ def _assignments(
     state: State, named: Lineage, rows: Int32, before: Int64, trees: Int64
 ) -> list[Assignment]:
     """Of these rows, now in `trees`, before in the tree with handle `before`."""
-    previous = _final_of(state.trees, before)
+    previous = final_of(state.trees, before)
     current = named.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
     concerned, which = np.unique(trees[changed], return_inverse=True)
@@ -260,33 +251,22 @@ def _atoms(before: Int64, after: Int64, count: Int64) -> Atoms:
     return Atoms(pairs[:, 0], pairs[:, 1], total)
 
 
-def _final_of(trees: Trees, handles: Int64) -> Int64:
-    """The final cluster of each old tree, 0 for handle 0."""
-    out = np.zeros(len(handles), np.int64)
-    known = handles > 0
-    out[known] = trees.paths[np.searchsorted(trees.handles, handles[known]), -1]
-    return out
-
-
-def _ancestors(state: State) -> tuple[Int64, Int64, Int32]:
+def _ancestors(state: State, roots: Int32) -> tuple[Int64, Int64]:
     """For each level-0 tree the tree that holds it at each level, and that tree's peak's item id.
 
-    Returns labels and peaks, int64 (t, levels), and the trees' roots, int32 (t,).
+    Returns labels and peaks, int64 (t, levels).
     """
     levels = state.hierarchy.levels
-    base = levels[0]
-    alive = base.nodes.all_rows()
-    roots = alive[base.root[alive] == alive]
     labels = [np.arange(len(roots), dtype=np.int64)]
     peaks = [state.ids[roots]]
-    item = np.arange(base.capacity, dtype=np.int32)  # row of the level -> row of its peak's item
+    item = np.arange(levels[0].capacity, dtype=np.int32)  # row of the level -> row of its peak's item
     at = roots
     for lower, level in zip(levels, levels[1:], strict=False):
         item = np.where(level.below >= 0, item[level.below], -1)
         at = level.root[lower.above[at]]
         labels.append(at.astype(np.int64))
         peaks.append(state.ids[item[at]])
-    return np.stack(labels, axis=1), np.stack(peaks, axis=1), roots
+    return np.stack(labels, axis=1), np.stack(peaks, axis=1)
 
 
 def _tree_sizes(state: State, roots: Int32) -> Int64:
@@ -313,9 +293,4 @@ def _adopt(state: State, named: Lineage, version: int) -> dict[str, int]:
     state.version = version
     state.trees, state.clusters = named.trees, named.clusters
     state.next_tree, state.next_cluster = named.next_tree, named.next_cluster
-    return {
-        "next_item": state.next_item,
-        "next_tree": state.next_tree,
-        "next_cluster": state.next_cluster,
-        "calibrated_items": state.calibration.checked,
-    }
+    return state.counters
