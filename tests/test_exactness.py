@@ -1,0 +1,56 @@
+"""Incremental equals batch, to the bit, after any sequence of upserts, moves and deletes."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.model import random_model
+from tests.checks import check_calibration, check_plain_code, check_state
+from tests.replica import Replica
+from tests.sequences import KINDS, World, differences, empty_state, rebuilt, take
+
+SHORT = [(seed, KINDS[seed % len(KINDS)], 30 + 7 * (seed % 23)) for seed in range(40)]
+LONG = [(seed, KINDS[seed % len(KINDS)], 20 + 11 * (seed % 41)) for seed in range(100, 290)]
+SLOW_MOST = 120  # items up to which the plain code is asked too
+
+
+@pytest.mark.parametrize(("seed", "kind", "scale"), SHORT)
+def test_equal_to_a_rebuild(seed: int, kind: str, scale: int) -> None:
+    play(seed, kind, scale)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "kind", "scale"), LONG)
+def test_equal_to_a_rebuild_in_many_sequences(seed: int, kind: str, scale: int) -> None:
+    play(seed, kind, scale)
+
+
+def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) -> list[int]:
+    """Plays a sequence and compares after each `every`th batch; returns the most links at each level."""
+    rng = np.random.default_rng([seed, 1])
+    model = model or random_model(seed, k=int(rng.choice([3, 5, 10])))
+    world = World(seed, kind, scale, model)
+    print(world)
+    state, replica = empty_state(world, model), Replica()
+    most: list[int] = []
+    for at, (batch, expected) in enumerate(world.batches()):
+        change, applied = take(state, batch)
+        where = f"batch {at} of {world}"
+        assert {name: getattr(applied, name) for name in expected} == expected, where
+        replica.apply(change)
+        links = [level.links for level in state.hierarchy.levels]
+        most = [max(pair) for pair in zip_longest(most, links, fillvalue=0)]
+        if at % every == 0:
+            parts = 1 if rng.random() < 0.7 else int(rng.integers(2, 6))
+            other = rebuilt(world, model, state.calibration.epoch, parts)
+            assert not differences(state.hierarchy, other.hierarchy), where
+            check_calibration(state, other)
+            check_state(state, world)
+            replica.check(state)
+            if len(world.live) <= SLOW_MOST and at % 3 == 0:
+                check_plain_code(state, world, model)
+    return most
