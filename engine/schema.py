@@ -28,7 +28,7 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -226,6 +226,10 @@ def read_numbers(bodies: Sequence[bytes]) -> Int64:
     return np.frombuffer(b"".join(bodies), "<u8").astype(np.int64)
 
 
+def read_number(body: bytes) -> int:
+    return int.from_bytes(body, "little")
+
+
 def ids_body(ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(ids)}Q", *ids)
 
@@ -308,12 +312,3 @@ def load_json(table: str, key: bytes, body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         _corrupt(table, key, "not a JSON object")
     return found
-
-
-def verify(rows: Iterator[tuple[str, bytes, bytes]]) -> int:
-    """Checks every value; returns how many there are. Raises CorruptStore."""
-    count = 0
-    for table, key, value in rows:
-        unseal(table, key, value)
-        count += 1
-    return count

@@ -21,24 +21,33 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import lmdb
-import numpy as np
 
-from engine import schema, tables
+from engine import changes, schema, tables
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.tables import Tables
-from engine.types import Change, Cluster, Int64, Loaded
+from engine.types import Change, Loaded
 
 MAP_BYTES = 1 << 36
 MAX_READERS = 126
-DERIVED = ("lists", "places", "members", "trees", "cluster_trees")
 _ANOTHER_STORE = ("collection", "dim")  # a rebuild does not mend a difference in these
 _RECOMPUTED = "arithmetic"  # a difference in this is no reason to refuse: see `Store.stale`
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.BadDbiError,
+    lmdb.IncompatibleError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,8 @@ class Store:
     def __init__(self, path: Path, env: lmdb.Environment, lock: int, limits: _Limits) -> None:
         self.path, self.env = path, env
         self._lock, self._limits = lock, limits
-        self.handles = {name: env.open_db(name.encode()) for name in schema.TABLES}
+        with env.begin(write=True) as txn:  # all tables or none
+            self.handles = {name: env.open_db(name.encode(), txn) for name in schema.TABLES}
         self._failed = False
         self.version = 0
         self.config: dict[str, Any] = {}
@@ -127,18 +137,18 @@ class Store:
 
     def position(self, source: str) -> bytes | None:
         """Where to go on reading a source."""
-        with self.env.begin() as txn:
-            return Tables(txn, self.handles).get("positions", source.encode())
+        with self._reading() as found:
+            return found.get("positions", source.encode())
 
     def load(self) -> Loaded:
         """Reads everything back, to the bit. Raises CorruptStore."""
-        with self.env.begin() as txn:
-            return tables.load(Tables(txn, self.handles))
+        with self._reading() as found:
+            return tables.load(found)
 
     def rows(self, table: str) -> Iterator[schema.Row]:
         """All rows of a table in the order of keys, bodies without checksums. Raises CorruptStore."""
-        with self.env.begin() as txn:
-            yield from Tables(txn, self.handles).rows(table)
+        with self._reading() as found:
+            yield from found.rows(table)
 
     def commit(self, change: Change) -> None:
         """Makes a change durable, all of it or nothing. Raises StoreFull, StoreError."""
@@ -148,10 +158,17 @@ class Store:
         """Puts a new generation in place: `lists`, `moved` and `trees` of the change are complete."""
         self._write(change, config)
 
+    @contextmanager
+    def _reading(self) -> Iterator[Tables]:
+        try:
+            with self.env.begin() as txn:
+                yield Tables(txn, self.handles)
+        except lmdb.Error as error:
+            raise _unusable(self.path, error) from error
+
     def _adopt(self, config: Mapping[str, Any] | None) -> None:
         """Compares the configuration with the stored one, or stores it."""
-        with self.env.begin() as txn:
-            found = Tables(txn, self.handles)
+        with self._reading() as found:
             stored, state = found.json("config"), found.json("state") or {}
         self.version = int(state.get("version", 0))
         wanted = {"collection": "", "dim": None, **(config or stored or {}), "format": schema.FORMAT}
@@ -170,17 +187,17 @@ class Store:
         assert change.version == self.version + 1, f"version {change.version} after {self.version}"
         self._check_room(change)
         kept = {**self.config, **(config or {}), "format": schema.FORMAT}
-        if kept["dim"] is None and len(change.upserts.ids):
-            kept["dim"] = change.upserts.vectors.shape[1]
-        before = _bytes_written()
+        if kept["dim"] is None:
+            kept["dim"] = change.upserts.vectors.shape[1] if len(change.upserts.ids) else self.config["dim"]
+        limits, before = self._limits, _bytes_written()
         while True:
             try:
                 with self.env.begin(write=True) as txn:
                     found = Tables(txn, self.handles)
-                    for table in DERIVED if config is not None else ():
-                        found.clear(table)
-                    _apply(found, change)
-                    _write_history(found, change, self._limits)
+                    if config is not None:
+                        changes.clear_derived(found)
+                    changes.apply(found, change)
+                    changes.write_history(found, change, limits.events_max_bytes, limits.events_max_age_ms)
                     if self.stale or kept != self.config:
                         found.put("meta", b"config", schema.dump_json(kept))
                 break
@@ -211,117 +228,6 @@ class Store:
         except (lmdb.Error, OSError) as error:
             self._failed = True
             raise StoreFull(f"{self.path}: no address space for a map of {size / 1e9:.1f} GB") from error
-
-
-def _apply(found: Tables, change: Change) -> None:
-    """The state of the new version; each table in the order of its keys."""
-    state = found.json("state") or {"counters": {}}
-    _write_items(found, change, int(state["counters"].get("next_item", 1)))
-    order = np.argsort(change.lists.ids)
-    lists = replace(
-        change.lists,
-        ids=change.lists.ids[order],
-        neighbors=change.lists.neighbors[order],
-        dots=change.lists.dots[order],
-    )
-    found.put_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
-    _write_places(found, *change.moved)
-    for handle, path in sorted(change.trees.items()):
-        _write_tree(found, handle, path)
-    for cluster in sorted(change.clusters, key=lambda cluster: cluster.id):
-        _write_cluster(found, cluster)
-    for source, position in sorted(change.positions.items()):
-        found.put("positions", source.encode(), position)
-    epoch = [change.epoch.mean, change.epoch.deviation, change.epoch.items]
-    state = {"version": change.version, "time_ms": change.time_ms, "epoch": epoch}
-    found.put("meta", b"state", schema.dump_json(state | {"counters": dict(change.counters)}))
-
-
-def _write_items(found: Tables, change: Change, next_item: int) -> None:
-    """Items from `next_item` on have keys that are new."""
-    items = change.upserts
-    order = np.argsort(items.ids)
-    keys, bodies = schema.u64_keys(items.ids), schema.item_bodies(items)
-    found.put_rows("items", [keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
-    fresh = np.flatnonzero(items.ids >= next_item).tolist()
-    numbers = schema.number_bodies(items.ids)
-    names = sorted((items.keys[i], numbers[i]) for i in fresh)
-    found.put_rows("keys", [name for name, _ in names], [number for _, number in names])
-    for item, key in sorted(change.removed):
-        found.delete_all("items", [schema.u64(item)])
-        found.delete("lists", schema.u64(item))
-        found.delete_all("keys", [key])
-
-
-def _write_places(found: Tables, ids: Int64, before: Int64, after: Int64) -> None:
-    order = np.argsort(ids)
-    ids, before, after = ids[order], before[order], after[order]
-    here, gone, left = after > 0, after == 0, before > 0
-    found.put_rows("places", schema.u64_keys(ids[here]), schema.number_bodies(after[here]))
-    found.delete_all("places", schema.u64_keys(ids[gone & left]))
-    found.delete_all("members", sorted(schema.pair_keys(before[left], ids[left])))
-    found.put_keys("members", sorted(schema.pair_keys(after[here], ids[here])))
-
-
-def _write_tree(found: Tables, handle: int, path: tuple[int, ...]) -> None:
-    key = schema.u64(handle)
-    before = schema.read_ids(found.get("trees", key) or b"")
-    for cluster in before:
-        if cluster not in path:
-            found.delete_all("cluster_trees", [schema.pair(cluster, handle)])
-    for cluster in path:
-        if cluster not in before:
-            found.put("cluster_trees", schema.pair(cluster, handle))
-    if path:
-        found.put("trees", key, schema.ids_body(path))
-    elif before:
-        found.delete("trees", key)
-
-
-def _write_cluster(found: Tables, cluster: Cluster) -> None:
-    key = schema.u64(cluster.id)
-    body = found.get("clusters", key)
-    if body is not None:
-        before = schema.read_cluster(key, body)
-        if not before.parent:
-            found.delete_all("sizes", [schema.size_key(before.size, before.id)])
-    found.put("clusters", key, schema.cluster_body(cluster))
-    if cluster.ended:
-        found.put("endings", schema.pair(cluster.ended, cluster.id))
-    elif not cluster.parent:
-        found.put("sizes", schema.size_key(cluster.size, cluster.id))
-
-
-def _write_history(found: Tables, change: Change, limits: _Limits) -> None:
-    """The version's events; then the oldest versions go while the log is beyond its bounds."""
-    keys = [schema.event_key(change.version, ordinal) for ordinal in range(len(change.events))]
-    bodies = [schema.event_body(event) for event in change.events]
-    found.put_rows("events", keys, bodies)
-    size = sum(map(len, bodies))
-    found.put("commits", schema.u64(change.version), schema.commit_body(change.time_ms, len(keys), size))
-    log = found.json("log") or {"bytes": 0}
-    total = log["bytes"] + size
-    for key, body in list(_leading(found, change, limits, total)):
-        version = schema.read_u64(key)
-        _, events, forgotten = schema.read_commit(body)
-        found.delete_all("events", [schema.event_key(version, ordinal) for ordinal in range(events)])
-        for ending, _ in list(found.rows("endings", prefix=key)):
-            found.delete_all("clusters", [ending[8:]])
-            found.delete_all("endings", [ending])
-        found.delete_all("commits", [key])
-        total -= forgotten
-    found.put("meta", b"log", schema.dump_json({"bytes": total}))
-
-
-def _leading(found: Tables, change: Change, limits: _Limits, total: int) -> Iterator[schema.Row]:
-    """The oldest commits that are beyond the bounds, never the newest."""
-    for key, body in found.rows("commits"):
-        time_ms, _, size = schema.read_commit(body)
-        late = time_ms < change.time_ms - limits.events_max_age_ms
-        if schema.read_u64(key) == change.version or not (late or total > limits.events_max_bytes):
-            return
-        total -= size
-        yield key, body
 
 
 def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -390,9 +296,7 @@ def _unusable(folder: Path, error: Exception) -> StoreError:
     """An error of the disk in words."""
     code = getattr(error, "errno", None) or getattr(error, "code", None)
     words = str(error)
-    if isinstance(
-        error, lmdb.CorruptedError | lmdb.InvalidError | lmdb.PageNotFoundError | lmdb.VersionMismatchError
-    ):
+    if isinstance(error, _DAMAGE):
         return CorruptStore(f"{folder} is damaged ({words}); restore a backup")
     if code in (errno.EROFS, errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
         return StoreFull(f"{folder} cannot be written ({words}); make it writable, then start again")
@@ -424,18 +328,19 @@ def _bytes_written() -> int:
 
 def walk(path: str | os.PathLike[str]) -> int:
     """Compares every value of a store with its checksum; returns how many there are. Raises CorruptStore."""
-    env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=False, create=False)
     try:
-        with env.begin() as txn:
-            count = 0
-            for name in schema.TABLES:
-                table = env.open_db(name.encode(), txn, create=False)
-                count += schema.verify((name, key, value) for key, value in txn.cursor(table))
-                assert txn.stat(table)["entries"] >= 0
-            return count
-    except lmdb.NotFoundError:
-        return 0  # the writer was stopped before its first transaction
+        env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=False, create=False)
+        with env, env.begin() as txn:
+            if not txn.stat()["entries"]:
+                return 0  # the writer was stopped before its first transaction
+            handles = {name: env.open_db(name.encode(), txn, create=False) for name in schema.TABLES}
+            found = Tables(txn, handles)
+            counts = {name: sum(1 for _ in found.rows(name)) for name in schema.TABLES}
+            for name, count in counts.items():
+                if count != found.count(name):
+                    raise CorruptStore(
+                        f"table {name} has {count} rows, not {found.count(name)}; restore a backup"
+                    )
+            return sum(counts.values())
     except lmdb.Error as error:
         raise CorruptStore(f"{path}: {error}; restore a backup") from error
-    finally:
-        env.close()

@@ -1,0 +1,136 @@
+"""What a change does to the tables, within one transaction.
+
+Each table is written in the order of its keys: rows that share a page then cost one copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from engine import schema
+from engine.tables import Tables
+from engine.types import Change, Cluster, Int64
+
+_DERIVED = ("lists", "places", "members", "trees", "cluster_trees")
+
+
+def clear_derived(found: Tables) -> None:
+    """Makes room for a new generation: what the items and the clusters' names do not need is gone."""
+    for table in _DERIVED:
+        found.clear(table)
+
+
+def apply(found: Tables, change: Change) -> None:
+    """Writes the state of the new version; each table in the order of its keys."""
+    state = found.json("state") or {"counters": {}}
+    _write_items(found, change, int(state["counters"].get("next_item", 1)))
+    order = np.argsort(change.lists.ids)
+    lists = replace(
+        change.lists,
+        ids=change.lists.ids[order],
+        neighbors=change.lists.neighbors[order],
+        dots=change.lists.dots[order],
+    )
+    found.put_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
+    _write_places(found, *change.moved)
+    for handle, path in sorted(change.trees.items()):
+        _write_tree(found, handle, path)
+    for cluster in sorted(change.clusters, key=lambda cluster: cluster.id):
+        _write_cluster(found, cluster)
+    for source, position in sorted(change.positions.items()):
+        found.put("positions", source.encode(), position)
+    epoch = [change.epoch.mean, change.epoch.deviation, change.epoch.items]
+    state = {"version": change.version, "time_ms": change.time_ms, "epoch": epoch}
+    found.put("meta", b"state", schema.dump_json(state | {"counters": dict(change.counters)}))
+
+
+def _write_items(found: Tables, change: Change, next_item: int) -> None:
+    """Items from `next_item` on have keys that are new."""
+    items = change.upserts
+    order = np.argsort(items.ids)
+    keys, bodies = schema.u64_keys(items.ids), schema.item_bodies(items)
+    found.put_rows("items", [keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
+    fresh = np.flatnonzero(items.ids >= next_item).tolist()
+    numbers = schema.number_bodies(items.ids)
+    names = sorted((items.keys[i], numbers[i]) for i in fresh)
+    found.put_rows("keys", [name for name, _ in names], [number for _, number in names])
+    for item, key in sorted(change.removed):
+        found.delete_all("items", [schema.u64(item)])
+        found.delete("lists", schema.u64(item))
+        found.delete_all("keys", [key])
+
+
+def _write_places(found: Tables, ids: Int64, before: Int64, after: Int64) -> None:
+    order = np.argsort(ids)
+    ids, before, after = ids[order], before[order], after[order]
+    here, gone, left = after > 0, after == 0, before > 0
+    found.put_rows("places", schema.u64_keys(ids[here]), schema.number_bodies(after[here]))
+    found.delete_all("places", schema.u64_keys(ids[gone & left]))
+    found.delete_all("members", sorted(schema.pair_keys(before[left], ids[left])))
+    found.put_keys("members", sorted(schema.pair_keys(after[here], ids[here])))
+
+
+def _write_tree(found: Tables, handle: int, path: tuple[int, ...]) -> None:
+    key = schema.u64(handle)
+    before = schema.read_ids(found.get("trees", key) or b"")
+    for cluster in before:
+        if cluster not in path:
+            found.delete_all("cluster_trees", [schema.pair(cluster, handle)])
+    for cluster in path:
+        if cluster not in before:
+            found.put("cluster_trees", schema.pair(cluster, handle))
+    if path:
+        found.put("trees", key, schema.ids_body(path))
+    elif before:
+        found.delete("trees", key)
+
+
+def _write_cluster(found: Tables, cluster: Cluster) -> None:
+    key = schema.u64(cluster.id)
+    body = found.get("clusters", key)
+    if body is not None:
+        before = schema.read_cluster(key, body)
+        if not before.parent:
+            found.delete_all("sizes", [schema.size_key(before.size, before.id)])
+    found.put("clusters", key, schema.cluster_body(cluster))
+    if cluster.ended:
+        found.put("endings", schema.pair(cluster.ended, cluster.id))
+    elif not cluster.parent:
+        found.put("sizes", schema.size_key(cluster.size, cluster.id))
+
+
+def write_history(found: Tables, change: Change, max_bytes: int, max_age_ms: int) -> None:
+    """Writes the version's events; then forgets the oldest versions while the log is beyond its bounds."""
+    keys = [schema.event_key(change.version, ordinal) for ordinal in range(len(change.events))]
+    bodies = [schema.event_body(event) for event in change.events]
+    found.put_rows("events", keys, bodies)
+    size = sum(map(len, bodies))
+    found.put("commits", schema.u64(change.version), schema.commit_body(change.time_ms, len(keys), size))
+    log = found.json("log") or {"bytes": 0}
+    total = log["bytes"] + size
+    for key, body in list(_oldest(found, change, total, max_bytes, max_age_ms)):
+        version = schema.read_u64(key)
+        _, events, forgotten = schema.read_commit(body)
+        found.delete_all("events", [schema.event_key(version, ordinal) for ordinal in range(events)])
+        for ending, _ in list(found.rows("endings", prefix=key)):
+            found.delete_all("clusters", [ending[8:]])
+            found.delete_all("endings", [ending])
+        found.delete_all("commits", [key])
+        total -= forgotten
+    found.put("meta", b"log", schema.dump_json({"bytes": total}))
+
+
+def _oldest(
+    found: Tables, change: Change, total: int, max_bytes: int, max_age_ms: int
+) -> Iterator[schema.Row]:
+    """The oldest commits that are beyond the bounds, never the newest."""
+    for key, body in found.rows("commits"):
+        time_ms, _, size = schema.read_commit(body)
+        late = time_ms < change.time_ms - max_age_ms
+        if schema.read_u64(key) == change.version or not (late or total > max_bytes):
+            return
+        total -= size
+        yield key, body
