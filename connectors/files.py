@@ -119,7 +119,7 @@ def _on_grid(
         for i in np.flatnonzero(lengths != dim)
     }
     if not len(fits):
-        return np.zeros((0, dim or 0), np.int16), [], wrong, dim
+        return np.zeros((0, dim or 1), np.int16), [], wrong, dim
     rows = vectors[fits] if isinstance(vectors, np.ndarray) else np.stack([vectors[i] for i in fits])
     grid, reasons = quantize(rows)
     wrong |= {int(fits[i]): reason for i, reason in reasons.items()}

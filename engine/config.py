@@ -79,7 +79,7 @@ class RetentionSettings(_Section):
     """How long the event log, and with it the memory of ended clusters, is kept."""
 
     events_max_age_s: float = Field(7 * 86_400.0, gt=0)
-    events_max_bytes: int = Field(4 * 2**30, ge=2**20)
+    events_max_bytes: int = Field(2**30, ge=2**20)
 
 
 class BoundsSettings(_Section):
@@ -92,7 +92,9 @@ class BoundsSettings(_Section):
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
     peaks_exact_max: int = Field(30_000, ge=0)  # supernodes searched exactly; an index above that
     search_width: int = Field(100, ge=16, le=10_000)  # neighbours an insert looks at
+    snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
+    snapshot_items: int = Field(50_000, ge=1)  # new items after which the index is saved
 
 
 class Settings(BaseSettings):

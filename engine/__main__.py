@@ -1,0 +1,243 @@
+"""The command line: arguments here, what commands do in `engine.commands`; joins engine and connectors.
+
+Whatever a command needs is imported when it runs: `--help` has to answer at once, and reading a store
+needs neither torch nor dgl.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine import __version__
+from engine.commands.console import Interrupted, complain, interrupt
+from engine.errors import ShoalError
+
+if TYPE_CHECKING:
+    from engine.config import Settings, Value
+
+app = typer.Typer(
+    help="Live clustering of embedding streams: which cluster is this item in now, and why?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Store = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="The store. Default: ./shoal-store")]
+Config = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Settings, a TOML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[
+    Path | None, typer.Option("-m", "--model", metavar="MODEL", help="Default: the model that ships with Shoal.")
+]
+Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")]
+Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links. Default: the model's.")]
+BatchSize = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")]
+Level = Annotated[int | None, typer.Option("--level", help="Granularity, 0 is the finest. Default: final clusters.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows to print.")]
+Cursor = Annotated[str | None, typer.Option("--cursor", help="Go on where another page ended.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the shuffle.")]
+
+
+def settings(config: Path | None, **flags: Value | Path) -> Settings:
+    """`index__kind="exact"` stands for the flag that sets `[index] kind`."""
+    from engine.config import load
+
+    return load(config, {name.replace("__", "."): _plain(value) for name, value in flags.items()})
+
+
+def _plain(value: Value | Path) -> Value:
+    return os.fspath(value) if isinstance(value, Path) else value
+
+
+@app.callback(invoke_without_command=True)
+def shoal(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    exit_: Annotated[bool, typer.Option("--exit", help="End when the stream does, and print a summary.")] = False,
+    json: Json = False,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="DIR", help="Keep the store here. Default: a temporary one.")
+    ] = None,
+    config: Config = None,
+    model: Model = None,
+    batch: BatchSize = None,
+    seed: Seed = 0,
+) -> None:
+    """Stream real handwritten digits through the whole engine and watch the clusters form."""
+    from connectors.memory import MemorySource
+    from engine import demo
+
+    chosen = settings(config, store__path=store, model__path=model, batch__size=batch)
+    demo.run(chosen, MemorySource, keep=store is not None, seed=seed, exit_at_end=exit_, as_json=json)
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npz, .npy, .parquet or .jsonl")],
+    store: Store = None,
+    config: Config = None,
+    model: Model = None,
+    index: Index = None,
+    batch: BatchSize = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that is no good.")] = False,
+    json: Json = False,
+) -> None:
+    """Upsert files into a store. Interrupted, the same command goes on; finished, it changes nothing.
+
+    Records that cannot be used are named on standard error with line or row and reason, and the rest goes on.
+    """
+    from connectors.files import FileSource
+    from engine.commands.ingest import ingest
+
+    chosen = settings(config, store__path=store, model__path=model, index__kind=index, batch__size=batch)
+
+    def open_source(path: Path, size: int, strict: bool) -> FileSource:
+        return FileSource(path, size, chosen.bounds, strict)
+
+    ingest(chosen, files, open_source, strict, json)
+
+
+@app.command()
+def query(
+    key: Annotated[str, typer.Argument(metavar="KEY")],
+    level: Level = None,
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Say which cluster an item is in."""
+    from engine.commands import show
+
+    show.query(settings(config, store__path=store), key, level, json)
+
+
+@app.command()
+def clusters(
+    level: Level = None,
+    order: Annotated[str, typer.Option("--order", help="size or id")] = "size",
+    cursor: Cursor = None,
+    limit: Limit = 20,
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List the clusters, largest first."""
+    from engine.commands import show
+
+    show.clusters(settings(config, store__path=store), level, order, cursor, limit, json)
+
+
+@app.command()
+def members(
+    cluster: Annotated[int, typer.Argument(metavar="ID")],
+    cursor: Cursor = None,
+    limit: Limit = 20,
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List the items of a cluster."""
+    from engine.commands import show
+
+    show.members(settings(config, store__path=store), cluster, cursor, limit, json)
+
+
+@app.command()
+def changes(
+    after: Annotated[str | None, typer.Option("--after", metavar="EVENT-ID", help="Only later ones.")] = None,
+    limit: Limit = 20,
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List what happened to items and clusters, oldest first."""
+    from engine.commands import show
+
+    show.changes(settings(config, store__path=store), after, limit, json)
+
+
+@app.command()
+def train(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.npz...", help="Labelled embeddings.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MODEL", help="Where the model goes.")],
+    choose: Annotated[
+        list[Path] | None,
+        typer.Option("--choose", metavar="FILE.npz", help="Chooses the checkpoint, is not trained on; repeatable."),
+    ] = None,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="How long to train.")] = 20.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+) -> None:
+    """Meta-train a model on labelled embeddings: arrays emb (n, d) and labels (n,)."""
+    from engine.commands import learn
+
+    learn.train(files, out, choose or [], minutes, seed)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Labelled embeddings.")],
+    model: Model = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
+    ] = False,
+    index: Index = None,
+    tau: Tau = None,
+    batch: BatchSize = None,
+    seed: Seed = 0,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Cluster a labelled set and compare: Fp, Fb, NMI, clusters, time."""
+    from engine.commands import learn
+
+    chosen = settings(config, model__path=model, index__kind=index, model__tau=tau, batch__size=batch)
+    learn.evaluate(chosen, file, stream, seed, json)
+
+
+@app.command()
+def rebuild(
+    store: Store = None,
+    config: Config = None,
+    model: Model = None,
+    index: Index = None,
+    tau: Tau = None,
+    json: Json = False,
+) -> None:
+    """Cluster a store's items anew: with another model, another setting, a fresh calibration.
+
+    Cluster ids follow their members, and what changed is in the event log. Nothing else may write meanwhile.
+    """
+    from engine.commands import learn
+
+    chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
+    learn.rebuild(chosen, json)
+
+
+def main() -> None:
+    """One sentence for every expected error, and its exit code."""
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        app(prog_name="shoal")
+    except ShoalError as problem:
+        complain(f"shoal: {problem}")
+        sys.exit(problem.exit_code)
+    except Interrupted as stopped:
+        complain(f"shoal: stopped by {stopped.name}.")
+        raise
+
+
+if __name__ == "__main__":
+    main()

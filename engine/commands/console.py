@@ -1,0 +1,84 @@
+"""What all commands print: JSON for programs, tables and sentences for people."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from types import FrameType, TracebackType
+from typing import Any
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    import orjson
+
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
+    sys.stdout.write("\n")
+
+
+def complain(sentence: str) -> None:
+    """A sentence on standard error."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> None:
+    """`columns`: heading -> "left" or "right"."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading, side in columns.items():
+        table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(printable(str(value)) for value in row))
+    Console(highlight=False, markup=False).print(table)
+
+
+def printable(text: str) -> str:
+    """Keys are the users' bytes: control characters must not reach the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def moment(time_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{time_ms} ms"
+
+
+class Interrupted(SystemExit):
+    """A signal ended the command; the exit code is 128 + its number, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+class Stop:
+    """Within the block SIGTERM and SIGINT only set `asked`; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # the signal's number
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler for commands that have nothing to finish."""
+    raise Interrupted(number)
