@@ -216,7 +216,7 @@ class Store:
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
             raise StoreFull(
-                f"{self.path}: {free / 1e6:.0f} MB are free on its disk, a commit needs {need / 1e6:.0f} MB; "
+                f"{self.path}: {free / 1e6:.1f} MB are free on its disk, a commit needs {need / 1e6:.1f} MB; "
                 "make room, then start again"
             )
 

@@ -9,7 +9,8 @@ keeps the writer from using pages again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -35,22 +36,20 @@ Answer = dict[str, Any]
 class View:
     """A store open for reading. Any number of threads may ask.
 
-    Within the process that writes the store, use `View.beside(store.env)`, in the writer's thread: LMDB must
+    Within the process that writes the store, use `View.beside`, in the writer's thread: LMDB must
     not be opened twice, and the writer may change the map between transactions.
     """
 
-    def __init__(self, env: lmdb.Environment, path: str, owned: bool) -> None:
+    def __init__(self, env: lmdb.Environment, handles: Mapping[str, Any], path: str, owned: bool) -> None:
         self._env, self._path, self._owned = env, path, owned
         self._gate, self._active = Condition(), 0  # the map changes only while no transaction is open
         self._sizes: tuple[int, list[Answer]] = (-1, [])  # version and summary of each level
+        self._handles = dict(handles)
         try:
             with env.begin() as txn:
-                self._handles = {
-                    name: env.open_db(name.encode(), txn, create=False) for name in schema.TABLES
-                }
                 config = Tables(txn, self._handles).json("config")
-        except (lmdb.NotFoundError, lmdb.ReadonlyError):
-            config = None
+        except lmdb.Error as error:
+            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
         if config is None:
             raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
         if config.get("format") != schema.FORMAT:
@@ -81,15 +80,20 @@ class View:
             raise StoreError(f"{name} cannot be read ({error})") from error
         try:
             env.reader_check()
-            return cls(env, name, owned=True)
-        except BaseException:
+            handles = {table: env.open_db(table.encode(), create=False) for table in schema.TABLES}
+            return cls(env, handles, name, owned=True)
+        except BaseException as error:
             env.close()
+            if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
+                raise NoStore(f"{name} holds no store yet; `shoal ingest` makes one") from error
+            if isinstance(error, lmdb.Error):
+                raise CorruptStore(f"{name} is damaged ({error}); restore a backup") from error
             raise
 
     @classmethod
-    def beside(cls, env: lmdb.Environment) -> View:
-        """A view within the writer's process, on its environment."""
-        return cls(env, env.path(), owned=False)
+    def beside(cls, env: lmdb.Environment, handles: Mapping[str, Any]) -> View:
+        """A view within the writer's process: `View.beside(store.env, store.handles)`."""
+        return cls(env, handles, env.path(), owned=False)
 
     def __enter__(self) -> View:
         return self
@@ -205,11 +209,13 @@ class View:
         `cursor` names the last one given, to go on from, also when there are none. `gap`: events between
         `after` and the first one here were forgotten.
         """
+        version, ordinal = after or (0, -1)
+        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
+            raise InputError(f"{version}-{ordinal} is no place in the log")
         with self._snapshot() as found:
-            version, ordinal = after or (0, -1)
             oldest = found.tables.first("commits")
             gap = after is not None and oldest is not None and version + 1 < schema.read_u64(oldest[0])
-            rows = found.tables.rows("events", schema.event_key(max(version, 0), ordinal + 1))
+            rows = found.tables.rows("events", schema.event_key(version, ordinal + 1))
             events = [
                 schema.read_event(self.collection, key, body) for key, body in islice(rows, _bound(limit))
             ]
@@ -356,7 +362,7 @@ def _bound(limit: int) -> int:
 
 
 def _cursor(cursor: str, parts: int) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in cursor.split("-") if part.isascii() and part.isdigit())
-    if len(numbers) != parts or max(numbers) >= 2**63:
+    numbers = tuple(int(part) for part in cursor.split("-") if re.fullmatch("[0-9]{1,18}", part))
+    if len(numbers) != parts or len(cursor.split("-")) != parts:
         raise InputError(f"{cursor!r} is not the cursor of such a page")
     return numbers
