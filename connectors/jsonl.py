@@ -83,7 +83,7 @@ class JsonLinesReader:
         payload = checked_payload(record.get("payload"), self._bounds)
         rows.numbers.append(number)
         rows.keys.append(key)
-        rows.vectors.append(vector)  # type: ignore[union-attr]
+        rows.add_vector(vector)
         rows.times.append(time)
         rows.payloads.append(payload)
 

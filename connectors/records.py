@@ -38,6 +38,11 @@ class Rows:
     deletes: list[tuple[int, bytes]] = field(default_factory=list)  # row, key
     rejected: list[tuple[int, str]] = field(default_factory=list)  # row, reason
 
+    def add_vector(self, vector: Array) -> None:
+        """One more (d_i,), where vectors come singly."""
+        assert isinstance(self.vectors, list)
+        self.vectors.append(vector)
+
 
 class Reader(Protocol):
     total: int  # rows

@@ -30,16 +30,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Store = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="The store. Default: ./shoal-store")]
+Store = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Default: ./shoal-store")]
 Config = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Settings, a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
-    Path | None, typer.Option("-m", "--model", metavar="MODEL", help="Default: the model that ships with Shoal.")
+    Path | None, typer.Option("-m", "--model", metavar="MODEL", help="Default: the one that ships.")
 ]
 Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")]
-Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links. Default: the model's.")]
+Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links.")]
 BatchSize = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")]
-Level = Annotated[int | None, typer.Option("--level", help="Granularity, 0 is the finest. Default: final clusters.")]
+Level = Annotated[int | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows to print.")]
 Cursor = Annotated[str | None, typer.Option("--cursor", help="Go on where another page ended.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the shuffle.")]
@@ -65,22 +65,31 @@ def shoal(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def demo(
-    exit_: Annotated[bool, typer.Option("--exit", help="End when the stream does, and print a summary.")] = False,
+    exit_: Annotated[bool, typer.Option("--exit", help="End with the stream, print a summary.")] = False,
     json: Json = False,
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="DIR", help="Keep the store here. Default: a temporary one.")
+        Path | None, typer.Option("--store", metavar="DIR", help="Keep it here. Default: a temporary one.")
     ] = None,
     config: Config = None,
     model: Model = None,
     batch: BatchSize = None,
     seed: Seed = 0,
 ) -> None:
-    """Stream real handwritten digits through the whole engine and watch the clusters form."""
-    from connectors.memory import MemorySource
-    from engine import demo
+    """Stream handwritten digits through it all, and watch."""
+    from connectors.memory import MemorySource, Record
+    from engine.commands.demo import run
+    from engine.demo import Digits
 
-    chosen = settings(config, store__path=store, model__path=model, batch__size=batch)
-    demo.run(chosen, MemorySource, keep=store is not None, seed=seed, exit_at_end=exit_, as_json=json)
+    chosen = settings(config, model__path=model, batch__size=batch)
+
+    def make_source(digits: Digits, size: int) -> MemorySource:
+        records = [
+            Record(str(row), pixels, {"digit": int(label)})
+            for row, (pixels, label) in enumerate(zip(digits.pixels, digits.labels, strict=True))
+        ]
+        return MemorySource(f"digits:{seed}", records, size, chosen.bounds)
+
+    run(chosen, make_source, store, seed, exit_, json)
 
 
 @app.command()
@@ -91,12 +100,13 @@ def ingest(
     model: Model = None,
     index: Index = None,
     batch: BatchSize = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that is no good.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
     json: Json = False,
 ) -> None:
-    """Upsert files into a store. Interrupted, the same command goes on; finished, it changes nothing.
+    """Upsert files into a store.
 
-    Records that cannot be used are named on standard error with line or row and reason, and the rest goes on.
+    Interrupted, the same command goes on; finished, it changes nothing. Records that cannot be used
+    are named on standard error with line or row and reason, and the rest goes on.
     """
     from connectors.files import FileSource
     from engine.commands.ingest import ingest
@@ -174,12 +184,15 @@ def train(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="MODEL", help="Where the model goes.")],
     choose: Annotated[
         list[Path] | None,
-        typer.Option("--choose", metavar="FILE.npz", help="Chooses the checkpoint, is not trained on; repeatable."),
+        typer.Option("--choose", metavar="FILE.npz", help="Chooses the checkpoint; repeatable."),
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="How long to train.")] = 20.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
 ) -> None:
-    """Meta-train a model on labelled embeddings: arrays emb (n, d) and labels (n,)."""
+    """Meta-train a model on labelled embeddings.
+
+    Each file has the arrays emb (n, d) and labels (n,).
+    """
     from engine.commands import learn
 
     learn.train(files, out, choose or [], minutes, seed)
@@ -199,7 +212,10 @@ def evaluate(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Cluster a labelled set and compare: Fp, Fb, NMI, clusters, time."""
+    """Cluster a labelled set and compare with its labels.
+
+    Prints Fp, Fb, NMI, clusters, time; with --stream also ARI against a rebuild, and churn.
+    """
     from engine.commands import learn
 
     chosen = settings(config, model__path=model, index__kind=index, model__tau=tau, batch__size=batch)
@@ -215,9 +231,10 @@ def rebuild(
     tau: Tau = None,
     json: Json = False,
 ) -> None:
-    """Cluster a store's items anew: with another model, another setting, a fresh calibration.
+    """Cluster a store's items anew, in a new generation.
 
-    Cluster ids follow their members, and what changed is in the event log. Nothing else may write meanwhile.
+    For another model or setting, or a fresh calibration. Cluster ids follow their members, and what
+    changed is in the event log. Nothing else may write meanwhile.
     """
     from engine.commands import learn
 

@@ -94,7 +94,6 @@ class BoundsSettings(_Section):
     search_width: int = Field(100, ge=16, le=10_000)  # neighbours an insert looks at
     snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
-    snapshot_items: int = Field(50_000, ge=1)  # new items after which the index is saved
 
 
 class Settings(BaseSettings):

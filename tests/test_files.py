@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from connectors.files import Chunk, FileSource
+from connectors.chunks import Chunk
+from connectors.files import FileSource
 from engine.config import BoundsSettings
 from engine.errors import InputError
 from engine.types import Batch

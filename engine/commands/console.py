@@ -28,7 +28,8 @@ def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    print(printable(title))
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, side in columns.items():
         table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:

@@ -1,0 +1,142 @@
+"""`demo`: the terminal's side of `engine.demo`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from engine.commands.console import Interrupted, Stop, complain
+from engine.commands.learn import print_figures
+from engine.config import Settings, StoreSettings
+from engine.demo import Demo, Digits, Frame, Shown, Source
+
+BATCH = 64  # items; small, for there is something to see after each
+CELL = 13  # columns a cluster takes
+SHADES = " .:-=+*#%@"
+
+
+def run(
+    settings: Settings,
+    make_source: Callable[[Digits, int], Source],
+    store: Path | None,
+    seed: int,
+    exit_at_end: bool,
+    as_json: bool,
+) -> None:
+    """Stream and show. `make_source(digits, batch size)`; without a `store` there is a temporary one."""
+    from engine.engine import Engine
+
+    console = Console(stderr=as_json, highlight=False)
+    digits = Digits.load(seed)
+    source = make_source(digits, settings.batch.size or BATCH)
+    console.print(f"{len(digits.labels):,} handwritten digits, shuffled (seed {seed})")
+    with _store(store) as path, Stop() as stop:
+        settings = settings.model_copy(update={"store": StoreSettings(path=path)})
+        with Engine.open(settings) as engine:
+            wall = _Wall(console)
+            demo = Demo(engine, digits, wall.places)
+            with wall:
+                ended = demo.run(source, lambda frame: wall.draw(frame) and not stop.asked)
+            if not ended:
+                complain("shoal: stopped before the stream ended.")
+                raise Interrupted(stop.asked)
+            print_figures(asdict(demo.figures()), as_json)
+            if not exit_at_end and not stop.asked:
+                console.print(f"\nThe store is {path}: try `shoal clusters --store {path}` elsewhere.")
+                console.print("Ctrl-C ends the demo.")
+                while not stop.asked:
+                    time.sleep(0.1)
+
+
+@contextmanager
+def _store(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-demo-") as folder:
+        yield Path(folder)
+
+
+class _Wall:
+    """Pictures of the largest clusters, redrawn in place on a terminal, else a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._columns = max(1, min(8, console.width // CELL))
+        self._rows = max(1, min(3, (console.height - 9) // 7))
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._told = 0
+
+    @property
+    def places(self) -> int:
+        return self._columns * self._rows
+
+    def __enter__(self) -> _Wall:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def draw(self, frame: Frame) -> bool:
+        """Always True: go on."""
+        if self._live:
+            self._live.update(self._render(frame), refresh=True)
+        elif frame.items >= self._told + 256 or frame.items == frame.total or not self._told:
+            self._told = frame.items
+            largest = ", ".join(f"{s.size} x {s.digit} ({s.share:.0%})" for s in frame.largest[:5])
+            self._console.print(f"{_heading(frame)}; largest: {largest}", soft_wrap=True)
+        return True
+
+    def _render(self, frame: Frame) -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        cells = [self._cell(shown) for shown in frame.largest]
+        for first in range(0, len(cells), self._columns):
+            grid.add_row(*cells[first : first + self._columns])
+        stories = [Text(story, style="dim", overflow="ellipsis", no_wrap=True) for story in frame.stories]
+        return Group(Text(_heading(frame), style="bold"), grid, *stories)
+
+    def _cell(self, shown: Shown) -> RenderableType:
+        style = "green" if shown.share >= 0.9 else "yellow" if shown.share >= 0.6 else "red"
+        caption = Text(f"{shown.size} items\n{shown.share:.0%} are {shown.digit}", style=style)
+        return Group(_picture(shown, self._console.color_system is not None), caption, Text())
+
+
+def _heading(frame: Frame) -> str:
+    return (
+        f"{frame.items:,} of {frame.total:,} digits, {frame.clusters:,} clusters, {frame.rate:,.0f} items/s,"
+        f" version {frame.version}"
+    )
+
+
+def _picture(shown: Shown, in_color: bool) -> Text:
+    """8 x 8 grey pixels: two above each other in a half block, or one as a character."""
+    text = Text()
+    levels = shown.picture
+    for row in range(0, 8, 2):
+        for column in range(8):
+            upper, lower = float(levels[row, column]), float(levels[row + 1, column])
+            if in_color:
+                text.append("▀", Style(color=_grey(upper), bgcolor=_grey(lower)))
+            else:
+                text.append(SHADES[round((upper + lower) / 2 * (len(SHADES) - 1))])
+        text.append("\n")
+    text.right_crop(1)
+    return text
+
+
+def _grey(level: float) -> str:
+    value = round(255 * level)
+    return f"rgb({value},{value},{value})"
