@@ -228,6 +228,14 @@ class HnswIndex:
         self._live = 0
 
     @property
+    def dim(self) -> int:
+        return int(self.points.vectors.shape[1])
+
+    def file_size(self) -> int:
+        """Bytes that `save` has to have written."""
+        return int(self._graph.index_file_size())
+
+    @property
     def tombstones(self) -> int:
         return len(self._row_of) - self._live
 
@@ -307,6 +315,7 @@ class HnswIndex:
     def load(self, path: Path, labels: Int64, rows: Int32) -> None:
         """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
         with self._lock:
+            self._graph = hnswlib.Index(space="ip", dim=self.dim)
             self._graph.load_index(str(path))
             self._graph.set_ef(self.ef)  # a load sets it back to 10
             count = self._graph.get_current_count()

@@ -27,13 +27,10 @@ from engine.types import (
     Batch,
     Bool,
     Change,
-    Clusters,
     Int32,
     Int64,
     Items,
-    LineageEvent,
     Lists,
-    Trees,
 )
 
 _NO_IDS = np.empty(0, np.int64)
@@ -110,23 +107,24 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
     or arithmetic; `places` (n,): the stored level-0 tree of each item. The change's lists, moved
     items and trees are complete, and its ids follow the members.
     """
-    rows = state.hierarchy.base.nodes.all_rows()
-    before = np.zeros(state.hierarchy.base.capacity, np.int64)
+    base = state.hierarchy.base
+    rows = base.nodes.all_rows()
+    before = np.zeros(base.capacity, np.int64)
     before[rows] = places
     version = state.version + 1
     named, _, assignments = _name(state, rows, before, rows[:0], [], version)
     paths = lineage.distinct(named.trees.paths).tolist()
-    dim = state.hierarchy.shape.dim
+    none = np.empty((0, state.hierarchy.shape.dim), np.int16)
     return Change(
         version=version,
         time_ms=now_ms,
         epoch=state.calibration.epoch,
         counters=_adopt(state, named, version),
         positions={},
-        upserts=Items(_NO_IDS, [], np.empty((0, dim), np.int16), _NO_IDS, [], _NO_IDS),
+        upserts=Items(_NO_IDS, [], none, _NO_IDS, [], _NO_IDS),
         removed=[],
         lists=_lists(state, rows),
-        moved=(state.ids[rows], np.zeros(len(rows), np.int64), state.handles[state.hierarchy.base.root[rows]]),
+        moved=(state.ids[rows], np.zeros(len(rows), np.int64), state.handles[base.root[rows]]),
         trees={
             handle: tuple(i for i in path if i)
             for handle, path in zip(named.trees.handles.tolist(), paths, strict=True)

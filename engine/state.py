@@ -12,7 +12,7 @@ from engine.calibration import Calibration
 from engine.columns import Nodes
 from engine.hierarchy import Hierarchy, Model, Shape
 from engine.index import ExactIndex, HnswIndex
-from engine.types import Bool, Clusters, Epoch, Int32, Int64, Loaded, Trees
+from engine.types import Clusters, Epoch, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
 
@@ -97,6 +97,7 @@ class State:
             "next_tree": self.next_tree,
             "next_cluster": self.next_cluster,
             "calibrated_items": self.calibration.checked,
+            "levels": len(self.hierarchy.levels),
         }
 
     def final_clusters(self, rows: Int32) -> Int64:
@@ -110,15 +111,18 @@ class State:
         alive = base.nodes.all_rows()
         return alive[base.root[alive] == alive]
 
-    def settle(self, places: Int64) -> Bool:
-        """Give the level-0 trees the handles of a store: `places` (n,) by row, of each item.
+    def settle(self, places: Int64) -> bool:
+        """Give the level-0 trees their handles: `places` (n,), of the live rows in rising order.
 
-        Returns for each item whether its tree has but one handle, and so is the stored one.
+        Returns whether the items of a tree have one handle, and no two trees the same: else the
+        handles are of another partition.
         """
         base = self.hierarchy.base
         rows = base.nodes.all_rows()
         self.handles[base.root[rows]] = places
-        return self.handles[base.root[rows]] == places
+        handles = self.handles[self.roots()]
+        one_each = bool((self.handles[base.root[rows]] == places).all())
+        return one_each and np.array_equal(np.sort(handles), self.trees.handles)
 
 
 def final_of(trees: Trees, handles: Int64) -> Int64:

@@ -1,0 +1,344 @@
+"""The engine as a library: a collection in a store, changed in batches, asked at any moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from engine import arithmetic, pipeline, probe, snapshot, vectors
+from engine.columns import Nodes
+from engine.config import Settings
+from engine.errors import CorruptStore, InputError, StoreError
+from engine.hierarchy import Shape
+from engine.index import ExactIndex, HnswIndex
+from engine.model import LinkageModel
+from engine.probe import Answer
+from engine.state import State
+from engine.stopwatch import Stopwatch
+from engine.store import Store
+from engine.types import Applied, Batch, Int64, Loaded
+
+Key = str | bytes
+
+
+class Engine:
+    """One collection, open for writing. Methods may be called from several threads, one at a time runs.
+
+    >>> with Engine.open(settings) as engine:
+    ...     engine.upsert(["a", "b"], embeddings)
+    ...     keys, clusters = engine.labels()
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, model: LinkageModel, clock: Callable[[], float]
+    ) -> None:
+        self.settings, self.store, self.model = settings, store, model
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._state: State | None = None  # None: the dimension is not known yet
+        self._broken = ""
+        self._since_snapshot = 0
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings | None = None,
+        model: LinkageModel | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Engine:
+        """Open or create the store of `settings`. `clock` gives seconds since 1970.
+
+        Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
+        """
+        settings = settings or Settings()
+        model = model or load_model(settings)
+        store = Store.open(
+            settings.store.path,
+            store_config(settings, model),
+            map_bytes=settings.bounds.map_size_bytes,
+            free_bytes=settings.bounds.free_disk_min_bytes,
+            events_max_bytes=settings.retention.events_max_bytes,
+            events_max_age_ms=int(settings.retention.events_max_age_s * 1000),
+        )
+        try:
+            engine = cls(settings, store, model, clock)
+            engine._restore()
+        except BaseException:
+            store.close()
+            raise
+        return engine
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def version(self) -> int:
+        """The last committed version; 0: nothing yet."""
+        return self.store.version
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the vectors; None before the first one."""
+        return self._state.hierarchy.shape.dim if self._state else self.settings.collection.dim
+
+    def __len__(self) -> int:
+        return self._state.hierarchy.base.nodes.live if self._state else 0
+
+    def upsert(
+        self,
+        keys: Sequence[Key],
+        embeddings: ArrayLike,
+        times: ArrayLike | None = None,
+        payloads: Sequence[bytes] | None = None,
+        positions: Mapping[str, bytes] | None = None,
+    ) -> Applied:
+        """Insert items, or give known keys another vector; the last of equal keys counts.
+
+        `embeddings` (n, d) float; `times` (n,) ms since 1970, now by default; `payloads` JSON documents.
+        Raises InputError, naming the row, if anything cannot be used; then nothing has changed.
+        """
+        grid, bad = vectors.quantize(self._matrix(embeddings, len(keys)))
+        for row, reason in bad.items():
+            raise InputError(f"row {row} ({_encode(keys[row], row)!r}): {reason}; leave it out")
+        now = int(self._clock() * 1000)
+        stamps = np.full(len(keys), now) if times is None else np.asarray(times, np.int64)
+        last = {_encode(key, row): row for row, key in enumerate(keys)}
+        at = np.fromiter(last.values(), np.int64, len(last))
+        return self.apply(
+            Batch(
+                keys=list(last),
+                vectors=grid[at],
+                times=stamps[at].astype(np.int64),
+                payloads=[payloads[i] if payloads else b"" for i in at],
+                positions=dict(positions or {}),
+            )
+        )
+
+    def delete(self, keys: Sequence[Key], positions: Mapping[str, bytes] | None = None) -> Applied:
+        """Remove items; unknown keys are counted and change nothing."""
+        deletes = list(dict.fromkeys(_encode(key, row) for row, key in enumerate(keys)))
+        none = np.empty((0, self.dim or 1), np.int16)
+        return self.apply(Batch([], none, np.empty(0, np.int64), [], deletes, dict(positions or {})))
+
+    def apply(self, batch: Batch) -> Applied:
+        """Take a batch; when this returns, it is durable. Raises StoreError; then open the store again."""
+        with self._lock:
+            self._check_usable()
+            watch = Stopwatch()
+            state = self._state or self._begin(batch.vectors.shape[1], bool(len(batch.keys)))
+            if len(batch.keys) and batch.vectors.shape[1] != state.hierarchy.shape.dim:
+                raise InputError(_wrong_dimension(batch.vectors.shape[1], state.hierarchy.shape.dim))
+            self._broken = "a batch was cut short"
+            change, applied = pipeline.step(state, batch, int(self._clock() * 1000), watch)
+            self.store.commit(change)
+            watch.lap("store")
+            self._broken = ""
+            self._since_snapshot += applied.inserted + applied.moved
+            self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // 8))
+            return applied
+
+    def assign(self, embeddings: ArrayLike) -> list[Answer]:
+        """The cluster of each vector, were it inserted: that of its most probable linkage above tau.
+
+        `embeddings` (m, d) float. Changes nothing. Raises InputError as `upsert`.
+        """
+        matrix = np.atleast_2d(np.asarray(embeddings))
+        grid, bad = vectors.quantize(self._matrix(matrix, len(matrix)))
+        for row, reason in bad.items():
+            raise InputError(f"row {row}: {reason}")
+        with self._lock:
+            self._check_usable()
+            if not self._state:
+                return [probe.NEW] * len(grid)
+            return [probe.assign(self._state, self.model, vector) for vector in grid]
+
+    def labels(self) -> tuple[list[bytes], Int64]:
+        """All keys and the ids of their final clusters, (n,) int64, in no particular order."""
+        with self._lock:
+            self._check_usable()
+            if not self._state:
+                return [], np.empty(0, np.int64)
+            rows = self._state.hierarchy.base.nodes.all_rows()
+            return [self._state.keys[row] for row in rows.tolist()], self._state.final_clusters(rows)
+
+    def close(self) -> None:
+        """Save the index and let go of the store. Everything applied is durable already."""
+        with self._lock:
+            if not self._broken:
+                self._snapshot(least=1)
+            self._broken = "the engine is closed"
+            self._state = None
+            self.store.close()
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise StoreError(f"{self.store.path}: {self._broken}; open it again")
+
+    def _matrix(self, embeddings: ArrayLike, rows: int) -> Any:
+        matrix = np.asarray(embeddings)
+        if matrix.ndim != 2 or len(matrix) != rows or matrix.shape[1] == 0:
+            raise InputError(f"embeddings must have the shape ({rows}, d), not {matrix.shape}")
+        if self.dim is not None and matrix.shape[1] != self.dim:
+            raise InputError(_wrong_dimension(matrix.shape[1], self.dim))
+        return matrix
+
+    def _shape(self, dim: int) -> Shape:
+        return shape_of(self.settings, self.model, dim)
+
+    def _index(self, nodes: Nodes) -> ExactIndex | HnswIndex:
+        return index_of(self.settings, nodes)
+
+    def _begin(self, dim: int, decides: bool) -> State:
+        """The state of a collection without items."""
+        state = State.empty(self._shape(self.dim or dim), self.model, self.model.default_epoch, self._index)
+        state.version = self.store.version
+        if decides:
+            self._state = state
+        return state
+
+    def _restore(self) -> None:
+        loaded = self.store.load()
+        dim = self.store.config["dim"]
+        if dim is None:
+            return
+        state = State.of(loaded, self._shape(dim), self.model, self.model.default_epoch, self._index)
+        self._state = state
+        if not len(loaded.items.ids):
+            return
+        state.restore_lists(loaded)
+        base = state.hierarchy.base
+        rows = base.nodes.all_rows()
+        if isinstance(base.lists.index, HnswIndex):
+            known = snapshot.load(self.store.path, base.lists.index, state.ids, state.versions, rows)
+            self._since_snapshot = 0 if known else len(rows)
+        else:
+            base.lists.index.insert(rows)
+        state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+        self._settle(state, loaded)
+
+    def _settle(self, state: State, loaded: Loaded) -> None:
+        """The restored partition takes the stored names."""
+        if self.store.stale:
+            self.store.commit(pipeline.regenerate(state, loaded.places, int(self._clock() * 1000)))
+        elif not state.settle(loaded.places):
+            raise CorruptStore(
+                f"{self.store.path}: the stored clusters are not those of the stored lists; "
+                "`shoal rebuild` makes them anew"
+            )
+
+    def _snapshot(self, least: int) -> None:
+        state = self._state
+        if state is None or self._since_snapshot < least:
+            return
+        index = state.hierarchy.base.lists.index
+        if isinstance(index, HnswIndex):
+            try:
+                snapshot.save(self.store.path, state.version, index, state.ids)
+            except OSError:
+                # The index is a cache: without it the next start takes longer, nothing is lost.
+                pass
+        self._since_snapshot = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What `rebuild` made."""
+
+    version: int
+    items: int
+    clusters: int
+
+
+def rebuild(
+    settings: Settings, model: LinkageModel | None = None, clock: Callable[[], float] = time.time
+) -> Rebuilt:
+    """Cluster a store's items anew with the settings' model, calibration and index.
+
+    One version puts the new generation in place of the old; ids follow their members and what
+    changed is in the event log. Raises StoreError and InputError.
+    """
+    model = model or load_model(settings)
+    with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
+        loaded = store.load()
+        dim = store.config["dim"]
+        if dim is None:
+            raise InputError(f"{settings.store.path} is empty: there is nothing to rebuild")
+        shape = shape_of(settings, model, dim)
+        state = State.of(
+            loaded, shape, model, model.default_epoch, lambda nodes: index_of(settings, nodes)
+        )
+        state.calibration.card = model.default_epoch
+        state.calibration.begin()
+        rows = state.hierarchy.base.nodes.all_rows()
+        state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
+        change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
+        store.replace(change, {**store_config(settings, model), "dim": dim})
+        index = state.hierarchy.base.lists.index
+        if isinstance(index, HnswIndex):
+            snapshot.save(store.path, state.version, index, state.ids)
+        return Rebuilt(change.version, len(rows), len(np.unique(state.trees.paths[:, -1])))
+
+
+def load_model(settings: Settings) -> LinkageModel:
+    """The settings' model, or the one that ships with Shoal. Raises InputError."""
+    return LinkageModel.load(settings.model.path) if settings.model.path else LinkageModel.load()
+
+
+def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
+    """The clustering's configuration: settings, and the model card where they are silent."""
+    chosen = settings.model
+    k = model.k if chosen.k is None else chosen.k
+    return Shape(
+        dim=dim,
+        k=k,
+        tau=model.tau if chosen.tau is None else chosen.tau,
+        max_levels=chosen.max_levels or model.max_levels,
+        base_width=k + settings.bounds.slack,
+        peak_width=max(32, 2 * k),
+    )
+
+
+def store_config(settings: Settings, model: LinkageModel) -> dict[str, Any]:
+    """What the stored clusters depend on, as the store compares it."""
+    shape = shape_of(settings, model, 1)
+    return {
+        "collection": settings.collection.name,
+        "dim": settings.collection.dim,
+        "model": model.sha256,
+        "k": shape.k,
+        "tau": shape.tau,
+        "max_levels": shape.max_levels,
+        "arithmetic": arithmetic.fingerprint(),
+    }
+
+
+def index_of(settings: Settings, nodes: Nodes) -> ExactIndex | HnswIndex:
+    chosen = settings.index
+    if chosen.kind == "exact":
+        return ExactIndex(nodes)
+    return HnswIndex(nodes, M=chosen.M, ef_construction=chosen.ef_construction, ef=chosen.ef)
+
+
+def _encode(key: Key, row: int) -> bytes:
+    encoded = key.encode() if isinstance(key, str) else key
+    if not 1 <= len(encoded) <= 511:
+        raise InputError(f"row {row}: a key has 1 to 511 bytes, this one {len(encoded)}")
+    return encoded
+
+
+def _wrong_dimension(found: int, wanted: int) -> str:
+    return f"the vectors have {found} dimensions, the collection {wanted}"
+
+

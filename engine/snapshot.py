@@ -1,0 +1,140 @@
+"""The HNSW index on disk: a cache beside the store, never the truth.
+
+    index-<version>.hnsw   hnswlib's own format
+    index-<version>.json   manifest: version, parameters, SHA-256 and size of the graph
+    index-<version>.npz    live labels and their item ids
+
+A snapshot is written under another name, checked, synced and renamed; its manifest comes last and
+makes it valid. Two are kept. One that does not match in every point is passed over: the index is then
+built from the vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.index import HnswIndex
+from engine.types import Int32, Int64
+
+_KEPT = 2
+# hnswlib can crash the process on a broken file, so the first load happens in another one.
+_PROBE = "import hnswlib, sys; hnswlib.Index(space='ip', dim=int(sys.argv[2])).load_index(sys.argv[1])"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    version: int
+    dim: int
+    M: int
+    ef_construction: int
+    elements: int
+    bytes: int
+    sha256: str
+    labels_sha256: str
+
+
+def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
+    """Write the index as of a version; `ids`: by row, of the items. Raises OSError."""
+    stem = folder / f"index-{version}"
+    graph, labels_file = stem.with_suffix(".hnsw"), stem.with_suffix(".npz")
+    temporary = folder / "index.saving"
+    labels, rows = index.save(temporary)
+    expected = index.file_size()
+    size = temporary.stat().st_size
+    if size != expected:
+        temporary.unlink()
+        raise OSError(f"{temporary} has {size} bytes instead of {expected}: is the disk full?")
+    digest = _commit(temporary, graph)
+    with open(temporary, "wb") as file:
+        np.savez(file, labels=labels, ids=ids[rows])
+    manifest = Manifest(
+        version, index.dim, index.M, index.ef_construction, len(labels), size, digest,
+        _commit(temporary, labels_file),
+    )  # fmt: skip
+    temporary.write_text(json.dumps(asdict(manifest)))
+    _commit(temporary, stem.with_suffix(".json"))
+    for old in _versions(folder)[_KEPT:]:
+        for suffix in (".json", ".hnsw", ".npz"):
+            (folder / f"index-{old}{suffix}").unlink(missing_ok=True)
+
+
+def load(folder: Path, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
+    """Fill an empty index from the newest good snapshot and bring it up to date.
+
+    `ids`, `versions`: by row, of items and their vectors; `rows`: the live ones. Returns whether
+    there was a snapshot to use; without one all rows are inserted.
+    """
+    for version in _versions(folder):
+        found = _read(folder / f"index-{version}", index)
+        if found is None:
+            continue
+        labels, items = found
+        order = np.argsort(ids[rows])
+        by_id = rows[order]
+        at = np.minimum(np.searchsorted(ids[by_id], items), max(0, len(by_id) - 1))
+        if not len(by_id):
+            break
+        valid = (ids[by_id[at]] == items) & (versions[by_id[at]] <= version)
+        held = by_id[at[valid]]
+        index.load(folder / f"index-{version}.hnsw", labels[valid], held)
+        missing = np.ones(len(ids), np.bool_)
+        missing[held] = False
+        index.insert(rows[missing[rows]])
+        return True
+    index.insert(rows)
+    return False
+
+
+def _read(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
+    graph, labels_file = stem.with_suffix(".hnsw"), stem.with_suffix(".npz")
+    try:
+        manifest = Manifest(**json.loads(stem.with_suffix(".json").read_text()))
+        usable = (
+            (manifest.dim, manifest.M, manifest.ef_construction)
+            == (index.dim, index.M, index.ef_construction)
+            and graph.stat().st_size == manifest.bytes
+            and _digest(graph) == manifest.sha256
+            and _digest(labels_file) == manifest.labels_sha256
+        )
+        if not usable:
+            return None
+        with np.load(labels_file, allow_pickle=False) as saved:
+            labels, items = saved["labels"], saved["ids"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    probe = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(graph), str(index.dim)], capture_output=True, check=False
+    )
+    return (labels, items) if probe.returncode == 0 else None
+
+
+def _versions(folder: Path) -> list[int]:
+    """Versions that have a manifest, newest first."""
+    names = (path.stem.removeprefix("index-") for path in folder.glob("index-*.json"))
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _commit(temporary: Path, goal: Path) -> str:
+    """Make a finished file durable under its own name; returns its SHA-256."""
+    handle = os.open(temporary, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    digest = _digest(temporary)
+    os.replace(temporary, goal)
+    handle = os.open(goal.parent, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    return digest
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
