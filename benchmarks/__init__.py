@@ -1,0 +1,1 @@
+"""Benchmarks: each prints the machine, a table and its figures, and writes them with --json FILE."""
