@@ -296,6 +296,16 @@ def test_a_handle_follows_the_largest_part_and_its_path_tells_the_rest() -> None
     assert [(e.event, e.cluster, e.size) for e in found.events] == [("emerge", 40, 1)]
 
 
+def test_a_cluster_that_reaches_further_down_gets_a_record() -> None:
+    """Two level-0 trees become one: the cluster has the same members, and is now the level-0 tree too."""
+    world, rng = World(), np.random.default_rng(0)
+    world.step([{1: 1, 2: 2}, {1: 2, 2: 2}], rng)
+    found = world.step([{1: 2, 2: 2}, {1: 2, 2: 2}], rng)
+    changed = [(c.id, c.finest, c.changed, c.ended, c.into) for c in found.changed_clusters]
+    assert changed == [(1, 0, 1, 0, ()), (2, 0, 1, 2, (1,)), (3, 0, 1, 2, (1,))]
+    assert found.events == []
+
+
 def test_twenty_thousand_trees_cost_milliseconds() -> None:
     rng = np.random.default_rng(1)
     n = 20_000

@@ -283,10 +283,32 @@ def test_every_flipped_value_byte_is_detected(tmp_path: Path) -> None:
         (folder / "data.mdb").write_bytes(bad)
         with pytest.raises(CorruptStore, match=f"table {table}, key "):
             walk(folder)
-        (folder / "unclean").touch()
-        with pytest.raises(CorruptStore, match="was not closed and is damaged"):
-            Store.open(folder)
+        if table in LOADED:
+            with Store.open(folder) as store, pytest.raises(CorruptStore, match=f"table {table}, key "):
+                store.load()
+        if number % 4 == 0:  # a process each
+            (folder / "unclean").touch()
+            with pytest.raises(CorruptStore, match="was not closed and is damaged"):
+                Store.open(folder)
         shutil.rmtree(folder)
+
+
+LOADED = {"items", "lists", "places", "trees", "clusters", "positions"}
+
+
+def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
+    toy = Toy(16)
+    with Store.open(tmp_path, CONFIG) as store:
+        store.commit(toy.step())
+        entries = len(list(store.rows("members")))
+    data = bytearray((tmp_path / "data.mdb").read_bytes())
+    for at in occurrences(bytes(data), b"members"):  # the table's record follows its name
+        count = at + len("members") + 32
+        if int.from_bytes(data[count : count + 8], "little") == entries:
+            data[count] += 1
+    (tmp_path / "data.mdb").write_bytes(data)
+    with pytest.raises(CorruptStore, match=f"table members has {entries} rows, not {entries + 1}"):
+        walk(tmp_path)
 
 
 def occurrences(data: bytes, part: bytes) -> Iterator[int]:
@@ -349,7 +371,8 @@ def test_a_write_that_the_disk_refuses_keeps_every_version_before(tmp_path: Path
     assert done.returncode == 0, done.stderr
     first, then = done.stdout.splitlines()
     assert "the disk refused a write" in first
-    assert then != "StoreFull"  # nothing more is tried
+    assert then == "StoreError"  # nothing more is tried
+    assert (tmp_path / "unclean").exists()  # and what is there is read before it is used again
     toy = Toy(14)
     for _ in range(int(first.split()[0])):
         toy.step(200)
@@ -393,10 +416,12 @@ def test_list_rows_are_encoded_by_columns() -> None:
         rng.integers(-1, 2**47, (n, 16)),
         rng.integers(-(2**28), 2**28, (n, 16)).astype(np.int32),
     )
-    start = time.perf_counter()
-    rows = schema.seal_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
-    took = time.perf_counter() - start
-    assert took < 0.4, f"{took=}"  # 20 ms where it was written
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        rows = schema.seal_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.4, f"{took=}"  # 20 ms where it was written
     found = schema.read_lists(*schema.unseal_rows("lists", rows))
     assert np.array_equal(found.neighbors, lists.neighbors)
     assert np.array_equal(found.dots, lists.dots)
