@@ -1,6 +1,6 @@
-"""Pin the arithmetic before torch, DGL and numba are loaded, and name what came of it.
+"""Pin the arithmetic before torch and DGL are loaded, and name what came of it.
 
-Import this module before any of them. The clustering is a function of its input to the bit, but
+Import this module before either of them. The clustering is a function of its input to the bit, but
 only on one arithmetic: kernels for AVX2 and AVX-512 add in different orders. What can be pinned is
 pinned here; `fingerprint` names the rest, so that a store written elsewhere is noticed and what
 is derived in it is computed again.
@@ -14,7 +14,6 @@ import os
 PINS = {
     "MKL_CBWR": "AVX2,STRICT",  # one code branch in MKL's products, whatever the alignment
     "ATEN_CPU_CAPABILITY": "avx2",  # and in torch's own kernels
-    "NUMBA_DISABLE_INTEL_SVML": "1",  # its vector logarithm is not the scalar one
     "DGLBACKEND": "pytorch",  # else DGL asks on the terminal and writes to the home folder
 }
 
@@ -33,7 +32,9 @@ def fingerprint() -> str:
 
     grid = np.arange(1024 * 48, dtype=np.int64)
     left = torch.from_numpy(((grid * 7919 % 2003 - 1001) / 517).astype(np.float32).reshape(1024, 48))
-    right = torch.from_numpy(((grid[: 48 * 48] * 104729 % 1009 - 504) / 811).astype(np.float32).reshape(48, 48))
+    right = torch.from_numpy(
+        ((grid[: 48 * 48] * 104729 % 1009 - 504) / 811).astype(np.float32).reshape(48, 48)
+    )
     product = torch.addmm(right[0], left, right)
     parts = (product, torch.sigmoid(product[:, 0] / 16), product.abs().sqrt(), product.mean(1))
     digest = hashlib.sha256(torch.__version__.encode())

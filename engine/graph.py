@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from engine import arithmetic  # noqa: F401  (pins the arithmetic before DGL loads)
-from engine.types import Epoch, Float32, Float64, Int16, Int32, KnnGraph
+from engine.types import Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
 
 import dgl  # isort: skip
 import torch  # isort: skip
@@ -127,7 +128,9 @@ def _dot(a: Int16, b: Int16) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _standardise(row: Float32, raw: Float64, low: Float64, high: Float64, center: Float64, scale: Float64) -> None:
+def _standardise(
+    row: Float32, raw: Float64, low: Float64, high: Float64, center: Float64, scale: Float64
+) -> None:
     for f in range(raw.shape[0]):
         row[f] = (min(max(raw[f], low[f]), high[f]) - center[f]) / scale[f]
 
@@ -139,35 +142,50 @@ def _inner(size: int, tightness: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _node_kernel(out, rows, k, dots, degree, size, average, is_base, mean, deviation, low, high, center, scale):  # type: ignore[no-untyped-def]
+def _node_kernel(
+    out: Any,
+    rows: Any,
+    k: Any,
+    dots: Any,
+    degree: Any,
+    size: Any,
+    average: Any,
+    is_base: Any,
+    mean: Any,
+    deviation: Any,
+    low: Any,
+    high: Any,
+    center: Any,
+    scale: Any,
+) -> None:
     raw = np.zeros(out.shape[1])
     log_unit = _log_distance(mean)
     for t in range(rows.shape[0]):
         i = rows[t]
         n = degree[i]
         raw[:] = 0.0
-        z_sum = z_square = l_sum = l_square = 0.0
-        z = l = 0.0
+        z_sum = z_square = log_sum = log_square = 0.0
+        z = log = 0.0
         for r in range(k):
             if r < n:
                 s = dots[i, r] * UNIT
-                before = l
+                before = log
                 z = _squash((s - mean) / deviation)
-                l = _log_distance(s) - log_unit
+                log = _log_distance(s) - log_unit
                 z_sum += z
                 z_square += z * z
-                l_sum += l
-                l_square += l * l
+                log_sum += log
+                log_square += log * log
                 if r > 0:
-                    raw[2 * k + r - 1] = l - before
+                    raw[2 * k + r - 1] = log - before
             raw[r] = z  # beyond a short list its last entry is repeated
-            raw[k + r] = l
+            raw[k + r] = log
         f = 3 * k - 1
         if n > 0:
             raw[f] = z_sum / n
             raw[f + 1] = math.sqrt(max(z_square / n - (z_sum / n) ** 2, 0.0))
-            raw[f + 2] = l_sum / n
-            raw[f + 3] = math.sqrt(max(l_square / n - (l_sum / n) ** 2, 0.0))
+            raw[f + 2] = log_sum / n
+            raw[f + 3] = math.sqrt(max(log_square / n - (log_sum / n) ** 2, 0.0))
         raw[f + 4] = n / k
         raw[f + 5] = math.log(float(size[i]))
         tightness = 1.0
@@ -198,9 +216,25 @@ def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) ->
 
 
 @njit(cache=True, nogil=True)
-def _edge_kernel(  # type: ignore[no-untyped-def]
-    out, sources, ranks, k, neighbors, dots, degree, size, identity, average, is_base, mean, deviation, low, high, center, scale
-):
+def _edge_kernel(
+    out: Any,
+    sources: Any,
+    ranks: Any,
+    k: Any,
+    neighbors: Any,
+    dots: Any,
+    degree: Any,
+    size: Any,
+    identity: Any,
+    average: Any,
+    is_base: Any,
+    mean: Any,
+    deviation: Any,
+    low: Any,
+    high: Any,
+    center: Any,
+    scale: Any,
+) -> None:
     raw = np.zeros(out.shape[1])
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
@@ -211,7 +245,7 @@ def _edge_kernel(  # type: ignore[no-untyped-def]
         j = neighbors[i, r]
         s = dots[i, r] * UNIT
         z = _squash((s - mean) / deviation)
-        l = _log_distance(s)
+        log = _log_distance(s)
         back = k
         common = common_near = 0
         for b in range(degree[j]):
@@ -224,7 +258,7 @@ def _edge_kernel(  # type: ignore[no-untyped-def]
                     if a < near and b < near:
                         common_near += 1
         raw[0] = z
-        raw[1] = l - log_unit
+        raw[1] = log - log_unit
         raw[2] = r / k
         raw[3] = back / k
         raw[4] = 1.0 if back < k else 0.0
@@ -237,14 +271,14 @@ def _edge_kernel(  # type: ignore[no-untyped-def]
             _summary(dots[j], degree[j], mean, deviation, ends[1])
         else:
             ends[1, :3] = z
-            ends[1, 3:] = l
+            ends[1, 3:] = log
         for e in range(2):
             for c in range(3):
                 raw[7 + 6 * e + c] = z - ends[e, c]
-                raw[10 + 6 * e + c] = l - ends[e, 3 + c]
+                raw[10 + 6 * e + c] = log - ends[e, 3 + c]
         if is_base:
             raw[19] = raw[20] = raw[21] = z
-            raw[22] = raw[23] = raw[24] = l - log_unit
+            raw[22] = raw[23] = raw[24] = log - log_unit
             raw[25] = raw[26] = 0.0
         else:
             cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
@@ -284,7 +318,8 @@ def edge_features(
     deviation = max(epoch.deviation, MIN_DEVIATION)
     _edge_kernel(
         out, sources, ranks, graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity,
-        graph.mean, graph.is_base, epoch.mean, deviation, ranges.low, ranges.high, ranges.center, ranges.scale,
+        graph.mean, graph.is_base, epoch.mean, deviation,
+        ranges.low, ranges.high, ranges.center, ranges.scale,
     )  # fmt: skip
 
 
@@ -300,7 +335,7 @@ def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) ->
 
 
 @njit(cache=True, nogil=True)
-def _list_edges(rows, degree, sources, ranks):  # type: ignore[no-untyped-def]
+def _list_edges(rows: Any, degree: Any, sources: Any, ranks: Any) -> None:
     t = 0
     for row in rows:
         for r in range(degree[row]):
@@ -318,7 +353,9 @@ def list_edges(graph: KnnGraph, rows: Int32) -> tuple[Int32, Int32]:
 
 
 @njit(cache=True, nogil=True)
-def _frontier(rows, sources, ranks, neighbors, nodes, heads, tails, place):  # type: ignore[no-untyped-def]
+def _frontier(
+    rows: Any, sources: Any, ranks: Any, neighbors: Any, nodes: Any, heads: Any, tails: Any, place: Any
+) -> int:
     count = rows.shape[0]
     for t in range(count):
         nodes[t] = rows[t]
@@ -331,7 +368,7 @@ def _frontier(rows, sources, ranks, neighbors, nodes, heads, tails, place):  # t
             count += 1
         heads[t] = place[sources[t]]
         tails[t] = place[node]
-    return count
+    return int(count)
 
 
 def frontier(graph: KnnGraph, rows: Int32, sources: Int32, ranks: Int32) -> tuple[Int32, Int32, Int32]:
@@ -355,7 +392,7 @@ def add_ends(out: Float32, ends: Float32, left: int, right: int, heads: Int32, t
             out[t, c] = max((out[t, c] + ends[i, left + c]) + ends[j, right + c], np.float32(0.0))
 
 
-def message_block(degrees: Int32, tails: Int32, nodes: int) -> dgl.DGLGraph:
+def message_block(degrees: Int32, tails: Int32 | Int64, nodes: int) -> dgl.DGLGraph:
     """Return the DGL block of one round of messages.
 
     Destination t has `degrees[t]` in-edges, in rank order; `tails` (e,) names their ends among

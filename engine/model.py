@@ -150,7 +150,9 @@ class LinkageModel:
         for chunk, first in enumerate(range(0, len(rows), CHUNK)):
             last = min(first + CHUNK, len(rows))
             edges = slice(stops[chunk], stops[chunk + 1])
-            messages = self._messages(graph, epoch, sources[edges], ranks[edges], ends, heads[edges], tails[edges])
+            messages = self._messages(
+                graph, epoch, sources[edges], ranks[edges], ends, heads[edges], tails[edges]
+            )
             block = message_block(graph.degree[rows[first:last]], tails[edges], len(nodes))
             self._update(ends[first:last], mean_messages(block, messages), out[first:last])
         return out.numpy()
@@ -186,7 +188,14 @@ class LinkageModel:
         return out
 
     def _messages(
-        self, graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32, ends: Tensor, heads: Int32, tails: Int32
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        sources: Int32,
+        ranks: Int32,
+        ends: Tensor,
+        heads: Int32,
+        tails: Int32,
     ) -> Tensor:
         """m_ij of some edges: (e, hidden). `heads` and `tails` are their ends' rows in `ends`."""
         weight, width = self._weights["message_edge.weight"], self.card.hidden
@@ -219,6 +228,10 @@ class LinkageModel:
                 tensors[f"{kind}.{name}"] = torch.from_numpy(value)
         return safetensors.torch.save(tensors)
 
+    def with_card(self, card: Card) -> LinkageModel:
+        """Return the same weights with another card."""
+        return LinkageModel(self.net, self.nodes, self.edges, card)
+
     def save(self, path: Path) -> None:
         """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
         path.write_bytes(self._bytes())
@@ -237,7 +250,9 @@ class LinkageModel:
             card = Card(**facts)
             tensors = safetensors.torch.load(path.read_bytes())
             nodes, edges = (
-                Ranges(*(tensors.pop(f"{kind}.{name}").numpy() for name in ("low", "high", "center", "scale")))
+                Ranges(
+                    *(tensors.pop(f"{kind}.{name}").numpy() for name in ("low", "high", "center", "scale"))
+                )
                 for kind in ("nodes", "edges")
             )
             net = Universal(UniversalConfig(card.k, card.hidden))
@@ -269,8 +284,8 @@ def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:
         block = message_block(graph.degree, targets, len(graph.degree))
         ends = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
         logits = net(block, x, e, *ends)
-        net.head_out.weight *= 3.0 / logits.std()
-        net.head_out.bias += 0.5 - net(block, x, e, *ends).median()
+        net.head_out.weight.mul_(3.0 / logits.std())
+        net.head_out.bias.add_(0.5 - net(block, x, e, *ends).median())
     return LinkageModel(net, nodes, edges, Card(k=k, hidden=hidden))
 
 

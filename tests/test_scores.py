@@ -14,7 +14,9 @@ def by_definition(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, floa
     both = (same_class & same_cluster).sum(axis=1)
     precision, recall = (both / same_cluster.sum(axis=1)).mean(), (both / same_class.sum(axis=1)).mean()
     off = ~np.eye(len(labels), dtype=bool)
-    true, found, hit = ((pairs & off).sum() for pairs in (same_class, same_cluster, same_class & same_cluster))
+    true, found, hit = (
+        (pairs & off).sum() for pairs in (same_class, same_cluster, same_class & same_cluster)
+    )
     return 2 * hit / (true + found), 2 * precision * recall / (precision + recall)
 
 
