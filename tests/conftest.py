@@ -38,16 +38,35 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that links: tests of everything else need no trained one."""
+    from engine.model import random_model
+
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    random_model(3).save(path)
+    return path
+
+
 @pytest.fixture
-def shoal(tmp_path: Path) -> Run:
+def shoal(tmp_path: Path, model: Path) -> Run:
     """`shoal("query", "a")` runs the command in an empty folder and returns the finished process."""
 
     def run(
         *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "engine", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment(env), capture_output=True, text=True, timeout=timeout_s
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment({"SHOAL_MODEL__PATH": str(model), **(env or {})}),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     return run
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "engine", *map(str, arguments)]

@@ -1,0 +1,99 @@
+"""Settings: what wins over what, and how mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import config
+from engine.config import Value
+from engine.errors import ConfigError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("SHOAL_"):
+            monkeypatch.delenv(name)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "shoal.toml", "[index]\nM = 8\nef = 50\nef_construction = 60\n[batch]\nsize = 7")
+    monkeypatch.setenv("SHOAL_INDEX__EF", "70")
+    monkeypatch.setenv("SHOAL_INDEX__EF_CONSTRUCTION", "80")
+    flags: dict[str, Value] = {"index.ef_construction": 90, "index.kind": None}
+    settings = config.load(path, flags)
+    index = settings.index
+    assert (index.kind, index.M, index.ef, index.ef_construction) == ("hnsw", 8, 70, 90)
+    assert (settings.batch.size, settings.store.path) == (7, Path("shoal-store"))
+
+
+def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("SHOAL_SERVICE_HOST", "10.0.0.1")
+    assert config.load().index.M == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[index]\nef = 'many'", ["index.ef", "'many'", "shoal.toml"]),
+        ("[index]\nef = 5", ["index.ef", "5", "greater than or equal to 10", "shoal.toml"]),
+        ("[index]\nkind = 'faiss'", ["index.kind", "'faiss'", "'hnsw' or 'exact'", "shoal.toml"]),
+        ("[index]\neff = 5", ["index.eff", "shoal.toml", "[index] has kind, M, ef_construction, ef"]),
+        ("[indices]\nef = 5", ["indices", "shoal.toml", "the sections are collection, store"]),
+        ("index = 5", ["index", "5", "shoal.toml"]),
+        ("[index", ["shoal.toml", "not TOML"]),
+        ("[model]\ntau = 1.5", ["model.tau", "1.5", "less than 1"]),
+        ("[bounds]\nkey_max_bytes = 512", ["bounds.key_max_bytes", "512", "less than or equal to 511"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config.load(write(tmp_path / "shoal.toml", text))
+    sentence = str(raised.value)
+    assert [word for word in words if word not in sentence] == []
+    assert "\n" not in sentence
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file .*nope\.toml"):
+        config.load(tmp_path / "nope.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\x00")
+    with pytest.raises(ConfigError, match="not TOML"):
+        config.load(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("SHOAL_INDEX__EF", "many", "index.ef = 'many' (in the environment variable SHOAL_INDEX__EF)"),
+        ("SHOAL_INDEX__EFF", "7", "SHOAL_INDEX__EFF sets nothing"),
+        ("SHOAL_INDICES__EF", "7", "the sections are"),
+        ("SHOAL_INDEX", "7", "environment"),
+    ],
+)
+def test_mistakes_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as raised:
+        config.load()
+    assert words in str(raised.value)
+
+
+def test_mistakes_in_flags() -> None:
+    with pytest.raises(ConfigError, match=r"index.kind = 'faiss' \(in the command line\)"):
+        config.load(None, {"index.kind": "faiss"})
