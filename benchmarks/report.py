@@ -24,9 +24,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and versions, as they matter to the figures."""
-    facts = dict(
-        line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line
-    )
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     names = {key.strip(): value.strip() for key, value in facts.items()}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {

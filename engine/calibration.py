@@ -32,6 +32,7 @@ class Calibration:
         self.epoch = epoch or card
         self.checked = checked
         self.items = 0
+        self._held = False
         self._total = np.zeros(dim, np.int64)
         self._gram = np.zeros((dim, dim), np.int64)
         # Of each self-dot only the difference from 2^28, so that the sum of squares fits int64.
@@ -50,16 +51,23 @@ class Calibration:
 
     def advance(self) -> bool:
         """Look whether it is time to; returns whether a new epoch began."""
-        if not self._due():
+        if self._held or not self._due():
             return False
-        self.checked = self.items if self.items >= LEAST_ITEMS else 0
-        current = self.measure() if self.checked else self.card
+        if self.items < LEAST_ITEMS:
+            self.checked, self.epoch = 0, self.card
+            return True
+        self.checked = self.items
+        current = self.measure()
         scale = max(self.epoch.deviation, LEAST_DEVIATION)
         moved = max(abs(current.mean - self.epoch.mean), abs(current.deviation - self.epoch.deviation))
         if moved <= DRIFT * scale:
             return False
         self.epoch = current
         return True
+
+    def hold(self, epoch: Epoch) -> None:
+        """This epoch for good: for clustering a collection from scratch as another one sees it."""
+        self.epoch, self._held = epoch, True
 
     def begin(self) -> None:
         """A new epoch now, whatever the drift: for a rebuild."""
@@ -78,10 +86,10 @@ class Calibration:
         return Epoch(mean, math.sqrt(max(0.0, second - mean * mean)), self.items)
 
     def _due(self) -> bool:
+        if self.items < LEAST_ITEMS:
+            return self.checked > 0  # back to the card
         if self.items < self.checked:
             return self.items <= 0.75 * self.checked
-        if self.items < LEAST_ITEMS:
-            return False
         if self.checked < EARLY_ITEMS:
             return self.items.bit_length() > self.checked.bit_length()
         return self.items >= 1.25 * self.checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,14 @@ class Engine:
     def dim(self) -> int | None:
         """Dimension of the vectors; None before the first one."""
         return self._state.hierarchy.shape.dim if self._state else self.settings.collection.dim
+
+    @property
+    def state(self) -> State:
+        """The live state, to look at between batches."""
+        self._check_usable()
+        if self._state is None:
+            raise InputError(f"{self.store.path} is empty")
+        return self._state
 
     def __len__(self) -> int:
         return self._state.hierarchy.base.nodes.live if self._state else 0
@@ -244,11 +253,9 @@ class Engine:
             return
         index = state.hierarchy.base.lists.index
         if isinstance(index, HnswIndex):
-            try:
+            # The index is a cache: without a snapshot the next start takes longer, nothing is lost.
+            with contextlib.suppress(OSError):
                 snapshot.save(self.store.path, state.version, index, state.ids)
-            except OSError:
-                # The index is a cache: without it the next start takes longer, nothing is lost.
-                pass
         self._since_snapshot = 0
 
 
@@ -276,9 +283,7 @@ def rebuild(
         if dim is None:
             raise InputError(f"{settings.store.path} is empty: there is nothing to rebuild")
         shape = shape_of(settings, model, dim)
-        state = State.of(
-            loaded, shape, model, model.default_epoch, lambda nodes: index_of(settings, nodes)
-        )
+        state = State.of(loaded, shape, model, model.default_epoch, lambda nodes: index_of(settings, nodes))
         state.calibration.card = model.default_epoch
         state.calibration.begin()
         rows = state.hierarchy.base.nodes.all_rows()
@@ -340,5 +345,3 @@ def _encode(key: Key, row: int) -> bytes:
 
 def _wrong_dimension(found: int, wanted: int) -> str:
     return f"the vectors have {found} dimensions, the collection {wanted}"
-
-

@@ -61,11 +61,12 @@ class Delta:
     touched: Int32
     gained_sizes: Int64  # (touched,)
     gained_sums: Int64  # (touched, d)
+    reshaped: Int32  # those of the touched whose size or rounded mean is another: what a model sees
 
     @classmethod
     def of(cls, new: Int32, gone: Int32) -> Delta:
         """Nodes that come and go, no others touched."""
-        return cls(new, gone, _NONE, np.empty(0, np.int64), np.empty((0, 0), np.int64))
+        return cls(new, gone, _NONE, np.empty(0, np.int64), np.empty((0, 0), np.int64), _NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class Level(Columns):
     ) -> tuple[Moves, Work]:
         """Cluster again what a batch affects; `everything`: all nodes (a new calibration)."""
         changed, self.rewritten = self.lists.update(delta.new, delta.gone, watch)
-        changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.touched)
+        changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.reshaped)
         return self.recluster(delta, changed, model, epoch, watch)
 
     def recluster(
@@ -296,8 +297,9 @@ class Hierarchy:
         fresh = np.concatenate([new, touched])
         means = np.empty((len(fresh), self.shape.dim), np.int16)
         round_means(upper.sums[fresh], upper.sizes[fresh], means)
+        differs = (means != upper.means[fresh]).any(axis=1)[len(new) :] | (sizes[stayed] != 0)
         upper.means[fresh] = means
-        return Delta(new, gone, touched, sizes[stayed], sums[stayed])
+        return Delta(new, gone, touched, sizes[stayed], sums[stayed], touched[differs])
 
 
 def _gains(lower: Level, delta: Delta, moves: Moves) -> tuple[Int32, Int64, Int64]:

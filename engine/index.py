@@ -115,8 +115,8 @@ class ExactIndex:
         (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); 2^-22 covers the bound's own
         conversion to float32.
         """
-        dim = self.points.vectors.shape[1]
-        return 1.01 * dim * 2.0**-24 + 2.0**-22
+        dim = int(self.points.vectors.shape[1])
+        return float(1.01 * dim * 2.0**-24 + 2.0**-22)
 
     def _similarities(self, rows: Int32) -> Any:
         points = self.points
@@ -279,7 +279,8 @@ class HnswIndex:
         neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
         if neighbors is None:
             return self._scan().search(rows, width)
-        return _score(self.points.vectors, self.points.hashes, rows, neighbors, width)
+        found, found_dots = _score(self.points.vectors, self.points.hashes, rows, neighbors, width)
+        return found, found_dots
 
     def query(self, queries: Int16, width: int) -> Int32:
         """Live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
@@ -298,7 +299,8 @@ class HnswIndex:
                 labels, _ = self._graph.knn_query(floats, k=count, num_threads=self.threads)
             except RuntimeError:  # fewer than `count` elements were reachable
                 return None
-            return self._row_of[labels.astype(np.int64)]
+            found: Int32 = self._row_of[labels.astype(np.int64)]
+            return found
 
     def _scan(self) -> ExactIndex:
         scan = ExactIndex(self.points)

@@ -102,15 +102,16 @@ class Neighborhood(Columns):
 
     def affected_nodes(self, changed: Int32) -> Int32:
         """`changed` and the nodes that have one of them in N(i), rising."""
-        return _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
+        held: Int32 = _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
+        return held
 
     def affected_edges(self, changed: Int32) -> tuple[Int32, Int32]:
         """Edges (source row, rank) with a changed end, ordered by source and rank."""
         rows = self.affected_nodes(changed)
         self.marks[changed] = 1
-        edges = _incident(rows, self.k, self.neighbors, self.lengths, self.marks)
+        sources, ranks = _incident(rows, self.k, self.neighbors, self.lengths, self.marks)
         self.marks[changed] = 0
-        return edges
+        return sources, ranks
 
     @property
     def _lists(self) -> tuple[Int32, Int32, Int32, Int32, Int32]:
@@ -156,7 +157,10 @@ class Neighborhood(Columns):
         return self._offer(lists, items, exact, complete)
 
     def _offer(self, lists: Int32, items: Int32, exact: Int32, complete: Any) -> Int32:
-        return _offer(lists, items, exact, complete, self.k, self.nodes.hashes, *self._lists, self.marks)
+        entered: Int32 = _offer(
+            lists, items, exact, complete, self.k, self.nodes.hashes, *self._lists, self.marks
+        )
+        return entered
 
 
 # --- kernels: lists and links -------------------------------------------------------------------
@@ -367,7 +371,7 @@ def _nearby(
             ordered = np.sort(candidates[:total])
             previous = np.int32(-1)
             for u in ordered:
-                if u == previous or u == x:
+                if u in (previous, x):
                     continue
                 previous = u
                 exact = dot(points[x], points[u])

@@ -12,6 +12,7 @@ and loaded again: the store is the truth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ _NO_IDS = np.empty(0, np.int64)
 class _Plan:
     """What a batch means for the items there are."""
 
-    fresh: Bool  # (n,) upserts that bring a new key
+    held: Int32  # (n,), the row that an upsert's key has, -1: the key is new
+    fresh: Bool  # (n,), the key is new
     moving: Int64  # upserts that give a known key another vector
     gone: Int32  # rows of deleted keys
     unknown: int  # deletes of unknown keys
@@ -135,30 +137,30 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
 
 
 def _sort_out(state: State, batch: Batch) -> _Plan:
-    known = np.fromiter((state.row_of.get(key, -1) for key in batch.keys), np.int32, len(batch.keys))
-    old = np.flatnonzero(known >= 0)
-    same = (state.hierarchy.base.nodes.vectors[known[old]] == batch.vectors[old]).all(axis=1)
+    held = np.fromiter((state.row_of.get(key, -1) for key in batch.keys), np.int32, len(batch.keys))
+    old = np.flatnonzero(held >= 0)
+    same = (state.hierarchy.base.nodes.vectors[held[old]] == batch.vectors[old]).all(axis=1)
     moving = old[~same]
     deleted = [state.row_of[key] for key in batch.deletes if key in state.row_of]
     return _Plan(
-        fresh=known < 0,
+        held=held,
+        fresh=held < 0,
         moving=moving,
         gone=np.array(deleted, np.int32),
         unknown=len(batch.deletes) - len(deleted),
-        moved_from=known[moving],
+        moved_from=held[moving],
     )
 
 
 def _register(state: State, batch: Batch, plan: _Plan, rows: Int32, version: int) -> Items:
     """Give the arrivals their rows and ids; returns the item rows to write, by rising id."""
     new = np.flatnonzero(plan.fresh)
-    known = np.flatnonzero(~plan.fresh)
+    known = ~plan.fresh
     ids = np.zeros(len(batch.keys), np.int64)
     versions = np.full(len(batch.keys), version, np.int64)
     ids[new] = np.arange(state.next_item, state.next_item + len(new))
     state.next_item += len(new)
-    held = np.array([state.row_of[batch.keys[i]] for i in known], np.int32)
-    ids[known], versions[known] = state.ids[held], state.versions[held]
+    ids[known], versions[known] = state.ids[plan.held[known]], state.versions[plan.held[known]]
     versions[plan.moving] = version
     for row in plan.gone.tolist():
         del state.row_of[state.keys[row]]
@@ -233,6 +235,8 @@ def _assignments(
     previous = final_of(state.trees, before)
     current = named.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
+    # By item id: rows are numbered otherwise after a restart, and events must come in the same order.
+    changed = changed[np.argsort(state.ids[rows[changed]])]
     concerned, which = np.unique(trees[changed], return_inverse=True)
     paths = [tuple(i for i in path if i) for path in lineage.distinct(named.paths[concerned]).tolist()]
     columns = (rows[changed], current[changed], previous[changed], which)
@@ -259,7 +263,7 @@ def _ancestors(state: State, roots: Int32) -> tuple[Int64, Int64]:
     peaks = [state.ids[roots]]
     item = np.arange(levels[0].capacity, dtype=np.int32)  # row of the level -> row of its peak's item
     at = roots
-    for lower, level in zip(levels, levels[1:], strict=False):
+    for lower, level in itertools.pairwise(levels):
         item = np.where(level.below >= 0, item[level.below], -1)
         at = level.root[lower.above[at]]
         labels.append(at.astype(np.int64))
@@ -270,7 +274,8 @@ def _ancestors(state: State, roots: Int32) -> tuple[Int64, Int64]:
 def _tree_sizes(state: State, roots: Int32) -> Int64:
     levels = state.hierarchy.levels
     if len(levels) == 1:
-        return np.ones(len(roots), np.int64)
+        base = levels[0]
+        return np.bincount(base.root[base.nodes.all_rows()], minlength=base.capacity)[roots]
     return levels[1].sizes[levels[0].above[roots]]
 
 

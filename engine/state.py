@@ -109,7 +109,8 @@ class State:
         """The peaks of level 0, int32, rising."""
         base = self.hierarchy.base
         alive = base.nodes.all_rows()
-        return alive[base.root[alive] == alive]
+        roots: Int32 = alive[base.root[alive] == alive]
+        return roots
 
     def settle(self, places: Int64) -> bool:
         """Give the level-0 trees their handles: `places` (n,), of the live rows in rising order.
