@@ -252,7 +252,7 @@ def main() -> None:
         complain(f"shoal: {problem}")
         sys.exit(problem.exit_code)
     except Interrupted as stopped:
-        complain(f"shoal: stopped by {stopped.name}.")
+        complain(f"shoal: {stopped.sentence}")
         raise
 
 

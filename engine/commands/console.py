@@ -52,9 +52,9 @@ def moment(time_ms: int) -> str:
 class Interrupted(SystemExit):
     """A signal ended the command; the exit code is 128 + its number, as shells have it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, where: str = "") -> None:
         super().__init__(128 + number)
-        self.name = signal.Signals(number).name
+        self.sentence = f"stopped by {signal.Signals(number).name}{where}."
 
 
 class Stop:

@@ -15,7 +15,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from engine.commands.console import Interrupted, Stop, complain
+from engine.commands.console import Interrupted, Stop
 from engine.commands.learn import print_figures
 from engine.config import Settings, StoreSettings
 from engine.demo import Demo, Digits, Frame, Shown, Source
@@ -48,8 +48,7 @@ def run(
             with wall:
                 ended = demo.run(source, lambda frame: wall.draw(frame) and not stop.asked)
             if not ended:
-                complain("shoal: stopped before the stream ended.")
-                raise Interrupted(stop.asked)
+                raise Interrupted(stop.asked, " before the stream ended")
             print_figures(asdict(demo.figures()), as_json)
             if not exit_at_end and not stop.asked:
                 console.print(f"\nThe store is {path}: try `shoal clusters --store {path}` elsewhere.")

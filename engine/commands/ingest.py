@@ -72,8 +72,7 @@ def ingest(
         unusable += work.run(sources, strict)
     work.tell(unusable)
     if work.stopped:
-        complain(f"shoal: stopped by {work.stopped.name} {work.place}; the same command goes on from there.")
-        raise work.stopped
+        raise Interrupted(work.stopped, f" {work.place}; the same command goes on from there")
     if unusable:
         raise InputError(f"{len(unusable)} of {len(paths)} files could not be used: {', '.join(unusable)}.")
 
@@ -86,7 +85,7 @@ class _Work:
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
         self.version, self.seconds, self.place = 0, 0.0, ""
-        self.stopped: Interrupted | None = None
+        self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[Source], strict: bool) -> list[str]:
         """Returns the files that failed half-way."""
@@ -104,7 +103,7 @@ class _Work:
                     complain(f"shoal: {problem}")
                     failed.append(str(source.path))
                 if stop.asked:
-                    self.stopped = Interrupted(stop.asked)
+                    self.stopped = stop.asked
                     break
             self.seconds = time.perf_counter() - start
             self.version = engine.version
