@@ -90,8 +90,6 @@ class BoundsSettings(_Section):
     record_max_bytes: int = Field(2**20, ge=2**10, le=2**30)  # one line of a .jsonl file
     map_size_bytes: int = Field(2**36, ge=2**20)  # address space set aside for LMDB; it grows when full
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
-    peaks_exact_max: int = Field(30_000, ge=0)  # supernodes searched exactly; an index above that
-    search_width: int = Field(100, ge=16, le=10_000)  # neighbours an insert looks at
     snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
 

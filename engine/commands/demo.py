@@ -110,7 +110,8 @@ class _Wall:
     def _cell(self, shown: Shown) -> RenderableType:
         style = "green" if shown.share >= 0.9 else "yellow" if shown.share >= 0.6 else "red"
         caption = Text(f"{shown.size} items\n{shown.share:.0%} are {shown.digit}", style=style)
-        return Group(_picture(shown, self._console.color_system is not None), caption, Text())
+        in_color = self._console.color_system is not None and not self._console.no_color
+        return Group(_picture(shown, in_color), caption, Text())
 
 
 def _heading(frame: Frame) -> str:
