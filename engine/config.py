@@ -92,6 +92,8 @@ class BoundsSettings(_Section):
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
     snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
+    search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
+    holders_max: int = Field(64, ge=0, le=10_000)  # hnsw: list holders offered a new item, per neighbour
 
 
 class Settings(BaseSettings):

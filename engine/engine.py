@@ -312,6 +312,8 @@ def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
         max_levels=chosen.max_levels or model.max_levels,
         base_width=k + settings.bounds.slack,
         peak_width=max(32, 2 * k),
+        search_width=settings.bounds.search_width,
+        holders_max=settings.bounds.holders_max,
     )
 
 

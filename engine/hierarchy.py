@@ -50,6 +50,8 @@ class Shape:
     max_levels: int
     base_width: int = 16  # neighbours kept per item
     peak_width: int = 32  # neighbours kept per supernode: peaks come and go
+    search_width: int = 100  # see `Neighborhood`
+    holders_max: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,14 @@ class Level(Columns):
         self.shape, self.is_base = shape, is_base
         self.nodes = Nodes(shape.dim)
         width = shape.base_width if is_base else shape.peak_width
-        self.lists = Neighborhood(self.nodes, index(self.nodes), k=shape.k, width=max(width, shape.k))
+        self.lists = Neighborhood(
+            self.nodes,
+            index(self.nodes),
+            k=shape.k,
+            width=max(width, shape.k),
+            search_width=shape.search_width,
+            holders_max=shape.holders_max,
+        )
         self.peaks = 0
         self.rewritten = _NONE  # rows whose list changed in the last update
 

@@ -28,7 +28,7 @@ class Neighborhood(Columns):
     """Lists of the nodes of one level and the index that finds them.
 
     `search_width`: candidates asked of an HNSW index for each new node.
-    `reverse_max`: list holders looked at per neighbour when an HNSW index cannot name all entrants.
+    `holders_max`: list holders looked at per neighbour when an HNSW index cannot name all entrants.
     """
 
     neighbors: Int32  # (capacity, width), -1 pads
@@ -46,7 +46,7 @@ class Neighborhood(Columns):
         k: int,
         width: int,
         search_width: int = 100,
-        reverse_max: int = 64,
+        holders_max: int = 64,
     ) -> None:
         super().__init__(
             {
@@ -60,7 +60,7 @@ class Neighborhood(Columns):
         )
         self.nodes, self.index = nodes, index
         self.k, self.width = k, width
-        self.search_width, self.reverse_max = max(search_width, width), reverse_max
+        self.search_width, self.holders_max = max(search_width, width), holders_max
 
     def update(self, new: Int32, gone: Int32, watch: Stopwatch) -> tuple[Int32, Int32]:
         """Nodes came and went (already so in `nodes`).
@@ -151,7 +151,7 @@ class Neighborhood(Columns):
     def _enter_near(self, new: Int32, found: Int32, complete: Any) -> Int32:
         """Offer the newcomers to the lists near them, and those lists' owners to the newcomers."""
         lists, items, exact = _nearby(
-            new, found, self.k, self.reverse_max, self.nodes.vectors, self.nodes.hashes, complete,
+            new, found, self.k, self.holders_max, self.nodes.vectors, self.nodes.hashes, complete,
             self.neighbors, self.dots, self.lengths, self.heads, self.links,
         )  # fmt: skip
         return self._offer(lists, items, exact, complete)
@@ -338,13 +338,13 @@ def _offer(
 
 @njit(cache=True, parallel=True, nogil=True)
 def _nearby(
-    new: Any, found: Any, k: Any, reverse_max: Any, points: Any, hashes: Any, complete: Any,
+    new: Any, found: Any, k: Any, holders_max: Any, points: Any, hashes: Any, complete: Any,
     neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any,
 ) -> Any:  # fmt: skip
     """Pairs (list, item, dot) worth offering: each new node with what its own search found and with
     the holders of its k nearest, both ways."""
     width = neighbors.shape[1]
-    most = found.shape[1] + k * reverse_max
+    most = found.shape[1] + k * holders_max
     chunk = 64
     chunks = (len(new) + chunk - 1) // chunk
     parts = [np.empty((0, 3), np.int32) for _ in range(chunks)]
@@ -362,7 +362,7 @@ def _nearby(
                     total += 1
             for w in range(min(k, lengths[x])):
                 cell = heads[neighbors[x, w]]
-                for _ in range(reverse_max):
+                for _ in range(holders_max):
                     if cell < 0:
                         break
                     candidates[total] = cell // width
