@@ -210,7 +210,7 @@ class Level(Columns):
             rows, k, np.float32(self.shape.tau), lists.neighbors, lists.lengths, self.nodes.hashes,
             self.linkage, self.density,
         )  # fmt: skip
-        rehung = rows[parent != self.parent[rows]]
+        rehung: Int32 = rows[parent != self.parent[rows]]
         self.parent[rows] = parent
         return rehung
 
@@ -222,7 +222,7 @@ class Level(Columns):
             np.union1d(rehung, delta.new), self.parent, self.root, lists.heads, lists.links, lists.marks
         )
         was_peak = np.count_nonzero(before == rows) + np.count_nonzero(before_gone == gone)
-        self.peaks += np.count_nonzero(self.root[rows] == rows) - was_peak
+        self.peaks += int(np.count_nonzero(self.root[rows] == rows) - was_peak)
         return Moves(
             np.concatenate([rows, gone]),
             np.concatenate([before, before_gone]),
@@ -260,7 +260,7 @@ class Hierarchy:
     def _climb(
         self, delta: Delta, moves: Moves, epoch: Epoch, everything: bool, watch: Stopwatch
     ) -> list[Work]:
-        works = []
+        works: list[Work] = []
         for at in range(1, self.shape.max_levels):
             lower = self.levels[at - 1]
             released = delta.gone

@@ -19,6 +19,7 @@ from engine.errors import InputError
 from engine.types import Float32, Float64, Int64
 
 Rng = np.random.Generator
+LEAST_DIM = 4
 MOST_TEXTS = 6000  # of a file, embedded again
 
 
@@ -59,7 +60,6 @@ def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Colle
     """Character and word n-grams: TF-IDF, then a random projection or the leading components (LSA)."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.random_projection import SparseRandomProjection
 
     seed = int(rng.integers(1 << 31))
     rows = rng.permutation(len(texts))[:MOST_TEXTS]
@@ -71,12 +71,15 @@ def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Colle
         ("char_wb", (3, 5), 64, True),
     ):
         count = TfidfVectorizer(analyzer=analyzer, ngram_range=grams, max_features=20_000, sublinear_tf=True)
-        reduce = (
-            TruncatedSVD(dim, n_iter=2, random_state=seed)
-            if leading
-            else SparseRandomProjection(dim, dense_output=True, random_state=seed)
-        )
-        emb = np.asarray(reduce.fit_transform(count.fit_transform(texts)), dtype=np.float32)
+        counts = count.fit_transform(texts)
+        dim = min(dim, counts.shape[1] - 1)
+        if dim < LEAST_DIM:
+            continue
+        if leading:
+            emb = TruncatedSVD(dim, n_iter=2, random_state=seed).fit_transform(counts)
+        else:
+            emb = counts @ rng.normal(size=(counts.shape[1], dim))
+        emb = emb.astype(np.float32)
         usable = np.linalg.norm(emb, axis=1) > 1e-6
         kind = f"{collection.name}:{analyzer}{grams[0]}-{grams[1]}"
         out.append(Collection(kind, emb[usable], labels[usable]))

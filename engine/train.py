@@ -79,7 +79,7 @@ def train(
     trainer = Trainer(sources, plan)
     best, best_score, chosen = None, -1.0, {}
     started, checked = time.monotonic(), 0
-    while (share := (time.monotonic() - started) / (60.0 * plan.minutes)) < 1.0 or trainer.steps == 0:
+    while (share := (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3)) < 1.0 or trainer.steps == 0:
         loss = trainer.step(min(share, 1.0))
         if judges and share > 0.5 + 0.5 * checked / plan.checks:
             checked += 1
