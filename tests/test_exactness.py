@@ -13,6 +13,8 @@ from tests.checks import check_calibration, check_plain_code, check_state
 from tests.replica import Replica
 from tests.sequences import KINDS, World, differences, empty_state, rebuilt, take
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = [(seed, KINDS[seed % len(KINDS)], 30 + 7 * (seed % 23)) for seed in range(40)]
 LONG = [(seed, KINDS[seed % len(KINDS)], 20 + 11 * (seed % 41)) for seed in range(100, 290)]
 SLOW_MOST = 120  # items up to which the plain code is asked too

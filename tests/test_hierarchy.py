@@ -14,6 +14,8 @@ from engine.pipeline import State
 from engine.types import Epoch, Float32, Int32, KnnGraph
 from tests.sequences import Pinned, World, take
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ("mixed", "copies", "nudges", "lattice", "chain", "tides", "one by one")
 Names = dict[int, int]  # row -> hash
 Seen = dict[int, Any]  # hash -> what the model reads of the node and of its list, or what it made of it
