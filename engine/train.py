@@ -44,6 +44,7 @@ class Plan:
     edges: int = 24_000  # a step's
     oracle_share: float = 0.15  # of the time, before roll-outs
     generated_share: float = 0.35  # of the collections drawn
+    first: int = 60  # collections drawn before the first step; they set the features' ranges
     fresh_every: int = 3  # steps between new collections
     average: float = 0.998  # EMA's decay
     checks: int = 6  # evaluations on the held-out collections, in the second half
@@ -77,32 +78,44 @@ def train(
     sources = [_versions(Path(path), plan.seed) for path in files]
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan)
-    best, best_score, chosen = None, -1.0, {}
-    started, checked = time.monotonic(), 0
-    while (share := (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3)) < 1.0 or trainer.steps == 0:
-        loss = trainer.step(min(share, 1.0))
-        if judges and share > 0.5 + 0.5 * checked / plan.checks:
+    choice = Choice(judges)
+    started, share, checked = time.monotonic(), 0.0, 0
+    while share < 1.0:
+        loss = trainer.step(share)
+        share = min(1.0, (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3))
+        due = share >= 1.0 or (judges and share > 0.5 + 0.5 * checked / plan.checks)
+        if due:
             checked += 1
-            model = trainer.model()
-            found = {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
-            score = float(np.mean(list(found.values())))
-            if score > best_score:
-                best, best_score, chosen = model, score, found
-            progress(Progress(share, trainer.steps, loss, found))
-        elif trainer.steps % 100 == 0:
-            progress(Progress(share, trainer.steps, loss))
-    if best is None or not judges:
-        best = trainer.model()
+            choice.consider(trainer.model())
+        if due or trainer.steps % 100 == 0:
+            progress(Progress(share, trainer.steps, loss, choice.last if due else None))
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
-        "checkpoint_chosen_on": chosen,
+        "checkpoint_chosen_on": choice.score,
         "plan": asdict(plan),
         "steps": trainer.steps,
         "torch": torch.__version__,
     }
-    model = best.with_card(replace(best.card, about=about))
+    assert choice.best is not None
+    model = choice.best.with_card(replace(choice.best.card, about=about))
     model.save(Path(out))
     return model
+
+
+class Choice:
+    """The best of some models on held-out collections by mean BCubed F; without any, the last."""
+
+    def __init__(self, judges: Sequence[Collection]) -> None:
+        self.judges = judges
+        self.best: LinkageModel | None = None
+        self.score: Mapping[str, float] = {}
+        self.last: Mapping[str, float] = {}
+
+    def consider(self, model: LinkageModel) -> None:
+        """Keep the model if it is no worse than the best."""
+        self.last = {judge.name: evaluate(model, judge)["Fb"] for judge in self.judges}
+        if sum(self.last.values()) >= sum(self.score.values()):
+            self.best, self.score = model, self.last
 
 
 def evaluate(
@@ -137,7 +150,7 @@ class Trainer:
         self.net = Universal(UniversalConfig(hidden=plan.hidden, dropout=plan.dropout))
         self.mean_net = copy.deepcopy(self.net).eval()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=0.01)
-        raw = [scene for _ in range(60) for scene in self._draw(None)]
+        raw = [scene for _ in range(plan.first) for scene in self._draw(None)]
         self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw]))
         self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw]))
         self._keep(raw)
@@ -208,12 +221,13 @@ def _collection(
     while True:
         if rng.random() < generated_share:
             drawn = generated(rng, int(np.exp(rng.uniform(np.log(100), np.log(MOST_ITEMS)))))
-            drawn = subset(drawn, rng, MOST_ITEMS) if rng.random() < 0.3 else drawn
+            drawn = subset(drawn, rng, 30, MOST_ITEMS) if rng.random() < 0.3 else drawn
         else:
             versions = sources[int(rng.integers(len(sources)))]
             own = rng.random() < 0.6
             drawn = versions[0] if own else versions[int(rng.integers(len(versions)))]
-            drawn = view(subset(drawn, rng, LARGE_ITEMS if rng.random() < 0.3 else MOST_ITEMS), rng)
+            least, most = (MOST_ITEMS, LARGE_ITEMS) if rng.random() < 0.25 else (30, MOST_ITEMS)
+            drawn = view(subset(drawn, rng, least, most), rng)
         usable = np.linalg.norm(drawn.emb, axis=1) > 1e-6
         if usable.sum() > 1:
             return Collection(drawn.name, drawn.emb[usable], drawn.labels[usable])
