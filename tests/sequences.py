@@ -77,6 +77,10 @@ class World:
                 yield Tide(n // 4, moved=n // 10)
                 yield Tide(int(rng.integers(0, 4)), gone=gone)
             yield Tide(n)
+        elif self.kind == "large":  # ends with more than `scale` items
+            yield Tide(n)
+            for _ in range(8):
+                yield Tide(n // 12, moved=n // 25, same=n // 50, gone=float(rng.choice([0.0, 0.02, 0.06])))
         elif self.kind == "one by one":
             yield Tide(n // 2)
             for _ in range(25):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.model import random_model
+from engine.model import LinkageModel, random_model
 from tests.checks import check_calibration, check_plain_code, check_state
 from tests.replica import Replica
 from tests.sequences import KINDS, World, differences, empty_state, rebuilt, take
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = [(seed, KINDS[seed % len(KINDS)], 30 + 7 * (seed % 23)) for seed in range(40)]
 LONG = [(seed, KINDS[seed % len(KINDS)], 20 + 11 * (seed % 41)) for seed in range(100, 290)]
+DEEP = [(310, "chain"), (319, "lattice"), (323, "mixed")]
+SHIPPED = [(seed, KINDS[seed % len(KINDS)], 40 + 9 * (seed % 7)) for seed in range(400, 408)]
 SLOW_MOST = 120  # items up to which the plain code is asked too
 
 
@@ -29,6 +31,28 @@ def test_equal_to_a_rebuild(seed: int, kind: str, scale: int) -> None:
 @pytest.mark.parametrize(("seed", "kind", "scale"), LONG)
 def test_equal_to_a_rebuild_in_many_sequences(seed: int, kind: str, scale: int) -> None:
     play(seed, kind, scale)
+
+
+@pytest.mark.parametrize(("seed", "kind"), DEEP)
+def test_equal_to_a_rebuild_with_three_levels(seed: int, kind: str) -> None:
+    links = play(seed, kind, 200, every=2)
+    assert len([count for count in links if count]) >= 3, links
+
+
+@pytest.mark.parametrize(("seed", "kind", "scale"), SHIPPED)
+def test_equal_to_a_rebuild_with_the_shipped_weights(seed: int, kind: str, scale: int) -> None:
+    play(seed, kind, scale, LinkageModel.load(), every=3)
+
+
+def test_equal_to_a_rebuild_of_many_items() -> None:
+    play(500, "large", 1500, every=4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(501, 511))
+def test_equal_to_a_rebuild_of_thousands(seed: int) -> None:
+    model = LinkageModel.load() if seed % 3 == 0 else None
+    play(seed, "large", 5000, model, every=4)
 
 
 def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) -> list[int]:
@@ -55,4 +79,6 @@ def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) ->
             replica.check(state)
             if len(world.live) <= SLOW_MOST and at % 3 == 0:
                 check_plain_code(state, world, model)
+    if kind == "large":
+        assert len(world.live) >= scale
     return most
