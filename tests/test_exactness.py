@@ -1,13 +1,17 @@
-"""Incremental equals batch, to the bit, after any sequence of upserts, moves and deletes."""
+"""Incremental equals batch, to the bit, after any sequence of upserts, moves, deletes and restarts."""
 
 from __future__ import annotations
 
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine import schema
+from engine.config import Settings
+from engine.engine import Engine
 from engine.model import LinkageModel, random_model
 from tests.checks import check_calibration, check_plain_code, check_state
 from tests.replica import Replica
@@ -82,3 +86,64 @@ def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) ->
     if kind == "large":
         assert len(world.live) >= scale
     return most
+
+
+@pytest.mark.parametrize("seed", range(600, 604))
+def test_a_restart_changes_nothing(tmp_path: Path, seed: int) -> None:
+    restart(tmp_path, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(604, 630))
+def test_a_restart_changes_nothing_in_many_sequences(tmp_path: Path, seed: int) -> None:
+    restart(tmp_path, seed)
+
+
+def restart(folder: Path, seed: int) -> None:
+    """Two engines take the same batches, one of them closed and opened again between them."""
+    rng = np.random.default_rng([seed, 2])
+    model = random_model(seed, k=int(rng.choice([3, 5, 10])))
+    world = World(seed, KINDS[seed % len(KINDS)], 100, model)
+    print(world)
+    steady, broken = (
+        Engine.open(settings_of(folder / name, world), model, lambda: 1.0) for name in ("steady", "broken")
+    )
+    for at, (batch, _) in enumerate(world.batches()):
+        where = f"batch {at} of {world}"
+        steady.apply(batch)
+        broken.apply(batch)
+        compare(steady, broken, where)
+        if rng.random() < 0.4:
+            broken.close()
+            broken = Engine.open(settings_of(folder / "broken", world), model, lambda: 1.0)
+            compare(steady, broken, where)
+    steady.close()
+    broken.close()
+
+
+def settings_of(path: Path, world: World) -> Settings:
+    shape = world.shape
+    return Settings.model_validate(
+        {
+            "collection": {"dim": shape.dim},
+            "store": {"path": path},
+            "index": {"kind": "exact"},
+            "model": {"tau": shape.tau, "max_levels": shape.max_levels},
+            "bounds": {"slack": shape.base_width - shape.k},
+        }
+    )
+
+
+def compare(steady: Engine, broken: Engine, where: str) -> None:
+    """State, names, and everything stored, events among it, are the same to the bit."""
+    assert not differences(steady.state.hierarchy, broken.state.hierarchy), where
+    assert names(steady) == names(broken), where
+    assert steady.state.calibration.epoch == broken.state.calibration.epoch, where
+    check_calibration(steady.state, broken.state)
+    for table in schema.TABLES:
+        assert list(steady.store.rows(table)) == list(broken.store.rows(table)), f"{table}, {where}"
+
+
+def names(engine: Engine) -> dict[bytes, int]:
+    keys, clusters = engine.labels()
+    return dict(zip(keys, clusters.tolist(), strict=True))
