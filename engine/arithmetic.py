@@ -15,6 +15,9 @@ PINS = {
     "MKL_CBWR": "AVX2,STRICT",  # one code branch in MKL's products, whatever the alignment
     "ATEN_CPU_CAPABILITY": "avx2",  # and in torch's own kernels
     "DGLBACKEND": "pytorch",  # else DGL asks on the terminal and writes to the home folder
+    # No bits, but speed: threads that spin while they wait take the core from those they wait for.
+    # Measured on two busy cores: the model's share of a batch 20 times faster.
+    "OMP_WAIT_POLICY": "passive",
 }
 
 for name, value in PINS.items():
