@@ -16,12 +16,13 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from engine.engine import Engine
-from engine.evaluate import Churn, Figures, final_clusters, measure, rebuilt_clusters
+from engine.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
 from engine.scores import ari
 from engine.types import Applied, Batch, Float64, Int64
 from engine.view import View
 
 EVENTS_TOLD = 5
+RATE_BATCHES = 8  # over which the rate is measured
 STORIES = ("merge", "split", "grow", "shrink")
 
 
@@ -82,6 +83,7 @@ class Demo:
         self.engine, self.digits, self._show = engine, digits, show
         self.seconds = 0.0
         self._churn = Churn(len(digits.labels))
+        self._pace: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=RATE_BATCHES)  # items, seconds
         self._stories: deque[str] = deque(maxlen=EVENTS_TOLD)
         self._seen: tuple[int, int] | None = None
 
@@ -99,7 +101,7 @@ class Demo:
 
     def figures(self) -> Figures:
         """Of what was streamed so far."""
-        clusters = final_clusters(self.engine)
+        clusters = clusters_by_number(self.engine.state)
         rebuilt = ari(rebuilt_clusters(self.engine), clusters)
         return measure(self.digits.labels, clusters, self.seconds, rebuilt, self._churn.rate)
 
@@ -107,17 +109,18 @@ class Demo:
         start = time.perf_counter()
         applied = self.engine.apply(batch)
         self.seconds += time.perf_counter() - start
+        self._pace.append((len(self.engine), self.seconds))
         self._churn.observe(self.engine)
         return applied
 
     def _frame(self, view: View, version: int) -> Frame:
-        clusters = final_clusters(self.engine)
+        clusters = clusters_by_number(self.engine.state)
         labels = self.digits.labels[: len(clusters)]
         self._listen(view)
         return Frame(
             items=len(clusters),
             total=len(self.digits.labels),
-            rate=len(clusters) / self.seconds if self.seconds else 0.0,
+            rate=self._rate(),
             version=version,
             clusters=view.summary()["clusters"],
             largest=[
@@ -126,6 +129,10 @@ class Demo:
             ],
             stories=list(self._stories),
         )
+
+    def _rate(self) -> float:
+        (items, seconds), (more_items, more_seconds) = self._pace[0], self._pace[-1]
+        return (more_items - items) / (more_seconds - seconds) if more_seconds > seconds else 0.0
 
     def _shown(self, row: dict[str, Any], labels: Int64) -> Shown:
         counts = np.bincount(labels, minlength=10)

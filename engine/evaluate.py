@@ -89,7 +89,7 @@ def in_bulk(settings: Settings, labelled: Labelled) -> Figures:
         start = time.perf_counter()
         engine.upsert(labelled.keys, labelled.emb)
         seconds = time.perf_counter() - start
-        return measure(labelled.labels, final_clusters(engine), seconds)
+        return measure(labelled.labels, clusters_by_number(engine.state), seconds)
 
 
 def streamed(
@@ -111,7 +111,7 @@ def streamed(
             churn.observe(engine)
             if (first // size) % 10 == 9:
                 report(first + len(rows))
-        clusters = final_clusters(engine)
+        clusters = clusters_by_number(engine.state)
         ari = scores.ari(rebuilt_clusters(engine), clusters)
         return measure(labelled.labels, clusters, seconds, ari, churn.rate)
 
@@ -134,25 +134,26 @@ def measure(
     )
 
 
-def final_clusters(engine: Engine) -> Int64:
-    """The final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
-    keys, clusters = engine.labels()
-    found = np.zeros(len(keys), np.int64)
-    found[np.array([int(key) for key in keys], np.int64)] = clusters
-    return found
-
-
 def rebuilt_clusters(engine: Engine) -> Int64:
-    """As `final_clusters`, clustered from scratch: exact lists, the store's own calibration."""
+    """The final clusters of `exact_rebuild`, as `clusters_by_number`."""
+    return clusters_by_number(exact_rebuild(engine))
+
+
+def clusters_by_number(state: State) -> Int64:
+    """The final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
+    rows = np.array([state.row_of[b"%d" % number] for number in range(len(state.row_of))], np.int32)
+    return state.final_clusters(rows)
+
+
+def exact_rebuild(engine: Engine) -> State:
+    """The engine's items clustered from scratch: exact lists, the store's own calibration."""
     loaded = engine.store.load()
     shape = shape_of(engine.settings, engine.model, engine.dim or 1)
     state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
     rows = state.hierarchy.base.nodes.all_rows()
     state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
     pipeline.regenerate(state, loaded.places, loaded.time_ms)
-    found = np.zeros(len(rows), np.int64)
-    found[np.array([int(key) for key in loaded.items.keys], np.int64)] = state.final_clusters(rows)
-    return found
+    return state
 
 
 class Churn:
