@@ -15,7 +15,7 @@ import xxhash
 from numba import njit, prange
 from numpy.typing import ArrayLike
 
-from engine.types import Float32, Int16, Int32, Int64, UInt64
+from engine.types import Float32, Int16, Int64, UInt64
 
 SCALE = 2**14  # grid steps per unit
 DOT_SCALE = 2**28  # a dot's steps per unit of similarity
@@ -112,8 +112,3 @@ def round_means(sums: Any, sizes: Any, out: Any) -> None:
     for i in range(len(sizes)):
         for c in range(sums.shape[1]):
             out[i, c] = np.int16((2 * sums[i, c] + sizes[i]) // (2 * sizes[i]))
-
-
-def pairs(a: Int32, b: Int32) -> Int64:
-    """Pairs of row numbers as one sortable int64 each."""
-    return (a.astype(np.int64) << 32) | b.astype(np.int64)
