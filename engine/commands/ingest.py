@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from engine.commands.console import Interrupted, Stop, complain, print_json
+from engine.commands.console import Interrupted, Stop, complain, print_json, printable
 from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
-from engine.types import Batch
+from engine.types import Applied, Batch
 
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
 
@@ -72,7 +72,7 @@ def ingest(
         unusable += work.run(sources, strict)
     work.tell(unusable)
     if work.stopped:
-        raise Interrupted(work.stopped, f" {work.place}; the same command goes on from there")
+        raise Interrupted(work.stopped, f"{work.place}; the same command goes on from there")
     if unusable:
         raise InputError(f"{len(unusable)} of {len(paths)} files could not be used: {', '.join(unusable)}.")
 
@@ -85,6 +85,7 @@ class _Work:
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
         self.version, self.seconds, self.place = 0, 0.0, ""
+        self.at = 0  # rows of the current source that are done
         self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[Source], strict: bool) -> list[str]:
@@ -102,7 +103,7 @@ class _Work:
                         raise
                     complain(f"shoal: {problem}")
                     failed.append(str(source.path))
-                if stop.asked:
+                if stop.asked and (self.at < source.total or source is not sources[-1]):
                     self.stopped = stop.asked
                     break
             self.seconds = time.perf_counter() - start
@@ -111,26 +112,27 @@ class _Work:
 
     def _take(self, engine: Any, source: Source, progress: Progress, stop: Stop) -> None:
         position = engine.store.position(source.name)
-        at = source.next_row(position)
-        task = progress.add_task(source.path.name, total=source.total, completed=at)
-        if at:
-            self.counts["skipped"] += at
+        self.at = source.next_row(position)
+        self.counts["skipped"] += self.at
+        task = progress.add_task(source.path.name, total=source.total, completed=self.at)
         for chunk in source.chunks(position, engine.dim):
-            applied = engine.apply(chunk.batch)
-            for name in ("inserted", "moved", "unchanged", "deleted", "unknown"):
-                self.counts[name] += getattr(applied, name)
-            self.counts["rows"] += chunk.rows
-            self.counts["rejected"] += len(chunk.rejects)
-            for reject in chunk.rejects:
-                complain(f"rejected: {reject}")
-            told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
-            self.rejects.extend(map(str, told))
-            at += chunk.rows
-            progress.update(task, completed=at)
-            if stop.asked and at < source.total:
-                self.place = f"after row {at:,} of {source.total:,} of {source.path.name}"
+            self._count(engine.apply(chunk.batch), chunk)
+            progress.update(task, completed=self.at)
+            if stop.asked and self.at < source.total:
+                self.place = f" after row {self.at:,} of {source.total:,} of {source.path.name}"
                 return
-        self.place = f"after {source.path.name}"
+        self.place = f" after {source.path.name}"
+
+    def _count(self, applied: Applied, chunk: Chunk) -> None:
+        for name in ("inserted", "moved", "unchanged", "deleted", "unknown"):
+            self.counts[name] += getattr(applied, name)
+        self.counts["rows"] += chunk.rows
+        self.counts["rejected"] += len(chunk.rejects)
+        for reject in chunk.rejects:
+            complain(f"rejected: {printable(str(reject))}")
+        told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
+        self.rejects.extend(map(str, told))
+        self.at += chunk.rows
 
     def tell(self, unusable: Sequence[str]) -> None:
         names = ("rows", "inserted", "moved", "unchanged", "deleted", "unknown", "rejected", "skipped")
