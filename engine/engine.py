@@ -123,6 +123,9 @@ class Engine:
             raise InputError(f"row {row} ({_encode(keys[row], row)!r}): {reason}; leave it out")
         now = int(self._clock() * 1000)
         stamps = np.full(len(keys), now) if times is None else np.asarray(times, np.int64)
+        for name, column in ("times", stamps), ("payloads", payloads or keys):
+            if len(column) != len(keys):
+                raise InputError(f"{name} must be as many as the keys, {len(keys)}, not {len(column)}")
         last = {_encode(key, row): row for row, key in enumerate(keys)}
         at = np.fromiter(last.values(), np.int64, len(last))
         return self.apply(
