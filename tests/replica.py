@@ -80,8 +80,8 @@ class Replica:
             assert (state.ids[row], state.versions[row]) == (item, version)
             assert nodes.vectors[row].tobytes() == vector
             own = slice(0, lists.lengths[row])
-            live = zip(state.ids[lists.neighbors[row, own]].tolist(), lists.dots[row, own].tolist(), strict=True)
-            assert self.lists[item] == list(live)
+            neighbors, dots = state.ids[lists.neighbors[row, own]].tolist(), lists.dots[row, own].tolist()
+            assert self.lists[item] == list(zip(neighbors, dots, strict=True))
         assert self.places.keys() == self.items.keys()
         assert set(self.places.values()) == self.paths.keys()
         assert self.final == {

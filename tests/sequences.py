@@ -20,7 +20,7 @@ from engine.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Change, Epoch, Int16
 from engine.vectors import SCALE, quantize
 
-KINDS = ("mixed", "trickle", "tides", "copies", "nudges", "lattice", "chain", "one by one")
+KINDS = ("mixed", "trickle", "tides", "copies", "nudges", "lattice", "chain", "one by one", "drift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class World:
             yield Tide(n)
             for _ in range(8):
                 yield Tide(n // 12, moved=n // 25, same=n // 50, gone=float(rng.choice([0.0, 0.02, 0.06])))
+        elif self.kind == "drift":  # new epochs while most items stay as they are, up and down
+            yield from (Tide(3) for _ in range(n // 4))
+            yield from (Tide(0, gone=0.15) for _ in range(n // 10))
         elif self.kind == "one by one":
             yield Tide(n // 2)
             for _ in range(25):
@@ -143,7 +146,10 @@ class World:
 
     def mixture(self, count: int) -> Any:
         rng = self.rng
-        centres = self.centres[rng.integers(0, len(self.centres), count)]
+        known = len(self.centres)
+        if self.kind == "drift":  # the region that items come from grows
+            known = min(known, 1 + self.keys // 12)
+        centres = self.centres[rng.integers(0, known, count)]
         return centres + self.noise * rng.normal(size=centres.shape)
 
     @staticmethod

@@ -42,7 +42,8 @@ def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch)
         peaks = [row for row, parent in enumerate(level.parents) if parent < 0]
         if len(peaks) == len(nodes) or len(levels) == shape.max_levels:
             return levels
-        items = [[i for row, root in enumerate(level.roots) if root == peak for i in items[row]] for peak in peaks]
+        trees = [[row for row, root in enumerate(level.roots) if root == peak] for peak in peaks]
+        items = [[item for row in tree for item in items[row]] for tree in trees]
         nodes = [nodes[peak] for peak in peaks]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,15 @@ def test_equal_to_a_rebuild_in_many_sequences(seed: int, kind: str, scale: int) 
 
 @pytest.mark.parametrize(("seed", "kind"), DEEP)
 def test_equal_to_a_rebuild_with_three_levels(seed: int, kind: str) -> None:
-    links = play(seed, kind, 200, every=2)
-    assert len([count for count in links if count]) >= 3, links
+    played = play(seed, kind, 200, every=2)
+    assert len([count for count in played.links if count]) >= 3, played
+
+
+@pytest.mark.parametrize("seed", range(320, 326))
+def test_equal_to_a_rebuild_at_each_new_epoch(seed: int) -> None:
+    """Also where most items were not touched by the batch that brought it."""
+    played = play(seed, "drift", 140, LinkageModel.load() if seed % 2 else None, every=4)
+    assert played.epochs_of_old >= 2, played
 
 
 @pytest.mark.parametrize(("seed", "kind", "scale"), SHIPPED)
@@ -59,22 +67,32 @@ def test_equal_to_a_rebuild_of_thousands(seed: int) -> None:
     play(seed, "large", 5000, model, every=4)
 
 
-def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) -> list[int]:
-    """Plays a sequence and compares after each `every`th batch; returns the most links at each level."""
+@dataclass
+class Played:
+    """What a sequence had in it."""
+
+    links: list[int] = field(default_factory=list)  # the most at each level
+    epochs_of_old: int = 0  # new epochs when nine in ten items were there before
+
+
+def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) -> Played:
+    """Plays a sequence and compares after each `every`th batch, and at each new epoch."""
     rng = np.random.default_rng([seed, 1])
     model = model or random_model(seed, k=int(rng.choice([3, 5, 10])))
     world = World(seed, kind, scale, model)
     print(world)
     state, replica = empty_state(world, model), Replica()
-    most: list[int] = []
+    played = Played()
     for at, (batch, expected) in enumerate(world.batches()):
         change, applied = take(state, batch)
         where = f"batch {at} of {world}"
         assert {name: getattr(applied, name) for name in expected} == expected, where
         replica.apply(change)
         links = [level.links for level in state.hierarchy.levels]
-        most = [max(pair) for pair in zip_longest(most, links, fillvalue=0)]
-        if at % every == 0:
+        played.links = [max(pair) for pair in zip_longest(played.links, links, fillvalue=0)]
+        renewed = applied.stats["recalibrated"]
+        played.epochs_of_old += renewed and 10 * applied.inserted <= len(world.live)
+        if at % every == 0 or renewed:
             parts = 1 if rng.random() < 0.7 else int(rng.integers(2, 6))
             other = rebuilt(world, model, state.calibration.epoch, parts)
             assert not differences(state.hierarchy, other.hierarchy), where
@@ -85,7 +103,7 @@ def play(seed: int, kind: str, scale: int, model: Any = None, every: int = 1) ->
                 check_plain_code(state, world, model)
     if kind == "large":
         assert len(world.live) >= scale
-    return most
+    return played
 
 
 @pytest.mark.parametrize("seed", range(600, 604))

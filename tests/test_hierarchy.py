@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from engine.hierarchy import Hierarchy, Level
@@ -107,6 +106,6 @@ def receptive_field(seed: int) -> None:
             assert len(set(edges)) == len(edges), where
             assert set(nodes) == embedded, where
             assert set(edges) == linked, where
-            work = applied.stats["work"][depth]
-            assert (work.nodes, work.embedded, work.linked) == (level.nodes.live, len(nodes), len(edges)), where
+            work, wanted = applied.stats["work"][depth], (level.nodes.live, len(nodes), len(edges))
+            assert (work.nodes, work.embedded, work.linked) == wanted, where
         seen = now
