@@ -22,7 +22,9 @@ test-long: check
 
 check: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	@# NumPy's types for Python 3.10 are older than those the code is written against.
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo $(BIN)/mypy; $(BIN)/mypy; else echo "Types are checked with Python 3.11 only."; fi
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
