@@ -20,7 +20,7 @@ from engine.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Change, Epoch, Int16
 from engine.vectors import SCALE, quantize
 
-KINDS = ("mixed", "trickle", "tides", "copies", "nudges", "lattice", "chain", "one by one", "drift")
+KINDS = ("mixed", "trickle", "tides", "copies", "twins", "nudges", "lattice", "chain", "one by one", "drift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class World:
         self.keys = 0
         self.noise = float(rng.choice([0.05, 0.3, 0.8]))
         self.centres = rng.normal(size=(max(2, scale // 15), dim))
-        self.pool = self.grid(self.mixture(max(2, scale // 30)))
+        self.pool = self.grid(self.mixture(max(2, scale // (4 if kind == "twins" else 30))))
 
     def __repr__(self) -> str:
         return f"seed={self.seed} kind={self.kind!r} scale={self.scale} {self.shape}"
@@ -126,6 +126,8 @@ class World:
         if self.kind == "copies":  # distinct items with exactly the same vector, by the dozen
             some = self.pool[rng.integers(0, len(self.pool), count)]
             return np.where(rng.random((count, 1)) < 0.8, some, self.grid(self.mixture(count)))
+        if self.kind == "twins":  # supernodes that grow and keep their mean
+            return self.pool[rng.integers(0, len(self.pool), count)]
         if self.kind == "lattice":  # few distinct dots: ties everywhere
             return self.grid(rng.integers(-2, 3, (count, dim)) + 0.01)
         if self.kind == "chain":  # an even curve: deep hierarchies

@@ -56,6 +56,11 @@ def test_equal_to_a_rebuild_with_the_shipped_weights(seed: int, kind: str, scale
     play(seed, kind, scale, LinkageModel.load(), every=3)
 
 
+@pytest.mark.parametrize("seed", [704, 708])
+def test_equal_to_a_rebuild_of_supernodes_that_only_grow(seed: int) -> None:
+    play(seed, "twins", 150, every=3)
+
+
 def test_equal_to_a_rebuild_of_many_items() -> None:
     play(500, "large", 1500, every=4)
 

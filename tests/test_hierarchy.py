@@ -15,7 +15,7 @@ from tests.sequences import Pinned, World, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = ("mixed", "copies", "nudges", "lattice", "chain", "tides", "one by one")
+KINDS = ("mixed", "copies", "twins", "nudges", "lattice", "chain", "tides", "one by one")
 Names = dict[int, int]  # row -> hash
 Seen = dict[int, Any]  # hash -> what the model reads of the node and of its list, or what it made of it
 
@@ -70,13 +70,13 @@ def must_compute(before: Sight | None, after: Sight) -> tuple[set[int], set[tupl
     return embedded, linked
 
 
-@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("seed", range(16))
 def test_computes_exactly_the_receptive_field(seed: int) -> None:
     receptive_field(seed)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(14, 114))
+@pytest.mark.parametrize("seed", range(16, 116))
 def test_computes_exactly_the_receptive_field_in_many_sequences(seed: int) -> None:
     receptive_field(seed)
 
