@@ -16,7 +16,7 @@ from engine.engine import Engine
 from engine.model import LinkageModel, random_model
 from tests.checks import check_calibration, check_plain_code, check_state
 from tests.replica import Replica
-from tests.sequences import KINDS, World, differences, empty_state, rebuilt, take
+from tests.sequences import KINDS, World, content, differences, empty_state, rebuilt, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,13 +144,32 @@ def restart(folder: Path, seed: int) -> None:
     broken.close()
 
 
-def settings_of(path: Path, world: World) -> Settings:
+@pytest.mark.parametrize("seed", range(640, 644))
+def test_all_but_the_lists_follows_from_them(tmp_path: Path, seed: int) -> None:
+    """With HNSW too, whose lists are history: opened again, all levels are the same to the bit."""
+    model = random_model(seed, k=5)
+    world = World(seed, ("mixed", "twins", "tides", "drift")[seed % 4], 200, model)
+    settings = settings_of(tmp_path, world, index="hnsw")
+    engine = Engine.open(settings, model)
+    for at, (batch, _) in enumerate(world.batches()):
+        engine.apply(batch)
+        if at % 4 == 3:
+            before = [content(level) for level in engine.state.hierarchy.levels]
+            check_state(engine.state, world)
+            engine.close()
+            engine = Engine.open(settings, model)
+            after = [content(level) for level in engine.state.hierarchy.levels]
+            np.testing.assert_equal(after, before, f"batch {at} of {world}")
+    engine.close()
+
+
+def settings_of(path: Path, world: World, index: str = "exact") -> Settings:
     shape = world.shape
     return Settings.model_validate(
         {
             "collection": {"dim": shape.dim},
             "store": {"path": path},
-            "index": {"kind": "exact"},
+            "index": {"kind": index},
             "model": {"tau": shape.tau, "max_levels": shape.max_levels},
             "bounds": {"slack": shape.base_width - shape.k},
         }
