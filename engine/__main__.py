@@ -186,7 +186,7 @@ def train(
         list[Path] | None,
         typer.Option("--choose", metavar="FILE.npz", help="Chooses the checkpoint; repeatable."),
     ] = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.0, help="How long to train.")] = 20.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
 ) -> None:
     """Meta-train a model on labelled embeddings.

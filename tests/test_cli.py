@@ -288,3 +288,14 @@ def test_evaluate(shoal: Run, data: Path, tmp_path: Path) -> None:
     refused(shoal("evaluate", "bare.npz"), 3, "bare.npz", "labels")
     refused(shoal("evaluate", "gone.npz"), 3, "gone.npz")
     assert not (tmp_path / "shoal-store").exists()
+
+
+def test_train(shoal: Run, data: Path, tmp_path: Path) -> None:
+    refused(shoal("train", data, "-o", "nowhere/my.safetensors"), 3, "nowhere")
+    refused(shoal("train", "gone.npz", "-o", "my.safetensors"), 3, "gone.npz")
+    done = shoal("train", data, "-o", "my.safetensors", "--minutes", "0.02", "--choose", data)
+    assert done.returncode == 0, done.stderr
+    assert "my.safetensors: k 10" in done.stdout
+    assert told(shoal("evaluate", data, "-m", "my.safetensors", "--json"))["items"] == 300
+    (tmp_path / "my.safetensors").write_bytes((tmp_path / "my.safetensors").read_bytes()[:1000])
+    refused(shoal("evaluate", data, "-m", "my.safetensors"), 3, "my.safetensors")
