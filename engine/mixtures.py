@@ -20,7 +20,6 @@ from engine.types import Float32, Float64, Int64
 
 Rng = np.random.Generator
 LEAST_DIM = 4
-LARGE = 1000
 MOST_TEXTS = 6000  # of a file, embedded again
 
 
@@ -276,20 +275,17 @@ def generated(rng: Rng, n: int) -> Collection:
     return Collection(name, emb, labels)
 
 
-def subset(collection: Collection, rng: Rng, least: int, most: int) -> Collection:
-    """A part of a collection: some classes, some items of each, at most `most` items in random order.
-
-    Fewer than `least` where the chosen classes have fewer, and now and then.
-    """
+def subset(collection: Collection, rng: Rng, most: int) -> Collection:
+    """A part of a collection: some classes, some items of each, 2 to `most` items in random order."""
     labels = collection.labels
     n = (
-        int(np.exp(rng.uniform(np.log(least), np.log(most))))
+        int(np.exp(rng.uniform(np.log(30), np.log(most))))
         if rng.random() < 0.95
         else int(rng.integers(2, 30))
     )
     classes, of = np.unique(labels, return_inverse=True)
     order = rng.permutation(len(labels))
-    if rng.random() < (0.75 if least < LARGE else 0.4):  # some classes only
+    if rng.random() < 0.75:  # some classes only
         kept = rng.permutation(len(classes))[: max(2, int(len(classes) * rng.uniform(0.05, 1.0) ** 2))]
         order = order[np.isin(of[order], kept)]
     if rng.random() < 0.3:  # at most so many of a class

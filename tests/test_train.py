@@ -34,7 +34,7 @@ def file_of(collection: Collection, path: Path, **more: np.ndarray) -> Path:
 def test_generated_collections_are_usable(seed: int) -> None:
     rng = np.random.default_rng(seed)
     collection = generated(rng, int(rng.integers(100, 1200)))
-    part = view(subset(collection, rng, 30, 400), rng)
+    part = view(subset(collection, rng, 400), rng)
     for each in (collection, part):
         assert np.isfinite(each.emb).all(), f"{seed=}"
         assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
