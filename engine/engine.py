@@ -233,7 +233,9 @@ class Engine:
         base = state.hierarchy.base
         rows = base.nodes.all_rows()
         if isinstance(base.lists.index, HnswIndex):
-            known = snapshot.load(self.store.path, base.lists.index, state.ids, state.versions, rows)
+            known = snapshot.load(
+                self.store.path, state.version, base.lists.index, state.ids, state.versions, rows
+            )
             self._since_snapshot = 0 if known else len(rows)
         else:
             base.lists.index.insert(rows)

@@ -261,6 +261,8 @@ class LinkageModel:
             raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise InputError(f"{path} has weights that are not finite: train it again")
         model = cls(net, nodes, edges, card)
         if model.sha256 != sha256:
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")

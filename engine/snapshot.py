@@ -66,15 +66,15 @@ def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
             (folder / f"index-{old}{suffix}").unlink(missing_ok=True)
 
 
-def load(folder: Path, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
+def load(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
     """Fill an empty index from the newest good snapshot and bring it up to date.
 
-    `ids`, `versions`: by row, of items and their vectors; `rows`: the live ones. Returns whether
+    `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the live ones. Returns whether
     there was a snapshot to use; without one all rows are inserted.
     """
     for version in _versions(folder):
         found = _read(folder / f"index-{version}", index)
-        if found is None:
+        if found is None or version > newest:  # newer than the store: of another history
             continue
         labels, items = found
         order = np.argsort(ids[rows])

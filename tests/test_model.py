@@ -191,3 +191,12 @@ def test_import_is_silent(tmp_path: Path) -> None:
     assert len(run.stdout.strip()) == 16
     assert run.stderr == ""
     assert not (tmp_path / ".dgl").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = random_model(1)
+    with torch.no_grad():
+        next(iter(model.net.parameters()))[0] = float("nan")
+    model.save(tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="not finite"):
+        LinkageModel.load(tmp_path / "m.safetensors")

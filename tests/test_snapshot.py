@@ -61,7 +61,9 @@ class Shelf:
         index = self.empty_index()
         capacity = self.nodes.capacity
         live = self.nodes.all_rows()
-        found = snapshot.load(folder, index, self.ids[:capacity], self.versions[:capacity], live)
+        found = snapshot.load(
+            folder, self.version, index, self.ids[:capacity], self.versions[:capacity], live
+        )
         near, dots = index.search(live, 10)
         wanted, wanted_dots = slow.nearest(self.nodes.vectors[live], self.nodes.hashes[live], 10)
         wanted = np.where(wanted >= 0, live[wanted], -1) if len(live) else wanted
@@ -104,7 +106,13 @@ def test_rows_may_be_numbered_otherwise(tmp_path: Path, shelf: Shelf) -> None:
     moved = Shelf()
     rows = moved.nodes.add(shelf.nodes.vectors[live], shelf.nodes.hashes[live])
     moved.ids[rows], moved.versions[rows] = shelf.ids[live], shelf.versions[live]
+    moved.version = shelf.version
     assert moved.load(tmp_path)[0]
+
+
+def test_a_snapshot_newer_than_the_store_is_of_another_history(tmp_path: Path, shelf: Shelf) -> None:
+    shelf.version -= 1
+    assert not shelf.load(tmp_path)[0]
 
 
 def test_none_is_left_of_the_items(tmp_path: Path, shelf: Shelf) -> None:
