@@ -4,7 +4,7 @@
           -> rows of level 0, calibration      (`step`)
           -> lists, linkage, density, parents, roots, level by level   (`engine.hierarchy`)
           -> stable ids, events                (`engine.lineage`)
-          -> one `Change` for the store        (`_change`)
+          -> one `Change` for the store        (`step` again)
 
 `step` alters the state in memory. If the change cannot be committed, the state must be thrown away
 and loaded again: the store is the truth.
@@ -185,52 +185,63 @@ def _name(
     """Match the new partition with the old: ids, the items' new trees, assignments of items.
 
     `moved`: rows whose tree may be another; `before`: by row, the old handle of those and of `gone`.
+    Alters `before` and the handles of the state.
     """
     base = state.hierarchy.base
     roots = state.roots()
-    up, peaks = _ancestors(state, roots)
-    number = np.full(base.capacity, -1, np.int64)
+    number = np.full(base.capacity, -1, np.int64)  # by root's row: the tree's number
     number[roots] = np.arange(len(roots))
     stay = _tree_sizes(state, roots) - np.bincount(number[base.root[moved]], minlength=len(roots))
-    stays = np.flatnonzero(stay)
+    stays = np.flatnonzero(stay)  # trees with members that did not move
+    old_handles = state.handles[roots[stays]]
     atoms = _atoms(
-        np.concatenate([before[moved], before[gone], state.handles[roots[stays]]]),
+        np.concatenate([before[moved], before[gone], old_handles]),
         np.concatenate([number[base.root[moved]], np.full(len(gone), -1), stays]),
         np.concatenate([np.ones(len(moved) + len(gone), np.int64), stay[stays]]),
     )
+    up, peaks = _ancestors(state, roots)
     named = lineage.follow(
         state.trees, state.clusters, atoms, up, peaks, version, state.next_tree, state.next_cluster
     )
-
-    renamed = np.zeros(base.capacity, np.bool_)  # roots whose staying members have another name now
-    old_final = final_of(state.trees, state.handles[roots[stays]])
-    renamed[roots[stays]] = (named.handles[stays] != state.handles[roots[stays]]) | (
-        named.paths[stays, -1] != old_final
+    renamed = (named.handles[stays] != old_handles) | (
+        named.paths[stays, -1] != final_of(state.trees, old_handles)
     )
-    seen = moved
-    if renamed.any():
-        settled = base.nodes.alive.copy()
-        settled[moved] = False
-        rest = np.flatnonzero(settled & renamed[base.root]).astype(np.int32)
-        before[rest] = state.handles[base.root[rest]]
-        seen = np.concatenate([moved, rest])
+    settled = _members(state, roots[stays[renamed]], moved)
+    before[settled] = state.handles[base.root[settled]]
+    seen = np.concatenate([moved, settled])
     trees = number[base.root[seen]]
-    after = named.handles[trees]
+    state.handles[roots] = named.handles
+    assignments = _assignments(state, named, seen, before[seen], trees)
+    last = final_of(state.trees, before[gone]).tolist()
+    assignments += [Assignment(key, 0, old, ()) for (_, key), old in zip(removed, last, strict=True)]
+    return named, _places(state, seen, gone, before, named.handles[trees]), assignments
+
+
+def _members(state: State, roots: Int32, moved: Int32) -> Int32:
+    """The rows of these trees, but for those that moved."""
+    base = state.hierarchy.base
+    if not len(roots):
+        return roots
+    wanted = np.zeros(base.capacity, np.bool_)
+    wanted[roots] = True
+    member = base.nodes.alive & wanted[base.root]
+    member[moved] = False
+    return np.flatnonzero(member).astype(np.int32)
+
+
+def _places(
+    state: State, seen: Int32, gone: Int32, before: Int64, after: Int64
+) -> tuple[Int64, Int64, Int64]:
+    """Items whose tree has another handle now: ids, handle before, handle after (0: gone)."""
     differs = before[seen] != after
-    place = (
+    return (
         np.concatenate([state.ids[seen[differs]], state.ids[gone]]),
         np.concatenate([before[seen[differs]], before[gone]]),
         np.concatenate([after[differs], np.zeros(len(gone), np.int64)]),
     )
-    state.handles[roots] = named.handles
-    last = final_of(state.trees, before[gone]).tolist()
-    ended = [Assignment(key, 0, old, ()) for (_, key), old in zip(removed, last, strict=True)]
-    return named, place, [*_assignments(state, named, seen, before[seen], trees), *ended]
 
 
-def _assignments(
-    state: State, named: Lineage, rows: Int32, before: Int64, trees: Int64
-) -> list[Assignment]:
+def _assignments(state: State, named: Lineage, rows: Int32, before: Int64, trees: Int64) -> list[Assignment]:
     """Of these rows, now in `trees`, before in the tree with handle `before`."""
     previous = final_of(state.trees, before)
     current = named.paths[trees, -1]

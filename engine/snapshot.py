@@ -69,8 +69,8 @@ def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
 def load(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
     """Fill an empty index from the newest good snapshot and bring it up to date.
 
-    `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the live ones. Returns whether
-    there was a snapshot to use; without one all rows are inserted.
+    `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the
+    live ones. Returns whether there was a snapshot to use; without one all rows are inserted.
     """
     for version in _versions(folder):
         found = _read(folder / f"index-{version}", index)
