@@ -18,8 +18,12 @@ another order at another size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +54,7 @@ from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
 CHUNK = 4096  # destination nodes per DGL block: bounds the messages in memory
+WORKERS = os.cpu_count() or 1
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
 
 
@@ -164,27 +169,35 @@ class LinkageModel:
         `hidden` (n, hidden) holds `embed` of every node at either end, by row.
         """
         w, out = self._weights, np.empty(len(sources), dtype=np.float32)
-        features, q, inner, p = _buffers(len(EDGE_FEATURES), self.card.hidden, self.card.hidden, 1)
         targets = graph.neighbors[sources, ranks]
-        for part in _parts(len(sources)):
-            m = part.stop - part.start
-            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
-            torch.mm(features, w["head_edge.weight"], out=q)
-            add_ends(q.numpy(), hidden, 0, self.card.hidden, sources[part], targets[part])
-            torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
-            torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
-            out[part] = p.numpy()[:m, 0]
+
+        def work(parts: Sequence[slice]) -> None:
+            features, q, inner, p = _buffers(len(EDGE_FEATURES), self.card.hidden, self.card.hidden, 1)
+            for part in parts:
+                m = part.stop - part.start
+                edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+                torch.mm(features, w["head_edge.weight"], out=q)
+                add_ends(q.numpy(), hidden, 0, self.card.hidden, sources[part], targets[part])
+                torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
+                torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
+                out[part] = p.numpy()[:m, 0]
+
+        _share_out(_parts(len(sources)), work)
         return out
 
     def _ends(self, graph: KnnGraph, epoch: Epoch, nodes: Int32) -> Tensor:
         """W1 x | W2 x | U x of some nodes: (m, 3 hidden)."""
         w, out = self._weights, torch.empty((len(nodes), 3 * self.card.hidden))
-        x, ends = _buffers(len(self.nodes.low), 3 * self.card.hidden)
-        for part in _parts(len(nodes)):
-            m = part.stop - part.start
-            node_features(graph, epoch, nodes[part], self.nodes, x.numpy()[:m])
-            torch.addmm(w["node_ends.bias"], x, w["node_ends.weight"], out=ends)
-            out[part] = ends[:m]
+
+        def work(parts: Sequence[slice]) -> None:
+            x, ends = _buffers(len(self.nodes.low), 3 * self.card.hidden)
+            for part in parts:
+                m = part.stop - part.start
+                node_features(graph, epoch, nodes[part], self.nodes, x.numpy()[:m])
+                torch.addmm(w["node_ends.bias"], x, w["node_ends.weight"], out=ends)
+                out[part] = ends[:m]
+
+        _share_out(_parts(len(nodes)), work)
         return out
 
     def _messages(
@@ -200,13 +213,17 @@ class LinkageModel:
         """m_ij of some edges: (e, hidden). `heads` and `tails` are their ends' rows in `ends`."""
         weight, width = self._weights["message_edge.weight"], self.card.hidden
         out = torch.empty((len(sources), width))
-        features, messages = _buffers(len(EDGE_FEATURES), width)
-        for part in _parts(len(sources)):
-            m = part.stop - part.start
-            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
-            torch.mm(features, weight, out=messages)
-            add_ends(messages.numpy(), ends.numpy(), 0, width, heads[part], tails[part])
-            out[part] = messages[:m]
+
+        def work(parts: Sequence[slice]) -> None:
+            features, messages = _buffers(len(EDGE_FEATURES), width)
+            for part in parts:
+                m = part.stop - part.start
+                edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+                torch.mm(features, weight, out=messages)
+                add_ends(messages.numpy(), ends.numpy(), 0, width, heads[part], tails[part])
+                out[part] = messages[:m]
+
+        _share_out(_parts(len(sources)), work)
         return out
 
     def _update(self, ends: Tensor, mean: Tensor, out: Tensor) -> None:
@@ -304,6 +321,28 @@ def _mixture(rng: np.random.Generator, k: int, n: int = 400, d: int = 16) -> tup
     degree, size = np.full(n, k, dtype=np.int32), rng.integers(1, 20, n)
     graph = KnnGraph(k, neighbors, kept, degree, size, identity, mean, is_base=False)
     return graph, Epoch(float(pairs.mean()), float(pairs.std()), n)
+
+
+def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) -> None:
+    """Do the blocks on all cores, one thread each: which thread does a block changes no bits.
+
+    The kernels between the products let go of the interpreter's lock; threads inside one small
+    product would gain less than they cost.
+    """
+    if len(parts) < 2 * WORKERS:
+        work(parts)
+        return
+
+    def with_one_thread(share: Sequence[slice]) -> None:
+        with torch.inference_mode():
+            work(share)
+
+    list(_pool().map(with_one_thread, (parts[at::WORKERS] for at in range(WORKERS))))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WORKERS, "linkage", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _parts(rows: int) -> list[slice]:
