@@ -7,7 +7,7 @@ as wide as all of them together, and the engine needs to know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,14 +31,14 @@ def average(models: Sequence[LinkageModel]) -> LinkageModel:
     net = Universal(UniversalConfig(first.k, hidden))
     parts = [_rescaled(model, nodes, edges) for model in models]
     state = {
-        "node_ends.weight": _chunked([p["node_ends.weight"] for p in parts], 3, torch.cat),
-        "node_ends.bias": _chunked([p["node_ends.bias"] for p in parts], 3, torch.cat),
+        "node_ends.weight": _chunked([p["node_ends.weight"] for p in parts], 3, _stacked),
+        "node_ends.bias": _chunked([p["node_ends.bias"] for p in parts], 3, _stacked),
         "message_edge.weight": torch.cat([p["message_edge.weight"] for p in parts]),
-        "update.weight": torch.block_diag(*(p["update.weight"] for p in parts)),
+        "update.weight": _diagonal([p["update.weight"] for p in parts]),
         "head_ends.weight": _chunked([p["head_ends.weight"] for p in parts], 2, _diagonal),
-        "head_ends.bias": _chunked([p["head_ends.bias"] for p in parts], 2, torch.cat),
+        "head_ends.bias": _chunked([p["head_ends.bias"] for p in parts], 2, _stacked),
         "head_edge.weight": torch.cat([p["head_edge.weight"] for p in parts]),
-        "head_inner.weight": torch.block_diag(*(p["head_inner.weight"] for p in parts)),
+        "head_inner.weight": _diagonal([p["head_inner.weight"] for p in parts]),
         "head_inner.bias": torch.cat([p["head_inner.bias"] for p in parts]),
         "head_out.weight": torch.cat([p["head_out.weight"] for p in parts], dim=1) / len(parts),
         "head_out.bias": torch.stack([p["head_out.bias"] for p in parts]).mean(dim=0),
@@ -79,12 +79,18 @@ def _change(own: Ranges, other: Ranges) -> tuple[Tensor, Tensor]:
     )
 
 
-def _chunked(tensors: Sequence[Tensor], chunks: int, join: object) -> Tensor:
+def _chunked(
+    tensors: Sequence[Tensor], chunks: int, join: Callable[[Sequence[Tensor]], Tensor]
+) -> Tensor:
     """Layers whose outputs are several chunks, joined chunk by chunk."""
     split = [tensor.chunk(chunks) for tensor in tensors]
-    assert callable(join)
     return torch.cat([join([parts[at] for parts in split]) for at in range(chunks)])
 
 
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors))
+
+
 def _diagonal(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.block_diag(*tensors)
+    joined: Tensor = torch.block_diag(*tensors)  # type: ignore[no-untyped-call]
+    return joined

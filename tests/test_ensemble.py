@@ -1,0 +1,48 @@
+"""The ensemble: one network whose logits are the mean of several's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from engine.ensemble import average
+from engine.hierarchy import Shape
+from engine.index import ExactIndex
+from engine.model import LinkageModel, random_model
+from engine.pipeline import step
+from engine.state import State
+from engine.stopwatch import Stopwatch
+from engine.types import Batch, Float64
+from engine.vectors import quantize
+
+
+def logits(model: LinkageModel) -> Float64:
+    """Of all level-0 edges of a small collection."""
+    grid, _ = quantize(np.random.default_rng(4).normal(size=(60, 8)))
+    state = State.empty(Shape(8, model.k, 0.5, 1), model, model.default_epoch, ExactIndex)
+    keys = [b"%d" % row for row in range(60)]
+    step(state, Batch(keys, grid, np.zeros(60, np.int64), [b""] * 60), 0, Stopwatch())
+    p = state.hierarchy.base.linkage[:60].astype(np.float64)
+    p[(p < 1e-3) | (p > 1 - 1e-3)] = np.nan  # too near the ends for a float32 to tell the logit
+    return np.log(p / (1 - p))
+
+
+def test_logits_are_the_mean() -> None:
+    models = [random_model(seed) for seed in (1, 2, 3)]
+    wanted = np.mean([logits(model) for model in models], axis=0)
+    differs = np.abs(logits(average(models)) - wanted)
+    assert np.isfinite(differs).sum() > 50
+    assert np.nanmax(differs) < 1e-3
+    assert np.nanmax(np.abs(logits(models[0]) - wanted)) > 0.1
+
+
+def test_ranges_of_different_trainings_are_reconciled() -> None:
+    one, two = random_model(1), random_model(2)
+    shifted = replace(two.edges, center=two.edges.center + 0.3, scale=two.edges.scale * 1.7)
+    nodes = replace(two.nodes, center=two.nodes.center - 0.2, scale=two.nodes.scale * 0.6)
+    two = LinkageModel(two.net, nodes, shifted, two.card)
+    wanted = (logits(one) + logits(two)) / 2
+    differs = np.abs(logits(average([one, two])) - wanted)
+    assert np.isfinite(differs).sum() > 50
+    assert np.nanmax(differs) < 1e-3
