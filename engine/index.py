@@ -23,7 +23,7 @@ from engine.vectors import DOT_SCALE, dot
 
 _BLOCK_CELLS = 1 << 24  # float32 similarities held at once: 64 MiB
 _NO_ROW = np.int32(-1)
-_NEVER = np.iinfo(np.int32).max  # a bound that no dot reaches
+NEVER = np.iinfo(np.int32).max  # a bound that no dot reaches
 ALWAYS = np.iinfo(np.int32).min  # a bound that every dot reaches
 
 
@@ -92,7 +92,7 @@ class ExactIndex:
         """
         points = self.points
         floors = (bounds.astype(np.float64) / DOT_SCALE).astype(np.float32) - np.float32(self._slack)
-        floors[bounds == _NEVER] = np.inf
+        floors[bounds == NEVER] = np.inf
         blocks: list[tuple[Int32, Int32, Int32]] = []
         for start, block in self._similarities(rows):
             part = rows[start : start + len(block)]

@@ -16,12 +16,10 @@ import numpy as np
 from numba import njit, prange
 
 from engine.columns import Columns, Nodes
-from engine.index import ALWAYS, ExactIndex, HnswIndex, precedes
+from engine.index import ALWAYS, NEVER, ExactIndex, HnswIndex, precedes
 from engine.stopwatch import Stopwatch
 from engine.types import Int8, Int32
 from engine.vectors import dot
-
-_NEVER = np.iinfo(np.int32).max
 
 
 class Neighborhood(Columns):
@@ -144,7 +142,7 @@ class Neighborhood(Columns):
     def _enter_all(self, index: ExactIndex, new: Int32, searched: Int32, complete: Any) -> Int32:
         """Offer the newcomers to every old list they can enter."""
         bounds = _bounds(self.nodes.rows, self.nodes.alive, self.dots, self.lengths, complete)
-        bounds[searched] = _NEVER  # just searched: has the newcomers already
+        bounds[searched] = NEVER  # just searched: has the newcomers already
         items, lists, exact = index.entrants(new, bounds)
         return self._offer(lists, items, exact, complete)
 
@@ -283,7 +281,7 @@ def _replace(
 @njit(cache=True, nogil=True)
 def _bounds(rows: Any, alive: Any, dots: Any, lengths: Any, complete: Any) -> Any:
     """The dot from which a newcomer may enter each list (at equality the hash decides)."""
-    bounds = np.full(rows, np.int32(_NEVER))
+    bounds = np.full(rows, np.int32(NEVER))
     width = dots.shape[1]
     for u in range(rows):
         if alive[u]:
