@@ -88,7 +88,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         moved=moved,
         trees=named.changed_trees,
         clusters=named.changed_clusters,
-        events=[*named.events, *assignments],
+        events=[*named.events, *assignments, *batch.rejected],
     )
     watch.lap("change")
     return change, Applied(
@@ -98,6 +98,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         unchanged=len(batch.keys) - len(arrivals),
         deleted=len(plan.gone),
         unknown=plan.unknown,
+        rejected=len(batch.rejected),
         stats={"work": work, "recalibrated": recalibrated, "seconds": watch.seconds},
     )
 

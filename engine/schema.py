@@ -18,7 +18,7 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 | sizes | 2^64 - 1 - size u64, cluster u64 | none; the living final clusters, largest first |
 | endings | version u64, cluster u64 | none; the ended clusters that are still told of |
 | commits | version u64 | time i64, events u64, bytes of their bodies u64 |
-| events | version u64, ordinal u32 | JSON, without what the key and the configuration tell |
+| events | version u64, ordinal u32 | JSON, without what the key and the configuration tell; see `event_body` |
 | positions | source (UTF-8) | the next position |
 
 `items`, `keys` and `positions` are the input; `lists` is history (an index search is); `places`, `members`,
@@ -38,7 +38,17 @@ from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
-from engine.types import Assignment, Cluster, Clusters, Int64, Items, LineageEvent, Lists
+from engine.types import (
+    Assignment,
+    Cluster,
+    Clusters,
+    DeadLetter,
+    Event,
+    Int64,
+    Items,
+    LineageEvent,
+    Lists,
+)
 
 FORMAT = 1
 TABLES = (
@@ -283,24 +293,73 @@ def event_key(version: int, ordinal: int) -> bytes:
     return _EVENT.pack(version, ordinal)
 
 
-def event_body(event: Assignment | LineageEvent) -> bytes:
+def read_event_key(key: bytes) -> tuple[int, int]:
+    """Version and ordinal."""
+    version, ordinal = _EVENT.unpack(key)
+    return version, ordinal
+
+
+def event_body(event: Event) -> bytes:
+    """An assignment has four parts, a lineage event five; a dead letter is an object and raw bytes behind it."""
     if isinstance(event, Assignment):
         return orjson.dumps([event.key.decode(), event.cluster, event.previous, event.path])
-    return orjson.dumps([event.event, event.cluster, event.size, event.sources, event.into])
+    if isinstance(event, LineageEvent):
+        return orjson.dumps([event.event, event.cluster, event.size, event.sources, event.into])
+    head = {
+        "reason": event.reason,
+        "origin": event.origin,
+        "key": None if event.key is None else len(event.key),
+        "value": None if event.value is None else len(event.value),
+        "headers": [[name, value.hex()] for name, value in event.headers],
+    }
+    return orjson.dumps(head) + b"\n" + (event.key or b"") + (event.value or b"")
 
 
-def read_event(collection: str, key: bytes, body: bytes) -> dict[str, Any]:
-    """The event as it leaves: JSON of the topics `assignments` (`cluster` null: gone) and `clusters`."""
-    version, ordinal = _EVENT.unpack(key)
-    event: dict[str, Any] = {"schema": 1, "collection": collection}
+def parse_event(body: bytes) -> Event:
+    """What `event_body` was made of."""
+    if body.startswith(b"{"):
+        return _parse_dead_letter(body)
     parts = orjson.loads(body)
     if len(parts) == 4:
         name, cluster, previous, path = parts
-        event |= {"key": name, "cluster": cluster or None, "previous": previous or None, "path": path}
+        return Assignment(name.encode(), cluster, previous, tuple(path))
+    kind, cluster, size, sources, into = parts
+    return LineageEvent(kind, cluster, size, tuple(sources), tuple(into))
+
+
+def _parse_dead_letter(body: bytes) -> DeadLetter:
+    end = body.index(b"\n")
+    head = orjson.loads(body[:end])
+    middle = end + 1 + (head["key"] or 0)
+    return DeadLetter(
+        head["reason"],
+        head["origin"],
+        None if head["key"] is None else body[end + 1 : middle],
+        None if head["value"] is None else body[middle:],
+        [(name, bytes.fromhex(value)) for name, value in head["headers"]],
+    )
+
+
+def show_event(collection: str, version: int, ordinal: int, event: Event) -> dict[str, Any]:
+    """The event as it leaves: JSON of the topics `assignments` (`cluster` null: gone) and `clusters`.
+
+    A dead letter is told of as the event `reject`, without its bytes.
+    """
+    shown: dict[str, Any] = {"schema": 1, "collection": collection}
+    if isinstance(event, Assignment):
+        shown |= {"key": event.key.decode(), "cluster": event.cluster or None}
+        shown |= {"previous": event.previous or None, "path": list(event.path)}
+    elif isinstance(event, LineageEvent):
+        shown |= {"event": event.event, "cluster": event.cluster, "from": list(event.sources)}
+        shown |= {"into": list(event.into), "size": event.size}
     else:
-        kind, cluster, size, sources, into = parts
-        event |= {"event": kind, "cluster": cluster, "from": sources, "into": into, "size": size}
-    return event | {"version": version, "event-id": f"{version}-{ordinal}"}
+        shown |= {"event": "reject", "origin": event.origin, "reason": event.reason}
+    return shown | {"version": version, "event-id": f"{version}-{ordinal}"}
+
+
+def read_event(collection: str, key: bytes, body: bytes) -> dict[str, Any]:
+    """`show_event` of a row."""
+    return show_event(collection, *read_event_key(key), parse_event(body))
 
 
 def dump_json(value: Any) -> bytes:

@@ -25,6 +25,17 @@ Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record of a stream that cannot be used: its bytes as they came, and why."""
+
+    reason: str
+    origin: str  # topic, partition and offset
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The net effect of some input: each key occurs once, in `keys` or in `deletes`."""
 
@@ -34,6 +45,7 @@ class Batch:
     payloads: Sequence[bytes]  # n JSON documents, b"" for none
     deletes: Sequence[bytes] = ()
     positions: Mapping[str, bytes] = field(default_factory=dict)  # source -> its next position
+    rejected: Sequence[DeadLetter] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,9 @@ class LineageEvent:
     into: tuple[int, ...] = ()
 
 
+Event = Assignment | LineageEvent | DeadLetter
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """All that one committed version alters in the store."""
@@ -154,7 +169,7 @@ class Change:
     moved: tuple[Int64, Int64, Int64]  # item ids, tree before (0: none), tree after (0: none)
     trees: Mapping[int, tuple[int, ...]]  # level-0 tree -> path of cluster ids, final first; () gone
     clusters: Sequence[Cluster]  # those that changed or ended
-    events: Sequence[Assignment | LineageEvent]
+    events: Sequence[Event]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +198,5 @@ class Applied:
     unchanged: int = 0
     deleted: int = 0
     unknown: int = 0  # deletes of keys that were not there
+    rejected: int = 0  # records to the dead letters
     stats: Mapping[str, Any] = field(default_factory=dict)  # stage seconds, edges per level

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from engine import schema
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.store import Store, walk
-from engine.types import Assignment, Lists, Loaded
+from engine.types import Assignment, DeadLetter, Lists, Loaded
 from tests.worlds import DIM, ROOT, Toy
 
 CONFIG = {"collection": "toy", "dim": None, "model": "m" * 64, "k": 10, "tau": 0.1, "arithmetic": "avx2"}
@@ -84,6 +84,23 @@ def derived(path: Path) -> dict[str, set[tuple[int, ...]]]:
 def test_an_empty_store_loads_as_nothing(tmp_path: Path) -> None:
     with Store.open(tmp_path / "new" / "store", CONFIG) as store:
         assert_loaded(store.load(), Toy(0))
+
+
+@given(key=st.none() | st.binary(), value=st.none() | st.binary(), name=st.text(), header=st.binary())
+def test_dead_letters_keep_their_bytes(
+    key: bytes | None, value: bytes | None, name: str, header: bytes
+) -> None:
+    letter = DeadLetter("no key", "topic 0 at 7", key, value, [(name, header)])
+    assert schema.parse_event(schema.event_body(letter)) == letter
+    assert schema.show_event("toy", 3, 2, letter) == {
+        "schema": 1,
+        "collection": "toy",
+        "event": "reject",
+        "origin": letter.origin,
+        "reason": letter.reason,
+        "version": 3,
+        "event-id": "3-2",
+    }
 
 
 def test_events_come_back_in_order_with_ids_that_never_repeat(tmp_path: Path) -> None:

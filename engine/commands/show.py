@@ -97,6 +97,8 @@ def _told(event: dict[str, Any]) -> str:
     if "key" in event:
         came = f"from {event['previous']}" if event["previous"] else "new"
         return f"item {event['key']}: " + (f"{came} to {event['cluster']}" if event["cluster"] else "gone")
+    if event["event"] == "reject":
+        return f"rejected {event['origin']}: {event['reason']}"
     words = f"{event['event']} {event['cluster']}, {_items(event['size'])}"
     if event["from"]:
         words += f", from {', '.join(map(str, event['from']))}"
