@@ -102,8 +102,13 @@ def _write_cluster(found: Tables, cluster: Cluster) -> None:
         found.put("sizes", schema.size_key(cluster.size, cluster.id))
 
 
-def write_history(found: Tables, change: Change, max_bytes: int, max_age_ms: int) -> None:
-    """Writes the version's events; then forgets the oldest versions while the log is beyond its bounds."""
+def write_history(
+    found: Tables, change: Change, max_bytes: int, max_age_ms: int, keep_from: int | None = None
+) -> None:
+    """Writes the version's events; then forgets the oldest versions while the log is beyond its bounds.
+
+    Versions from `keep_from` on stay.
+    """
     keys = [schema.event_key(change.version, ordinal) for ordinal in range(len(change.events))]
     bodies = [schema.event_body(event) for event in change.events]
     found.put_rows("events", keys, bodies)
@@ -111,7 +116,8 @@ def write_history(found: Tables, change: Change, max_bytes: int, max_age_ms: int
     found.put("commits", schema.u64(change.version), schema.commit_body(change.time_ms, len(keys), size))
     log = found.json("log") or {"bytes": 0}
     total = log["bytes"] + size
-    for key, body in list(_oldest(found, change, total, max_bytes, max_age_ms)):
+    newest = change.version if keep_from is None else min(keep_from, change.version)
+    for key, body in list(_oldest(found, change, total, max_bytes, max_age_ms, newest)):
         version = schema.read_u64(key)
         _, events, forgotten = schema.read_commit(body)
         found.delete_all("events", [schema.event_key(version, ordinal) for ordinal in range(events)])
@@ -124,13 +130,13 @@ def write_history(found: Tables, change: Change, max_bytes: int, max_age_ms: int
 
 
 def _oldest(
-    found: Tables, change: Change, total: int, max_bytes: int, max_age_ms: int
+    found: Tables, change: Change, total: int, max_bytes: int, max_age_ms: int, newest: int
 ) -> Iterator[schema.Row]:
-    """The oldest commits that are beyond the bounds, never the newest."""
+    """The oldest commits that are beyond the bounds, none from the version `newest` on."""
     for key, body in found.rows("commits"):
         time_ms, _, size = schema.read_commit(body)
         late = time_ms < change.time_ms - max_age_ms
-        if schema.read_u64(key) == change.version or not (late or total > max_bytes):
+        if schema.read_u64(key) >= newest or not (late or total > max_bytes):
             return
         total -= size
         yield key, body

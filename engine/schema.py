@@ -6,7 +6,7 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 
 | table | key | body |
 |---|---|---|
-| meta | name | `config`, `state`: JSON (see `Store`) |
+| meta | name | `config`, `state`, `log`, `identity`: JSON (see `Store`) |
 | items | item u64 | time i64, version i64, key length u16, dimension u16; vector i16 x d; key; payload |
 | keys | key (1-511 bytes) | item u64 |
 | lists | item u64 | ids, low part u32 x w; ids, high part u16 x w; dots i32 x w. All ones: no neighbour |
@@ -295,6 +295,11 @@ def event_key(version: int, ordinal: int) -> bytes:
 
 def read_event_key(key: bytes) -> tuple[int, int]:
     """Version and ordinal."""
+    version, ordinal = _EVENT.unpack(key)
+    return version, ordinal
+
+
+def read_event_key(key: bytes) -> tuple[int, int]:
     version, ordinal = _EVENT.unpack(key)
     return version, ordinal
 

@@ -20,6 +20,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ import lmdb
 from engine import changes, schema, tables
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.tables import Tables
-from engine.types import Change, Loaded
+from engine.types import Change, DeadLetter, Loaded
 
 MAP_BYTES = 1 << 36
 MAX_READERS = 126
@@ -68,6 +69,8 @@ class Store:
         self._failed = False
         self.version = 0
         self.config: dict[str, Any] = {}
+        self.identity = ""  # given when the store is made; a copy keeps it
+        self.keep_from: int | None = None  # versions from this one on are not forgotten: not published yet
         self.stale = False  # the arithmetic differs from the stored clusters'; commit what recomputing gives
         self.bytes_written = 0  # by commits, as the operating system counts them
 
@@ -88,7 +91,7 @@ class Store:
         decides), `model`, `k`, `arithmetic`, ...; JSON values. A store that was made with another one is
         refused (another `arithmetic` only makes it `stale`); None takes it as it is. `free_bytes`: what a
         commit leaves free on the disk. Of the event log, versions older than `events_max_age_ms` or beyond
-        `events_max_bytes` are forgotten, never the newest.
+        `events_max_bytes` are forgotten, never the newest, nor those from `keep_from` on.
 
         Raises StoreLocked, StoreFull, CorruptStore, ConfigMismatch.
         """
@@ -166,15 +169,28 @@ class Store:
         except lmdb.Error as error:
             raise _unusable(self.path, error) from error
 
+    def log_is_full(self) -> bool:
+        """Whether the event log is beyond its bound and nothing of it may be forgotten yet."""
+        if self.keep_from is None:
+            return False
+        with self._reading() as found:
+            log, oldest = found.json("log") or {"bytes": 0}, found.first("commits")
+        held = oldest is not None and schema.read_u64(oldest[0]) >= self.keep_from
+        return held and log["bytes"] > self._limits.events_max_bytes
+
     def _adopt(self, config: Mapping[str, Any] | None) -> None:
         """Compares the configuration with the stored one, or stores it."""
         with self._reading() as found:
             stored, state = found.json("config"), found.json("state") or {}
+            self.identity = str((found.json("identity") or {}).get("id", ""))
         self.version = int(state.get("version", 0))
         wanted = {"collection": "", "dim": None, **(config or stored or {}), "format": schema.FORMAT}
         if stored is None:
+            self.identity = uuid.uuid4().hex
             with self.env.begin(write=True) as txn:
-                Tables(txn, self.handles).put("meta", b"config", schema.dump_json(wanted))
+                found = Tables(txn, self.handles)
+                found.put("meta", b"config", schema.dump_json(wanted))
+                found.put("meta", b"identity", schema.dump_json({"id": self.identity}))
             self.config = wanted
             return
         _compare(self.path, stored, wanted)
@@ -197,7 +213,9 @@ class Store:
                     if config is not None:
                         changes.clear_derived(found)
                     changes.apply(found, change)
-                    changes.write_history(found, change, limits.events_max_bytes, limits.events_max_age_ms)
+                    changes.write_history(
+                        found, change, limits.events_max_bytes, limits.events_max_age_ms, self.keep_from
+                    )
                     if self.stale or kept != self.config:
                         found.put("meta", b"config", schema.dump_json(kept))
                 break
@@ -213,6 +231,7 @@ class Store:
         """LMDB reports a full disk as "Input/output error", when it is too late for words."""
         items = change.upserts
         rows = items.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
+        rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
             raise StoreFull(

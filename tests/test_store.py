@@ -148,6 +148,30 @@ def test_the_log_forgets_old_versions_and_the_clusters_that_ended_in_them(tmp_pa
         assert store.load().version == 9
 
 
+def test_the_log_keeps_what_is_not_published(tmp_path: Path) -> None:
+    toy = Toy(5)
+
+    def versions(store: Store) -> list[int]:
+        return [schema.read_u64(key) for key, _ in store.rows("commits")]
+
+    with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
+        store.keep_from = 0  # nobody has told yet how far it is published
+        for _ in range(4):
+            store.commit(toy.step())
+        assert versions(store) == [1, 2, 3, 4]
+        assert store.log_is_full()
+        store.keep_from = 3
+        assert not store.log_is_full()
+        store.commit(toy.step())
+        assert versions(store) == [3, 4, 5]
+        assert store.log_is_full()
+    with Store.open(tmp_path, CONFIG, events_max_bytes=1) as again:
+        assert again.identity == store.identity != ""
+        assert not again.log_is_full()
+        again.commit(toy.step())
+        assert versions(again) == [6]
+
+
 def test_a_new_generation_replaces_what_is_derived(tmp_path: Path) -> None:
     toy = Toy(6)
     with Store.open(tmp_path, CONFIG) as store:
