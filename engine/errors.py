@@ -24,6 +24,10 @@ class InputError(ShoalError):
     exit_code = 3
 
 
+class NotFound(InputError):
+    """Nothing has this key or id: ask for another."""
+
+
 class StoreError(ShoalError):
     """The store cannot be used as it is: call the operator."""
 

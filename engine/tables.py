@@ -34,6 +34,17 @@ class Tables:
                 yield cursor.key(), schema.unseal(table, cursor.key(), cursor.value())
                 found = cursor.next()
 
+    def rows_back(self, table: str, start: bytes = b"") -> Iterator[schema.Row]:
+        """Rows from `start` (the last one without) backwards. Raises CorruptStore."""
+        with self.txn.cursor(self._handles[table]) as cursor:
+            if start and cursor.set_range(start):
+                found = cursor.key() == start or cursor.prev()
+            else:
+                found = cursor.last()
+            while found:
+                yield cursor.key(), schema.unseal(table, cursor.key(), cursor.value())
+                found = cursor.prev()
+
     def first(self, table: str) -> schema.Row | None:
         return next(self.rows(table), None)
 

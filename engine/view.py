@@ -9,9 +9,9 @@ keeps the writer from using pages again.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Condition
@@ -19,18 +19,28 @@ from types import TracebackType
 from typing import Any
 
 import lmdb
-import numpy as np
 import orjson
 
-from engine import schema
-from engine.errors import CorruptStore, InputError, NoStore, StoreError
+from engine import log, moment, schema
+from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
+from engine.moment import Moment
 from engine.tables import Tables
-from engine.types import Clusters
 
 MAP_BYTES = 1 << 36
 MAX_READERS = 126
 MAX_PAGE = 10_000
+ORDERS = ("size", "id", "newest")
 Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a store is."""
+
+    version: int
+    time_ms: int  # of its commit
+    oldest: int  # the first version of which the log still tells; 0: there is none
+    place: log.Place  # behind it are the events of later versions
 
 
 class View:
@@ -119,7 +129,6 @@ class View:
     def summary(self) -> Answer:
         """What the store holds."""
         with self._snapshot() as found:
-            oldest = found.tables.first("commits")
             return self._answer(
                 found,
                 items=found.tables.count("items"),
@@ -127,7 +136,7 @@ class View:
                 levels=found.levels,
                 time=found.time_ms,
                 epoch=found.epoch,
-                changes_from=schema.read_u64(oldest[0]) if oldest else 0,
+                changes_from=log.oldest(found.tables),
             )
 
     def levels(self) -> Answer:
@@ -135,17 +144,17 @@ class View:
         with self._snapshot() as found:
             version, sizes = self._sizes
             if version != found.version:
-                sizes = _measure_levels(found)
+                sizes = moment.measure_levels(found)
                 self._sizes = (found.version, sizes)
             return self._answer(found, levels=sizes)
 
     def item(self, key: str | bytes, level: int | None = None) -> Answer:
-        """An item and where it is. Raises InputError: there is none under this key."""
+        """An item and where it is. Raises NotFound: there is none under this key."""
         with self._snapshot() as found:
             name = key.encode() if isinstance(key, str) else key
             number = found.tables.get("keys", name) if 0 < len(name) <= schema.MAX_KEY_BYTES else None
             if number is None:
-                raise InputError(f"no item has the key {name.decode(errors='backslashreplace')!r}")
+                raise NotFound(f"no item has the key {name.decode(errors='backslashreplace')!r}")
             row = schema.u64(schema.read_number(number))
             record = schema.read_items([row], [found.need("items", row)])
             tree = schema.read_number(found.need("places", row))
@@ -163,23 +172,34 @@ class View:
     def clusters(
         self, level: int | None = None, order: str = "size", cursor: str | None = None, limit: int = 100
     ) -> Answer:
-        """The clusters of a level, largest first (`order` "size") or by rising id ("id")."""
-        if order not in ("size", "id"):
-            raise InputError(f"clusters are ordered by 'size' or by 'id', not by {order!r}")
+        """The clusters of a level: largest first (`order` "size"), newest first, or by rising id ("id")."""
+        if order not in ORDERS:
+            raise InputError(f"clusters are ordered by 'size' or by 'id', or 'newest' first, not by {order!r}")
         with self._snapshot() as found:
             if order == "size" and (level is None or level >= found.levels - 1):
-                start = schema.size_key(*_cursor(cursor, 2)) if cursor else b""
+                start = schema.size_key(*moment.read_cursor(cursor, 2)) if cursor else b""
                 keys = found.tables.rows("sizes", start)
                 page: Iterator[Answer] = (found.cluster(schema.read_size_key(key)[1]) for key, _ in keys)
+            elif order == "newest":
+                page = moment.newest(found, level, cursor)
             else:
-                page = _clusters_at(found, level, order, cursor)
+                page = moment.clusters_at(found, level, order, cursor)
             rows, following = _page(page, limit)
             place = (following["size"], following["cluster"]) if following else ()
-            after = "-".join(map(str, place if order == "size" else place[1:])) or None
+            after = "-".join(map(str, place if order == "size" else place[1:])) or None  # newest, id: the id
             return self._answer(found, clusters=rows, cursor=after)
 
+    def final(self, clusters: Iterable[int], limit: int) -> list[Answer]:
+        """The first `limit` of these clusters that are living final ones."""
+        with self._snapshot() as found:
+            known = ((key, found.tables.get("clusters", key)) for key in map(schema.u64, clusters))
+            records = (found.describe(key, body) for key, body in known if body is not None)
+            return list(islice((r for r in records if not (r["ended"] or r["parent"])), limit))
+
     def cluster(self, cluster: int) -> Answer:
-        """A cluster, its next finer ones, and what became of it if it ended. Raises InputError."""
+        """A cluster, its next finer ones, and what became of it if it ended: `into`, the clusters that took
+        its members, and `now`, the living final ones to which that has led. Raises NotFound.
+        """
         with self._snapshot() as found:
             record = found.cluster(cluster)
             finer: dict[int, None] = {}
@@ -187,46 +207,88 @@ class View:
                 path = schema.read_ids(found.need("trees", schema.u64(tree)))
                 below = path.index(cluster) + 1
                 finer |= dict.fromkeys(path[below : below + 1])
-            return self._answer(found, **record, children=sorted(finer))
+            now = found.successors(cluster) if record["ended"] else []
+            return self._answer(found, **record, children=sorted(finer), now=now)
 
-    def members(self, cluster: int, cursor: str | None = None, limit: int = 100) -> Answer:
-        """The items of a cluster, tree by tree. Raises InputError."""
+    def members(
+        self, cluster: int, cursor: str | None = None, limit: int = 100, payload_bytes: int | None = None
+    ) -> Answer:
+        """The items of a cluster, tree by tree. Raises NotFound.
+
+        `payload_bytes`: with their payloads, and a page ends where they exceed so many bytes.
+        """
         with self._snapshot() as found:
             record = found.cluster(cluster)
-            start = _cursor(cursor, 2) if cursor else (0, 0)
-            rows, following = _page(_members(found, cluster, *start), limit)
-            after = f"{following['tree']}-{following['item']}" if following else None
-            items = []
+            start = moment.read_cursor(cursor, 2) if cursor else (0, 0)
+            rows = islice(moment.members(found, cluster, *start), _bound(limit) + 1)
+            items: list[Answer] = []
+            spent, after = 0, None
             for row in rows:
+                if len(items) == limit or spent > (payload_bytes or 0):
+                    after = f"{row['tree']}-{row['item']}"
+                    break
                 key = schema.u64(row["item"])
                 item = schema.read_items([key], [found.need("items", key)])
-                items.append({"key": item.keys[0].decode(), "time": int(item.times[0]), "tree": row["tree"]})
+                entry = {"key": item.keys[0].decode(), "time": int(item.times[0]), "tree": row["tree"]}
+                if payload_bytes is not None:
+                    entry["payload"] = orjson.loads(item.payloads[0]) if item.payloads[0] else None
+                    spent += len(item.payloads[0])
+                items.append(entry)
             return self._answer(found, cluster=cluster, size=record["size"], items=items, cursor=after)
 
-    def changes(self, after: tuple[int, int] | None = None, limit: int = 100) -> Answer:
+    def changes(
+        self, after: tuple[int, int] | None = None, limit: int = 100, kind: str | None = None
+    ) -> Answer:
         """Events behind `after` (version, ordinal), oldest first; None: from the oldest there is.
 
-        `cursor` names the last one given, to go on from, also when there are none. `gap`: events between
-        `after` and the first one here were forgotten.
+        `kind`: of "items" or of "clusters" alone. `cursor` names the last one looked at, to go on from, also
+        when there are none; `more`: there are further ones by now. `gap`: events between `after` and the
+        first one here were forgotten.
         """
-        version, ordinal = after or (0, -1)
+        version, ordinal = after or log.BEGIN
         if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
             raise InputError(f"{version}-{ordinal} is no place in the log")
         with self._snapshot() as found:
-            oldest = found.tables.first("commits")
-            gap = after is not None and oldest is not None and version + 1 < schema.read_u64(oldest[0])
-            rows = found.tables.rows("events", schema.event_key(version, ordinal + 1))
-            events = [
-                schema.read_event(self.collection, key, body) for key, body in islice(rows, _bound(limit))
-            ]
-            last = events[-1]["event-id"] if events else f"{version}-{ordinal}"
-            return self._answer(found, changes=events, cursor=last if events or after else None, gap=gap)
+            oldest = log.oldest(found.tables)
+            gap = after is not None and oldest > version + 1
+            page = log.read(found.tables, (version, ordinal), _bound(limit), kind)
+            events = [schema.read_event(self.collection, raw.key, raw.body) for raw in page.events]
+            cursor = f"{page.place[0]}-{page.place[1]}" if page.place != log.BEGIN else None
+            return self._answer(found, changes=events, cursor=cursor, gap=gap, more=page.more)
 
-    def _answer(self, found: _Snapshot, **fields: Any) -> Answer:
+    def head(self) -> Head:
+        """Where the store is now."""
+        with self._snapshot() as found:
+            newest = log.commit(found.tables, found.version)
+            place = newest.last if newest else (found.version, 0)
+            return Head(found.version, found.time_ms, log.oldest(found.tables), place)
+
+    def follow(self, after: log.Place, limit: int) -> log.Slice:
+        """Events as they are stored, for what rolls them up."""
+        with self._snapshot() as found:
+            return log.read(found.tables, after, limit)
+
+    def commits(self, versions: Iterable[int]) -> list[log.Commit]:
+        """What the log knows of these versions, but for the forgotten ones."""
+        with self._snapshot() as found:
+            return [told for version in versions if (told := log.commit(found.tables, version))]
+
+    def lineages(self, versions: Iterable[int]) -> list[log.Raw]:
+        """What happened to clusters in these versions, in their order."""
+        with self._snapshot() as found:
+            return [event for version in versions for event in log.lineage(found.tables, version)]
+
+    def events(self, places: Collection[log.Place]) -> list[Answer]:
+        """The events at these places that are not forgotten."""
+        with self._snapshot() as found:
+            stored = log.at(found.tables, places)
+            return [schema.read_event(self.collection, raw.key, raw.body) for raw in stored]
+
+    def _answer(self, found: Moment, **fields: Any) -> Answer:
         return {"collection": self.collection, "version": found.version, **fields}
 
     @contextmanager
-    def _snapshot(self) -> Iterator[_Snapshot]:
+    def _snapshot(self) -> Iterator[Moment]:
         with self._gate:
             try:
                 txn = self._env.begin()
@@ -238,7 +300,7 @@ class View:
                 raise StoreError(f"{self._path} has {MAX_READERS} readers already; try again") from error
             self._active += 1
         try:
-            yield _Snapshot(txn, self._handles)
+            yield Moment(txn, self._handles)
         except lmdb.Error as error:
             raise CorruptStore(f"{self._path} is damaged ({error}); restore a backup") from error
         finally:
@@ -246,108 +308,6 @@ class View:
                 txn.abort()
                 self._active -= 1
                 self._gate.notify_all()
-
-
-class _Snapshot:
-    """One version of the store, for as long as the block lasts."""
-
-    def __init__(self, txn: lmdb.Transaction[bytes], handles: dict[str, Any]) -> None:
-        self.tables = Tables(txn, handles)
-        state = self.tables.json("state") or {}
-        self.version = int(state.get("version", 0))
-        self.time_ms = int(state.get("time_ms", 0))
-        self.epoch = state.get("epoch")
-        self.levels = int(state.get("counters", {}).get("levels", 1))
-
-    def need(self, table: str, key: bytes) -> bytes:
-        body = self.tables.get(table, key)
-        if body is None:
-            raise CorruptStore(
-                f"table {table}, key {schema.show_key(table, key)} is missing; restore a backup"
-            )
-        return body
-
-    def cluster(self, cluster: int) -> Answer:
-        key = schema.u64(cluster) if 0 < cluster < 2**63 else b""
-        body = self.tables.get("clusters", key) if key else None
-        if body is None:
-            raise InputError(f"there is no cluster {cluster}, or the log has forgotten it")
-        return self.describe(key, body)
-
-    def describe(self, key: bytes, body: bytes) -> Answer:
-        found = schema.read_cluster(key, body)
-        top = found.parent == 0 and not found.ended
-        return {
-            "cluster": found.id,
-            "size": found.size,
-            "finest": found.finest,
-            "coarsest": self.levels - 1 if top else found.coarsest,
-            "peak": self._key_of(found.peak),
-            "parent": found.parent or None,
-            "born": found.born,
-            "changed": found.changed,
-            "ended": found.ended or None,
-            "into": list(found.into),
-        }
-
-    def at_level(self, path: Iterable[int], level: int | None) -> int:
-        """The cluster of a path at a level: the coarsest that reaches down to it."""
-        ids = list(path)
-        if level is None or level >= self.levels - 1:
-            return ids[0]
-        for cluster in ids:
-            key = schema.u64(cluster)
-            if schema.read_cluster(key, self.need("clusters", key)).finest <= level:
-                return cluster
-        raise CorruptStore(f"cluster {ids[-1]} does not reach down to level 0; `shoal rebuild` mends it")
-
-    def trees(self, cluster: int, start: int = 0) -> Iterator[int]:
-        prefix = schema.u64(cluster)
-        for key, _ in self.tables.rows("cluster_trees", schema.pair(cluster, start), prefix):
-            yield schema.read_pair(key)[1]
-
-    def _key_of(self, item: int) -> str | None:
-        key = schema.u64(item)
-        body = self.tables.get("items", key)
-        return schema.read_items([key], [body]).keys[0].decode() if body is not None else None
-
-
-def _clusters_at(found: _Snapshot, level: int | None, order: str, cursor: str | None) -> Iterator[Answer]:
-    """The living clusters of a level from the cursor on."""
-    table = _living(found)
-    at = found.levels - 1 if level is None else min(max(level, 0), found.levels - 1)
-    rows = np.flatnonzero((table.finest <= at) & (table.coarsest >= at))
-    if order == "size":
-        rows = rows[np.lexsort((table.ids[rows], -table.size[rows]))]
-        if cursor:
-            size, first = _cursor(cursor, 2)
-            later = (table.size[rows] < size) | ((table.size[rows] == size) & (table.ids[rows] >= first))
-            rows = rows[later]
-    elif cursor:
-        rows = rows[table.ids[rows] >= _cursor(cursor, 1)[0]]
-    return (found.cluster(int(cluster)) for cluster in table.ids[rows])
-
-
-def _living(found: _Snapshot) -> Clusters:
-    table = schema.read_living(*found.tables.read("clusters"))
-    table.coarsest[table.parent == 0] = found.levels - 1
-    return table
-
-
-def _measure_levels(found: _Snapshot) -> list[Answer]:
-    table, measured = _living(found), []
-    for level in range(found.levels):
-        size = table.size[(table.finest <= level) & (table.coarsest >= level)]
-        measured.append({"level": level, "clusters": len(size), "singletons": int((size == 1).sum())})
-    return measured
-
-
-def _members(found: _Snapshot, cluster: int, tree: int, item: int) -> Iterator[Answer]:
-    """(tree, item) of a cluster's members from a place on."""
-    for handle in found.trees(cluster, tree):
-        start = schema.pair(handle, item if handle == tree else 0)
-        for key, _ in found.tables.rows("members", start, schema.u64(handle)):
-            yield {"tree": handle, "item": schema.read_pair(key)[1]}
 
 
 def _page(rows: Iterator[Answer], limit: int) -> tuple[list[Answer], Answer | None]:
@@ -359,10 +319,3 @@ def _bound(limit: int) -> int:
     if not 1 <= limit <= MAX_PAGE:
         raise InputError(f"a page has 1 to {MAX_PAGE} entries, not {limit}")
     return limit
-
-
-def _cursor(cursor: str, parts: int) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in cursor.split("-") if re.fullmatch("[0-9]{1,18}", part))
-    if len(numbers) != parts or len(cursor.split("-")) != parts:
-        raise InputError(f"{cursor!r} is not the cursor of such a page")
-    return numbers

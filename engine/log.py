@@ -1,0 +1,127 @@
+"""The event log of a store, read forward from a place: (version, ordinal) of the last event known.
+
+Within a version the lineage of clusters stands first, then the items, then the dead letters: whoever wants
+clusters alone can skip the rest of a version. Versions have no gaps; the oldest are forgotten, and a reader
+is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from engine import schema
+from engine.tables import Tables
+
+SCAN_MAX = 10_000  # rows looked at for one page
+ITEMS, CLUSTERS, REJECTS = "items", "clusters", "rejects"
+KINDS = (ITEMS, CLUSTERS, REJECTS)
+
+Place = tuple[int, int]
+BEGIN: Place = (0, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """An event as it is stored."""
+
+    place: Place
+    key: bytes
+    body: bytes
+    parts: list[Any]  # of a dead letter: none
+
+    @property
+    def kind(self) -> str:
+        return {4: ITEMS, 5: CLUSTERS}.get(len(self.parts), REJECTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Events behind a place, the place they lead to, and whether there are more of them now."""
+
+    events: list[Raw]
+    place: Place
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What the log knows of a version."""
+
+    version: int
+    time_ms: int
+    events: int
+
+    @property
+    def last(self) -> Place:
+        """Behind it is the next version."""
+        return self.version, max(self.events - 1, 0)
+
+
+def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> Slice:
+    """At most `limit` events of a kind, of all for None. After SCAN_MAX rows `place` is where to go on."""
+    found: list[Raw] = []
+    place, looked, seek = after, 0, (after[0], after[1] + 1)
+    while True:
+        start, seek = seek, None
+        for event in _rows(tables, start):
+            if len(found) == limit or looked == SCAN_MAX:
+                return Slice(found, place, more=True)
+            looked, place = looked + 1, event.place
+            if kind in (None, event.kind):
+                found.append(event)
+            elif kind == CLUSTERS:
+                seek = (event.place[0] + 1, 0)
+                break
+        if seek is None:
+            return Slice(found, place, more=False)
+
+
+def lineage(tables: Tables, version: int) -> list[Raw]:
+    """What happened to clusters in a version."""
+    found = []
+    for event in _rows(tables, (version, 0)):
+        if event.place[0] != version or event.kind != CLUSTERS:
+            break
+        found.append(event)
+    return found
+
+
+def at(tables: Tables, places: Iterable[Place]) -> list[Raw]:
+    """The events at these places that are still there."""
+    keys = [schema.event_key(*place) for place in places]
+    rows = [(key, tables.get("events", key)) for key in keys]
+    return [_raw(key, body) for key, body in rows if body is not None]
+
+
+def commit(tables: Tables, version: int) -> Commit | None:
+    """None: forgotten, or not there yet."""
+    body = tables.get("commits", schema.u64(version))
+    if body is None:
+        return None
+    time_ms, events, _ = schema.read_commit(body)
+    return Commit(version, time_ms, events)
+
+
+def oldest(tables: Tables) -> int:
+    """The first version that is not forgotten; 0: there is none yet."""
+    row = tables.first("commits")
+    return schema.read_u64(row[0]) if row else 0
+
+
+def _rows(tables: Tables, start: Place) -> Iterator[Raw]:
+    for key, body in tables.rows("events", schema.event_key(*start)):
+        yield _raw(key, body)
+
+
+def _raw(key: bytes, body: bytes) -> Raw:
+    return Raw(schema.read_event_key(key), key, body, [] if body.startswith(b"{") else _parts(body))
+
+
+def _parts(body: bytes) -> list[Any]:
+    """None of a dead letter: see `schema.event_body`."""
+    parts: list[Any] = [] if body.startswith(b"{") else orjson.loads(body)
+    return parts
