@@ -299,11 +299,6 @@ def read_event_key(key: bytes) -> tuple[int, int]:
     return version, ordinal
 
 
-def read_event_key(key: bytes) -> tuple[int, int]:
-    version, ordinal = _EVENT.unpack(key)
-    return version, ordinal
-
-
 def event_body(event: Event) -> bytes:
     """An assignment has four parts, a lineage event five; a dead letter is an object and raw bytes behind it."""
     if isinstance(event, Assignment):
