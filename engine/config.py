@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -69,6 +69,47 @@ class ModelSettings(_Section):
     max_levels: int | None = Field(None, ge=1, le=32)
 
 
+class KafkaSettings(_Section):
+    """A topic of embeddings, and the topics of what comes of them: <topic>.assignments, .clusters, .dlq."""
+
+    bootstrap: str = Field(min_length=1)  # host:port, more of them with commas
+    topic: str = Field(min_length=1, max_length=230, pattern=r"^[a-zA-Z0-9._-]+$")
+    publish: bool = True  # False: nothing goes out
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: SecretStr | None = None  # rather SHOAL_SOURCE__KAFKA__PASSWORD, or a file
+    password_file: Path | None = None
+    tls_ca_file: Path | None = None  # None: the system's authorities
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_check_hostname: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> KafkaSettings:
+        sasl = self.security.startswith("SASL")
+        if sasl != (self.sasl_mechanism is not None):
+            raise ValueError("security SASL_PLAINTEXT or SASL_SSL and sasl_mechanism go together")
+        if sasl and (self.username is None or (self.password is None) == (self.password_file is None)):
+            raise ValueError("SASL needs a username and either password or password_file")
+        if "SSL" not in self.security and (self.tls_ca_file or self.tls_cert_file or self.tls_key_file):
+            raise ValueError(f"tls_... settings need security SSL or SASL_SSL, not {self.security}")
+        return self
+
+
+class SourceSettings(_Section):
+    """Where records come from; one source at a time."""
+
+    http: bool = False
+    kafka: KafkaSettings | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SourceSettings:
+        if self.http and self.kafka:
+            raise ValueError("a store has one source at a time: http = true, or [source.kafka]")
+        return self
+
+
 class BatchSettings(_Section):
     """None: 2,048 for files, 256 for streams."""
 
@@ -93,6 +134,13 @@ class BoundsSettings(_Section):
     snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
+    queue_records: int = Field(8192, ge=1)  # read from a stream and waiting for a batch
+    queue_bytes: int = Field(2**26, ge=2**16)
+    publish_events: int = Field(2000, ge=1)  # of one transaction of the outgoing topics
+    publish_bytes: int = Field(2**22, ge=2**12)
+    dead_letter_max_bytes: int = Field(2**24, ge=2**10)  # what the dead letters' topic is made to take
+    discovery_interval_s: float = Field(2.0, gt=0)  # looking for new partitions, and at the topic's id
+    stall_timeout_s: float = Field(30.0, gt=0)  # unread records and none comes: connect anew
     holders_max: int = Field(64, ge=0, le=10_000)  # hnsw: list holders offered a new item, per neighbour
 
 
@@ -111,6 +159,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     index: IndexSettings = IndexSettings()
     model: ModelSettings = ModelSettings()
+    source: SourceSettings = SourceSettings()
     batch: BatchSettings = BatchSettings()
     retention: RetentionSettings = RetentionSettings()
     bounds: BoundsSettings = BoundsSettings()
@@ -170,20 +219,25 @@ def _refuse_unknown_variables() -> None:
     for variable in os.environ:
         if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
             continue
-        section, _, key = variable[len(ENV_PREFIX) :].lower().partition(ENV_DELIMITER)
-        if key not in {name.lower() for name in _keys(section)}:
-            raise ConfigError(f"The environment variable {variable} sets nothing: {_known(section)}.")
+        *path, key = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
+        if key not in {name.lower() for name in _keys(path)}:
+            raise ConfigError(f"The environment variable {variable} sets nothing: {_known(path)}.")
 
 
-def _keys(section: str) -> list[str]:
-    field = Settings.model_fields.get(section)
-    return list(field.annotation.model_fields) if field and field.annotation else []
+def _keys(path: Sequence[str]) -> list[str]:
+    """The settings of a section, ["index"] or ["source", "kafka"]; none: there is no such section."""
+    section: type[BaseModel] | None = Settings
+    for name in path:
+        field = section.model_fields.get(name) if section else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return list(section.model_fields) if section else []
 
 
-def _known(section: str) -> str:
-    keys = _keys(section)
-    if keys:
-        return f"[{section}] has {', '.join(keys)}"
+def _known(path: Sequence[str]) -> str:
+    keys = _keys(path)
+    if keys and path:
+        return f"[{'.'.join(path)}] has {', '.join(keys)}"
     return f"the sections are {', '.join(Settings.model_fields)}"
 
 
@@ -191,8 +245,8 @@ def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, A
     """The first error, with where the value came from."""
     error = problem.errors()[0]
     where = [str(part) for part in error["loc"]]
-    section, name = where[0], ".".join(where[:2])
-    variable = f"{ENV_PREFIX}{ENV_DELIMITER.join(where[:2])}".upper()
+    section, name = where[0], ".".join(where)
+    variable = f"{ENV_PREFIX}{ENV_DELIMITER.join(where)}".upper()
     if where[-1] in given.get(section, {}):
         origin = "the command line"
     elif any(variable == present.upper() for present in os.environ):
@@ -200,6 +254,10 @@ def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, A
     else:
         origin = f"{path}" if path else "the environment"
     if error["type"] == "extra_forbidden":
-        return f"There is no setting {name} (in {origin}): {_known(section)}."
+        return f"There is no setting {name} (in {origin}): {_known(where[:-1])}."
+    if error["type"] == "missing":
+        return f"The setting {name} is missing (in {origin}): {_known(where[:-1])}."
+    if error["type"] == "value_error":
+        return f"The settings of [{name}] (in {origin}) do not fit: {error['ctx']['error']}."
     reason = error["msg"][:1].lower() + error["msg"][1:]
     return f"The setting {name} = {error['input']!r} (in {origin}) is refused: {reason}."

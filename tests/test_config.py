@@ -55,6 +55,17 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
         ("index = 5", ["index", "5", "shoal.toml"]),
         ("[index", ["shoal.toml", "not TOML"]),
         ("[model]\ntau = 1.5", ["model.tau", "1.5", "less than 1"]),
+        ("[source.kafka]\ntopic = 'a'", ["source.kafka.bootstrap is missing", "shoal.toml"]),
+        ("[source.kafka]\nbroker = 'a'\ntopic = 'a'\nbootstrap = 'a:1'", ["no setting source.kafka.broker"]),
+        ("[source]\nhttp = true\nkafka = {topic = 'a', bootstrap = 'a:1'}", ["one source at a time"]),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\nsecurity = 'SASL_SSL'",
+            ["[source.kafka]", "sasl_mechanism go together"],
+        ),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\ntls_ca_file = 'ca.pem'",
+            ["tls_... settings need security SSL"],
+        ),
         ("[bounds]\nkey_max_bytes = 512", ["bounds.key_max_bytes", "512", "less than or equal to 511"]),
     ],
 )
@@ -82,6 +93,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("SHOAL_INDEX__EF", "many", "index.ef = 'many' (in the environment variable SHOAL_INDEX__EF)"),
         ("SHOAL_INDEX__EFF", "7", "SHOAL_INDEX__EFF sets nothing"),
         ("SHOAL_INDICES__EF", "7", "the sections are"),
+        ("SHOAL_SOURCE__KAFKA__BROKER", "7", "[source.kafka] has bootstrap, topic"),
+        ("SHOAL_SOURCE__KAFKA__TOPIC", "7", "source.kafka.bootstrap is missing"),
         ("SHOAL_INDEX", "7", "environment"),
     ],
 )
@@ -92,6 +105,18 @@ def test_mistakes_in_the_environment(
     with pytest.raises(ConfigError) as raised:
         config.load()
     assert words in str(raised.value)
+
+
+def test_a_password_comes_from_the_environment_and_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "topic='a'\nbootstrap='a:1'\nsecurity='SASL_SSL'\nsasl_mechanism='PLAIN'\nusername='me'"
+    monkeypatch.setenv("SHOAL_SOURCE__KAFKA__PASSWORD", "secret")
+    kafka = config.load(write(tmp_path / "shoal.toml", "[source.kafka]\n" + text)).source.kafka
+    assert kafka is not None
+    assert kafka.password is not None
+    assert kafka.password.get_secret_value() == "secret"
+    assert "secret" not in repr(kafka)
 
 
 def test_mistakes_in_flags() -> None:

@@ -1,0 +1,195 @@
+"""A real Apache Kafka broker (KRaft, one node) for tests, the demo and benchmarks.
+
+Its jars come from Maven Central by `pom.xml`, once, into a cache outside the work tree. With
+KAFKA_BOOTSTRAP set, that broker is used instead; it cannot be stopped from here. What is missing is
+said in one sentence, by raising `NoBroker`: without a broker a test fails, it does not skip.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from kafka.errors import KafkaError
+
+from kafka import KafkaAdminClient
+
+POM = Path(__file__).with_name("pom.xml")
+HEAP = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
+START_TIMEOUT_S = 120.0
+USER, PASSWORD = "shoal", "the broker's password"
+SETTINGS = """
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl}
+listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAIN
+controller.listener.names=CONTROLLER
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \\
+  required user_{user}="{password}";
+log.dirs={data}
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+log.retention.check.interval.ms=1000
+log.initial.task.delay.ms=1000
+file.delete.delay.ms=1000
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+log.cleaner.dedupe.buffer.size=2097152
+"""
+
+
+class NoBroker(Exception):
+    """There is no broker to test with; the message says what to install."""
+
+
+class Broker:
+    """A broker of our own in a folder: stopped, killed, paused and started again on the same port and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, self.sasl_port, controller = _free_ports(3)
+        self._libraries = _libraries()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        text = SETTINGS.format(
+            port=self.port,
+            sasl=self.sasl_port,
+            controller=controller,
+            data=folder / "data",
+            user=USER,
+            password=PASSWORD,
+        )
+        self._settings = folder / "server.properties"
+        self._settings.write_text(text)
+        identity = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        settings = os.fspath(self._settings)
+        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", settings).wait(START_TIMEOUT_S)
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def sasl_bootstrap(self) -> str:
+        """Where SASL PLAIN with `USER` and `PASSWORD` is asked for."""
+        return f"127.0.0.1:{self.sasl_port}"
+
+    def start(self) -> None:
+        """Returns when the broker answers."""
+        assert self._process is None
+        self._process = self._java("kafka.Kafka", os.fspath(self._settings))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(self.bootstrap):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise NoBroker(f"The broker did not start; see {self.folder / 'log'}.")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As if the power had gone, for the process."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """It keeps its connections and answers nothing."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(how)
+        self._process.wait(60)
+        self._process = None
+
+    def _java(self, main: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                ["java", *HEAP, "-cp", f"{self._libraries}/*", main, *arguments],
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,
+            )
+
+
+def _libraries() -> Path:
+    """The folder with the broker's jars, fetched when it is not there yet. Raises NoBroker."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal-broker"
+    text = POM.read_bytes()
+    folder = cache / uuid.uuid5(uuid.NAMESPACE_OID, text.decode()).hex
+    if shutil.which("java") is None:
+        raise NoBroker("Kafka's tests need Java 17: install it (on Debian: apt-get install default-jre-headless).")
+    if folder.exists():
+        return folder
+    if shutil.which("mvn") is None:
+        raise NoBroker("Kafka's tests fetch a broker with Maven: install it (on Debian: apt-get install maven).")
+    partial = cache / f"partial-{os.getpid()}"
+    fetch = ["mvn", "-q", "-B", "-f", os.fspath(POM), "dependency:copy-dependencies"]
+    done = subprocess.run(
+        [*fetch, f"-DoutputDirectory={partial}", "-DincludeScope=runtime"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        told = next((line for line in done.stdout.splitlines() if "ERROR" in line), "Maven failed")
+        raise NoBroker(f"Maven could not fetch the broker for Kafka's tests: {told}")
+    try:
+        partial.rename(folder)
+    except OSError:  # another one was quicker
+        shutil.rmtree(partial)
+    return folder
+
+
+def _answers(bootstrap: str) -> bool:
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=2_000)
+    except (KafkaError, OSError):
+        return False
+    try:
+        admin.list_topics()
+        return True
+    except KafkaError:
+        return False
+    finally:
+        admin.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _end_with_parent() -> None:
+    """The broker does not outlive the tests, however they end."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
