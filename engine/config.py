@@ -123,6 +123,42 @@ class RetentionSettings(_Section):
     events_max_bytes: int = Field(2**30, ge=2**20)
 
 
+class ControlSettings(_Section):
+    """The socket between the writer, the API and commands."""
+
+    frame_max_bytes: int = Field(2**26, ge=2**16, le=2**31)
+    connections_max: int = Field(128, ge=1, le=10_000)
+    calls_max: int = Field(32, ge=1, le=10_000)  # of one operation, at once; more wait
+    receive_timeout_s: float = Field(10.0, gt=0)  # for a request to arrive, or an answer to be taken
+
+
+class ApiSettings(_Section):
+    """Where queries are answered, and how many at once."""
+
+    host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
+    port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
+    key_file: Path | None = None  # who asks has to show the key in it; one key a line
+    requests_max: int = Field(64, ge=1)  # at work at once; more are told to come again
+    connections_max: int = Field(512, ge=2)
+    streams_max: int = Field(32, ge=0)  # of changes, held open
+    forwards_max: int = Field(8, ge=1)  # waiting for the writer
+    forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
+    body_max_bytes: int = Field(2**23, ge=2**10)
+    bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
+    bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece
+    assign_max: int = Field(256, ge=1, le=65_536)  # vectors in one request
+    page_max: int = Field(1000, ge=1, le=10_000)  # entries on a page
+    page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads are more
+    header_max_bytes: int = Field(2**15, ge=2**10)
+    patience_s: float = Field(20.0, gt=0)  # with a client that sends or reads slowly
+    heartbeat_s: float = Field(15.0, gt=0)  # of a stream without news
+    growth_window_s: float = Field(3600.0, gt=0)  # over which growth is counted
+    growth_events: int = Field(300_000, ge=1)  # at most in that window
+    history_events: int = Field(200_000, ge=1)  # of clusters that are found by cluster; the newest
+    history_versions: int = Field(100_000, ge=0)  # looked through for them at a start
+    lag_max_s: float = Field(60.0, gt=0)  # beyond it the daemon says that it is not ready
+
+
 class BoundsSettings(_Section):
     """Limits on what comes in and on what the process may take."""
 
@@ -162,6 +198,8 @@ class Settings(BaseSettings):
     source: SourceSettings = SourceSettings()
     batch: BatchSettings = BatchSettings()
     retention: RetentionSettings = RetentionSettings()
+    control: ControlSettings = ControlSettings()
+    api: ApiSettings = ApiSettings()
     bounds: BoundsSettings = BoundsSettings()
 
 
