@@ -62,3 +62,15 @@ class ConfigMismatch(StoreError):
     """The store was made with another format, dimension, model or configuration: `shoal rebuild`."""
 
     exit_code = 9
+
+
+class WriterAway(ShoalError):
+    """No process writes this store, or it ended before it answered: start `shoal serve`, then retry."""
+
+    exit_code = 10
+
+
+class WriterBusy(ShoalError):
+    """The writer has too much to do to answer in time: retry."""
+
+    exit_code = 11
