@@ -138,8 +138,8 @@ class Control:
 class Listener:
     """The server: threads that answer calls with `handlers`, by operation, until closed.
 
-    A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors, float32
-    (n, d) or None; it returns what becomes JSON, or raises a ShoalError. Of each operation
+    A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors,
+    float32 (n, d) or None; it returns what becomes JSON, or raises a ShoalError. Of each operation
     `calls_max` run at once; handlers of different ones must be fit to run beside each other.
     `bug(op, error)` is told of any other exception, and the caller that there was one.
 
