@@ -25,6 +25,7 @@ from engine import log, moment, schema
 from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
 from engine.moment import Moment
 from engine.tables import Tables
+from engine.types import Items
 
 MAP_BYTES = 1 << 36
 MAX_READERS = 126
@@ -235,6 +236,17 @@ class View:
                     spent += len(item.payloads[0])
                 items.append(entry)
             return self._answer(found, cluster=cluster, size=record["size"], items=items, cursor=after)
+
+    def peaks(self, limit: int) -> tuple[int, list[Answer], Items | None]:
+        """The version, its largest final clusters, and the item at the peak of each; None: there are none."""
+        with self._snapshot() as found:
+            largest = islice(found.tables.rows("sizes"), limit)
+            keys = [schema.u64(schema.read_size_key(key)[1]) for key, _ in largest]
+            records = [schema.read_cluster(key, found.need("clusters", key)) for key in keys]
+            items = [schema.u64(record.peak) for record in records]
+            bodies = [found.need("items", item) for item in items]
+            clusters = [found.describe(key, found.need("clusters", key)) for key in keys]
+            return found.version, clusters, schema.read_items(items, bodies) if items else None
 
     def changes(
         self, after: tuple[int, int] | None = None, limit: int = 100, kind: str | None = None
