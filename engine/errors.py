@@ -74,3 +74,9 @@ class WriterBusy(ShoalError):
     """The writer has too much to do to answer in time: retry."""
 
     exit_code = 11
+
+
+class BrokerError(ShoalError):
+    """Kafka refuses, or a topic is not the one that was read or published to: call the operator."""
+
+    exit_code = 12

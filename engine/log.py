@@ -15,6 +15,7 @@ import orjson
 
 from engine import schema
 from engine.tables import Tables
+from engine.types import Event
 
 SCAN_MAX = 10_000  # rows looked at for one page
 ITEMS, CLUSTERS, REJECTS = "items", "clusters", "rejects"
@@ -80,6 +81,29 @@ def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> S
             return Slice(found, place, more=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """Events behind a place, dead letters too, to publish; the place they lead to."""
+
+    events: list[tuple[Place, Event]]
+    place: Place
+    version: int  # of the store; without events all up to it is published
+    oldest: int  # the first version that is not forgotten
+
+
+def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_bytes: int) -> Outgoing:
+    """Events of at most so many bytes, or one that is larger."""
+    found: list[tuple[Place, Event]] = []
+    place, size = after, 0
+    for key, body in tables.rows("events", schema.event_key(after[0], after[1] + 1)):
+        size += len(body)
+        if len(found) == max_events or (found and size > max_bytes):
+            break
+        place = schema.read_event_key(key)
+        found.append((place, schema.parse_event(body)))
+    return Outgoing(found, place, version, oldest(tables))
+
+
 def lineage(tables: Tables, version: int) -> list[Raw]:
     """What happened to clusters in a version."""
     found = []
@@ -118,7 +142,7 @@ def _rows(tables: Tables, start: Place) -> Iterator[Raw]:
 
 
 def _raw(key: bytes, body: bytes) -> Raw:
-    return Raw(schema.read_event_key(key), key, body, [] if body.startswith(b"{") else _parts(body))
+    return Raw(schema.read_event_key(key), key, body, _parts(body))
 
 
 def _parts(body: bytes) -> list[Any]:

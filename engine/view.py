@@ -280,6 +280,17 @@ class View:
         with self._snapshot() as found:
             return log.read(found.tables, after, limit)
 
+    def outgoing(self, after: log.Place, max_events: int, max_bytes: int) -> log.Outgoing:
+        """Events to publish, for what follows the log without missing one."""
+        with self._snapshot() as found:
+            return log.outgoing(found.tables, after, found.version, max_events, max_bytes)
+
+    @property
+    def identity(self) -> str:
+        """Of the store; a copy has the same."""
+        with self._snapshot() as found:
+            return str((found.tables.json("identity") or {}).get("id", ""))
+
     def commits(self, versions: Iterable[int]) -> list[log.Commit]:
         """What the log knows of these versions, but for the forgotten ones."""
         with self._snapshot() as found:

@@ -18,9 +18,8 @@ import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
-from kafka.errors import KafkaError
-
 from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
 
 POM = Path(__file__).with_name("pom.xml")
 HEAP = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
@@ -64,7 +63,7 @@ class NoBroker(Exception):
 
 
 class Broker:
-    """A broker of our own in a folder: stopped, killed, paused and started again on the same port and data."""
+    """A broker in a folder: stopped, killed, paused and started again on the same port and data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -145,11 +144,11 @@ def _libraries() -> Path:
     text = POM.read_bytes()
     folder = cache / uuid.uuid5(uuid.NAMESPACE_OID, text.decode()).hex
     if shutil.which("java") is None:
-        raise NoBroker("Kafka's tests need Java 17: install it (on Debian: apt-get install default-jre-headless).")
+        raise NoBroker("Kafka's tests need Java 17: install it (on Debian: default-jre-headless).")
     if folder.exists():
         return folder
     if shutil.which("mvn") is None:
-        raise NoBroker("Kafka's tests fetch a broker with Maven: install it (on Debian: apt-get install maven).")
+        raise NoBroker("Kafka's tests fetch a broker with Maven: install it (on Debian: maven).")
     partial = cache / f"partial-{os.getpid()}"
     fetch = ["mvn", "-q", "-B", "-f", os.fspath(POM), "dependency:copy-dependencies"]
     done = subprocess.run(
