@@ -3,6 +3,7 @@
     data.mdb, lock.mdb   LMDB's; the tables are those of `engine.schema`
     writer               locked (flock) by the process that writes, and says which one it is
     unclean              there while a writer has the store open; found at open, every value is read first
+    closed               the digest of data.mdb as a writer left it; see `engine.closed`
 
 Invariants:
 - one `Change` is one transaction: input positions, state and events become durable together or not at all;
@@ -18,7 +19,6 @@ import fcntl
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ from typing import Any
 
 import lmdb
 
-from engine import changes, schema, tables
+from engine import changes, child, closed, disk, schema, tables
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.tables import Tables
 from engine.types import Change, DeadLetter, Loaded
@@ -104,10 +104,10 @@ class Store:
             raise _unusable(folder, error) from error
         env = None
         try:
-            if (folder / "unclean").exists() and (folder / "data.mdb").exists():
-                _walk_elsewhere(folder)
+            _examine(folder)
             (folder / "unclean").touch()
-            _sync_folder(folder)
+            closed.breach(folder)
+            disk.sync(folder)
             env = _environment(folder, map_bytes)
             store = cls(folder, env, lock, limits)
             store._adopt(config)
@@ -134,6 +134,7 @@ class Store:
             return
         self.env.close()
         if not self._failed:
+            closed.seal(self.path)
             (self.path / "unclean").unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = -1
@@ -166,7 +167,11 @@ class Store:
         try:
             with self.env.begin() as txn:
                 yield Tables(txn, self.handles)
+        except CorruptStore:
+            self._failed = True  # nobody vouches for it
+            raise
         except lmdb.Error as error:
+            self._failed = True
             raise _unusable(self.path, error) from error
 
     def log_is_full(self) -> bool:
@@ -283,7 +288,8 @@ def _take(folder: Path) -> int:
         os.close(lock)
         raise
     os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv)[:120]})".encode(), 0)
+    # No more of the command than its name: arguments may be keys.
+    os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])[:120]})".encode(), 0)
     return lock
 
 
@@ -295,20 +301,17 @@ def _environment(folder: Path, map_bytes: int) -> lmdb.Environment:
     return env
 
 
-def _walk_elsewhere(folder: Path) -> None:
-    """Reads a store that was not closed in another process: a broken page can end the one that reads it."""
-    root = Path(__file__).resolve().parent.parent
-    script = "import sys; sys.path.insert(0, sys.argv[2]); from engine.store import walk; walk(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, os.fspath(folder), os.fspath(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        told = done.stderr.strip().splitlines()[-1:] or [f"reading it ended with status {done.returncode}"]
-        reason = told[0].removeprefix("engine.errors.CorruptStore: ")
-        raise CorruptStore(f"{folder} was not closed and is damaged: {reason}")
+def _examine(folder: Path) -> None:
+    """Raises CorruptStore unless the store is as a writer closed it or, after a crash, good in every value.
+
+    It is read in another process: a broken page can end the one that reads it.
+    """
+    if not (folder / "data.mdb").exists() or closed.is_sealed(folder) or not (folder / "unclean").exists():
+        return
+    try:
+        child.call("engine.walk.walk", folder)
+    except CorruptStore as damage:
+        raise CorruptStore(f"{folder} was not closed and is damaged: {damage}") from None
 
 
 def _unusable(folder: Path, error: Exception) -> StoreError:
@@ -328,14 +331,6 @@ def _unusable(folder: Path, error: Exception) -> StoreError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _bytes_written() -> int:
     """Handed to the disk by this process so far."""
     try:
@@ -343,23 +338,3 @@ def _bytes_written() -> int:
         return int(counts["wchar"])
     except OSError:
         return 512 * resource.getrusage(resource.RUSAGE_SELF).ru_oublock
-
-
-def walk(path: str | os.PathLike[str]) -> int:
-    """Compares every value of a store with its checksum; returns how many there are. Raises CorruptStore."""
-    try:
-        env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=False, create=False)
-        with env, env.begin() as txn:
-            if not txn.stat()["entries"]:
-                return 0  # the writer was stopped before its first transaction
-            handles = {name: env.open_db(name.encode(), txn, create=False) for name in schema.TABLES}
-            found = Tables(txn, handles)
-            counts = {name: sum(1 for _ in found.rows(name)) for name in schema.TABLES}
-            for name, count in counts.items():
-                if count != found.count(name):
-                    raise CorruptStore(
-                        f"table {name} has {count} rows, not {found.count(name)}; restore a backup"
-                    )
-            return sum(counts.values())
-    except lmdb.Error as error:
-        raise CorruptStore(f"{path}: {error}; restore a backup") from error

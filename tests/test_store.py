@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from engine import schema
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
-from engine.store import Store, walk
+from engine.store import Store
 from engine.types import Assignment, DeadLetter, Lists, Loaded
+from engine.walk import walk
 from tests.worlds import DIM, ROOT, Toy
 
 CONFIG = {"collection": "toy", "dim": None, "model": "m" * 64, "k": 10, "tau": 0.1, "arithmetic": "avx2"}
