@@ -84,7 +84,7 @@ class HttpSource:
         """Upserts and deletes; returns when they are durable.
 
         `keys`: n strings; `rows`: for each its row of `vectors`, -1 to delete; `payloads`, `times` (ms):
-        n values or absent. Returns `version` and, of those that cannot be used, `rejected`: `index`, `reason`.
+        n values or absent. Returns `version` and `rejected`: those that cannot be used, `index` and `reason`.
         Raises InputError (not in this form), WriterBusy (no place or time left), WriterAway (stopping).
         """
         deadline = time.monotonic() + float(body.get("timeout_s", 10.0))
