@@ -14,12 +14,14 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import resource
 import shutil
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,7 +61,7 @@ class _Limits:
 
 
 class Store:
-    """A store open for writing. Not for more than one thread."""
+    """A store open for writing. Not for more than one thread, but for `snapshot`."""
 
     def __init__(self, path: Path, env: lmdb.Environment, lock: int, limits: _Limits) -> None:
         self.path, self.env = path, env
@@ -67,6 +69,8 @@ class Store:
         with env.begin(write=True) as txn:  # all tables or none
             self.handles = {name: env.open_db(name.encode(), txn) for name in schema.TABLES}
         self._failed = False
+        self._gate, self._readers = threading.Condition(), 0
+        self._growing = self._closed = False
         self.version = 0
         self.config: dict[str, Any] = {}
         self.identity = ""  # given when the store is made; a copy keeps it
@@ -99,7 +103,7 @@ class Store:
         limits = _Limits(free_bytes, events_max_bytes, events_max_age_ms)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _take(folder)
+            lock = hold(folder)
         except OSError as error:
             raise _unusable(folder, error) from error
         env = None
@@ -132,10 +136,14 @@ class Store:
         """Lets the next writer in. What was committed is durable already."""
         if self._lock < 0:
             return
+        with self._gate:
+            self._closed = True
+            self._gate.wait_for(lambda: self._readers == 0)
         self.env.close()
         if not self._failed:
             closed.seal(self.path)
-            (self.path / "unclean").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk failed since: the next writer reads all
+                (self.path / "unclean").unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = -1
 
@@ -161,6 +169,22 @@ class Store:
     def replace(self, change: Change, config: Mapping[str, Any]) -> None:
         """Puts a new generation in place: `lists`, `moved` and `trees` of the change are complete."""
         self._write(change, config)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Tables]:
+        """What is committed, for any thread of this process, also while a commit is made. Keep it short."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._growing)
+            if self._closed:
+                raise StoreError(f"{self.path} is closed")
+            self._readers += 1
+        try:
+            with self._reading() as found:
+                yield found
+        finally:
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
 
     @contextmanager
     def _reading(self) -> Iterator[Tables]:
@@ -245,13 +269,20 @@ class Store:
             )
 
     def _grow(self) -> None:
-        """Doubles the map; no transaction is open here, and none of ours elsewhere in the process."""
+        """Doubles the map; no transaction may be open in this process meanwhile."""
         size = 2 * self.env.info()["map_size"]
+        with self._gate:
+            self._growing = True
+            self._gate.wait_for(lambda: self._readers == 0)
         try:
             self.env.set_mapsize(size)
         except (lmdb.Error, OSError) as error:
             self._failed = True
             raise StoreFull(f"{self.path}: no address space for a map of {size / 1e9:.1f} GB") from error
+        finally:
+            with self._gate:
+                self._growing = False
+                self._gate.notify_all()
 
 
 def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -275,7 +306,7 @@ def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -
     raise ConfigMismatch(f"{path} was made with {words}: {what}")
 
 
-def _take(folder: Path) -> int:
+def hold(folder: Path) -> int:
     """The writer's lock. It ends with the process, however that ends. Raises StoreLocked."""
     lock = os.open(folder / "writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -295,10 +326,20 @@ def _take(folder: Path) -> int:
 
 def _environment(folder: Path, map_bytes: int) -> lmdb.Environment:
     """Durable at each commit, never a writable map: on a full disk that kills the process."""
-    size = max(map_bytes, 2 * ((folder / "data.mdb").stat().st_size if (folder / "data.mdb").exists() else 0))
+    if not (folder / "data.mdb").exists():
+        _make_environment(folder)
+    size = max(map_bytes, 2 * (folder / "data.mdb").stat().st_size)
     env = lmdb.open(os.fspath(folder), map_size=size, max_dbs=len(schema.TABLES), max_readers=MAX_READERS)
     env.reader_check()
     return env
+
+
+def _make_environment(folder: Path) -> None:
+    """A new file is there as a whole or not at all: LMDB does not wait for the disk to have its first pages."""
+    temporary = folder / "data.new"
+    temporary.unlink(missing_ok=True)
+    lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()
+    disk.put_in_place(temporary, folder / "data.mdb")
 
 
 def _examine(folder: Path) -> None:
