@@ -19,6 +19,7 @@ class Reject:
     source: str
     place: str
     reason: str
+    number: int  # of the row, from 0
 
     def __str__(self) -> str:
         return f"{self.source}, {self.place}: {self.reason}"
@@ -54,7 +55,7 @@ def to_chunk(rows: Rows, dim: int | None, origin: Origin) -> Chunk:
     grid, kept, wrong, dim = _on_grid(rows.vectors, dim)
     refused = [*rows.rejected, *((rows.numbers[i], reason) for i, reason in wrong.items())]
     rejects = [
-        Reject(origin.shown, f"{origin.unit} {number + origin.first}", reason)
+        Reject(origin.shown, f"{origin.unit} {number + origin.first}", reason, number)
         for number, reason in sorted(refused)
     ]
     return Chunk(_net_effect(rows, grid, kept, origin), rejects, rows.end - rows.first, dim)

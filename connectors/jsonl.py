@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 import orjson
 
 from connectors.records import (
     CHUNK_BYTES,
-    Array,
     Rows,
     Unusable,
     brief,
     checked_key,
+    checked_numbers,
     checked_payload,
     checked_time,
     modified_ms,
@@ -78,7 +77,7 @@ class JsonLinesReader:
             return
         if "embedding" not in record:
             raise Unusable("the field embedding is missing")
-        vector = _numbers(record["embedding"])
+        vector = checked_numbers(record["embedding"])
         time = checked_time(record.get("time"), self._default_ms)
         payload = checked_payload(record.get("payload"), self._bounds)
         rows.numbers.append(number)
@@ -86,16 +85,6 @@ class JsonLinesReader:
         rows.add_vector(vector)
         rows.times.append(time)
         rows.payloads.append(payload)
-
-
-def _numbers(value: Any) -> Array:
-    try:
-        vector = np.asarray(value) if isinstance(value, list) else None
-    except ValueError:
-        vector = None
-    if vector is None or vector.ndim != 1 or (len(vector) and vector.dtype.kind not in "fiu"):
-        raise Unusable("the embedding must be a list of numbers")
-    return vector
 
 
 def _count_lines(path: Path) -> int:

@@ -100,6 +100,17 @@ def checked_time(value: Any, missing: int) -> int:
     raise Unusable(f"the time must be in milliseconds since 1970, not {value!r}")
 
 
+def checked_numbers(value: Any) -> Array:
+    """A list of numbers as an array; raises `Unusable`."""
+    try:
+        vector = np.asarray(value) if isinstance(value, list) else None
+    except ValueError:
+        vector = None
+    if vector is None or vector.ndim != 1 or (len(vector) and vector.dtype.kind not in "fiu"):
+        raise Unusable("the embedding must be a list of numbers")
+    return vector
+
+
 def checked_rows(
     stem: str,
     first: int,

@@ -75,6 +75,7 @@ class KafkaSettings(_Section):
     bootstrap: str = Field(min_length=1)  # host:port, more of them with commas
     topic: str = Field(min_length=1, max_length=230, pattern=r"^[a-zA-Z0-9._-]+$")
     publish: bool = True  # False: nothing goes out
+    skip_expired: bool = False  # True: go on behind records that expired before they were read
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None

@@ -1,0 +1,189 @@
+"""What the Kafka source and sink share: how to connect, what a topic is, and which errors retrying mends.
+
+kafka-python tells the reason of a failed connection to its log only, and then raises a timeout. So its
+log is listened to here, and nothing of it goes further: Shoal says itself what is wrong, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from kafka import KafkaAdminClient
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    KafkaConfigurationError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+    UnsupportedCodecError,
+    UnsupportedSaslMechanismError,
+    UnsupportedVersionError,
+    for_code,
+)
+
+from engine.config import KafkaSettings
+from engine.errors import BrokerError, ConfigError, ShoalError
+
+BOOTSTRAP_TIMEOUT_MS = 5_000
+REQUEST_TIMEOUT_MS = 15_000
+_REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+
+Client = TypeVar("Client")
+
+
+class _Reason(logging.Handler):
+    """Keeps the last error that kafka-python logged."""
+
+    last: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        found = next((each for each in arguments if isinstance(each, BaseException)), None)
+        if found is None or (isinstance(self.last, _REFUSALS) and isinstance(found, KafkaConnectionError)):
+            return  # a broker hangs up on those it has refused a moment ago
+        self.last = found
+
+
+_reason = _Reason(logging.WARNING)
+_log = logging.getLogger("kafka")
+_log.addHandler(_reason)
+_log.propagate = False
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as it is now. One that is deleted and made again has another id."""
+
+    cluster: str
+    name: str
+    id: str
+    partitions: tuple[int, ...]
+
+
+class KafkaCluster:
+    """The brokers of the settings. Methods raise KafkaError: `refusal` tells whether retrying may help."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.options = _options(settings)
+        self._admin: KafkaAdminClient | None = None
+        self._cluster = ""
+
+    def __enter__(self) -> KafkaCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+    def connect(self, make: Callable[..., Client], **options: Any) -> Client:
+        """A consumer or producer of kafka-python."""
+        _reason.last = None
+        try:
+            return make(**self.options, **options)
+        except (KafkaTimeoutError, KafkaConnectionError) as error:
+            reason = _reason.last or error
+            raise self.refusal(reason) or KafkaConnectionError(brief(reason)) from error
+
+    @property
+    def admin(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = self.connect(KafkaAdminClient)
+            self._cluster = str(self._admin.describe_cluster()["cluster_id"])
+        return self._admin
+
+    def topic(self, name: str) -> Topic | None:
+        """None: there is no such topic."""
+        found = self.admin.describe_topics([name])[0]
+        error = for_code(found["error_code"])
+        if error.__name__ == "UnknownTopicOrPartitionError":
+            return None
+        if found["error_code"]:
+            raise error(name)
+        partitions = sorted(int(each["partition_index"]) for each in found["partitions"])
+        return Topic(self._cluster, name, str(found["topic_id"]), tuple(partitions))
+
+    def make_topics(self, topics: Mapping[str, Mapping[str, Any]]) -> None:
+        """Those that are missing, with `num_partitions` and `configs`."""
+        missing = {name: made for name, made in topics.items() if self.topic(name) is None}
+        for name, made in missing.items():
+            try:
+                self.admin.create_topics({name: made}, wait_for_metadata=True)
+            except TopicAlreadyExistsError:
+                continue
+            except KafkaError as error:
+                if error.retriable or self.refusal(error):
+                    raise
+                raise BrokerError(
+                    f"The topic {name} cannot be made ({brief(error)}): make it by hand."
+                ) from error
+
+    def refusal(self, error: BaseException) -> ShoalError | None:
+        """What only an operator mends; None: it may go away by itself."""
+        where, words = f"The broker at {self.settings.bootstrap}", brief(error)
+        if isinstance(error, _REFUSALS):
+            who = f"user {self.settings.username!r}" if self.settings.username else "clients without a user"
+            return BrokerError(
+                f"{where} refuses {who} ({words}): set security, sasl_mechanism, username and password"
+                " of [source.kafka]."
+            )
+        if isinstance(error, AuthorizationError):
+            return BrokerError(f"{where} does not allow this ({words}): give the user the right.")
+        if isinstance(error, UnsupportedCodecError | UnsupportedVersionError):
+            return BrokerError(f"{where} and this release do not fit ({words}).")
+        if isinstance(error, KafkaConfigurationError):
+            return ConfigError(f"[source.kafka] cannot be used: {words}.")
+        return None
+
+
+def _options(settings: KafkaSettings) -> dict[str, Any]:
+    """In kafka-python's words."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": [each.strip() for each in settings.bootstrap.split(",")],
+        "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 1_000,
+        "security_protocol": settings.security,
+    }
+    if settings.sasl_mechanism:
+        options["sasl_mechanism"] = settings.sasl_mechanism
+        options["sasl_plain_username"] = settings.username
+        options["sasl_plain_password"] = _password(settings)
+    if "SSL" in settings.security.removeprefix("SASL_"):
+        options["ssl_check_hostname"] = settings.tls_check_hostname
+        files = {"ssl_cafile": settings.tls_ca_file, "ssl_certfile": settings.tls_cert_file}
+        for name, path in {**files, "ssl_keyfile": settings.tls_key_file}.items():
+            if path is not None and not path.is_file():
+                raise ConfigError(f"There is no file {path}: see the tls_... settings of [source.kafka].")
+            options[name] = None if path is None else str(path)
+    return options
+
+
+def _password(settings: KafkaSettings) -> str:
+    if settings.password is not None:
+        return settings.password.get_secret_value()
+    path = settings.password_file or Path()
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The password file {path} cannot be read: {error}.") from None
+
+
+def brief(error: BaseException) -> str:
+    """Without kafka-python's numbers and its repeated class name."""
+    words = (str(error).splitlines() or [""])[0]
+    return words.rsplit("Error: ", 1)[-1].strip() or type(error).__name__
