@@ -6,14 +6,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engine import arithmetic, pipeline, probe, snapshot, vectors
+from engine import arithmetic, derived, pipeline, probe, snapshot, vectors
 from engine.columns import Nodes
 from engine.config import Settings
 from engine.errors import CorruptStore, InputError, StoreError
@@ -21,12 +22,14 @@ from engine.hierarchy import Shape
 from engine.index import ExactIndex, HnswIndex
 from engine.model import LinkageModel
 from engine.probe import Answer
+from engine.resume import capture, resume
 from engine.state import State
 from engine.stopwatch import Stopwatch
 from engine.store import Store
 from engine.types import Applied, Batch, Int64, Loaded
 
 Key = str | bytes
+SNAPSHOT_SHARE = 12  # of the items: a snapshot costs as much as they are many, and a restart what came since
 
 
 class Engine:
@@ -157,8 +160,8 @@ class Engine:
             self.store.commit(change)
             watch.lap("store")
             self._broken = ""
-            self._since_snapshot += applied.inserted + applied.moved
-            self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // 8))
+            self._since_snapshot += applied.inserted + applied.moved + applied.deleted
+            self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // SNAPSHOT_SHARE))
             return applied
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
@@ -239,7 +242,8 @@ class Engine:
             self._since_snapshot = 0 if known else len(rows)
         else:
             base.lists.index.insert(rows)
-        state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+        saved = derived.load(self.store.path, state.version, depends(state, self.model))
+        resume(state.hierarchy, state.contents(), saved, state.calibration.epoch, Stopwatch())
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:
@@ -256,11 +260,8 @@ class Engine:
         state = self._state
         if state is None or self._since_snapshot < least:
             return
-        index = state.hierarchy.base.lists.index
-        if isinstance(index, HnswIndex):
-            # The index is a cache: without a snapshot the next start takes longer, nothing is lost.
-            with contextlib.suppress(OSError):
-                snapshot.save(self.store.path, state.version, index, state.ids)
+        with contextlib.suppress(OSError):  # without one the next start takes longer, nothing is lost
+            take_snapshot(self.store.path, state, self.model)
         self._since_snapshot = 0
 
 
@@ -295,10 +296,28 @@ def rebuild(
         state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
         change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
         store.replace(change, {**store_config(settings, model), "dim": dim})
-        index = state.hierarchy.base.lists.index
-        if isinstance(index, HnswIndex):
-            snapshot.save(store.path, state.version, index, state.ids)
+        with contextlib.suppress(OSError):
+            take_snapshot(store.path, state, model)
         return Rebuilt(change.version, len(rows), len(np.unique(state.trees.paths[:, -1])))
+
+
+def take_snapshot(folder: Path, state: State, model: LinkageModel) -> None:
+    """Write the index and what is derived, for a quick start. Raises OSError."""
+    index = state.hierarchy.base.lists.index
+    if isinstance(index, HnswIndex):
+        snapshot.save(folder, state.version, index, state.ids)
+    levels = capture(state.hierarchy, state.contents())
+    derived.save(folder, state.version, depends(state, model), levels)
+
+
+def depends(state: State, model: LinkageModel) -> dict[str, Any]:
+    """What all that is derived depends on, beside the lists of level 0."""
+    return {
+        "model": model.sha256,
+        "arithmetic": arithmetic.fingerprint(),
+        "shape": asdict(state.hierarchy.shape),
+        "epoch": asdict(state.calibration.epoch),
+    }
 
 
 def load_model(settings: Settings) -> LinkageModel:

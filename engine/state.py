@@ -12,7 +12,7 @@ from engine.calibration import Calibration
 from engine.columns import Nodes
 from engine.hierarchy import Hierarchy, Model, Shape
 from engine.index import ExactIndex, HnswIndex
-from engine.types import Clusters, Epoch, Int32, Int64, Loaded, Trees
+from engine.types import Clusters, Epoch, Int32, Int64, Loaded, Trees, UInt64
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
 
@@ -88,6 +88,14 @@ class State:
         for row, key in zip(rows.tolist(), keys, strict=True):
             self.keys[row] = key
             self.row_of[key] = row
+
+    def contents(self) -> UInt64:
+        """What identifies each row's item: the hash of its key and vector, uint64 by row."""
+        nodes = self.hierarchy.base.nodes
+        rows = nodes.all_rows()
+        out = np.zeros(nodes.capacity, np.uint64)
+        out[rows] = vectors.hash_contents([self.keys[row] for row in rows.tolist()], nodes.vectors[rows])
+        return out
 
     @property
     def counters(self) -> dict[str, int]:

@@ -70,6 +70,14 @@ def hash_keys(keys: Sequence[bytes]) -> UInt64:
     return np.fromiter((digest(key, HASH_SEED) for key in keys), np.uint64, len(keys))
 
 
+def hash_contents(keys: Sequence[bytes], grid: Int16) -> UInt64:
+    """A hash of each item's key and vector, (n,) uint64. `grid`: (n, d)."""
+    digest, width = xxhash.xxh3_64_intdigest, grid.shape[1] * grid.itemsize
+    raw = np.ascontiguousarray(grid).tobytes()
+    rows = (digest(key + raw[at * width : (at + 1) * width], HASH_SEED) for at, key in enumerate(keys))
+    return np.fromiter(rows, np.uint64, len(keys))
+
+
 def as_float(grid: Int16) -> Float32:
     """Grid vectors as float32 of about unit length; the conversion is exact."""
     return grid.astype(np.float32) * np.float32(1 / SCALE)
