@@ -1,0 +1,198 @@
+"""One life: a process opens the store, checks it, takes batches, publishes, until it ends one way or another.
+
+What it did it writes to a journal beside the store, one line of JSON each, for the judge:
+
+    {"opened": version, "digest": {table: digest}}     found when it opened the store, and checked
+    {"applied": version, "digest": {table: digest}}    durable: no later life may find less
+    {"refused": words}                                 the disk failed; the engine said so and stopped
+    {"ended": operations, "points": {name: count}}     it closed the store
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import orjson
+from xxhash import xxh64
+
+from engine import changes, child, pipeline, schema, snapshot
+from engine.engine import Engine
+from engine.errors import StoreError
+from engine.store import Store
+from tests.checks import check_calibration, check_state
+from tests.faults import disk
+from tests.faults.disk import Disk
+from tests.faults.story import OPERATION, SOURCE, Fault, Story
+from tests.faults.topic import Refused, Topic
+from tests.sequences import differences, rebuilt
+
+HISTORY = ("commits", "events", "endings", "clusters")  # what the log's bounds decide, not the batches alone
+INPUT = ("items", "keys", "positions")
+
+
+class Stop(Exception):
+    """The fault is an ordinary stop."""
+
+
+class Life:
+    """`topic`: where events go; what is in it outlives any life."""
+
+    def __init__(self, story: Story, folder: Path, topic: Topic, fault: Fault | None) -> None:
+        self.story, self.folder, self.topic, self.fault = story, folder, topic, fault
+        self.disk = Disk()
+        self.points: Counter[str] = Counter()
+        self.now_ms = story.times_ms[0]
+        self.journal = os.open(
+            folder.with_suffix(".journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
+
+    def live(self) -> None:
+        """To the end of the story, or of this process."""
+        self.disk.watch(self.folder)
+        self._set_points()
+        if self.fault and self.fault.where == OPERATION:
+            self.disk.strike(self.fault.nth, self.fault.how, self.fault.seed)
+        try:
+            self._live()
+        except StoreError as error:
+            # Only a disk that fails is an excuse, and what is damaged would have been lost before.
+            assert self.fault and self.fault.how in (disk.EIO, disk.DEAD, disk.FULL), "no fault was due"
+            assert error.exit_code in (4, 7), repr(error)
+            self._write(refused=f"{type(error).__name__}: {error}")
+
+    def _live(self) -> None:
+        story = self.story
+        engine = Engine.open(story.settings(self.folder), story.model, lambda: self.now_ms / 1000)
+        try:
+            self._write(opened=engine.version, digest=digest(engine.store, story))
+            self._check(engine)
+            self.topic.open(engine.store)
+            while engine.version < len(story.batches):
+                self.now_ms = story.times_ms[engine.version]
+                engine.apply(story.batches[engine.version])
+                self._write(applied=engine.version, digest=digest(engine.store, story))
+                self._publish(engine, self.topic.rng.random() < 0.7)
+            while self._publish(engine, True):
+                pass
+            self._check(engine)
+        except Stop:
+            pass
+        engine.close()
+        self._write(ended=self.disk.operations, points=dict(self.points))
+
+    def _publish(self, engine: Engine, wanted: bool) -> bool:
+        """A slice of the log to the topic; returns whether there may be more."""
+        if not wanted and not engine.store.log_is_full():
+            return False
+        try:
+            self._point("before publishing")
+            return self.topic.publish(engine.store, lambda: self._point("inside publishing"))
+        except Refused:
+            return True
+        finally:
+            self._point("after publishing")
+
+    def _write(self, **fields: Any) -> None:
+        os.write(self.journal, orjson.dumps(fields) + b"\n")
+
+    # -- faults at named points
+
+    def _set_points(self) -> None:
+        self._around(pipeline, "step", "before step", "after step")
+        self._around(changes, "write_history", "inside commit", "")
+        self._around(Store, "commit", "", "after commit")
+        self._around(snapshot, "save", "before snapshot", "after snapshot")
+        child.subprocess = _Forked  # type: ignore[assignment]
+
+    def _around(self, owner: Any, name: str, before: str, after: str) -> None:
+        call: Callable[..., Any] = getattr(owner, name)
+
+        def with_points(*arguments: Any, **named: Any) -> Any:
+            self._point(before)
+            result = call(*arguments, **named)
+            self._point(after)
+            return result
+
+        setattr(owner, name, with_points)
+
+    def _point(self, name: str) -> None:
+        if not name:
+            return
+        self.points[name] += 1
+        fault = self.fault
+        if fault and fault.where == name and fault.nth == self.points[name]:
+            if fault.how == "stop":
+                raise Stop
+            self.disk.die(fault.how, fault.seed)
+
+    # -- what has to be true of a store whenever it is opened
+
+    def _check(self, engine: Engine) -> None:
+        story, state, version = self.story, engine.state, engine.version
+        world = story.world
+        world.live = story.lives[version]
+        found = engine.store.position(SOURCE)
+        assert found == (b"%d" % version if version else None), f"{version=} {found=}"
+        check_state(state, world)
+        if story.exact:
+            other = rebuilt(world, story.model, state.calibration.epoch)
+            wrong = differences(state.hierarchy, other.hierarchy)
+            assert not wrong, wrong
+            check_calibration(state, other)
+        keys, clusters = engine.labels()
+        held = dict(zip(keys, clusters.tolist(), strict=True))
+        told = self.topic.replay(engine.store)
+        assert told == held, f"the log tells of {len(told)} items, the store holds {len(held)}, or elsewhere"
+
+
+def digest(store: Store, story: Story) -> dict[str, str]:
+    """A fingerprint of each table, of what a faultless run has as well."""
+    tables: Sequence[str] = schema.TABLES if story.exact else INPUT
+    found = {}
+    for table in tables:
+        if story.forgets and table in HISTORY:
+            continue
+        fingerprint = xxh64()
+        for key, body in store.rows(table):
+            own = table == "meta" and (key == b"identity" or (key == b"log" and story.forgets))
+            if not own:
+                fingerprint.update(b"%d %d " % (len(key), len(body)) + key + body)
+        found[table] = fingerprint.hexdigest()
+    return found
+
+
+class _Forked:
+    """Stands for `subprocess` where the engine reads a store in another process: one that starts warm."""
+
+    @staticmethod
+    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        function, *arguments = command[4:]
+        reader, writer = os.pipe()
+        process = os.fork()
+        if not process:
+            out, err, status = io.StringIO(), io.StringIO(), 1
+            try:
+                with redirect_stdout(out), redirect_stderr(err):
+                    child.main(function, *arguments)
+                status = 0
+            except SystemExit as ending:
+                print(ending.code, file=err)
+            except BaseException as error:
+                print(repr(error), file=err)
+            finally:
+                os.write(writer, orjson.dumps([out.getvalue(), err.getvalue()]))
+                os._exit(status)
+        os.close(writer)
+        with open(reader, "rb") as told:
+            out_text, err_text = orjson.loads(told.read() or b'["",""]')
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        return subprocess.CompletedProcess(list(command), status, out_text, err_text)
+
+

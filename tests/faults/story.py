@@ -1,0 +1,132 @@
+"""What a seed says: batches, the clock, how the sink behaves, and which faults strike each life.
+
+A life is a process that opens the store, takes batches and publishes until it ends, one way or another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config import Settings
+from engine.types import Batch, DeadLetter, Int16
+from tests.faults import disk
+from tests.sequences import KINDS, World
+
+SOURCE = "simulation"
+OPERATION = "operation"  # a fault at a file operation; else at the point of this name
+POINTS = (
+    "before step",
+    "after step",
+    "inside commit",
+    "after commit",
+    "before snapshot",
+    "after snapshot",
+    "before publishing",
+    "inside publishing",
+    "after publishing",
+)
+MOST_BATCHES = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """It strikes at the `nth` operation or point of its kind in a life. `how`: see `disk`."""
+
+    how: str
+    where: str
+    nth: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All that one seed decides; `batches[v]` makes version v + 1."""
+
+    seed: int
+    world: World
+    model: Any
+    index: str
+    batches: list[Batch]
+    lives: list[dict[bytes, Int16]]  # by version: the items there are, and their vectors
+    times_ms: list[int]  # by version, when the next batch comes
+    forgets: bool  # the event log is kept no longer than it has to be
+
+    @property
+    def exact(self) -> bool:
+        return self.index == "exact"
+
+    def settings(self, path: Path) -> Settings:
+        shape = self.world.shape
+        return Settings.model_validate(
+            {
+                "collection": {"name": "simulation", "dim": shape.dim},
+                "store": {"path": path},
+                "index": {"kind": self.index, "ef": 50, "ef_construction": 50},
+                "model": {"tau": shape.tau, "max_levels": shape.max_levels},
+                "retention": {"events_max_age_s": 0.001 if self.forgets else 1e9},
+                "bounds": {
+                    "slack": shape.base_width - shape.k,
+                    "map_size_bytes": 2**21 if self.seed % 3 == 0 else 2**26,  # 2 MB have to grow
+                    "free_disk_min_bytes": 0,
+                    "snapshot_items": 8,
+                },
+            }
+        )
+
+    def __str__(self) -> str:
+        return f"{self.world!r} index={self.index} forgets={self.forgets}"
+
+
+def tell(seed: int) -> Story:
+    from engine.model import random_model
+
+    rng = np.random.default_rng([seed, 3])
+    index = "hnsw" if seed % 5 == 4 else "exact"
+    model = random_model(7, k=int(rng.choice([3, 5])))
+    world = World(seed, str(rng.choice(KINDS)), int(rng.integers(15, 60)), model)
+    batches, lives, times = [], [dict(world.live)], [1_700_000_000_000]
+    for at, (batch, _) in enumerate(world.batches()):
+        positions = {SOURCE: b"%d" % (at + 1)}
+        rejected = [
+            DeadLetter("not a number", f"{SOURCE} at {at}", b"bad", bytes(rng.bytes(9)), [("n", b"%d" % n)])
+            for n in range(rng.integers(0, 3))
+        ]
+        times.append(times[-1] + int(rng.choice([-1000, 0, 1, 250, 60_000])))  # clocks are set back, too
+        payloads = [b'{"at":%d}' % at if rng.random() < 0.3 else b"" for _ in batch.keys]
+        batches.append(
+            Batch(batch.keys, batch.vectors, batch.times, payloads, batch.deletes, positions, rejected)
+        )
+        lives.append(dict(world.live))
+        if len(batches) == MOST_BATCHES:
+            break
+    return Story(seed, world, model, index, batches, lives, times, forgets=seed % 4 == 1)
+
+
+def draw_faults(story: Story, operations: int, points: dict[str, int]) -> list[Fault | None]:
+    """One for each life but the last; None: an ordinary stop and start.
+
+    `operations`, `points`: how many the undisturbed life had.
+    """
+    rng = np.random.default_rng([story.seed, 4])
+    lives = int(rng.integers(2, 7))
+    faults: list[Fault | None] = []
+    for _ in range(lives):
+        seed = int(rng.integers(1 << 62))
+        how = str(rng.choice([disk.KILL, disk.POWER, disk.POWER, disk.EIO, disk.DEAD, disk.FULL, "stop"]))
+        if how == "stop":
+            faults.append(None)
+            continue
+        where, most = OPERATION, operations
+        if how in disk.FATAL and rng.random() < 0.4:
+            where = str(rng.choice([point for point in POINTS if points.get(point)]))
+            most = points[where]
+        # Early ones let later lives have something left to do; the first operations make the store.
+        nth = int(rng.integers(1, max(2, 1 + 2 * most // lives)))
+        if where == OPERATION and rng.random() < 0.15:
+            nth = int(rng.integers(1, 25))
+        faults.append(Fault(how, where, nth, seed))
+    return faults
