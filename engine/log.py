@@ -17,7 +17,7 @@ from engine import schema
 from engine.tables import Tables
 from engine.types import Event
 
-SCAN_MAX = 10_000  # rows looked at for one page
+SCAN_MAX = 1_000  # rows looked at for one page
 ITEMS, CLUSTERS, REJECTS = "items", "clusters", "rejects"
 KINDS = (ITEMS, CLUSTERS, REJECTS)
 

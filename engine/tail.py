@@ -1,4 +1,4 @@
-"""Follows the event log of a store: what grew, what happened to each cluster, and that there is something new.
+"""Follows the event log of a store: what grew, what happened to each cluster, that there is something new.
 
 Runs in the event loop of the process that answers queries, in slices short enough that no answer waits for
 them. It begins with the newest versions, as many as its bounds allow, and says how far back it knows.
@@ -58,8 +58,9 @@ class Tail:
         head = view.head()
         if head.version == self.version and self.ready:
             return
-        self._wake()
-        if self._place is None or not head.oldest - 1 <= self._place[0] <= head.version:  # or the log ran away
+        self.wake()
+        lost = self._place is None or not head.oldest - 1 <= self._place[0] <= head.version
+        if lost:  # at the start; or the log forgot faster than this read
             yield from self._begin(view, head)
         assert self._place is not None
         more = True
@@ -73,7 +74,7 @@ class Tail:
         self.version = max(head.version, self._place[0])
         self.ready = True
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         woken, self.news = self.news, asyncio.Event()
         woken.set()
 

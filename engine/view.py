@@ -123,6 +123,13 @@ class View:
         with self._snapshot() as found:
             return found.version
 
+    @property
+    def dim(self) -> int | None:
+        """Of the vectors; None before the first one."""
+        with self._snapshot() as found:
+            dim = (found.tables.json("config") or {}).get("dim")
+            return None if dim is None else int(dim)
+
     def check_readers(self) -> int:
         """Frees the places of readers that died; returns how many."""
         return int(self._env.reader_check())
@@ -175,7 +182,9 @@ class View:
     ) -> Answer:
         """The clusters of a level: largest first (`order` "size"), newest first, or by rising id ("id")."""
         if order not in ORDERS:
-            raise InputError(f"clusters are ordered by 'size' or by 'id', or 'newest' first, not by {order!r}")
+            raise InputError(
+                f"clusters are ordered by 'size' or by 'id', or 'newest' first, not by {order!r}"
+            )
         with self._snapshot() as found:
             if order == "size" and (level is None or level >= found.levels - 1):
                 start = schema.size_key(*moment.read_cursor(cursor, 2)) if cursor else b""
@@ -190,12 +199,13 @@ class View:
             after = "-".join(map(str, place if order == "size" else place[1:])) or None  # newest, id: the id
             return self._answer(found, clusters=rows, cursor=after)
 
-    def final(self, clusters: Iterable[int], limit: int) -> list[Answer]:
-        """The first `limit` of these clusters that are living final ones."""
+    def final(self, clusters: Iterable[int], limit: int) -> tuple[int, list[Answer]]:
+        """The version, and the first `limit` of these clusters that are living final ones."""
         with self._snapshot() as found:
             known = ((key, found.tables.get("clusters", key)) for key in map(schema.u64, clusters))
             records = (found.describe(key, body) for key, body in known if body is not None)
-            return list(islice((r for r in records if not (r["ended"] or r["parent"])), limit))
+            living = (record for record in records if not (record["ended"] or record["parent"]))
+            return found.version, list(islice(living, limit))
 
     def cluster(self, cluster: int) -> Answer:
         """A cluster, its next finer ones, and what became of it if it ended: `into`, the clusters that took
@@ -275,10 +285,10 @@ class View:
             place = newest.last if newest else (found.version, 0)
             return Head(found.version, found.time_ms, log.oldest(found.tables), place)
 
-    def follow(self, after: log.Place, limit: int) -> log.Slice:
-        """Events as they are stored, for what rolls them up."""
+    def follow(self, after: log.Place, limit: int, kind: str | None = None) -> log.Slice:
+        """Events as they are stored, for what rolls them up or sends them on."""
         with self._snapshot() as found:
-            return log.read(found.tables, after, limit)
+            return log.read(found.tables, after, limit, kind)
 
     def outgoing(self, after: log.Place, max_events: int, max_bytes: int) -> log.Outgoing:
         """Events to publish, for what follows the log without missing one."""

@@ -1,0 +1,163 @@
+"""The API: what may be asked over HTTP, put together. It reads the store beside its writer, without torch.
+
+server   the process: socket, connections, signals
+gate     key, host name, load, counting
+queries  what LMDB answers            stream   server-sent events
+writes   what the writer answers      bulk     NDJSON
+service  what they share              tail     growth and history, rolled from the event log
+answers  the shapes of answers        problems the shapes of errors
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from engine import __version__, answers, problems, queries, writes
+from engine.errors import ShoalError, StoreError
+from engine.gate import Gate, Keys
+from engine.problems import ProblemDocument, documented
+from engine.service import Service, reply
+
+HERE = Path(__file__).resolve().parent
+PAGE, DOCS = HERE / "page", HERE / "docs"
+DESCRIPTION = """Which cluster is an item in now, and why?
+
+Every answer carries the `version` of the state it is of, and the `collection`. Answers that can be asked for
+again have an `ETag`; send it as `If-None-Match`. Pages go on with `cursor`. Errors are RFC 9457 problem
+documents: `detail` says what is wrong, `do` what to do about it."""
+
+
+def make_app(service: Service, keys: Keys) -> ASGIApp:
+    """The application behind its gate."""
+    app = FastAPI(
+        title="Shoal",
+        version=__version__,
+        summary="Live clustering of embedding streams.",
+        description=DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(service),
+    )
+    problems.install(app)
+    app.include_router(writes.router(service))
+    app.include_router(queries.router(service))
+    _add_health(app, service)
+    _add_documents(app)
+    return Gate(app, service.bounds, keys, service.meters)
+
+
+def _lifespan(service: Service) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(service.run())
+        yield
+        service.stop()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        service.close()
+
+    return lifespan
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/livez", response_model=answers.Live, tags=["operation"])
+    async def livez() -> Response:
+        """This process answers. (Whether all is well: /readyz.)"""
+        return reply({"live": True})
+
+    @app.get(
+        "/readyz",
+        response_model=answers.Ready,
+        responses={503: {"model": answers.Ready, "description": "Not ready, and why"}},
+        tags=["operation"],
+    )
+    async def readyz() -> Response:
+        """The store can be read, the writer runs and has loaded, and its lag is within bounds."""
+        reasons = _reasons(service)
+        return reply({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}} | documented(),
+        tags=["operation"],
+    )
+    async def metrics() -> Response:
+        """For Prometheus: this process's figures, and the writer's where it runs."""
+        own = generate_latest(service.meters.registry)
+        try:
+            told = (await service.call("metrics", timeout_s=5.0))["text"]
+        except ShoalError:
+            told = ""
+        return Response(own + told.encode(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _reasons(service: Service) -> list[str]:
+    """Why the daemon is not ready."""
+    try:
+        service.view()
+    except StoreError as error:
+        return [str(error)]
+    told = service.status.told
+    if told is None:
+        return [service.status.reason]
+    bounds, found = service.settings.bounds, []
+    if told["state"] != "running":
+        found.append(f"the writer is {told['state']}: {told['reason'] or 'it comes back, or the daemon ends'}")
+    if told["stalled_s"] > bounds.progress_timeout_s:
+        found.append(f"the writer has been at one batch for {told['stalled_s']:.0f} s")
+    if told["oldest_unread_s"] > service.bounds.lag_max_s:
+        found.append(f"the oldest record that waits is {told['oldest_unread_s']:.0f} s old")
+    return found
+
+
+def _add_documents(app: FastAPI) -> None:
+    """The OpenAPI document, the page that shows it, and the page itself."""
+    document: dict[str, Any] = {}
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        if not document:
+            document.update(describe(app))
+        return reply(document)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return FileResponse(DOCS / "index.html")
+
+    app.mount("/docs", StaticFiles(directory=DOCS, check_dir=False))
+    app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=app.description,
+        routes=app.routes,
+    )
+    schemas = document["components"]["schemas"]
+    schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "basic": {"type": "http", "scheme": "basic"},
+    }
+    document["security"] = [{}, {"bearer": []}, {"basic": []}]
+    return document

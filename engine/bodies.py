@@ -1,0 +1,118 @@
+"""Request bodies: bounded in size and time, and what is in them checked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from engine.problems import Problem
+from engine.types import Float32
+
+LEAST_BYTES_PER_S = 1024  # slower is too slow
+MAX_DIM = 16_384
+
+
+async def chunks(request: Request, limit: int, patience_s: float) -> AsyncIterator[bytes]:
+    """A body of at most `limit` bytes as it comes. Raises Problem: too large, too slow."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    got, start, stream = 0, time.monotonic(), aiter(request.stream())
+    while True:
+        left = start + patience_s + got / LEAST_BYTES_PER_S - time.monotonic()
+        try:
+            chunk = await asyncio.wait_for(anext(stream), min(left, patience_s))
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise Problem("too-slow", f"The body came too slowly ({got} bytes so far).") from None
+        got += len(chunk)
+        if got > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
+async def document(request: Request, limit: int, patience_s: float) -> Any:
+    """A body that is JSON. Raises Problem."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem("wrong-type", f"The body must be application/json, not {kind or 'of no type'}.")
+    parts = [chunk async for chunk in chunks(request, limit, patience_s)]
+    try:
+        return orjson.loads(b"".join(parts))
+    except orjson.JSONDecodeError as error:
+        raise Problem("bad-json", f"The body is not JSON: {error}.") from None
+
+
+def fields(model: type[BaseModel], found: Any, *vectors: str) -> dict[str, Any]:
+    """A JSON object as the model wants it, but for its `vectors`, which are for `matrix`. Raises Problem."""
+    if not isinstance(found, dict):
+        raise Problem("invalid", f"The body must be a JSON object, not {type(found).__name__}.")
+    checked = {name: value for name, value in found.items() if name not in vectors}
+    try:
+        known = model.model_validate({**checked, **{name: [0.0] for name in vectors if name in found}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise Problem("invalid", f"{where}: {first['msg']}.") from None
+    return {**known.model_dump(), **{name: found[name] for name in vectors if name in found}}
+
+
+def matrix(rows: Any, most: int, dim: int | None) -> Float32:
+    """(n, d) of lists of numbers, 1 <= n <= most. Raises Problem, naming the row."""
+    if not isinstance(rows, list) or not rows:
+        raise Problem("invalid", "embeddings must be a list of vectors, and not an empty one.")
+    if len(rows) > most:
+        raise Problem("too-large", f"{len(rows)} vectors at once; {most} are taken ([api] assign_max).")
+    wanted = dim or (len(rows[0]) if isinstance(rows[0], list) else 0)
+    for at, row in enumerate(rows):
+        reason = unusable(row, wanted)
+        if reason:
+            raise Problem("invalid", f"vector {at}: {reason}.")
+    return np.array(rows, np.float32)
+
+
+def unusable(vector: Any, dim: int | None) -> str | None:
+    """Why this JSON value is no vector of the collection."""
+    if not isinstance(vector, list):
+        return f"a vector is a list of numbers, not {type(vector).__name__}"
+    if not vector or len(vector) > MAX_DIM:
+        return f"a vector has 1 to {MAX_DIM} numbers, not {len(vector)}"
+    if not set(map(type, vector)) <= {int, float}:
+        odd = next(value for value in vector if type(value) not in (int, float))
+        return f"a vector is a list of numbers, and there is {odd!r:.40} in it"
+    if dim and len(vector) != dim:
+        return f"the vector has {len(vector)} dimensions, the collection {dim}"
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(vector, np.float32)
+    if not np.isfinite(numbers).all():
+        return "a number in the vector is too large for float32"
+    if not numbers.any():
+        return "the vector is all zeros"
+    return None
+
+
+def item_key(encoded: str, most: int) -> bytes:
+    """The key in a path, which is still percent-encoded. Raises Problem."""
+    key = unquote_to_bytes(encoded)
+    if not 1 <= len(key) <= most:
+        raise Problem("bad-key", f"A key has 1 to {most} bytes, this one {len(key)}.")
+    try:
+        key.decode()
+    except UnicodeDecodeError as error:
+        raise Problem("bad-key", f"The key is not UTF-8 at byte {error.start}.") from None
+    return key
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(
+        "too-large", f"The body has more than {limit} bytes ([api] body_max_bytes, bulk_max_bytes)."
+    )
