@@ -5,6 +5,7 @@ A file is TOML with the sections below. In the environment `SHOAL_INDEX__EF=100`
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,9 +113,18 @@ class SourceSettings(_Section):
 
 
 class BatchSettings(_Section):
-    """None: 2,048 for files, 256 for streams."""
+    """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the bounds below."""
 
     size: int | None = Field(None, ge=1, le=65_536)  # items
+    least: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many
+    most: int = Field(2048, ge=1, le=65_536)
+    target_s: float = Field(1.0, gt=0)  # by load: a batch should not take longer
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BatchSettings:
+        if self.least > self.most:
+            raise ValueError(f"least = {self.least} is more than most = {self.most}")
+        return self
 
 
 class RetentionSettings(_Section):
@@ -144,6 +154,7 @@ class ApiSettings(_Section):
     streams_max: int = Field(32, ge=0)  # of changes, held open
     forwards_max: int = Field(8, ge=1)  # waiting for the writer
     forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
+    bulk_timeout_s: float = Field(60.0, gt=0)  # for that to a piece of NDJSON
     body_max_bytes: int = Field(2**23, ge=2**10)
     bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
     bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece
@@ -171,6 +182,11 @@ class BoundsSettings(_Section):
     snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
+    stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
+    start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
+    progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well
+    restarts_max: int = Field(5, ge=0, le=1000)  # of a process that fails, within restarts_window_s
+    restarts_window_s: float = Field(600.0, gt=0)
     queue_records: int = Field(8192, ge=1)  # read from a stream and waiting for a batch
     queue_bytes: int = Field(2**26, ge=2**16)
     publish_events: int = Field(2000, ge=1)  # of one transaction of the outgoing topics
@@ -232,6 +248,32 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
     except SettingsError as problem:
         raise ConfigError(f"The environment cannot be used: {problem}.") from None
     return Settings.model_construct(**{name: getattr(layered, name) for name in Settings.model_fields})
+
+
+def freeze(settings: Settings) -> str:
+    """For another process of ours: JSON, secrets included."""
+    return json.dumps(settings.model_dump(), default=_plain)
+
+
+def thaw(text: str) -> Settings:
+    """What was frozen; the environment must have no settings: see `without_settings`."""
+    return Settings(**json.loads(text))
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name.upper().startswith(ENV_PREFIX) and ENV_DELIMITER in name)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Path):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is no setting")
 
 
 def _read(path: Path) -> dict[str, Any]:
