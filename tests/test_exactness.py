@@ -185,7 +185,8 @@ def compare(steady: Engine, broken: Engine, where: str) -> None:
     assert steady.state.calibration.epoch == broken.state.calibration.epoch, where
     check_calibration(steady.state, broken.state)
     for table in schema.TABLES:
-        assert list(steady.store.rows(table)) == list(broken.store.rows(table)), f"{table}, {where}"
+        rows = ([row for row in e.store.rows(table) if row[0] != b"identity"] for e in (steady, broken))
+        assert next(rows) == next(rows), f"{table}, {where}"
 
 
 def names(engine: Engine) -> dict[bytes, int]:

@@ -44,6 +44,7 @@ def contents(store: Path) -> dict[str, list[schema.Row]]:
             tables[table] = [
                 (key, orjson.dumps(orjson.loads(body) | {"time_ms": 0}, option=orjson.OPT_SORT_KEYS))
                 for key, body in rows
+                if key != b"identity"
             ]
     return tables
 
