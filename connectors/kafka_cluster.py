@@ -47,9 +47,10 @@ class _Reason(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         arguments = record.args if isinstance(record.args, tuple) else ()
         found = next((each for each in arguments if isinstance(each, BaseException)), None)
-        if found is None or (isinstance(self.last, _REFUSALS) and isinstance(found, KafkaConnectionError)):
-            return  # a broker hangs up on those it has refused a moment ago
-        self.last = found
+        if found is None or isinstance(found, KafkaTimeoutError):
+            return
+        if not isinstance(self.last, _REFUSALS):  # after which the broker only hangs up
+            self.last = found
 
 
 _reason = _Reason(logging.WARNING)
@@ -156,7 +157,7 @@ def _options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": [each.strip() for each in settings.bootstrap.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        "reconnect_backoff_max_ms": 1_000,
+        "reconnect_backoff_max_ms": 250,
         "security_protocol": settings.security,
     }
     if settings.sasl_mechanism:

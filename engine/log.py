@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -65,10 +66,11 @@ class Commit:
 def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> Slice:
     """At most `limit` events of a kind, of all for None. After SCAN_MAX rows `place` is where to go on."""
     found: list[Raw] = []
-    place, looked, seek = after, 0, (after[0], after[1] + 1)
-    while True:
-        start, seek = seek, None
-        for event in _rows(tables, start):
+    place, looked = after, 0
+    seek: Place | None = (after[0], after[1] + 1)
+    while seek:
+        rows, seek = _rows(tables, seek), None
+        for event in rows:
             if len(found) == limit or looked == SCAN_MAX:
                 return Slice(found, place, more=True)
             looked, place = looked + 1, event.place
@@ -77,8 +79,7 @@ def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> S
             elif kind == CLUSTERS:
                 seek = (event.place[0] + 1, 0)
                 break
-        if seek is None:
-            return Slice(found, place, more=False)
+    return Slice(found, place, more=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,15 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
         place = schema.read_event_key(key)
         found.append((place, schema.parse_event(body)))
     return Outgoing(found, place, version, oldest(tables))
+
+
+def behind(tables: Tables, place: Place) -> int:
+    """How many events stand behind a place; of SCAN_MAX versions, at most."""
+    count = 0
+    for key, body in islice(tables.rows("commits", schema.u64(place[0])), SCAN_MAX):
+        _, events, _ = schema.read_commit(body)
+        count += events - (place[1] + 1) * (schema.read_u64(key) == place[0])
+    return count
 
 
 def lineage(tables: Tables, version: int) -> list[Raw]:

@@ -295,6 +295,11 @@ class View:
         with self._snapshot() as found:
             return log.outgoing(found.tables, after, found.version, max_events, max_bytes)
 
+    def behind(self, place: log.Place) -> int:
+        """How many events are not published yet."""
+        with self._snapshot() as found:
+            return log.behind(found.tables, place)
+
     @property
     def identity(self) -> str:
         """Of the store; a copy has the same."""
