@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from connectors.records import Unusable, checked_key, checked_payload, checked_time
-from engine.config import BoundsSettings
 from engine.control import Handler
 from engine.errors import InputError, ShoalError, WriterAway, WriterBusy
-from engine.source import Lag
+from engine.source import Ground, Lag
 from engine.types import Applied, Batch, Float32, Int16
 from engine.vectors import quantize
 
@@ -57,19 +56,13 @@ class Ticket:
 
 
 class HttpSource:
-    """A bounded queue between the callers of `submit` and the writer. `dim`: of the collection, if known."""
+    """A bounded queue between the callers of `submit` and the writer. `clock` gives seconds since 1970."""
 
     name = "http"
 
-    def __init__(
-        self,
-        bounds: BoundsSettings | None = None,
-        dim: Callable[[], int | None] = lambda: None,
-        version: Callable[[], int] = lambda: 0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._bounds = bounds or BoundsSettings()
-        self._dim, self._version, self._clock = dim, version, clock
+    def __init__(self, ground: Ground, clock: Callable[[], float] = time.time) -> None:
+        self._bounds = ground.settings.bounds
+        self._dim, self._version, self._clock = ground.dim, ground.version, clock
         self._change = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._records = self._bytes = 0  # of entries not handed over

@@ -20,6 +20,8 @@ from engine.errors import ShoalError
 
 if TYPE_CHECKING:
     from engine.config import Settings, Value
+    from engine.publish import Sink
+    from engine.source import Ground, Source
 
 app = typer.Typer(
     help="Live clustering of embedding streams: which cluster is this item in now, and why?",
@@ -90,6 +92,87 @@ def demo(
         return MemorySource(f"digits:{seed}", records, size, chosen.bounds)
 
     run(chosen, make_source, store, seed, exit_, json)
+
+
+@app.command()
+def serve(
+    store: Store = None,
+    config: Config = None,
+    model: Model = None,
+    index: Index = None,
+    check: Annotated[bool, typer.Option("--check", help="Say what would happen, and end.")] = False,
+) -> None:
+    """The daemon: records in, clusters kept up to date, API and page.
+
+    Records come over HTTP or from Kafka, as the section [source] of the settings says. SIGTERM and
+    Ctrl-C finish the batch at work and end it.
+    """
+    from engine.commands import serve as command
+
+    chosen = settings(config, store__path=store, model__path=model, index__kind=index)
+    command.check(chosen) if check else command.serve(chosen)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes.")] = Path("shoal.toml"),
+) -> None:
+    """Write a commented shoal.toml to start from."""
+    from engine.commands import serve as command
+
+    command.init(path)
+
+
+@app.command(hidden=True)
+def part(
+    name: str,
+    parent: Annotated[int, typer.Option("--parent")],
+    listen: Annotated[int, typer.Option("--listen")] = -1,
+) -> None:
+    """A process of `shoal serve`, which starts it: see `engine.daemon`."""
+    from engine.daemon import work_as
+
+    def write(chosen: Settings) -> None:
+        from engine.writer import run
+
+        run(chosen, _open_source)
+
+    def answer(chosen: Settings) -> None:
+        import socket
+
+        from engine import server
+
+        server.serve(chosen, socket.socket(fileno=listen))
+
+    def publish(chosen: Settings) -> None:
+        from engine.publish import run
+
+        run(chosen, _open_sink)
+
+    work_as(name, parent, {"writer": write, "api": answer, "publisher": publish}[name])
+
+
+def _open_source(ground: Ground) -> Source:
+    """The source of the settings, for the writer."""
+    if ground.settings.source.kafka:
+        from connectors.kafka import KafkaSource
+
+        return KafkaSource(ground)
+    if ground.settings.source.http:
+        from connectors.http import HttpSource
+
+        return HttpSource(ground)
+    from engine.source import NoSource
+
+    return NoSource()
+
+
+def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
+    """Where the publisher publishes to."""
+    from connectors.kafka_sink import KafkaSink
+
+    assert chosen.source.kafka is not None
+    return KafkaSink(chosen.source.kafka, chosen.bounds, collection, identity)
 
 
 @app.command()

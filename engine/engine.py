@@ -179,6 +179,14 @@ class Engine:
                 return [probe.NEW] * len(grid)
             return [probe.assign(self._state, self.model, vector) for vector in grid]
 
+    def probe(self, embeddings: ArrayLike) -> tuple[int, list[Answer]]:
+        """`assign`, and the version that the answers are of."""
+        with self._lock:
+            return self.version, self.assign(embeddings)
+
+    def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
+        raise NotImplementedError
+
     def labels(self) -> tuple[list[bytes], Int64]:
         """All keys and the ids of their final clusters, (n,) int64, in no particular order."""
         with self._lock:

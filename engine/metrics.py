@@ -5,6 +5,8 @@ Counters run from the start of the process. What the store holds is read when it
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import threading
 import time
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from engine.source import Lag
@@ -40,6 +42,7 @@ class Metrics:
         self._commits: deque[tuple[int, float]] = deque(maxlen=COMMITS_REMEMBERED)  # transaction, when
         self.outcomes: Tally[str] = Tally()
         self.batches = 0
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         self._records = Counter("shoal_records", "Records taken.", ["outcome"], registry=registry)
         self._batches = Counter("shoal_batches", "Batches committed.", registry=registry)
@@ -53,7 +56,7 @@ class Metrics:
         self._letters = Counter("shoal_dead_letters", "Records to the dead letters.", registry=registry)
         for outcome in OUTCOMES:
             self._records.labels(outcome)
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
         self._registry = registry
 
     def committed(self, applied: Applied, seconds: float) -> None:
@@ -128,7 +131,11 @@ class Metrics:
 
 def folder_bytes(folder: Path) -> int:
     """Of the files in a folder, as the disk counts them."""
-    return sum(512 * entry.stat().st_blocks for entry in folder.iterdir() if entry.is_file())
+    total = 0
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):  # snapshots of the index come and go
+            total += 512 * entry.stat().st_blocks
+    return total
 
 
 def _reading(listing: str) -> Iterator[int]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -63,7 +64,28 @@ class Ground:
     settings: Settings
     identity: str  # of the store
     position: Callable[[str], bytes | None]  # the next position under a name, None: begin
+    version: Callable[[], int]  # the last committed one
     dim: Callable[[], int | None]  # of the vectors; None until the first
 
 
 OpenSource = Callable[[Ground], Source]
+
+
+class NoSource:
+    """Nothing comes in; a store is there to be asked."""
+
+    name = "none"
+    handlers: Mapping[str, Handler] = {}
+
+    def poll(self, size: int, timeout_s: float) -> Batch | None:
+        time.sleep(timeout_s)
+        return None
+
+    def committed(self, applied: Applied) -> None:
+        raise AssertionError("nothing was handed over")
+
+    def lag(self) -> Lag:
+        return Lag()
+
+    def close(self) -> None:
+        """Nothing to let go of."""

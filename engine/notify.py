@@ -1,0 +1,35 @@
+"""Tells systemd how the daemon does (sd_notify's protocol); without systemd it tells nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+
+class Notifier:
+    """For a unit of `Type=notify`. The watchdog gets its beat at most every third of its time-out."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        found = os.environ if environment is None else environment
+        self._address = found.get("NOTIFY_SOCKET", "")
+        own = found.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self._every_s = int(found.get("WATCHDOG_USEC", "0")) / 3e6 if own else 0.0
+        self._beat_at = 0.0
+
+    def tell(self, *assignments: str) -> None:
+        """`READY=1` and the like."""
+        if not self._address:
+            return
+        name = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.sendto("\n".join(assignments).encode(), name)
+
+    def beat(self) -> None:
+        """All is well."""
+        now = time.monotonic()
+        if self._every_s and now - self._beat_at >= self._every_s:
+            self._beat_at = now
+            self.tell("WATCHDOG=1")
