@@ -89,10 +89,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
         reasons = _reasons(service)
         return reply({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
     @app.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}} | documented(),
+        responses=text | documented(),
         tags=["operation"],
     )
     async def metrics() -> Response:
@@ -116,7 +118,9 @@ def _reasons(service: Service) -> list[str]:
         return [service.status.reason]
     bounds, found = service.settings.bounds, []
     if told["state"] != "running":
-        found.append(f"the writer is {told['state']}: {told['reason'] or 'it comes back, or the daemon ends'}")
+        found.append(
+            f"the writer is {told['state']}: {told['reason'] or 'it comes back, or the daemon ends'}"
+        )
     if told["stalled_s"] > bounds.progress_timeout_s:
         found.append(f"the writer has been at one batch for {told['stalled_s']:.0f} s")
     if told["oldest_unread_s"] > service.bounds.lag_max_s:
@@ -157,7 +161,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas.pop(name, None)
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
-        "basic": {"type": "http", "scheme": "basic"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    document["security"] = [{}, {"bearer": []}, {"basic": []}]
+    document["security"] = [{}, {"bearer": []}, {"header": []}]
     return document

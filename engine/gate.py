@@ -6,7 +6,6 @@ came, still percent-encoded, and decoded by what answers them.
 
 from __future__ import annotations
 
-import base64
 import hmac
 import ipaddress
 import time
@@ -24,7 +23,11 @@ from engine.errors import ConfigError
 from engine.problems import Problem
 
 KEY_MIN_CHARS = 16
-OPEN = ("/livez", "/readyz")  # asked by what supervises: without a key, and also under load
+UNBOUNDED = ("/livez", "/readyz")  # asked by what supervises, under load too
+LOCKED = (
+    "/v1/",
+    "/metrics",
+)  # the rest tells nothing of the collection, and the page asks for the key itself
 ITEMS = b"/v1/items/"
 POLICY = (
     "default-src 'self'; img-src * data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -96,13 +99,15 @@ class Gate:
                 self._meters.seconds.labels(route).observe(time.perf_counter() - start)
 
     def _refuse(self, path: str, headers: Mapping[bytes, bytes], stream: bool) -> Problem | None:
-        if path in OPEN:
+        if path in UNBOUNDED:
             return None
         if stream and self._streams >= self._settings.streams_max:
             return Problem("busy", f"{self._streams} streams are open already ([api] streams_max).")
         if not stream and self._working >= self._settings.requests_max:
             return Problem("busy", f"{self._working} requests are at work already ([api] requests_max).")
         if self._keys:
+            if not path.startswith(LOCKED):
+                return None
             return self._keys.refuse(headers.get(b"authorization"), headers.get(b"x-api-key"))
         return _refuse_host(headers.get(b"host", b"localhost").decode("latin-1"), self._settings.host)
 
@@ -125,8 +130,8 @@ class Keys:
         return bool(self._digests)
 
     def refuse(self, authorization: bytes | None, key: bytes | None) -> Problem | None:
-        """A key comes as `Authorization: Bearer KEY`, as the password of Basic, or as `X-API-Key`."""
-        shown = key if authorization is None else _credentials(authorization)
+        """A key comes as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."""
+        shown = key if authorization is None else _bearer(authorization)
         if shown is None:
             return Problem("no-key", "This daemon answers only to those who show its API key.")
         digest = sha256(shown).digest()
@@ -171,14 +176,9 @@ def _lines(path: Path) -> list[bytes]:
     return [line for line in lines if line and not line.startswith(b"#")]
 
 
-def _credentials(header: bytes) -> bytes | None:
+def _bearer(header: bytes) -> bytes | None:
     scheme, _, value = header.strip().partition(b" ")
-    if scheme.lower() == b"bearer":
-        return value.strip()
-    if scheme.lower() == b"basic":
-        with suppress(ValueError):
-            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-    return None
+    return value.strip() if scheme.lower() == b"bearer" else None
 
 
 def _refuse_host(host: str, own: str) -> Problem | None:

@@ -162,7 +162,7 @@ def _headers(kind: Kind) -> dict[str, str]:
     if kind.status == 503:
         return {"retry-after": str(RETRY_AFTER_S)}
     if kind.status == 401:
-        return {"www-authenticate": 'Bearer realm="shoal", Basic realm="shoal", charset="UTF-8"'}
+        return {"www-authenticate": 'Bearer realm="shoal"'}
     if kind.status in (408, 413):
         return {"connection": "close"}  # what is left of the body is not waited for
     return {}

@@ -1,9 +1,8 @@
-"""The process that answers HTTP: a socket, connections that do not wait for ever, a clean end."""
+"""The process that answers HTTP: connections that do not wait for ever, and a clean end."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import socket
 import sys
@@ -14,65 +13,39 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.api import make_app
 from engine.config import ApiSettings, Settings
-from engine.errors import ConfigError
-from engine.gate import read_keys
+from engine.gate import Keys, read_keys
 from engine.problems import Problem, respond
 from engine.service import Service
 
-BACKLOG = 512
 STOP_S = 5  # answers under way have so long when the process is to end
 SWITCH_S = 0.0005  # threads that read large pages give way to the event loop so often
 KEEP_ALIVE_S = 75
 
 
-def serve(settings: Settings) -> None:
-    """Answers until SIGTERM or SIGINT. Raises ConfigError: the address or the key cannot be used."""
+def serve(settings: Settings, listening: socket.socket) -> None:
+    """Answers at a listening socket until SIGTERM or SIGINT. Raises ConfigError: the key cannot be used."""
     keys = read_keys(settings.api)
-    listening = bind(settings.api)
     sys.setswitchinterval(SWITCH_S)
     service = Service(settings)
-    server = _Server(
-        uvicorn.Config(
-            make_app(service, keys),
-            http=connection_of(settings.api),
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            server_header=False,
-            log_config=None,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=STOP_S,
-        )
-    )
-    server.service = service
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn stops, then raises it again: that is no error
-    with listening:
-        server.run(sockets=[listening])
+    server_of(service, keys).run(sockets=[listening])
 
 
-def bind(settings: ApiSettings) -> socket.socket:
-    """A listening socket. Raises ConfigError: the port is taken, or the host is not of this machine."""
-    where = f"{settings.host}:{settings.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"[api] host = {settings.host!r} is no address here: {error}.") from None
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            words = f"{where} is taken by another process: stop it, or name another [api] port."
-        else:
-            words = f"{where} cannot be listened on: {error.strerror}; name another [api] host or port."
-        raise ConfigError(words) from None
-    return listening
+def server_of(service: Service, keys: Keys) -> Server:
+    """With the application and connections bounded as its settings say."""
+    config = uvicorn.Config(
+        make_app(service, keys),
+        http=connection_of(service.bounds),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    return Server(config, service)
 
 
 def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
@@ -166,11 +139,13 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(self.bounds.patience_s, self.transport.abort)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Streams of changes end when the process is to end: else they would hold it up."""
 
-    service: Service
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.service.stop()
+        self._service.stop()
         super().handle_exit(sig, frame)
