@@ -1,4 +1,5 @@
 # make demo | test | test-long | check | bench. Each sets up .venv when it is missing or stale.
+# make simulate SEEDS=1000 | kills KILLS=800 tests with faults, at length.
 # PYTHON=/path/to/python chooses the interpreter; ARGS=... is passed on: make demo ARGS=--exit
 
 SHELL := /bin/bash
@@ -9,7 +10,7 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
 	"$$name" -c '$(FITS)' 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: demo test test-long check bench clean
+.PHONY: demo test test-long check bench simulate kills clean
 
 demo: $(STAMP)
 	$(BIN)/shoal demo $(ARGS)
@@ -29,6 +30,13 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
 	$(BIN)/python -m benchmarks.bench_incremental $(ARGS)
+
+# Both go on where they were stopped: one line a seed in FILE.
+simulate: $(STAMP)
+	$(BIN)/python -m tests.faults.simulate --seeds $(or $(SEEDS),1000) --out $(or $(FILE),simulation.jsonl)
+
+kills: $(STAMP)
+	$(BIN)/python -m tests.faults.kills --step-store $(or $(KILLS),800) --out $(or $(FILE),kills.jsonl)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("disk.c")
 KILL, POWER, EIO, DEAD, FULL = "kill", "power", "eio", "dead", "full"
-FATAL = (KILL, POWER)
+FATAL, FAILING = (KILL, POWER), (EIO, DEAD, FULL)
 KINDS = {KILL: 1, POWER: 2, EIO: 3, DEAD: 4, FULL: 5}
 
 

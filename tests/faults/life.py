@@ -24,7 +24,7 @@ from xxhash import xxh64
 
 from engine import changes, child, pipeline, schema, snapshot
 from engine.engine import Engine
-from engine.errors import StoreError
+from engine.errors import CorruptStore, StoreError
 from engine.store import Store
 from tests.checks import check_calibration, check_state
 from tests.faults import disk
@@ -42,11 +42,13 @@ class Stop(Exception):
 
 
 class Life:
-    """`topic`: where events go; what is in it outlives any life."""
+    """`topic`: where events go; what is in it outlives any life. `disk`: the one that strikes, if any."""
 
-    def __init__(self, story: Story, folder: Path, topic: Topic, fault: Fault | None) -> None:
+    def __init__(
+        self, story: Story, folder: Path, topic: Topic, disk: Disk | None = None, fault: Fault | None = None
+    ) -> None:
         self.story, self.folder, self.topic, self.fault = story, folder, topic, fault
-        self.disk = Disk()
+        self.disk = disk
         self.points: Counter[str] = Counter()
         self.now_ms = story.times_ms[0]
         self.journal = os.open(
@@ -55,17 +57,21 @@ class Life:
 
     def live(self) -> None:
         """To the end of the story, or of this process."""
-        self.disk.watch(self.folder)
-        self._set_points()
-        if self.fault and self.fault.where == OPERATION:
-            self.disk.strike(self.fault.nth, self.fault.how, self.fault.seed)
+        if self.disk:
+            self.disk.watch(self.folder)
+            self._set_points()
+            if self.fault and self.fault.where == OPERATION:
+                self.disk.strike(self.fault.nth, self.fault.how, self.fault.seed)
         try:
             self._live()
-        except StoreError as error:
-            # Only a disk that fails is an excuse, and what is damaged would have been lost before.
-            assert self.fault and self.fault.how in (disk.EIO, disk.DEAD, disk.FULL), "no fault was due"
-            assert error.exit_code in (4, 7), repr(error)
-            self._write(refused=f"{type(error).__name__}: {error}")
+        except StoreError as problem:
+            self._excuse(problem)
+
+    def _excuse(self, problem: StoreError) -> None:
+        """Only a disk that fails is an excuse, and not for what is damaged: nothing was lost before."""
+        if not self.fault or self.fault.how not in disk.FAILING or isinstance(problem, CorruptStore):
+            raise problem
+        self._write(refused=f"{type(problem).__name__}: {problem}")
 
     def _live(self) -> None:
         story = self.story
@@ -85,7 +91,7 @@ class Life:
         except Stop:
             pass
         engine.close()
-        self._write(ended=self.disk.operations, points=dict(self.points))
+        self._write(ended=self.disk.operations if self.disk else 0, points=dict(self.points))
 
     def _publish(self, engine: Engine, wanted: bool) -> bool:
         """A slice of the log to the topic; returns whether there may be more."""
@@ -130,6 +136,7 @@ class Life:
         if fault and fault.where == name and fault.nth == self.points[name]:
             if fault.how == "stop":
                 raise Stop
+            assert self.disk
             self.disk.die(fault.how, fault.seed)
 
     # -- what has to be true of a store whenever it is opened
@@ -194,5 +201,3 @@ class _Forked:
             out_text, err_text = orjson.loads(told.read() or b'["",""]')
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         return subprocess.CompletedProcess(list(command), status, out_text, err_text)
-
-

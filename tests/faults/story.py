@@ -5,6 +5,8 @@ A life is a process that opens the store, takes batches and publishes until it e
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ POINTS = (
     "inside publishing",
     "after publishing",
 )
-MOST_BATCHES = 14
+STOP = "stop"  # closes the store, as a process that is asked to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,12 @@ class Story:
         return f"{self.world!r} index={self.index} forgets={self.forgets}"
 
 
-def tell(seed: int) -> Story:
-    from engine.model import random_model
-
+def tell(seed: int, scale: tuple[int, int] = (15, 60), most_batches: int = 14) -> Story:
+    """The story of a seed. `scale`: about how many items there are, at least and at most."""
     rng = np.random.default_rng([seed, 3])
     index = "hnsw" if seed % 5 == 4 else "exact"
-    model = random_model(7, k=int(rng.choice([3, 5])))
-    world = World(seed, str(rng.choice(KINDS)), int(rng.integers(15, 60)), model)
+    model = _model(int(rng.choice([3, 5])))
+    world = World(seed, str(rng.choice(KINDS)), int(rng.integers(*scale)), model)
     batches, lives, times = [], [dict(world.live)], [1_700_000_000_000]
     for at, (batch, _) in enumerate(world.batches()):
         positions = {SOURCE: b"%d" % (at + 1)}
@@ -101,32 +102,35 @@ def tell(seed: int) -> Story:
             Batch(batch.keys, batch.vectors, batch.times, payloads, batch.deletes, positions, rejected)
         )
         lives.append(dict(world.live))
-        if len(batches) == MOST_BATCHES:
+        if len(batches) == most_batches:
             break
     return Story(seed, world, model, index, batches, lives, times, forgets=seed % 4 == 1)
 
 
-def draw_faults(story: Story, operations: int, points: dict[str, int]) -> list[Fault | None]:
-    """One for each life but the last; None: an ordinary stop and start.
+@functools.cache
+def _model(k: int) -> Any:
+    from engine.model import random_model
 
-    `operations`, `points`: how many the undisturbed life had.
-    """
+    return random_model(7, k)
+
+
+def draw_faults(story: Story, operations: int, points: Mapping[str, int]) -> list[Fault]:
+    """One for each life but the last. `operations`, `points`: how many the undisturbed life had."""
     rng = np.random.default_rng([story.seed, 4])
     lives = int(rng.integers(2, 7))
-    faults: list[Fault | None] = []
-    for _ in range(lives):
-        seed = int(rng.integers(1 << 62))
-        how = str(rng.choice([disk.KILL, disk.POWER, disk.POWER, disk.EIO, disk.DEAD, disk.FULL, "stop"]))
-        if how == "stop":
-            faults.append(None)
-            continue
-        where, most = OPERATION, operations
-        if how in disk.FATAL and rng.random() < 0.4:
-            where = str(rng.choice([point for point in POINTS if points.get(point)]))
-            most = points[where]
-        # Early ones let later lives have something left to do; the first operations make the store.
-        nth = int(rng.integers(1, max(2, 1 + 2 * most // lives)))
-        if where == OPERATION and rng.random() < 0.15:
-            nth = int(rng.integers(1, 25))
-        faults.append(Fault(how, where, nth, seed))
-    return faults
+    return [_draw(rng, lives, operations, points) for _ in range(lives)]
+
+
+def _draw(rng: np.random.Generator, lives: int, operations: int, points: Mapping[str, int]) -> Fault:
+    """Early in a life as a rule, so that later ones have something left to do."""
+    how = str(rng.choice([disk.KILL, disk.POWER, disk.POWER, *disk.FAILING, STOP]))
+    seed = int(rng.integers(1 << 62))
+    if how == STOP or (how in disk.FATAL and rng.random() < 0.4):
+        there = ["after commit"] if how == STOP else [point for point in POINTS if points.get(point)]
+        where = str(rng.choice(there))
+        most = points[where]
+    elif rng.random() < 0.15:
+        where, most = OPERATION, 25  # these make the store
+    else:
+        where, most = OPERATION, max(1, 2 * operations // lives)
+    return Fault(how, where, int(rng.integers(1, most + 1)), seed)

@@ -42,6 +42,11 @@ class Topic:
             return []
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
 
+    def events(self) -> list[schema.Row]:
+        """All that was published, as the log had it."""
+        rows = [row for line in self.transactions() for row in line["events"]]
+        return [(bytes.fromhex(key), bytes.fromhex(body)) for key, body in rows]
+
     def publish(self, store: Store, at_middle: Callable[[], None]) -> bool:
         events = []
         rows = store.rows("events")
@@ -68,11 +73,7 @@ class Topic:
 
     def replay(self, store: Store) -> dict[bytes, int]:
         """Where each item is by what was published, and by what the log still has to publish."""
-        rows = [
-            (bytes.fromhex(key), bytes.fromhex(body))
-            for line in self.transactions()
-            for key, body in line["events"]
-        ]
+        rows = self.events()
         place = schema.read_event_key(rows[-1][0]) if rows else (0, -1)
         rows += [row for row in store.rows("events") if schema.read_event_key(row[0]) > place]
         final: dict[bytes, int] = {}
