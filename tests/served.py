@@ -27,7 +27,7 @@ import sys
 from connectors.http import HttpSource
 from engine import config, writer
 settings = config.thaw(sys.stdin.read())
-writer.run(settings, lambda ground: HttpSource(ground.settings.bounds, ground.dim))
+writer.run(settings, HttpSource)
 """
 
 
