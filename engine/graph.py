@@ -384,12 +384,17 @@ def frontier(graph: KnnGraph, rows: Int32, sources: Int32, ranks: Int32) -> tupl
 
 
 @njit(cache=True, nogil=True)
-def add_ends(out: Float32, ends: Float32, left: int, right: int, heads: Int32, tails: Int32) -> None:
-    """out[t] = relu((out[t] + a) + b), with a and b the columns from `left` and `right` of the two ends."""
+def add_ends(
+    out: Float32, near: Float32, left: int, far: Float32, right: int, heads: Int32, tails: Int32
+) -> None:
+    """out[t] = relu((out[t] + a) + b).
+
+    a: the columns from `left` on of the row `heads[t]` of `near`; b: from `right` on, `tails[t]` of `far`.
+    """
     for t in range(heads.shape[0]):
         i, j = heads[t], tails[t]
         for c in range(out.shape[1]):
-            out[t, c] = max((out[t, c] + ends[i, left + c]) + ends[j, right + c], np.float32(0.0))
+            out[t, c] = max((out[t, c] + near[i, left + c]) + far[j, right + c], np.float32(0.0))
 
 
 def message_block(degrees: Int32, tails: Int32 | Int64, nodes: int) -> dgl.DGLGraph:

@@ -53,7 +53,7 @@ import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
-CHUNK = 4096  # destination nodes per DGL block: bounds the messages in memory
+CHUNK = 512  # destination nodes per DGL block: their messages stay in the L2 cache
 WORKERS = os.cpu_count() or 1
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
 
@@ -139,6 +139,11 @@ class LinkageModel:
         self.sha256 = hashlib.sha256(self._bytes() + facts).hexdigest()
         # (inputs, outputs) and contiguous, as the products below read them
         self._weights = {name: value.detach().t().contiguous() for name, value in net.named_parameters()}
+        near, far, update = self._weights["node_ends.weight"].chunk(3, dim=1)
+        w1, w2, u = self._weights["node_ends.bias"].chunk(3)
+        self._weights["near"] = torch.cat([near, update], dim=1)
+        self._weights["near.bias"] = torch.cat([w1 + w2, u])  # of W1 and W2: both enter every message
+        self._weights["far"] = far.contiguous()
 
     @torch.inference_mode()
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
@@ -149,17 +154,24 @@ class LinkageModel:
         """
         sources, ranks = list_edges(graph, rows)
         nodes, heads, tails = frontier(graph, rows, sources, ranks)
-        ends = self._ends(graph, epoch, nodes)
+        far = self._far(graph, epoch, nodes)
         out = torch.empty((len(rows), self.hidden))
+        chunks = _parts(len(rows), CHUNK)
         stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
-        for chunk, first in enumerate(range(0, len(rows), CHUNK)):
-            last = min(first + CHUNK, len(rows))
-            edges = slice(stops[chunk], stops[chunk + 1])
-            messages = self._messages(
-                graph, epoch, sources[edges], ranks[edges], ends, heads[edges], tails[edges]
-            )
-            block = message_block(graph.degree[rows[first:last]], tails[edges], len(nodes))
-            self._update(ends[first:last], mean_messages(block, messages), out[first:last])
+
+        def work(share: Sequence[slice]) -> None:
+            buffers = _Buffers(self.card, len(self.nodes.low))
+            for chunk in share:
+                edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
+                near = self._near(graph, epoch, rows[chunk], buffers)
+                block = message_block(graph.degree[rows[chunk]], tails[edges], len(nodes))
+                messages = self._messages(
+                    graph, epoch, sources[edges], ranks[edges], near, heads[edges] - chunk.start,
+                    far, tails[edges], buffers,
+                )  # fmt: skip
+                self._update(near, mean_messages(block, messages), out[chunk], buffers)
+
+        _share_out(chunks, work)
         return out.numpy()
 
     @torch.inference_mode()
@@ -177,7 +189,7 @@ class LinkageModel:
                 m = part.stop - part.start
                 edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
                 torch.mm(features, w["head_edge.weight"], out=q)
-                add_ends(q.numpy(), hidden, 0, self.card.hidden, sources[part], targets[part])
+                add_ends(q.numpy(), hidden, 0, hidden, self.card.hidden, sources[part], targets[part])
                 torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
                 torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
                 out[part] = p.numpy()[:m, 0]
@@ -185,20 +197,25 @@ class LinkageModel:
         _share_out(_parts(len(sources)), work)
         return out
 
-    def _ends(self, graph: KnnGraph, epoch: Epoch, nodes: Int32) -> Tensor:
-        """W1 x | W2 x | U x of some nodes: (m, 3 hidden)."""
-        w, out = self._weights, torch.empty((len(nodes), 3 * self.card.hidden))
+    def _far(self, graph: KnnGraph, epoch: Epoch, nodes: Int32) -> Float32:
+        """W2 x of some nodes: (m, hidden)."""
+        w, out = self._weights["far"], torch.empty((len(nodes), self.card.hidden))
 
-        def work(parts: Sequence[slice]) -> None:
-            x, ends = _buffers(len(self.nodes.low), 3 * self.card.hidden)
-            for part in parts:
+        def work(share: Sequence[slice]) -> None:
+            x, far = _buffers(len(self.nodes.low), self.card.hidden)
+            for part in share:
                 m = part.stop - part.start
                 node_features(graph, epoch, nodes[part], self.nodes, x.numpy()[:m])
-                torch.addmm(w["node_ends.bias"], x, w["node_ends.weight"], out=ends)
-                out[part] = ends[:m]
+                torch.mm(x, w, out=far)
+                out[part] = far[:m]
 
         _share_out(_parts(len(nodes)), work)
-        return out
+        return out.numpy()
+
+    def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> Tensor:
+        """W1 x | U x of a chunk's nodes, with the biases: (CHUNK, 2 hidden)."""
+        node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
+        return torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
     def _messages(
         self,
@@ -206,37 +223,29 @@ class LinkageModel:
         epoch: Epoch,
         sources: Int32,
         ranks: Int32,
-        ends: Tensor,
+        near: Tensor,
         heads: Int32,
+        far: Float32,
         tails: Int32,
+        buffers: _Buffers,
     ) -> Tensor:
-        """m_ij of some edges: (e, hidden). `heads` and `tails` are their ends' rows in `ends`."""
-        weight, width = self._weights["message_edge.weight"], self.card.hidden
-        out = torch.empty((len(sources), width))
-
-        def work(parts: Sequence[slice]) -> None:
-            features, messages = _buffers(len(EDGE_FEATURES), width)
-            for part in parts:
-                m = part.stop - part.start
-                edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
-                torch.mm(features, weight, out=messages)
-                add_ends(messages.numpy(), ends.numpy(), 0, width, heads[part], tails[part])
-                out[part] = messages[:m]
-
-        _share_out(_parts(len(sources)), work)
-        return out
-
-    def _update(self, ends: Tensor, mean: Tensor, out: Tensor) -> None:
-        """A h | B h of some nodes to `out`, from their U x (the last columns of `ends`) and mean messages."""
-        w, width = self._weights, self.card.hidden
-        messages, h, result = _buffers(width, width, self.hidden)
-        for part in _parts(len(out)):
+        """m_ij of a chunk's edges: (e, hidden). `heads` are rows of `near`, `tails` of `far`."""
+        weight, features = self._weights["message_edge.weight"], buffers.features
+        for part in _parts(len(sources)):
             m = part.stop - part.start
-            messages[:m] = mean[part]
-            torch.mm(messages, w["update.weight"], out=h)
-            h[:m] += ends[part, 2 * width :]
-            torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=result)
-            out[part] = result[:m]
+            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+            messages = buffers.messages[part.start : part.start + BLOCK]
+            torch.mm(features, weight, out=messages)
+            add_ends(messages.numpy(), near.numpy(), 0, far, 0, heads[part], tails[part])
+        return buffers.messages[: len(sources)]
+
+    def _update(self, near: Tensor, mean: Tensor, out: Tensor, buffers: _Buffers) -> None:
+        """A h | B h of a chunk's nodes to `out`, from U x (the last columns of `near`) and mean messages."""
+        w, m = self._weights, len(out)
+        buffers.mean[:m] = mean
+        h = torch.mm(buffers.mean, w["update.weight"], out=buffers.h)
+        h += near[:, self.card.hidden :]
+        out[:] = torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=buffers.ends)[:m]
 
     def _bytes(self) -> bytes:
         tensors = {name: value.detach().contiguous() for name, value in self.net.state_dict().items()}
@@ -345,8 +354,21 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS, "linkage", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _parts(rows: int) -> list[slice]:
-    return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
+def _parts(rows: int, size: int = BLOCK) -> list[slice]:
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+class _Buffers:
+    """What one thread needs to embed a chunk of nodes."""
+
+    def __init__(self, card: Card, node_features: int) -> None:
+        width = card.hidden
+        self.x = torch.zeros((CHUNK, node_features))
+        self.near = torch.zeros((CHUNK, 2 * width))
+        self.features = torch.zeros((BLOCK, len(EDGE_FEATURES)))
+        self.messages = torch.zeros((-(-CHUNK * card.k // BLOCK) * BLOCK, width))
+        self.mean, self.h = torch.zeros((CHUNK, width)), torch.zeros((CHUNK, width))
+        self.ends = torch.zeros((CHUNK, 2 * width))
 
 
 def _buffers(*widths: int) -> list[Tensor]:

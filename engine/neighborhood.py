@@ -103,9 +103,8 @@ class Neighborhood(Columns):
         held: Int32 = _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
         return held
 
-    def affected_edges(self, changed: Int32) -> tuple[Int32, Int32]:
-        """Edges (source row, rank) with a changed end, ordered by source and rank."""
-        rows = self.affected_nodes(changed)
+    def affected_edges(self, rows: Int32, changed: Int32) -> tuple[Int32, Int32]:
+        """Edges (source row, rank) with a changed end, in the order of `rows`: `affected_nodes(changed)`."""
         self.marks[changed] = 1
         sources, ranks = _incident(rows, self.k, self.neighbors, self.lengths, self.marks)
         self.marks[changed] = 0
@@ -231,6 +230,14 @@ def _insert_entry(
 
 
 @njit(cache=True, nogil=True)
+def _as_rows(touched: Any) -> Any:
+    rows = np.empty(len(touched), np.int32)
+    for t in range(len(touched)):
+        rows[t] = touched[t]
+    return rows
+
+
+@njit(cache=True, nogil=True)
 def _drop(
     gone: Any, k: Any, alive: Any, neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any, marks: Any
 ) -> Any:
@@ -250,10 +257,7 @@ def _drop(
                 touched.append(u)
             if w < k:
                 marks[u] = 1
-    rows = np.empty(len(touched), np.int32)
-    for t in range(len(touched)):
-        rows[t] = touched[t]
-    return rows
+    return _as_rows(touched)
 
 
 @njit(cache=True, nogil=True)
@@ -328,10 +332,7 @@ def _offer(
             touched.append(u)
         if at < k:
             marks[u] = 1
-    rows = np.empty(len(touched), np.int32)
-    for t in range(len(touched)):
-        rows[t] = touched[t]
-    return rows
+    return _as_rows(touched)
 
 
 @njit(cache=True, parallel=True, nogil=True)

@@ -160,9 +160,12 @@ def test_affected_nodes_and_edges(seed: int) -> None:
         marked = set(changed.tolist())
         nodes = [row for row in rows.tolist() if row in marked or marked & set(near[row])]
         edges = [(u, w) for u in near for w, v in enumerate(near[u]) if u in marked or v in marked]
-        assert lists.affected_nodes(changed).tolist() == nodes
-        sources, ranks = lists.affected_edges(changed)
+        held = lists.affected_nodes(changed)
+        assert held.tolist() == nodes
+        sources, ranks = lists.affected_edges(held, changed)
         assert list(zip(sources.tolist(), ranks.tolist(), strict=True)) == edges
+        backwards, _ = lists.affected_edges(held[::-1], changed)
+        assert backwards.tolist() == sorted(sources.tolist(), reverse=True)
         assert not lists.marks.any()
 
 
