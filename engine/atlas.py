@@ -19,7 +19,7 @@ import orjson
 from engine.types import Bool, Float64, Int16
 from engine.view import Answer, View
 
-FILL = 0.4  # of the map's area is covered by discs
+FILL = 0.55  # of the map's area is covered by discs
 LEAST_RADIUS = 0.02  # where the map is two wide
 GAP = 0.008  # between discs
 LEAST_DISTANCE = 0.05  # between peaks, so that weights stay finite
