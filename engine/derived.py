@@ -74,16 +74,10 @@ def load(folder: Path, newest: int, depends: Mapping[str, Any]) -> list[Saved] |
 
 def read(folder: Path, version: int, depends: Mapping[str, Any]) -> list[Saved] | None:
     """One snapshot; None if it is damaged or of other settings."""
-    stem = folder / f"derived-{version}"
-    file = stem.with_suffix(".npz")
+    file = folder / f"derived-{version}.npz"
     try:
-        manifest = orjson.loads(stem.with_suffix(".json").read_bytes())
-        usable = (
-            manifest["depends"] == orjson.loads(orjson.dumps(dict(depends)))
-            and file.stat().st_size == manifest["bytes"]
-            and disk.quick_digest(file) == manifest["digest"]
-        )
-        if not usable:
+        manifest = _manifest(folder, version)
+        if manifest is None or manifest["depends"] != orjson.loads(orjson.dumps(dict(depends))):
             return None
         with np.load(file, allow_pickle=False) as saved:
             return [
@@ -92,6 +86,23 @@ def read(folder: Path, version: int, depends: Mapping[str, Any]) -> list[Saved] 
             ]
     except (OSError, ValueError, TypeError, KeyError, BadZipFile):
         return None
+
+
+def is_whole(folder: Path, version: int) -> bool:
+    """Whether a snapshot is what was written."""
+    try:
+        return _manifest(folder, version) is not None
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _manifest(folder: Path, version: int) -> dict[str, Any] | None:
+    """None: it is not that of the columns, which are damaged."""
+    stem = folder / f"derived-{version}"
+    manifest: dict[str, Any] = orjson.loads(stem.with_suffix(".json").read_bytes())
+    file = stem.with_suffix(".npz")
+    same = file.stat().st_size == manifest["bytes"] and disk.quick_digest(file) == manifest["digest"]
+    return manifest if same else None
 
 
 def versions(folder: Path) -> list[int]:

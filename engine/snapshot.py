@@ -11,18 +11,19 @@ built from the vectors.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import hnswlib
 import numpy as np
 
+from engine.columns import Nodes
+from engine.disk import put_in_place, sha256
 from engine.index import HnswIndex
-from engine.types import Int32, Int64
+from engine.types import Float32, Int32, Int64
 
 _KEPT = 2
 # hnswlib can crash the process on a broken file, so the first load happens in another one.
@@ -61,7 +62,7 @@ def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
     )  # fmt: skip
     temporary.write_text(json.dumps(asdict(manifest)))
     _commit(temporary, stem.with_suffix(".json"))
-    for old in _versions(folder)[_KEPT:]:
+    for old in kept(folder)[_KEPT:]:
         for suffix in (".json", ".hnsw", ".npz"):
             (folder / f"index-{old}{suffix}").unlink(missing_ok=True)
 
@@ -72,7 +73,7 @@ def load(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int6
     `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the
     live ones. Returns whether there was a snapshot to use; without one all rows are inserted.
     """
-    for version in _versions(folder):
+    for version in kept(folder):
         found = _read(folder / f"index-{version}", index)
         if found is None or version > newest:  # newer than the store: of another history
             continue
@@ -101,8 +102,8 @@ def _read(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
             (manifest.dim, manifest.M, manifest.ef_construction)
             == (index.dim, index.M, index.ef_construction)
             and graph.stat().st_size == manifest.bytes
-            and _digest(graph) == manifest.sha256
-            and _digest(labels_file) == manifest.labels_sha256
+            and sha256(graph) == manifest.sha256
+            and sha256(labels_file) == manifest.labels_sha256
         )
         if not usable:
             return None
@@ -116,28 +117,32 @@ def _read(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
     return (labels, items) if probe.returncode == 0 else None
 
 
-def _versions(folder: Path) -> list[int]:
+def kept(folder: Path) -> list[int]:
     """Versions that have a manifest, newest first."""
     names = (path.stem.removeprefix("index-") for path in folder.glob("index-*.json"))
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
+def content(folder: Path, version: int) -> tuple[Int64, Float32] | None:
+    """The live items of a snapshot and their vectors in the graph, (n, d) float32; None: it is damaged."""
+    stem = folder / f"index-{version}"
+    try:
+        manifest = Manifest(**json.loads(stem.with_suffix(".json").read_text()))
+        empty = Nodes(manifest.dim)
+    except (OSError, ValueError, TypeError):
+        return None
+    found = _read(stem, HnswIndex(empty, M=manifest.M, ef_construction=manifest.ef_construction))
+    if found is None:
+        return None
+    labels, items = found
+    graph = hnswlib.Index(space="ip", dim=manifest.dim)
+    graph.load_index(str(stem.with_suffix(".hnsw")))
+    floats = np.array(graph.get_items(labels), np.float32).reshape(len(labels), manifest.dim)
+    return items, floats
+
+
 def _commit(temporary: Path, goal: Path) -> str:
     """Make a finished file durable under its own name; returns its SHA-256."""
-    handle = os.open(temporary, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-    digest = _digest(temporary)
-    os.replace(temporary, goal)
-    handle = os.open(goal.parent, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    digest = sha256(temporary)
+    put_in_place(temporary, goal)
     return digest
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -222,7 +222,7 @@ class Store:
                 found.put("meta", b"identity", schema.dump_json({"id": self.identity}))
             self.config = wanted
             return
-        _compare(self.path, stored, wanted)
+        compare(self.path, stored, wanted)
         self.stale = stored.get(_RECOMPUTED) != wanted.get(_RECOMPUTED)
         self.config = {**stored, _RECOMPUTED: wanted.get(_RECOMPUTED)}
 
@@ -285,7 +285,7 @@ class Store:
                 self._gate.notify_all()
 
 
-def _compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises ConfigMismatch, naming what differs and what to do about it."""
     differ = {
         name: (stored.get(name), wanted.get(name))
@@ -335,7 +335,7 @@ def _environment(folder: Path, map_bytes: int) -> lmdb.Environment:
 
 
 def _make_environment(folder: Path) -> None:
-    """A new file is there as a whole or not at all: LMDB does not wait for the disk to have its first pages."""
+    """A new file is there as a whole or not at all: LMDB does not wait until its first pages are."""
     temporary = folder / "data.new"
     temporary.unlink(missing_ok=True)
     lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()

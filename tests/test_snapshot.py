@@ -195,7 +195,7 @@ def test_a_graph_that_hnswlib_cannot_read_is_passed_over(tmp_path: Path, shelf: 
     graph.write_bytes(nonsense)
     path = tmp_path / "index-1.json"
     manifest = json.loads(path.read_text())
-    manifest["sha256"] = snapshot._digest(graph)
+    manifest["sha256"] = snapshot.sha256(graph)
     path.write_text(json.dumps(manifest))
     assert not shelf.load(tmp_path)[0]
 
