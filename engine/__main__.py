@@ -77,16 +77,16 @@ def demo(
     batch: BatchSize = None,
     seed: Seed = 0,
 ) -> None:
-    """Stream handwritten digits through it all, and watch."""
+    """Stream handwritten digits through it all, and watch, here and on the page that it serves."""
     from connectors.memory import MemorySource, Record
     from engine.commands.demo import run
-    from engine.demo import Digits
+    from engine.demo import Digits, payload
 
     chosen = settings(config, model__path=model, batch__size=batch)
 
     def make_source(digits: Digits, size: int) -> MemorySource:
         records = [
-            Record(str(row), pixels, {"digit": int(label)})
+            Record(str(row), pixels, payload(pixels, int(label)))
             for row, (pixels, label) in enumerate(zip(digits.pixels, digits.labels, strict=True))
         ]
         return MemorySource(f"digits:{seed}", records, size, chosen.bounds)

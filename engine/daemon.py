@@ -208,11 +208,15 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def api_part(listening: socket.socket) -> Part:
+    handle = listening.fileno()
+    return Part(API, ["--listen", str(handle)], [handle])
+
+
 def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
     """What `shoal serve` starts: the API at once, for queries do not need the writer."""
-    handle = listening.fileno()
     parts = [
-        Part(API, ["--listen", str(handle)], [handle]),
+        api_part(listening),
         Part(WRITER, stop_s=settings.bounds.stop_timeout_s + 2.0),
     ]
     if settings.source.kafka and settings.source.kafka.publish:

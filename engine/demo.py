@@ -6,7 +6,10 @@ labels are only looked at to say how well it goes.
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +55,24 @@ class Digits:
         return cls(found.data[order], found.target[order].astype(np.int64))
 
 
+def payload(pixels: Float64, label: int) -> dict[str, Any]:
+    """What the page shows of a digit; it stretches the picture."""
+    picture = base64.b64encode(png(pixels.reshape(8, 8) / 16)).decode()
+    return {"title": f"a handwritten {label}", "image": f"data:image/png;base64,{picture}", "label": label}
+
+
+def png(grey: Float64) -> bytes:
+    """A PNG of grey levels (h, w), 0 to 1."""
+    height, width = grey.shape
+    levels = np.round(255 * grey).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)  # each begins with its filter: none
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """One of the largest clusters."""
@@ -87,14 +108,17 @@ class Demo:
         self._stories: deque[str] = deque(maxlen=EVENTS_TOLD)
         self._seen: tuple[int, int] | None = None
 
-    def run(self, source: Source, watch: Callable[[Frame], bool]) -> bool:
+    def run(
+        self, source: Source, watch: Callable[[Frame], bool], take: Callable[[Batch], Applied] | None = None
+    ) -> bool:
         """Until the stream ends, or `watch` returns False; returns whether it ended."""
+        take = take or self.engine.apply
         position = self.engine.store.position(source.name)
         with View.beside(self.engine.store.env, self.engine.store.handles) as view:
             if position:
                 watch(self._frame(view, self.engine.version))
             for chunk in source.chunks(position, self.engine.dim):
-                applied = self._apply(chunk.batch)
+                applied = self._apply(chunk.batch, take)
                 if not watch(self._frame(view, applied.version)):
                     return False
         return True
@@ -105,9 +129,9 @@ class Demo:
         rebuilt = ari(rebuilt_clusters(self.engine), clusters)
         return measure(self.digits.labels, clusters, self.seconds, rebuilt, self._churn.rate)
 
-    def _apply(self, batch: Batch) -> Applied:
+    def _apply(self, batch: Batch, take: Callable[[Batch], Applied]) -> Applied:
         start = time.perf_counter()
-        applied = self.engine.apply(batch)
+        applied = take(batch)
         self.seconds += time.perf_counter() - start
         self._pace.append((len(self.engine), self.seconds))
         self._churn.observe(self.engine)

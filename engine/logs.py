@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 
-def configure(process: str) -> None:
+def configure(process: str, level: int = logging.INFO) -> None:
     """For this process, which every event names. Events of libraries are taken in from warnings on."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -36,7 +36,7 @@ def configure(process: str) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
-    logging.getLogger("shoal").setLevel(logging.INFO)
+    logging.getLogger("shoal").setLevel(level)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 

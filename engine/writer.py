@@ -26,7 +26,7 @@ from engine.engine import Engine
 from engine.errors import InputError, WriterAway, WriterBusy
 from engine.metrics import Metrics
 from engine.source import Ground, OpenSource, Source
-from engine.types import Batch, Float32
+from engine.types import Applied, Batch, Float32
 
 POLL_S = 0.05  # the longest wait for a record: what runs between batches waits as long
 CHORES_S = 1.0  # between two rounds of chores
@@ -104,13 +104,27 @@ class Writer:
     def run(self) -> None:
         """Until `stopping` is set; the batch at work is finished. Raises what engine and source raise."""
         while not self.stopping.is_set():
-            self._progress = time.monotonic()
-            self._receive_visits()
-            self._do_chores()
+            self.rest()
             if batch := self._next():
-                self._take(batch)
+                self.source.committed(self.take(batch))
         self._tell(now=True)
         self._receive_visits()
+
+    def rest(self) -> None:
+        """What is done between two batches."""
+        self._progress = time.monotonic()
+        self._receive_visits()
+        self._do_chores()
+
+    def take(self, batch: Batch) -> Applied:
+        """A batch, durable when this returns."""
+        start = time.perf_counter()
+        applied = self.engine.apply(batch)
+        seconds = time.perf_counter() - start
+        self.metrics.committed(applied, seconds)
+        self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
+        self._tell()
+        return applied
 
     def between(self, work: Callable[[], T], timeout_s: float) -> T:
         """The result of `work`, run by the loop between two batches. For handlers; not for chores.
@@ -137,15 +151,6 @@ class Writer:
             time.sleep(POLL_S)
             return None
         return self.source.poll(self.pace.size, POLL_S)
-
-    def _take(self, batch: Batch) -> None:
-        start = time.perf_counter()
-        applied = self.engine.apply(batch)
-        seconds = time.perf_counter() - start
-        self.source.committed(applied)
-        self.metrics.committed(applied, seconds)
-        self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
-        self._tell()
 
     def _receive_visits(self) -> None:
         """Those that have come by now; the last ones when the loop ends are turned away."""

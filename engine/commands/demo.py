@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,10 +17,16 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from engine import logs
 from engine.commands.console import Interrupted, Stop
 from engine.commands.learn import print_figures
 from engine.config import Settings, StoreSettings
 from engine.demo import Demo, Digits, Frame, Shown, Source
+from engine.errors import ConfigError
+from engine.types import Applied, Batch
+
+if TYPE_CHECKING:
+    from engine.writer import Writer
 
 BATCH = 64  # items; small, for there is something to see after each
 CELL = 13  # columns a cluster takes
@@ -34,27 +42,78 @@ def run(
     as_json: bool,
 ) -> None:
     """Stream and show. `make_source(digits, batch size)`; without a `store` there is a temporary one."""
-    from engine.engine import Engine
-
     console = Console(stderr=as_json, highlight=False)
-    digits = Digits.load(seed)
-    source = make_source(digits, settings.batch.size or BATCH)
-    console.print(f"{len(digits.labels):,} handwritten digits, shuffled (seed {seed})")
-    with _store(store) as path, Stop() as stop:
+    logs.configure("demo", logging.WARNING)
+    with _store(store) as path, Stop() as stop, ExitStack() as open_:
         settings = settings.model_copy(update={"store": StoreSettings(path=path)})
-        with Engine.open(settings) as engine:
+        page = None if exit_at_end else open_.enter_context(_Page(settings, console))
+        digits = Digits.load(seed)
+        source = make_source(digits, settings.batch.size or BATCH)
+        console.print(f"{len(digits.labels):,} handwritten digits, shuffled (seed {seed})")
+        with _writing(settings, answering=page is not None) as writer:
             wall = _Wall(console)
-            demo = Demo(engine, digits, wall.places)
+            demo = Demo(writer.engine, digits, wall.places)
+
+            def take(batch: Batch) -> Applied:
+                writer.rest()
+                return writer.take(batch)
+
             with wall:
-                ended = demo.run(source, lambda frame: wall.draw(frame) and not stop.asked)
+                ended = demo.run(source, lambda frame: wall.draw(frame) and not stop.asked, take)
             if not ended:
                 raise Interrupted(stop.asked, " before the stream ended")
             print_figures(asdict(demo.figures()), as_json)
-            if not exit_at_end and not stop.asked:
-                console.print(f"\nThe store is {path}: try `shoal clusters --store {path}` elsewhere.")
+            if page and not stop.asked:
+                console.print(f"\nLook around at {page.url}")
+                console.print(f"or try `shoal clusters --store {path}` elsewhere.", soft_wrap=True)
                 console.print("Ctrl-C ends the demo.")
-                while not stop.asked:
-                    time.sleep(0.1)
+                page.watch(writer, stop)
+
+
+@contextmanager
+def _writing(settings: Settings, answering: bool) -> Iterator[Writer]:
+    """The writer of `shoal serve`, fed by the demo; `answering` what the API asks."""
+    from engine.engine import Engine
+    from engine.source import NoSource
+    from engine.writer import Writer
+
+    with Engine.open(settings) as engine:
+        writer = Writer(settings, engine, NoSource())
+        with writer.listen() if answering else nullcontext():
+            yield writer
+
+
+class _Page:
+    """The API's process, which serves the page; on another port where the settings' is taken."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        from engine import daemon
+
+        api = settings.api
+        try:
+            self._listening = daemon.listen(api)
+        except ConfigError:
+            self._listening = daemon.listen(api.model_copy(update={"port": 0}))
+            console.print(f"Port {api.port} is taken: another one serves the page ([api] port chooses it).")
+        self.url = daemon.url_of(self._listening)
+        self._child = daemon.Child(daemon.api_part(self._listening), settings, logs.get())
+        console.print(f"The page is at {self.url}")
+
+    def __enter__(self) -> _Page:
+        self._child.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._child.terminate()
+        self._child.stop()
+        self._listening.close()
+
+    def watch(self, writer: Writer, stop: Stop) -> None:
+        """Both go on until a signal comes."""
+        while not stop.asked:
+            self._child.look()
+            writer.rest()
+            time.sleep(0.05)
 
 
 @contextmanager
