@@ -16,21 +16,25 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import orjson
 from xxhash import xxh64
 
-from engine import changes, child, pipeline, schema, snapshot
+from engine import changes, child, pipeline, publish, schema, snapshot
 from engine.engine import Engine
 from engine.errors import CorruptStore, StoreError
+from engine.publish import Published, Publisher, SinkAway
 from engine.store import Store
+from engine.view import View
 from tests.checks import check_calibration, check_state
 from tests.faults import disk
 from tests.faults.disk import Disk
-from tests.faults.story import OPERATION, SOURCE, Fault, Story
-from tests.faults.topic import Refused, Topic
+from tests.faults.story import BY_SIZE, LOG_BYTES, OPERATION, SOURCE, STOP, Fault, Story
+from tests.faults.topic import Topic, replay
 from tests.sequences import differences, rebuilt
 
 HISTORY = ("commits", "events", "endings", "clusters")  # what the log's bounds decide, not the batches alone
@@ -76,31 +80,51 @@ class Life:
     def _live(self) -> None:
         story = self.story
         engine = Engine.open(story.settings(self.folder), story.model, lambda: self.now_ms / 1000)
+        if story.forgets == BY_SIZE:
+            engine.store._limits = replace(engine.store._limits, events_max_bytes=LOG_BYTES)
         try:
             self._write(opened=engine.version, digest=digest(engine.store, story))
             self._check(engine)
-            self.topic.open(engine.store)
-            while engine.version < len(story.batches):
-                self.now_ms = story.times_ms[engine.version]
-                engine.apply(story.batches[engine.version])
-                self._write(applied=engine.version, digest=digest(engine.store, story))
-                self._publish(engine, self.topic.rng.random() < 0.7)
-            while self._publish(engine, True):
-                pass
+            self._work(engine)
             self._check(engine)
         except Stop:
             pass
         engine.close()
         self._write(ended=self.disk.operations if self.disk else 0, points=dict(self.points))
 
-    def _publish(self, engine: Engine, wanted: bool) -> bool:
+    def _work(self, engine: Engine) -> None:
+        """What writer and publisher do, in one process, in an order of the seed's."""
+        store, batches = engine.store, self.story.batches
+        store.keep_from = 0
+
+        def hear(told: Published) -> None:
+            store.keep_from = told.keep_from
+
+        settings = self.story.settings(self.folder)
+        view = View.beside(store.env, store.handles)
+        self.publisher = Publisher(view, self.topic, settings, hear, Event())
+        self.is_lost = True
+        while engine.version < len(batches):
+            if not store.log_is_full():
+                self.now_ms = self.story.times_ms[engine.version]
+                engine.apply(batches[engine.version])
+                self._write(applied=engine.version, digest=digest(store, self.story))
+            if self.topic.rng.random() < 0.7 or store.log_is_full():
+                self._publish()
+        while self._publish():
+            pass
+
+    def _publish(self) -> bool:
         """A slice of the log to the topic; returns whether there may be more."""
-        if not wanted and not engine.store.log_is_full():
-            return False
+        self._point("before publishing")
+        self.topic.at_middle = lambda: self._point("inside publishing")
         try:
-            self._point("before publishing")
-            return self.topic.publish(engine.store, lambda: self._point("inside publishing"))
-        except Refused:
+            if self.is_lost:
+                self.publisher._begin(self.topic.resume())
+            self.is_lost = False
+            return self.publisher.advance()
+        except SinkAway:
+            self.is_lost = True
             return True
         finally:
             self._point("after publishing")
@@ -115,6 +139,7 @@ class Life:
         self._around(changes, "write_history", "inside commit", "")
         self._around(Store, "commit", "", "after commit")
         self._around(snapshot, "save", "before snapshot", "after snapshot")
+        publish.TELL_S = 0.0  # nothing depends on the hour
         child.subprocess = _Forked  # type: ignore[assignment]
 
     def _around(self, owner: Any, name: str, before: str, after: str) -> None:
@@ -134,7 +159,7 @@ class Life:
         self.points[name] += 1
         fault = self.fault
         if fault and fault.where == name and fault.nth == self.points[name]:
-            if fault.how == "stop":
+            if fault.how == STOP:
                 raise Stop
             assert self.disk
             self.disk.die(fault.how, fault.seed)
@@ -155,7 +180,7 @@ class Life:
             check_calibration(state, other)
         keys, clusters = engine.labels()
         held = dict(zip(keys, clusters.tolist(), strict=True))
-        told = self.topic.replay(engine.store)
+        told = replay(self.topic.events(), engine.store)
         assert told == held, f"the log tells of {len(told)} items, the store holds {len(held)}, or elsewhere"
 
 

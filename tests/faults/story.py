@@ -31,6 +31,8 @@ POINTS = (
     "inside publishing",
     "after publishing",
 )
+BY_AGE, BY_SIZE = "by age", "by size"  # how the log forgets, much sooner than it would
+LOG_BYTES = 3000
 STOP = "stop"  # closes the store, as a process that is asked to end
 
 
@@ -55,7 +57,7 @@ class Story:
     batches: list[Batch]
     lives: list[dict[bytes, Int16]]  # by version: the items there are, and their vectors
     times_ms: list[int]  # by version, when the next batch comes
-    forgets: bool  # the event log is kept no longer than it has to be
+    forgets: str  # BY_AGE, BY_SIZE, or not at all
 
     @property
     def exact(self) -> bool:
@@ -69,18 +71,19 @@ class Story:
                 "store": {"path": path},
                 "index": {"kind": self.index, "ef": 50, "ef_construction": 50},
                 "model": {"tau": shape.tau, "max_levels": shape.max_levels},
-                "retention": {"events_max_age_s": 0.001 if self.forgets else 1e9},
+                "retention": {"events_max_age_s": 0.001 if self.forgets == BY_AGE else 1e9},
                 "bounds": {
                     "slack": shape.base_width - shape.k,
                     "map_size_bytes": 2**21 if self.seed % 3 == 0 else 2**26,  # 2 MB have to grow
                     "free_disk_min_bytes": 0,
                     "snapshot_items": 8,
+                    "publish_events": 7 if self.seed % 2 else 2000,
                 },
             }
         )
 
     def __str__(self) -> str:
-        return f"{self.world!r} index={self.index} forgets={self.forgets}"
+        return f"{self.world!r} index={self.index} forgets={self.forgets!r}"
 
 
 def tell(seed: int, scale: tuple[int, int] = (15, 60), most_batches: int = 14) -> Story:
@@ -104,7 +107,9 @@ def tell(seed: int, scale: tuple[int, int] = (15, 60), most_batches: int = 14) -
         lives.append(dict(world.live))
         if len(batches) == most_batches:
             break
-    return Story(seed, world, model, index, batches, lives, times, forgets=seed % 4 == 1)
+    return Story(
+        seed, world, model, index, batches, lives, times, forgets={1: BY_AGE, 3: BY_SIZE}.get(seed % 4, "")
+    )
 
 
 @functools.cache

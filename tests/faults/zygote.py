@@ -5,6 +5,7 @@ It opened no LMDB environment, and its numba runs on a threading layer that know
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -31,11 +32,13 @@ def become(module: str, extra: Mapping[str, str] | None = None) -> None:
 
 def warm() -> None:
     """Imports the engine and compiles, or loads from the cache, what a small collection needs."""
+    import structlog
     import torch
 
     from engine.model import random_model
     from tests.sequences import World, empty_state, take
 
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     torch.set_num_threads(1)
     model = random_model(1, k=3)
     world = World(1, "mixed", 20, model)
