@@ -69,11 +69,15 @@ class _Inbox:
 
 
 class KafkaReader:
-    """`take` hands records over in the order of each partition. `group`: where lag monitors look."""
+    """`take` hands records over in the order of each partition. `group`: where lag monitors look.
+
+    Raises ConfigError.
+    """
 
     def __init__(
         self, settings: KafkaSettings, bounds: BoundsSettings, group: str, position: Position | None
     ) -> None:
+        KafkaCluster(settings)  # refuses what cannot be used
         self._settings, self._bounds, self._group = settings, bounds, group
         self._known = position
         self._inbox = _Inbox(next=dict(position.offsets) if position else {})
@@ -184,7 +188,7 @@ class KafkaReader:
                     topic = self._discover(cluster, consumer, topic, watch)
                     told = self._tell_monitors(cluster, topic, told)
                     due = time.monotonic() + self._bounds.discovery_interval_s
-                found = self._poll(consumer)
+                found = self._poll(cluster, consumer)
                 if found:
                     watch.moved()
                     self._put(found, turn)
@@ -192,7 +196,7 @@ class KafkaReader:
         finally:
             consumer.close(autocommit=False, timeout_ms=1_000)
 
-    def _poll(self, consumer: Any) -> list[Any]:
+    def _poll(self, cluster: KafkaCluster, consumer: Any) -> list[Any]:
         """Goes on polling when the queue is full, without taking anything."""
         if self._inbox.full(self._bounds):
             consumer.pause(*consumer.assignment())
@@ -201,8 +205,10 @@ class KafkaReader:
         try:
             return [record for records in consumer.poll(POLL_MS).values() for record in records]
         except OffsetOutOfRangeError as error:
+            self._identify(cluster)
             self._expired(consumer, dict(error.args[0]))
         except LogTruncationError as error:
+            self._identify(cluster)
             raise BrokerError(
                 f"The topic {self._settings.topic} lost records that were read already ({brief(error)}):"
                 " see to unclean leader elections, then read the topic into a new store."

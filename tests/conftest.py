@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.broker import Broker, Given
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -50,6 +54,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings of Shoal, so that no test depends on them."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
     return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker | Given]:
+    """One Kafka broker for the whole session; without one these tests fail."""
+    from tests.broker import open_broker
+
+    running = open_broker(tmp_path_factory.mktemp("broker"))
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -60,6 +61,31 @@ log.cleaner.dedupe.buffer.size=2097152
 
 class NoBroker(Exception):
     """There is no broker to test with; the message says what to install."""
+
+
+class Given:
+    """The broker of KAFKA_BOOTSTRAP. What would disturb it is refused."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        if not _answers(bootstrap):
+            raise NoBroker(f"There is no broker at {bootstrap}: start it, or unset KAFKA_BOOTSTRAP.")
+
+    def stop(self) -> None:
+        """Not ours to stop."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NoBroker(f"This test needs a broker of its own ({name}): unset KAFKA_BOOTSTRAP.")
+
+
+def open_broker(folder: Path) -> Broker | Given:
+    """The given broker, or one of our own in `folder`. Raises NoBroker."""
+    given = os.environ.get("KAFKA_BOOTSTRAP")
+    if given:
+        return Given(given)
+    broker = Broker(folder)
+    broker.start()
+    return broker
 
 
 class Broker:
