@@ -1,8 +1,8 @@
 """A map of the largest clusters in two dimensions: near each other where their peaks are alike.
 
-Distances between peaks are drawn as well as a plane allows (stress majorization of Gansner, Koren and North
-2004, weights 1/d^2, which favour small distances); then discs, whose areas are the sizes, are pushed apart.
-Each map starts from the one before and is turned onto it, so that what did not change stays where it was.
+The plane is t-SNE's (van der Maaten and Hinton 2008), exact, for it keeps neighbours next to each other; then
+discs, whose areas are the sizes, are pushed apart. Each map goes on from the one before and is turned onto
+it, so that what did not change stays where it was.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import orjson
 from engine.types import Bool, Float64, Int16
 from engine.view import Answer, View
 
-FILL = 0.55  # of the map's area is covered by discs
-LEAST_RADIUS = 0.02  # where the map is two wide
-GAP = 0.008  # between discs
-LEAST_DISTANCE = 0.05  # between peaks, so that weights stay finite
-STEPS, WARM_STEPS, PUSHES = 120, 20, 100
+FILL = 0.5  # of the map's area is covered by discs
+LEAST_RADIUS, LARGEST_RADIUS = 0.02, 0.45  # where the map is two wide
+GAP = 0.01  # between discs
+SPREAD = 0.5  # root mean square distance of the discs from the middle
+STEPS, EARLY_STEPS, WARM_STEPS, PUSHES = 300, 80, 40, 60
+EXAGGERATION = 4.0  # of likeness, in the early steps
+PERPLEXITY = 8.0  # about so many neighbours count
 KNOWN_MIN = 3  # clusters that were on the map before, to turn a new one by
+ENLARGED = 1.25  # at most, to fill the square
 NEAR = 3  # neighbours told of each cluster
 TITLE_CHARS = 80
+TINY = 1e-12
 
 Place = tuple[float, float]
 
@@ -51,7 +55,7 @@ class Atlas:
         self._drawing = Lock()
         self._answer: Answer | None = None
         self._drawn_s = -np.inf
-        self._places: dict[int, Place] = {}
+        self._plane: dict[int, Place] = {}  # where clusters were before discs were pushed apart
 
     def answer(self, view: View) -> Answer:
         """`clusters`, largest first: `x`, `y` and `radius` in a square from -1 to 1, y upwards.
@@ -71,25 +75,27 @@ class Atlas:
     def _is_stale(self, view: View) -> bool:
         if self._answer is None:
             return True
-        return (
-            self._clock() >= self._drawn_s + self._bounds.pause_s and view.version != self._answer["version"]
-        )
+        rested = self._clock() >= self._drawn_s + self._bounds.pause_s
+        return rested and view.version != self._answer["version"]
 
     def _draw(self, view: View) -> Answer:
-        version, clusters, peaks = view.peaks(self._bounds.clusters)
+        found = view.peaks(self._bounds.clusters)
         drawn: list[Answer] = []
-        if peaks is not None:
-            ids = [row["cluster"] for row in clusters]
-            alike = similarities(peaks.vectors)
-            sizes = np.array([row["size"] for row in clusters], np.float64)
-            places, radii = lay_out(alike, sizes, [self._places.get(cluster) for cluster in ids])
-            for i, (row, near) in enumerate(zip(clusters, _nearest(alike, ids), strict=True)):
+        plane = np.empty((0, 2))
+        ids = [row["cluster"] for row in found.clusters]
+        if found.items is not None:
+            alike = similarities(found.items.vectors)
+            plane = arrange(alike, [self._plane.get(cluster) for cluster in ids])
+            places, radii = to_discs(plane, np.array([row["size"] for row in found.clusters], np.float64))
+            for i, (row, near) in enumerate(zip(found.clusters, _nearest(alike, ids), strict=True)):
                 disc = {"x": _short(places[i, 0]), "y": _short(places[i, 1]), "radius": _short(radii[i])}
                 told = {name: row[name] for name in ("cluster", "size", "peak", "born", "changed")}
-                face = _face(peaks.payloads[i], self._bounds.image_bytes)
+                face = _face(found.items.payloads[i], self._bounds.image_bytes)
                 drawn.append({**told, **disc, **face, "near": near})
-        self._places = {disc["cluster"]: (disc["x"], disc["y"]) for disc in drawn}
-        return {"collection": view.collection, "version": version, "clusters": drawn}
+        self._plane = {cluster: (x, y) for cluster, (x, y) in zip(ids, plane.tolist(), strict=True)}
+        return {
+            "collection": view.collection, "version": found.version, "total": found.total, "clusters": drawn
+        }  # fmt: skip
 
 
 def similarities(vectors: Int16) -> Float64:
@@ -99,68 +105,87 @@ def similarities(vectors: Int16) -> Float64:
     return np.clip(rows @ rows.T, -1.0, 1.0)
 
 
-def lay_out(alike: Float64, sizes: Float64, before: Sequence[Place | None]) -> tuple[Float64, Float64]:
-    """(n, n) similarities, (n,) sizes, places of the map before -> centres (n, 2) and radii (n,)."""
-    distances = np.maximum(np.sqrt(2.0 - 2.0 * alike), LEAST_DISTANCE)
+def arrange(alike: Float64, before: Sequence[Place | None]) -> Float64:
+    """(n, n) similarities and, where it is known, each one's place before -> places (n, 2), on no scale."""
     known = np.array([place is not None for place in before])
-    start = _scaled(_project(distances))
-    warm = int(known.sum()) >= KNOWN_MIN
-    if warm:
-        old = np.array([place or (0.0, 0.0) for place in before])
-        start = _continue(start, old, known, alike)
-    places = _scaled(_majorize(start * distances.mean(), distances, WARM_STEPS if warm else STEPS))
-    if warm:
-        places = _turned(places, old, known, sizes)
-    radii = np.maximum(np.sqrt(FILL * 4.0 / np.pi * sizes / sizes.sum()), LEAST_RADIUS)
-    return _fitted(_push_apart(places, radii), radii)
+    start = _project(2.0 - 2.0 * alike)
+    if len(alike) < 3:
+        return start
+    likeness = _likeness(alike)
+    if known.sum() < KNOWN_MIN:
+        early = _descend(1e-2 * start, EXAGGERATION * likeness, EARLY_STEPS, 0.5)
+        return _descend(early, likeness, STEPS - EARLY_STEPS, 0.8)
+    old = np.array([place or (0.0, 0.0) for place in before])
+    return _turned(_descend(_continued(old, known, alike), likeness, WARM_STEPS, 0.5), old, known)
 
 
-def _project(distances: Float64) -> Float64:
-    """Classical scaling: the two widest axes, their signs fixed. (n, n) -> (n, 2)."""
-    squares = distances**2
-    np.fill_diagonal(squares, 0.0)
+def to_discs(plane: Float64, sizes: Float64) -> tuple[Float64, Float64]:
+    """Places (n, 2) on no scale, sizes (n,) -> centres (n, 2) and radii (n,) of discs apart in the square."""
+    radii = np.sqrt(FILL * 4.0 / np.pi * sizes / sizes.sum()).clip(LEAST_RADIUS, LARGEST_RADIUS)
+    plane = plane - plane.mean(axis=0)
+    spread = np.sqrt((plane**2).sum(axis=1).mean())
+    return _fitted(_push_apart(plane * SPREAD / max(spread, TINY), radii), radii)
+
+
+def _project(squares: Float64) -> Float64:
+    """Classical scaling: the two widest axes, their signs fixed. (n, n) squared distances -> (n, 2)."""
     centred = squares - squares.mean(axis=0) - squares.mean(axis=1)[:, None] + squares.mean()
     values, axes = np.linalg.eigh(-centred / 2.0)
-    places = np.zeros((len(distances), 2))
+    places = np.zeros((len(squares), 2))
     found = axes[:, ::-1][:, :2] * np.sqrt(np.maximum(values[::-1][:2], 0.0))
     places[:, : found.shape[1]] = found
     signs = np.sign(places[np.abs(places).argmax(axis=0), [0, 1]])
-    return places * np.where(signs == 0, 1.0, signs)
+    return places * np.where(signs == 0, 1.0, signs) / max(float(places.std()), TINY)
 
 
-def _continue(start: Float64, old: Float64, known: Bool, alike: Float64) -> Float64:
-    """Where the known ones were; the new ones beside the known ones they are most like."""
-    begun = old.copy()
-    weights = np.where(known, np.exp(8.0 * alike), 0.0)[~known]
-    begun[~known] = weights @ old / weights.sum(axis=1, keepdims=True) + 0.01 * start[~known]
-    return begun
+def _likeness(alike: Float64) -> Float64:
+    """How probably two are neighbours: (n, n), symmetric, sum 1. Each width gives the same perplexity."""
+    n = len(alike)
+    squares = 2.0 - 2.0 * alike
+    entropy = np.log(min(PERPLEXITY, (n - 1) / 2.0))
+    near = squares - (squares + 9.0 * np.eye(n)).min(axis=1, keepdims=True)  # the nearest at 0
+    near = np.maximum(near, 0.0)
+    low, high = np.full(n, 1e-4), np.full(n, 1e8)
+    for _ in range(50):
+        width = np.sqrt(low * high)
+        weights = np.exp(-near * width[:, None])
+        np.fill_diagonal(weights, 0.0)
+        total = weights.sum(axis=1)
+        wide = np.log(total) + width * (near * weights).sum(axis=1) / total > entropy
+        low, high = np.where(wide, width, low), np.where(wide, high, width)
+    given = weights / total[:, None]
+    both: Float64 = np.maximum((given + given.T) / (2.0 * n), TINY)
+    return both
 
 
-def _majorize(places: Float64, distances: Float64, steps: int) -> Float64:
-    """Lowers the weighted stress, which never rises."""
-    n = len(distances)
-    if n < 3:
-        return places
-    weights = distances**-2.0
-    np.fill_diagonal(weights, 0.0)
-    laplacian = np.diag(weights.sum(axis=1)) - weights
-    solve = np.linalg.inv(laplacian + 1.0 / n)
+def _descend(places: Float64, likeness: Float64, steps: int, momentum: float) -> Float64:
+    """Gradient descent on the divergence between likeness and closeness."""
+    rate, moved = max(len(places) / 3.0, 40.0), np.zeros_like(places)
     for _ in range(steps):
-        apart = np.maximum(_distances(places), 1e-9)
-        pull = -weights * distances / apart
-        np.fill_diagonal(pull, 0.0)
-        np.fill_diagonal(pull, -pull.sum(axis=1))
-        places = solve @ (pull @ places)
-        places -= places.mean(axis=0)
-    return places
+        close = 1.0 / (1.0 + _squares(places))
+        np.fill_diagonal(close, 0.0)
+        pull = (likeness - close / close.sum()) * close
+        slope = 4.0 * (pull.sum(axis=1)[:, None] * places - pull @ places)
+        moved = momentum * moved - rate * slope
+        places = places + moved
+    centred: Float64 = places - places.mean(axis=0)
+    return centred
 
 
-def _turned(places: Float64, old: Float64, known: Bool, sizes: Float64) -> Float64:
+def _continued(old: Float64, known: Bool, alike: Float64) -> Float64:
+    """Where the known ones were; new ones beside the known ones they are most like."""
+    begun = old.copy()
+    weights = np.where(known, np.exp(30.0 * (alike - 1.0)), 0.0)[~known] + TINY * known
+    begun[~known] = weights @ old / weights.sum(axis=1, keepdims=True)
+    return begun + 1e-3 * np.arange(len(old))[:, None] / len(old)  # no two in one place
+
+
+def _turned(places: Float64, old: Float64, known: Bool) -> Float64:
     """Turned, mirrored and shifted onto the old places as well as it goes (Procrustes)."""
-    weights = (sizes * known / (sizes * known).sum())[:, None]
-    middle, old_middle = (weights * places).sum(axis=0), (weights * old).sum(axis=0)
-    left, _, right = np.linalg.svd((weights * (places - middle)).T @ (old - old_middle))
-    return (places - middle) @ (left @ right) + old_middle
+    middle, old_middle = places[known].mean(axis=0), old[known].mean(axis=0)
+    left, _, right = np.linalg.svd((places[known] - middle).T @ (old[known] - old_middle))
+    turned: Float64 = (places - middle) @ (left @ right) + old_middle
+    return turned
 
 
 def _push_apart(places: Float64, radii: Float64) -> Float64:
@@ -169,31 +194,27 @@ def _push_apart(places: Float64, radii: Float64) -> Float64:
     share = radii[None, :] ** 2 / (radii[:, None] ** 2 + radii[None, :] ** 2)
     places = places + 1e-6 * np.arange(len(places))[:, None] * np.array([1.0, -1.0])  # no two in one place
     for _ in range(PUSHES):
-        apart = places[:, None] - places[None, :]
-        length = np.maximum(np.sqrt((apart**2).sum(axis=2)), 1e-9)
+        length = np.sqrt(np.maximum(_squares(places), TINY))
         overlap = np.maximum(reach - length, 0.0)
         np.fill_diagonal(overlap, 0.0)
         if not overlap.any():
             break
-        places = places + ((0.5 * share * overlap / length)[:, :, None] * apart).sum(axis=1)
+        push = 0.5 * share * overlap / length
+        places = places + push.sum(axis=1)[:, None] * places - push @ places
     return places
 
 
-def _scaled(places: Float64) -> Float64:
-    """Around zero, the farthest at a distance of one."""
-    places = places - places.mean(axis=0)
-    return places / max(float(np.sqrt((places**2).sum(axis=1)).max(initial=0.0)), 1e-9)
-
-
 def _fitted(places: Float64, radii: Float64) -> tuple[Float64, Float64]:
-    """Shrunk where a disc would leave the square."""
-    reach = float((np.abs(places) + radii[:, None]).max(initial=0.0))
-    scale = 1.0 / max(reach, 1.0)
-    return places * scale, radii * scale
+    """In the middle of the square, and as large as it holds."""
+    low, high = (places - radii[:, None]).min(axis=0), (places + radii[:, None]).max(axis=0)
+    scale = min(2.0 / max(float((high - low).max()), TINY), ENLARGED)
+    return (places - (low + high) / 2.0) * scale, radii * scale
 
 
-def _distances(places: Float64) -> Float64:
-    apart: Float64 = np.sqrt(((places[:, None] - places[None, :]) ** 2).sum(axis=2))
+def _squares(places: Float64) -> Float64:
+    """Squared distances, (n, 2) -> (n, n)."""
+    apart: Float64 = (places[:, None, 0] - places[None, :, 0]) ** 2
+    apart += (places[:, None, 1] - places[None, :, 1]) ** 2
     return apart
 
 

@@ -44,6 +44,16 @@ class Head:
     place: log.Place  # behind it are the events of later versions
 
 
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The largest final clusters, and the items that stand for them."""
+
+    version: int
+    total: int  # final clusters there are
+    clusters: list[Answer]
+    items: Items | None  # in the clusters' order; None: there are none
+
+
 class View:
     """A store open for reading. Any number of threads may ask.
 
@@ -247,16 +257,20 @@ class View:
                 items.append(entry)
             return self._answer(found, cluster=cluster, size=record["size"], items=items, cursor=after)
 
-    def peaks(self, limit: int) -> tuple[int, list[Answer], Items | None]:
-        """The version, its largest final clusters, and the item at the peak of each; None: there are none."""
+    def peaks(self, limit: int) -> Peaks:
+        """The largest final clusters, with the item at the peak of each."""
         with self._snapshot() as found:
             largest = islice(found.tables.rows("sizes"), limit)
             keys = [schema.u64(schema.read_size_key(key)[1]) for key, _ in largest]
-            records = [schema.read_cluster(key, found.need("clusters", key)) for key in keys]
-            items = [schema.u64(record.peak) for record in records]
-            bodies = [found.need("items", item) for item in items]
-            clusters = [found.describe(key, found.need("clusters", key)) for key in keys]
-            return found.version, clusters, schema.read_items(items, bodies) if items else None
+            bodies = [found.need("clusters", key) for key in keys]
+            peaks = [schema.u64(schema.read_cluster(*row).peak) for row in zip(keys, bodies, strict=True)]
+            items = [found.need("items", peak) for peak in peaks]
+            return Peaks(
+                version=found.version,
+                total=found.tables.count("sizes"),
+                clusters=[found.describe(*row) for row in zip(keys, bodies, strict=True)],
+                items=schema.read_items(peaks, items) if items else None,
+            )
 
     def changes(
         self, after: tuple[int, int] | None = None, limit: int = 100, kind: str | None = None
