@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engine import arithmetic, derived, pipeline, probe, snapshot, vectors
+from engine import arithmetic, derived, explain, pipeline, probe, snapshot, vectors
 from engine.columns import Nodes
 from engine.config import Settings
-from engine.errors import CorruptStore, InputError, StoreError
+from engine.errors import CorruptStore, InputError, NotFound, StoreError
 from engine.hierarchy import Shape
 from engine.index import ExactIndex, HnswIndex
 from engine.model import LinkageModel
@@ -185,7 +185,13 @@ class Engine:
             return self.version, self.assign(embeddings)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
-        raise NotImplementedError
+        """Why an item is where it is: see `engine.explain`. Raises NotFound."""
+        with self._lock:
+            self._check_usable()
+            name = _encode(key, 0)
+            if self._state is None:
+                raise NotFound(f"no item has the key {name.decode(errors='backslashreplace')!r}")
+            return explain.explain(self._state, name, level)
 
     def labels(self) -> tuple[list[bytes], Int64]:
         """All keys and the ids of their final clusters, (n,) int64, in no particular order."""
