@@ -46,10 +46,10 @@ def router(service: Service) -> APIRouter:
         The cluster of the most probable linkage above tau, or "new".
         """
         found = await bodies.document(request, bounds.body_max_bytes, bounds.patience_s)
-        given = bodies.fields(AssignRequest, found, "embedding", "embeddings")
-        if len(given.keys() & found.keys()) != 1:
+        given = bodies.fields(AssignRequest, found)
+        if len(given) != 1:
             raise Problem("invalid", "Give either `embedding`, one vector, or `embeddings`, a list of them.")
-        rows = [found["embedding"]] if "embedding" in found else found["embeddings"]
+        rows = [given["embedding"]] if "embedding" in given else given["embeddings"]
         vectors = bodies.matrix(rows, bounds.assign_max, service.view().dim)
         answer = await service.call("assign", {}, vectors)
         return reply({"collection": service.view().collection, **answer})
@@ -66,9 +66,14 @@ def router(service: Service) -> APIRouter:
         _check_on(service)
         name = bodies.item_key(key, service.settings.bounds.key_max_bytes).decode()
         found = await bodies.document(request, bounds.body_max_bytes, bounds.patience_s)
-        given = bodies.fields(PutRequest, found, "embedding")
-        vectors = bodies.matrix([given.get("embedding")], 1, None)
-        body = {"keys": [name], "rows": [0], "payloads": [given["payload"]], "times": [given["time"]]}
+        given = bodies.fields(PutRequest, found)
+        vectors = bodies.matrix([given["embedding"]], 1, None)
+        body = {
+            "keys": [name],
+            "rows": [0],
+            "payloads": [given.get("payload")],
+            "times": [given.get("time")],
+        }
         return reply(await _submit_one(service, body, vectors))
 
     @routes.delete(

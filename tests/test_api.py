@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -50,21 +49,24 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Api]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A collection of 240 items that came in several versions."""
-    store = tmp_path_factory.mktemp("api") / "store"
-    settings = settings_of(store, model__path=str(model), source__http=True)
+    from engine.model import random_model
+
+    folder = tmp_path_factory.mktemp("api")
+    random_model(7).save(folder / "model.safetensors")
+    settings = settings_of(folder / "store", model__path=str(folder / "model.safetensors"), source__http=True)
     with writer(settings), api(settings) as found:
         found.wait_ready()
         vectors = blobs(SEED, 240)
-        for start in range(0, 240, 48):
+        for start in range(0, 240, 24):
             rows = [
                 {"key": f"item:{row}", "embedding": vectors[row].tolist(), "payload": {"n": row}, "time": row}
-                for row in range(start, start + 48)
+                for row in range(start, start + 24)
             ]
             answer = found.http.post("/v1/items", content=lines(rows), headers=NDJSON)
             assert answer.status_code == 200, answer.text
-            assert answer.json()["written"] == 48
+            assert answer.json()["written"] == 24
         found.wait_counted()
         yield found
 
