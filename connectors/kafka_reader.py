@@ -177,7 +177,7 @@ class KafkaReader:
             isolation_level="read_committed",
             allow_auto_create_topics=False,
             fetch_max_bytes=max(2**20, self._bounds.queue_bytes // 4),
-            max_poll_records=POLL_RECORDS,
+            max_poll_records=min(POLL_RECORDS, self._bounds.queue_records),
         )
         try:
             watch = _Watch(self._bounds.stall_timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from kafka import KafkaConsumer
 
 from connectors.kafka import KafkaSource
 from engine.config import Settings, load
@@ -159,7 +161,8 @@ def test_the_formats(topics: Topics, reading: Open) -> None:
 POISON = {
     "5 dimensions, not the 4 expected": Sent(b"p", document([1, 2, 3, 4, 5])),
     "NaN or an infinity": Sent(b"p", np.array([1, np.nan, 0, 0], "<f4").tobytes(), [RAW]),
-    "the vector has a NaN or an infinity": Sent(b"p", b'{"embedding": [1, 1e999, 0, 0]}'),
+    "the vector has a NaN or an infinity": Sent(b"p", np.array([1, np.inf, 0, 0], "<f4").tobytes(), [RAW]),
+    "broken JSON: number is infinity": Sent(b"p", b'{"embedding": [1, 1e999, 0, 0]}'),
     "the vector is zero": Sent(b"p", document([0, 0, 0, 0])),
     "broken JSON": Sent(b"p", b'{"embedding": [1, NaN, 0, 0]}'),
     "broken JSON: ": Sent(b"p", b"\xff\xfe\x00"),
@@ -264,24 +267,26 @@ def test_only_committed_records_are_read_and_marks_are_passed(
 
 def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open) -> None:
     topic = topics.make(2)
-    topics.produce(topic, numbered(3000))
+    topics.produce(topic, numbered(600))
     read = reading(topic, queue_records=50)
     inbox = read.source._reader._inbox
     until(lambda: len(inbox.records) >= 50, 10)
     time.sleep(1.0)
     assert len(inbox.records) <= 100
-    assert read.source.lag().total == 3000
+    assert read.source.lag().total == 600
     most = 0
-    while len(read.live) < 3000:
+    while len(read.live) < 600:
         most = max(most, len(inbox.records))
         read.take(40)
     assert most <= 100
-    assert sum(len(batch.keys) for batch in read.batches) == 3000
+    assert sum(len(batch.keys) for batch in read.batches) == 600
 
 
 def test_lag_and_what_monitors_see(topics: Topics, reading: Open) -> None:
     topic = topics.make(2)
-    topics.produce(topic, [Sent(b"old", document(vector()), partition=0, time_ms=int(time.time() * 1000) - 60_000)])
+    topics.produce(
+        topic, [Sent(b"old", document(vector()), partition=0, time_ms=int(time.time() * 1000) - 60_000)]
+    )
     topics.produce(topic, [Sent(b"k%d" % i, document(vector()), partition=1) for i in range(9)])
     read = reading(topic)
     until(lambda: read.source.lag().total == 10, 10)
@@ -358,3 +363,92 @@ def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Pa
     assert "wrong" not in words
     with pytest.raises(ConfigError, match="password file .* cannot be read"):
         reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
+
+
+@pytest.fixture
+def restored(broker: Broker) -> Iterator[Broker]:
+    """A broker that may be disturbed, and is there again afterwards."""
+    yield broker
+    if broker.is_running:
+        broker.resume()
+    else:
+        broker.start()
+
+
+def test_a_broker_that_is_killed_paused_and_restarted(
+    topics: Topics, reading: Open, restored: Broker
+) -> None:
+    topic = topics.make(2)
+    topics.produce(topic, numbered(300))
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) >= 100, size=20)
+    restored.kill()
+    read.take_until(lambda: not read.source._reader._inbox.records)
+    assert read.take(timeout_s=1.0) is None
+    restored.start()
+    topics.produce(topic, numbered(300, start=300))
+    read.take_until(lambda: len(read.live) == 600)
+    restored.pause()
+    assert read.take(timeout_s=2.0) is None
+    restored.resume()
+    topics.produce(topic, numbered(50, start=600))
+    read.take_until(lambda: len(read.live) == 650)
+    restored.stop()
+    restored.start()
+    topics.produce(topic, numbered(50, start=650))
+    read.take_until(lambda: len(read.live) == 700)
+    assert sum(len(batch.keys) for batch in read.batches) == 700
+    until(lambda: read.source.lag().total == 0, 20)
+
+
+def test_a_broker_that_is_not_there_at_the_start(topics: Topics, reading: Open, restored: Broker) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    restored.stop()
+    read = reading(topic)
+    assert read.take(timeout_s=2.0) is None
+    assert read.source.lag().total == 0
+    restored.start()
+    read.take_until(lambda: len(read.live) == 5)
+
+
+class _Stalled(KafkaConsumer):
+    """As kafka-python was seen to be: it polls, and no record comes."""
+
+    def poll(self, timeout_ms: int = 0, **more: Any) -> dict[Any, Any]:
+        time.sleep(timeout_ms / 1000)
+        return {}
+
+
+def test_a_client_that_stalls_is_replaced(
+    topics: Topics, reading: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    kinds = iter([_Stalled, _Stalled])
+    monkeypatch.setattr(
+        "connectors.kafka_reader.KafkaConsumer", lambda **options: next(kinds, KafkaConsumer)(**options)
+    )
+    read = reading(topic, stall_timeout_s=0.5)
+    read.take_until(lambda: len(read.live) == 5)
+    assert "there are unread records and none came" in caplog.text
+
+
+def test_a_client_that_hangs_is_left_to_itself(
+    topics: Topics, reading: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    hung = threading.Event()
+
+    def make(**options: Any) -> Any:
+        if not hung.is_set():
+            hung.set()
+            time.sleep(6)
+        return KafkaConsumer(**options)
+
+    monkeypatch.setattr("connectors.kafka_reader.KafkaConsumer", make)
+    read = reading(topic, stall_timeout_s=1.0)
+    read.take_until(lambda: len(read.live) == 5, limit_s=5.5)
+    time.sleep(2)
+    assert sum(len(batch.keys) for batch in read.batches) == 5

@@ -120,6 +120,10 @@ class Broker:
         """Where SASL PLAIN with `USER` and `PASSWORD` is asked for."""
         return f"127.0.0.1:{self.sasl_port}"
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Returns when the broker answers."""
         assert self._process is None
