@@ -13,7 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from engine.errors import CorruptStore, InputError, NotFound, ShoalError, StoreError
+from engine.errors import (
+    CorruptStore,
+    InputError,
+    NotFound,
+    ShoalError,
+    StoreError,
+    WriterAway,
+    WriterBusy,
+)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -67,6 +75,15 @@ KINDS = {
 }
 
 
+_OF_ERRORS: dict[type[ShoalError], str] = {  # the first that fits
+    InputError: "invalid",
+    WriterAway: "writer-away",
+    WriterBusy: "writer-busy",
+    CorruptStore: "damaged",
+    StoreError: "not-ready",
+}
+
+
 class Problem(Exception):
     """Ends a request with a problem document. `extra`: further members of it."""
 
@@ -117,12 +134,9 @@ def of_error(error: ShoalError, missing: str = "not-found") -> Problem:
     """`missing`: the kind for what was not found."""
     if isinstance(error, NotFound):
         return Problem(missing, str(error))
-    if isinstance(error, InputError):
-        return Problem("invalid", str(error))
-    if isinstance(error, CorruptStore):
-        return Problem("damaged", str(error))
-    if isinstance(error, StoreError):
-        return Problem("not-ready", str(error))
+    for kind, name in _OF_ERRORS.items():
+        if isinstance(error, kind):
+            return Problem(name, str(error))
     return Problem("bug", str(error))
 
 
