@@ -306,6 +306,59 @@ def evaluate(
 
 
 @app.command()
+def check(
+    sample: Annotated[
+        int, typer.Option("--sample", min=0, help="Lists compared with exact search; 0: all.")
+    ] = 1_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
+    store: Store = None,
+    config: Config = None,
+    model: Model = None,
+    index: Index = None,
+    tau: Tau = None,
+    json: Json = False,
+) -> None:
+    """Look at everything that has to hold of a store.
+
+    Also beside a daemon. Changes nothing; ends with exit code 8 where something is wrong.
+    """
+    from engine.commands import operate
+
+    chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
+    operate.check(chosen, sample, seed, json)
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Copy a store, also while a daemon writes it.
+
+    The copy is read again before it gets its name. It holds the input positions.
+    """
+    from engine.commands import operate
+
+    operate.backup(settings(config, store__path=store), target, json)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="BACKUP", help="Made by `shoal backup`.")],
+    store: Store = None,
+    force: Annotated[bool, typer.Option("--force", help="Move a store that is there aside.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Put a backup in the place of a store, once it is known to be good."""
+    from engine.commands import operate
+
+    operate.restore(settings(config, store__path=store), folder, force, json)
+
+
+@app.command()
 def rebuild(
     store: Store = None,
     config: Config = None,
@@ -317,12 +370,37 @@ def rebuild(
     """Cluster a store's items anew, in a new generation.
 
     For another model or setting, or a fresh calibration. Cluster ids follow their members, and what
-    changed is in the event log. Nothing else may write meanwhile.
+    changed is in the event log. A daemon goes on meanwhile.
     """
-    from engine.commands import learn
+    from engine.commands import operate
 
     chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
-    learn.rebuild(chosen, json)
+    operate.rebuild(chosen, {"model": _plain(model and model.absolute()), "index": index, "tau": tau}, json)
+
+
+@app.command()
+def erase(
+    key: Annotated[str, typer.Argument(metavar="KEY")],
+    store: Store = None,
+    config: Config = None,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """Remove an item and every trace of it from a store.
+
+    From the event log, the index and unused space, too; says where else it may remain.
+    """
+    from engine.commands import operate
+
+    operate.erase(settings(config, store__path=store, model__path=model), key, json)
+
+
+@app.command()
+def compact(store: Store = None, config: Config = None, json: Json = False) -> None:
+    """Write a store's file anew without unused space. A daemon goes on meanwhile."""
+    from engine.commands import operate
+
+    operate.compact(settings(config, store__path=store), json)
 
 
 def main() -> None:

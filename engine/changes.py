@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import orjson
 
 from engine import schema
 from engine.tables import Tables
-from engine.types import Change, Cluster, Int64
+from engine.types import Change, Cluster, Erased, Int64
 
 _DERIVED = ("lists", "places", "members", "trees", "cluster_trees")
 
@@ -140,3 +141,24 @@ def _oldest(
             return
         total -= size
         yield key, body
+
+
+def erase_mentions(found: Tables, key: bytes) -> int:
+    """Events that mention a key become empty ones in their places; returns how many."""
+    needles = {key, orjson.dumps(key.decode(errors="replace"))[1:-1]}
+    mentions = [
+        (place, body)
+        for place, body in found.rows("events")
+        if any(needle in body for needle in needles) and schema.mentions(schema.parse_event(body), key)
+    ]
+    blank, saved = schema.event_body(Erased()), 0
+    for place, body in mentions:
+        found.put("events", place, blank)
+        version, less = place[:8], len(body) - len(blank)
+        time_ms, events, size = schema.read_commit(found.get("commits", version) or b"")
+        found.put("commits", version, schema.commit_body(time_ms, events, size - less))
+        saved += less
+    if mentions:
+        log = found.json("log") or {"bytes": 0}
+        found.put("meta", b"log", schema.dump_json({"bytes": log["bytes"] - saved}))
+    return len(mentions)

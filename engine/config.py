@@ -128,8 +128,10 @@ class BatchSettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long the event log, and with it the memory of ended clusters, is kept."""
+    """How long items are kept, and the event log with its memory of ended clusters. None: for good."""
 
+    max_age_s: float | None = Field(None, gt=0)  # of an item, by its event time
+    max_items: int | None = Field(None, ge=1)  # the oldest by event time go first
     events_max_age_s: float = Field(7 * 86_400.0, gt=0)
     events_max_bytes: int = Field(2**30, ge=2**20)
 
@@ -179,7 +181,8 @@ class BoundsSettings(_Section):
     record_max_bytes: int = Field(2**20, ge=2**10, le=2**30)  # one line of a .jsonl file
     map_size_bytes: int = Field(2**36, ge=2**20)  # address space set aside for LMDB; it grows when full
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
-    snapshot_items: int = Field(20_000, ge=1)  # inserts between two snapshots of the index, at least
+    snapshot_items: int = Field(8_000, ge=1)  # changed items between two snapshots, at least
+    expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close

@@ -105,6 +105,11 @@ def _manifest(folder: Path, version: int) -> dict[str, Any] | None:
     return manifest if same else None
 
 
+def newest(folder: Path, most: int) -> int:
+    """The newest version up to `most` that has a manifest, 0: none."""
+    return max((version for version in versions(folder) if version <= most), default=0)
+
+
 def versions(folder: Path) -> list[int]:
     """Versions that have a manifest, newest first."""
     names = (path.stem.removeprefix("derived-") for path in folder.glob("derived-*.json"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engine import arithmetic, derived, explain, pipeline, probe, snapshot, vectors
+from engine import arithmetic, derived, explain, pipeline, probe, retention, snapshot, vectors
 from engine.columns import Nodes
+from engine.compaction import Compacted
 from engine.config import Settings
 from engine.errors import CorruptStore, InputError, NotFound, StoreError
 from engine.hierarchy import Shape
@@ -26,7 +27,7 @@ from engine.resume import capture, resume
 from engine.state import State
 from engine.stopwatch import Stopwatch
 from engine.store import Store
-from engine.types import Applied, Batch, Int64, Loaded
+from engine.types import Applied, Batch, Change, Int64, Loaded
 
 Key = str | bytes
 SNAPSHOT_SHARE = 12  # of the items: a snapshot costs as much as they are many, and a restart what came since
@@ -155,14 +156,29 @@ class Engine:
             state = self._state or self._begin(batch.vectors.shape[1], bool(len(batch.keys)))
             if len(batch.keys) and batch.vectors.shape[1] != state.hierarchy.shape.dim:
                 raise InputError(_wrong_dimension(batch.vectors.shape[1], state.hierarchy.shape.dim))
+            now_ms = int(self._clock() * 1000)
+            expired = retention.due(state, self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
-            change, applied = pipeline.step(state, batch, int(self._clock() * 1000), watch)
+            change, applied = pipeline.step(
+                state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
+            )
             self.store.commit(change)
             watch.lap("store")
             self._broken = ""
             self._since_snapshot += applied.inserted + applied.moved + applied.deleted
             self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // SNAPSHOT_SHARE))
-            return applied
+            return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
+
+    def expire(self) -> Applied | None:
+        """A version of what retention deletes now, at most `[bounds] expire_items`; None: nothing is due."""
+        with self._lock:
+            self._check_usable()
+            nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
+            if not self._state or not retention.due(
+                self._state, self.settings, int(self._clock() * 1000), nothing
+            ):
+                return None
+            return self.apply(nothing)
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
         """The cluster of each vector, were it inserted: that of its most probable linkage above tau.
@@ -201,6 +217,37 @@ class Engine:
                 return [], np.empty(0, np.int64)
             rows = self._state.hierarchy.base.nodes.all_rows()
             return [self._state.keys[row] for row in rows.tolist()], self._state.final_clusters(rows)
+
+    def compact(self) -> Compacted:
+        """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""
+        with self._lock:
+            self._check_usable()
+            return self.store.compact()
+
+    def now(self) -> float:
+        """Seconds since 1970 by the engine's clock."""
+        return self._clock()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[State | None]:
+        """The state, and no batch meanwhile; None: there is none yet."""
+        with self._lock:
+            self._check_usable()
+            yield self._state
+
+    def adopt(self, state: State, change: Change, settings: Settings, model: LinkageModel) -> None:
+        """A new generation takes the place of the old one, in one transaction. Within `exclusive`."""
+        self._broken = "a rebuild was cut short"
+        dim = state.hierarchy.shape.dim
+        self.store.replace(change, {**store_config(settings, model), "dim": dim})
+        self._state, self.settings, self.model = state, settings, model
+        self._broken = ""
+        self.save()
+
+    def save(self) -> None:
+        """Snapshots of the index and of what is derived, now."""
+        self._since_snapshot = max(1, self._since_snapshot)
+        self._snapshot(least=1)
 
     def close(self) -> None:
         """Save the index and let go of the store. Everything applied is durable already."""
@@ -253,10 +300,12 @@ class Engine:
             known = snapshot.load(
                 self.store.path, state.version, base.lists.index, state.ids, state.versions, rows
             )
-            self._since_snapshot = 0 if known else len(rows)
         else:
             base.lists.index.insert(rows)
+            known = True
         saved = derived.load(self.store.path, state.version, depends(state, self.model))
+        newest = derived.newest(self.store.path, state.version) if known and saved else 0
+        self._since_snapshot = int(np.count_nonzero(state.versions[rows] > newest))
         resume(state.hierarchy, state.contents(), saved, state.calibration.epoch, Stopwatch())
         self._settle(state, loaded)
 

@@ -16,7 +16,7 @@ import orjson
 
 from engine import schema
 from engine.tables import Tables
-from engine.types import Event
+from engine.types import Erased, Event
 
 SCAN_MAX = 1_000  # rows looked at for one page
 ITEMS, CLUSTERS, REJECTS = "items", "clusters", "rejects"
@@ -101,7 +101,9 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
         if len(found) == max_events or (found and size > max_bytes):
             break
         place = schema.read_event_key(key)
-        found.append((place, schema.parse_event(body)))
+        event = schema.parse_event(body)
+        if not isinstance(event, Erased):
+            found.append((place, event))
     return Outgoing(found, place, version, oldest(tables))
 
 

@@ -168,7 +168,11 @@ def _register(state: State, batch: Batch, plan: _Plan, rows: Int32, version: int
     for row in [*plan.gone.tolist(), *plan.moved_from.tolist()]:
         state.keys[row] = b""
     arrivals = np.concatenate([new, plan.moving])
-    state.place(rows, [batch.keys[i] for i in arrivals], ids[arrivals], versions[arrivals])
+    state.place(
+        rows, [batch.keys[i] for i in arrivals], ids[arrivals], versions[arrivals], batch.times[arrivals]
+    )
+    unchanged = np.setdiff1d(np.flatnonzero(known), plan.moving)
+    state.times[plan.held[unchanged]] = batch.times[unchanged]
     order = np.argsort(ids)
     return Items(
         ids=ids[order],

@@ -18,7 +18,7 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 | sizes | 2^64 - 1 - size u64, cluster u64 | none; the living final clusters, largest first |
 | endings | version u64, cluster u64 | none; the ended clusters that are still told of |
 | commits | version u64 | time i64, events u64, bytes of their bodies u64 |
-| events | version u64, ordinal u32 | JSON, without what the key and the configuration tell; see `event_body` |
+| events | version u64, ordinal u32 | JSON, without what key and configuration tell; see `event_body` |
 | positions | source (UTF-8) | the next position |
 
 `items`, `keys` and `positions` are the input; `lists` is history (an index search is); `places`, `members`,
@@ -43,6 +43,7 @@ from engine.types import (
     Cluster,
     Clusters,
     DeadLetter,
+    Erased,
     Event,
     Int64,
     Items,
@@ -300,11 +301,15 @@ def read_event_key(key: bytes) -> tuple[int, int]:
 
 
 def event_body(event: Event) -> bytes:
-    """An assignment has four parts, a lineage event five; a dead letter is an object and raw bytes behind it."""
+    """An assignment has four parts, a lineage event five, an erased one none; a dead letter is an object
+    and raw bytes behind it.
+    """
     if isinstance(event, Assignment):
         return orjson.dumps([event.key.decode(), event.cluster, event.previous, event.path])
     if isinstance(event, LineageEvent):
         return orjson.dumps([event.event, event.cluster, event.size, event.sources, event.into])
+    if isinstance(event, Erased):
+        return b"[]"
     head = {
         "reason": event.reason,
         "origin": event.origin,
@@ -320,6 +325,8 @@ def parse_event(body: bytes) -> Event:
     if body.startswith(b"{"):
         return _parse_dead_letter(body)
     parts = orjson.loads(body)
+    if not parts:
+        return Erased()
     if len(parts) == 4:
         name, cluster, previous, path = parts
         return Assignment(name.encode(), cluster, previous, tuple(path))
@@ -352,9 +359,22 @@ def show_event(collection: str, version: int, ordinal: int, event: Event) -> dic
     elif isinstance(event, LineageEvent):
         shown |= {"event": event.event, "cluster": event.cluster, "from": list(event.sources)}
         shown |= {"into": list(event.into), "size": event.size}
+    elif isinstance(event, Erased):
+        shown |= {"event": "erase"}
     else:
         shown |= {"event": "reject", "origin": event.origin, "reason": event.reason}
     return shown | {"version": version, "event-id": f"{version}-{ordinal}"}
+
+
+def mentions(event: Event, key: bytes) -> bool:
+    """Whether an event is of the item with this key, or a dead letter that may be."""
+    if isinstance(event, Assignment):
+        return event.key == key
+    if isinstance(event, DeadLetter):
+        texts = (event.value or b"", event.reason.encode(), event.origin.encode())
+        quoted = [quote + key + quote for quote in (b'"', b"'")]
+        return event.key == key or any(form in text for text in texts for form in quoted)
+    return False
 
 
 def read_event(collection: str, key: bytes, body: bytes) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class State:
     keys: list[bytes] = field(default_factory=list)  # by row; b"" where free
     ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row
     versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the vector
+    times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the event
     handles: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row of a tree's root
 
     @classmethod
@@ -51,7 +52,7 @@ class State:
         if len(items.ids):
             rows = state.hierarchy.base.add(items.vectors, vectors.hash_keys(items.keys))
             state.calibration.add(items.vectors)
-            state.place(rows, items.keys, items.ids, items.versions)
+            state.place(rows, items.keys, items.ids, items.versions, items.times)
         return state
 
     def adopt(self, loaded: Loaded) -> None:
@@ -75,16 +76,16 @@ class State:
         rows = np.arange(len(items.ids), dtype=np.int32)
         self.hierarchy.base.lists.restore(rows, neighbors, lists.dots)
 
-    def place(self, rows: Int32, keys: Sequence[bytes], ids: Int64, versions: Int64) -> None:
-        """These rows now hold these items, with vectors of these versions."""
+    def place(self, rows: Int32, keys: Sequence[bytes], ids: Int64, versions: Int64, times: Int64) -> None:
+        """These rows now hold these items, with vectors of these versions and events of these times."""
         more = self.hierarchy.base.capacity - len(self.ids)
         if more > 0:
-            self.ids, self.versions, self.handles = (
+            self.ids, self.versions, self.times, self.handles = (
                 np.concatenate([column, np.zeros(more, np.int64)])
-                for column in (self.ids, self.versions, self.handles)
+                for column in (self.ids, self.versions, self.times, self.handles)
             )
             self.keys.extend([b""] * more)
-        self.ids[rows], self.versions[rows] = ids, versions
+        self.ids[rows], self.versions[rows], self.times[rows] = ids, versions, times
         for row, key in zip(rows.tolist(), keys, strict=True):
             self.keys[row] = key
             self.row_of[key] = row
@@ -96,6 +97,13 @@ class State:
         out = np.zeros(nodes.capacity, np.uint64)
         out[rows] = vectors.hash_contents([self.keys[row] for row in rows.tolist()], nodes.vectors[rows])
         return out
+
+    def leave(self, rows: Int32) -> None:
+        """These rows hold no items any more."""
+        for row in rows.tolist():
+            if self.row_of.get(self.keys[row]) == row:
+                del self.row_of[self.keys[row]]
+            self.keys[row] = b""
 
     @property
     def counters(self) -> dict[str, int]:

@@ -32,7 +32,8 @@ from typing import Any
 
 import lmdb
 
-from engine import changes, child, closed, disk, schema, tables
+from engine import changes, child, closed, compaction, disk, schema, tables
+from engine.compaction import Compacted, write_anew
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.tables import Tables
 from engine.types import Change, DeadLetter, Loaded
@@ -197,6 +198,59 @@ class Store:
         except lmdb.Error as error:
             self._failed = True
             raise _unusable(self.path, error) from error
+
+    def erase_mentions(self, key: bytes) -> int:
+        """Take a key out of the event log; returns in how many events it was. Raises StoreError."""
+        while True:
+            try:
+                with self.env.begin(write=True) as txn:
+                    return changes.erase_mentions(Tables(txn, self.handles), key)
+            except lmdb.MapFullError:
+                self._grow()
+            except (lmdb.Error, OSError) as error:
+                self._failed = True
+                raise _unusable(self.path, error) from error
+
+    def compact(self) -> Compacted:
+        """Write the file anew without what is not used; no other thread may write meanwhile.
+
+        Raises StoreFull, CorruptStore; then the store is as it was, or has to be opened again.
+        """
+        file = self.path / "data.mdb"
+        before, free = file.stat().st_size, shutil.disk_usage(self.path).free
+        if free < before + self._limits.free_bytes:
+            need = f"compaction needs {(before + self._limits.free_bytes) / 1e6:.1f} MB"
+            raise StoreFull(f"{self.path}: {free / 1e6:.1f} MB are free on its disk, {need}; make room")
+        size, scratch = self.env.info()["map_size"], self.path / compaction.SCRATCH
+        try:
+            with self._reading() as found:
+                anew = write_anew(found, scratch, size)
+            self._swap(anew, size)
+        except (lmdb.Error, OSError) as error:
+            raise _unusable(self.path, error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return Compacted(before, file.stat().st_size)
+
+    def _swap(self, anew: Path, map_bytes: int) -> None:
+        """The new file in the place of the old, with a lock file of its own: LMDB's counts are others."""
+        with self._gate:
+            self._growing = True
+            self._gate.wait_for(lambda: self._readers == 0)
+        self._failed = True  # until it is open again
+        try:
+            self.env.close()
+            disk.put_in_place(anew, self.path / "data.mdb")
+            (self.path / "lock.mdb").unlink(missing_ok=True)
+            disk.sync(self.path)
+            self.env = _environment(self.path, map_bytes)
+            with self.env.begin(write=True) as txn:
+                self.handles = {name: self.env.open_db(name.encode(), txn) for name in schema.TABLES}
+            self._failed = False
+        finally:
+            with self._gate:
+                self._growing = False
+                self._gate.notify_all()
 
     def log_is_full(self) -> bool:
         """Whether the event log is beyond its bound and nothing of it may be forgotten yet."""

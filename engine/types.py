@@ -151,7 +151,12 @@ class LineageEvent:
     into: tuple[int, ...] = ()
 
 
-Event = Assignment | LineageEvent | DeadLetter
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """An event stood here that mentioned an item which was to be erased."""
+
+
+Event = Assignment | LineageEvent | DeadLetter | Erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +204,5 @@ class Applied:
     deleted: int = 0
     unknown: int = 0  # deletes of keys that were not there
     rejected: int = 0  # records to the dead letters
+    expired: int = 0  # deleted by retention
     stats: Mapping[str, Any] = field(default_factory=dict)  # stage seconds, edges per level

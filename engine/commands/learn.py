@@ -1,4 +1,4 @@
-"""`train`, `evaluate`, `rebuild`: commands of minutes, which report on standard error as they go."""
+"""`train`, `evaluate`: commands of minutes, which report on standard error as they go."""
 
 from __future__ import annotations
 
@@ -61,22 +61,3 @@ def print_figures(figures: dict[str, Any], as_json: bool) -> None:
     for name, value in figures.items():
         if value is not None:
             print(f"{name:12}{value:,.3f}" if isinstance(value, float) else f"{name:12}{value:,}")
-
-
-def rebuild(settings: Settings, as_json: bool) -> None:
-    """Make a new generation."""
-    from engine.view import View
-
-    View.open(settings.store.path).close()  # there has to be a store: fail before torch is imported
-    from engine.engine import rebuild
-
-    start = time.monotonic()
-    made = rebuild(settings)
-    seconds = time.monotonic() - start
-    if as_json:
-        print_json({**asdict(made), "seconds": seconds})
-        return
-    print(
-        f"{settings.store.path}: {made.items:,} items in {made.clusters:,} final clusters"
-        f" after {seconds:.1f} s, version {made.version}."
-    )

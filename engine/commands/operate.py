@@ -104,9 +104,10 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
 
     def offline() -> dict[str, Any]:
         from engine.engine import Engine
+        from engine.erase import erase
 
         with Engine.open(settings) as engine:
-            return asdict(engine.erase(key))
+            return asdict(erase(engine, key))
 
     made = _through(settings, "erase", {"key": key}, offline)
     made["elsewhere"] = elsewhere(settings)
@@ -136,9 +137,10 @@ def compact(settings: Settings, as_json: bool) -> None:
     """Give unused space back."""
 
     def offline() -> dict[str, Any]:
-        from engine.compaction import compact_closed
+        from engine.store import Store
 
-        return asdict(compact_closed(settings.store.path))
+        with Store.open(settings.store.path, map_bytes=settings.bounds.map_size_bytes) as store:
+            return asdict(store.compact())
 
     made = _through(settings, "compact", {}, offline)
     if as_json:
