@@ -9,7 +9,6 @@ on the history of inserts: lists made from it are truth, the index never is.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +17,13 @@ import numpy as np
 from numba import njit, prange
 
 from engine import vectors
+from engine.turnstile import Turnstile
 from engine.types import Bool, Float32, Int16, Int32, Int64, UInt64
 from engine.vectors import DOT_SCALE, dot
 
 _BLOCK_CELLS = 1 << 24  # float32 similarities held at once: 64 MiB
 _NO_ROW = np.int32(-1)
+_SLICE, _SLICE_BUSY = 512, 16  # rows inserted at once; while there are questions, some milliseconds' worth
 NEVER = np.iinfo(np.int32).max  # a bound that no dot reaches
 ALWAYS = np.iinfo(np.int32).min  # a bound that every dot reaches
 
@@ -215,17 +216,17 @@ class HnswIndex:
         self.points = points
         self.M, self.ef_construction, self.ef = M, ef_construction, ef
         self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
-        self._lock = threading.Lock()  # hnswlib must not insert and search at once
-        self._start(1024)
-
-    def _start(self, capacity: int) -> None:
-        self._graph = hnswlib.Index(space="ip", dim=self.points.vectors.shape[1])
-        self._graph.init_index(capacity, M=self.M, ef_construction=self.ef_construction,
-                               random_seed=self.seed)  # fmt: skip
-        self._graph.set_ef(self.ef)
+        self._turns = Turnstile()  # hnswlib must not insert and search at once
+        self._graph = self._new_graph(1024)
         self._row_of = np.empty(0, np.int32)  # label -> row
         self._label_of = np.empty(0, np.int64)  # row -> label, -1: not in the graph
         self._live = 0
+
+    def _new_graph(self, capacity: int) -> Any:
+        graph = hnswlib.Index(space="ip", dim=self.points.vectors.shape[1])
+        graph.init_index(capacity, M=self.M, ef_construction=self.ef_construction, random_seed=self.seed)
+        graph.set_ef(self.ef)
+        return graph
 
     @property
     def dim(self) -> int:
@@ -242,15 +243,20 @@ class HnswIndex:
     def insert(self, rows: Int32) -> None:
         if not len(rows):
             return
-        with self._lock:
-            first = len(self._row_of)
-            labels = np.arange(first, first + len(rows), dtype=np.int64)
-            if first + len(rows) > self._graph.get_max_elements():
-                self._graph.resize_index(2 * (first + len(rows)))
-            self._graph.add_items(vectors.as_float(self.points.vectors[rows]), labels, self.threads)
-            self._row_of = np.concatenate([self._row_of, rows])
-            self._set_labels(rows, labels)
-            self._live += len(rows)
+        first = len(self._row_of)
+        labels = np.arange(first, first + len(rows), dtype=np.int64)
+        floats = vectors.as_float(self.points.vectors[rows])
+        self._row_of = np.concatenate([self._row_of, rows])
+        at = 0
+        while at < len(rows):
+            part = slice(at, at + (_SLICE_BUSY if self._turns.busy else _SLICE))
+            with self._turns.insert():
+                if first + len(rows) > self._graph.get_max_elements():
+                    self._graph.resize_index(2 * (first + len(rows)))
+                self._graph.add_items(floats[part], labels[part], self.threads)
+                self._live += len(rows[part])
+            at = part.stop
+        self._set_labels(rows, labels)
 
     def _set_labels(self, rows: Int32, labels: Int64) -> None:
         if len(self._label_of) < len(self.points.alive):
@@ -260,7 +266,7 @@ class HnswIndex:
         self._label_of[rows] = labels
 
     def remove(self, rows: Int32) -> None:
-        with self._lock:
+        with self._turns.insert():
             for label in self._label_of[rows]:
                 self._graph.mark_deleted(int(label))
             self._label_of[rows] = -1
@@ -269,10 +275,15 @@ class HnswIndex:
             self.rebuild()
 
     def rebuild(self) -> None:
-        """A new graph of the live rows alone."""
+        """A new graph of the live rows alone; the old one answers until it is complete."""
         rows = np.flatnonzero(self._label_of >= 0).astype(np.int32)
-        self._start(2 * len(rows))
-        self.insert(rows)
+        labels = np.arange(len(rows), dtype=np.int64)
+        graph = self._new_graph(max(1024, 2 * len(rows)))
+        if len(rows):
+            graph.add_items(vectors.as_float(self.points.vectors[rows]), labels, self.threads)
+        with self._turns.insert():
+            self._graph, self._row_of, self._live = graph, rows, len(rows)
+            self._set_labels(rows, labels)
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
         """As `Index.search`; a graph that cannot answer (torn apart by deletes) is passed over."""
@@ -291,7 +302,7 @@ class HnswIndex:
         return neighbors
 
     def _propose(self, floats: Float32, width: int) -> Int32 | None:
-        with self._lock:
+        with self._turns.search():
             count = min(width, self._live)
             if count == 0:
                 return np.empty((len(floats), 0), np.int32)
@@ -309,14 +320,14 @@ class HnswIndex:
 
     def save(self, path: Path) -> tuple[Int64, Int64]:
         """Write the graph; returns its live labels and their rows, which the caller must keep."""
-        with self._lock:
+        with self._turns.insert():
             self._graph.save_index(str(path))
             live = np.flatnonzero(self._label_of >= 0)
             return self._label_of[live], live
 
     def load(self, path: Path, labels: Int64, rows: Int32) -> None:
         """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
-        with self._lock:
+        with self._turns.insert():
             self._graph = hnswlib.Index(space="ip", dim=self.dim)
             self._graph.load_index(str(path))
             self._graph.set_ef(self.ef)  # a load sets it back to 10
