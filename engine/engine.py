@@ -185,20 +185,15 @@ class Engine:
 
         `embeddings` (m, d) float. Changes nothing. Raises InputError as `upsert`.
         """
+        return self.probe(embeddings)[1]
+
+    def probe(self, embeddings: ArrayLike) -> tuple[int, list[Answer]]:
+        """`assign`, and the version of the answers. Does not wait for a batch that another thread applies."""
         matrix = np.atleast_2d(np.asarray(embeddings))
         grid, bad = vectors.quantize(self._matrix(matrix, len(matrix)))
         for row, reason in bad.items():
             raise InputError(f"row {row}: {reason}")
-        with self._lock:
-            self._check_usable()
-            if not self._state:
-                return [probe.NEW] * len(grid)
-            return [probe.assign(self._state, self.model, vector) for vector in grid]
-
-    def probe(self, embeddings: ArrayLike) -> tuple[int, list[Answer]]:
-        """`assign`, and the version that the answers are of."""
-        with self._lock:
-            return self.version, self.assign(embeddings)
+        return probe.assign(self.store, self._state, self.model, grid)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
         """Why an item is where it is: see `engine.explain`. Raises NotFound."""

@@ -30,12 +30,7 @@ class Moment:
         self.levels = int(state.get("counters", {}).get("levels", 1))
 
     def need(self, table: str, key: bytes) -> bytes:
-        body = self.tables.get(table, key)
-        if body is None:
-            raise CorruptStore(
-                f"table {table}, key {schema.show_key(table, key)} is missing; restore a backup"
-            )
-        return body
+        return self.tables.need(table, key)
 
     def cluster(self, cluster: int) -> Answer:
         key = schema.u64(cluster) if 0 < cluster < 2**63 else b""

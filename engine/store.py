@@ -177,7 +177,7 @@ class Store:
         with self._gate:
             self._gate.wait_for(lambda: not self._growing)
             if self._closed:
-                raise StoreError(f"{self.path} is closed")
+                raise StoreError(f"{self.path} is closed; open it again")
             self._readers += 1
         try:
             with self._reading() as found:

@@ -26,6 +26,15 @@ class Tables:
         value = self.txn.get(key, db=self._handles[table])
         return None if value is None else schema.unseal(table, key, value)
 
+    def need(self, table: str, key: bytes) -> bytes:
+        """As `get`, of a row that has to be there. Raises CorruptStore."""
+        body = self.get(table, key)
+        if body is None:
+            raise CorruptStore(
+                f"table {table}, key {schema.show_key(table, key)} is missing; restore a backup"
+            )
+        return body
+
     def rows(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[schema.Row]:
         """Rows from `start` on, in the order of keys, while they begin with `prefix`. Raises CorruptStore."""
         with self.txn.cursor(self._handles[table]) as cursor:
