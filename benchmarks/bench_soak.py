@@ -30,8 +30,8 @@ NEW = 2 * BATCH // 5
 LOAD = 10_000  # items a batch while the collection is filled: not measured
 SAMPLES = 60  # over the run
 COMPACTIONS = 12
-WARM = 0.25  # of the run, not counted: the event log and the index' dead nodes grow to their bounds first
-FLAT = {"memory_mb": 0.1, "disk_mb": 0.1, "compacted_mb": 0.1, "batch_p50_s": 0.15, "assign_p50_s": 0.15}
+WARM = 0.25  # of the run, not counted: the event log and the index's dead nodes grow to their bounds first
+FLAT = {"memory_mb": 0.1, "compacted_mb": 0.1, "batch_p50_s": 0.15, "assign_p50_s": 0.15}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,8 @@ def soak(settings: Settings, churn: Churn, minutes: float) -> list[Sample]:
 
 
 def _sample(engine: Engine, churn: Churn, begun: float, until: float, compacts: bool) -> Sample:
-    batches, questions = [], []
+    batches: list[float] = []
+    questions: list[float] = []
     started = time.perf_counter()
     while not batches or time.perf_counter() < until:
         batches.append(churn.batch(engine))
@@ -210,7 +211,7 @@ def drift_of(samples: Sequence[Sample], name: str) -> float:
     ]
     x, y = np.array(points).T
     slope = float(np.polyfit(x, y, 1)[0])
-    return slope * (x[-1] - x[0]) / float(y.mean())
+    return float(slope * (x[-1] - x[0]) / y.mean())
 
 
 def is_flat(drift: float, name: str) -> bool:
