@@ -7,6 +7,8 @@ import { picture } from "./faces.js";
 const LABEL_MIN = 0.055; // radius from which a disc without a picture carries its number
 const COUNT_MIN = 0.085; // radius from which a disc carries its size
 
+const spoken = ({ cluster, title, size }) => `Cluster ${cluster}${title ? `, ${title}` : ""}, ${plural(size, "item")}`;
+
 export class Bubbles {
   constructor() {
     this.lines = svg("svg", { class: "lines", "aria-hidden": "true", viewBox: "0 0 100 100", preserveAspectRatio: "none" });
@@ -45,19 +47,20 @@ export class Bubbles {
   #dress(link, row, before, version) {
     const style = { "--x": (row.x + 1) / 2, "--y": (1 - row.y) / 2, "--r": row.radius };
     for (const [name, value] of Object.entries(style)) link.style.setProperty(name, value);
-    link.setAttribute("aria-label", `Cluster ${row.cluster}${row.title ? `, ${row.title}` : ""}, ${plural(row.size, "item")}`);
     link.dataset.cluster = row.cluster;
     link.classList.toggle("fresh", row.changed === version && version > 1);
     link.classList.toggle("born", row.born === version && version > 1);
     if (before && before.peak === row.peak && before.image === row.image && (before.radius >= COUNT_MIN) === (row.radius >= COUNT_MIN)) {
+      link.querySelector(".hidden").textContent = spoken(row);
       const size = link.querySelector(".size");
       if (size) size.textContent = count(row.size);
       return;
     }
     const source = safeImage(row.image);
     link.replaceChildren(...[
-      source ? picture(source, "", "fill") : row.radius >= LABEL_MIN && el("span", { class: "name" }, row.title && row.radius > 2 * LABEL_MIN ? row.title : `#${row.cluster}`),
-      row.radius >= COUNT_MIN && el("span", { class: "size" }, count(row.size)),
+      source ? picture(source, "", "fill") : row.radius >= LABEL_MIN && el("span", { class: "name", "aria-hidden": "true" }, row.title && row.radius > 2 * LABEL_MIN ? row.title : `#${row.cluster}`),
+      el("span", { class: "hidden" }, spoken(row)),
+      row.radius >= COUNT_MIN && el("span", { class: "size", "aria-hidden": "true" }, count(row.size)),
     ].filter(Boolean));
   }
 

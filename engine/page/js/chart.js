@@ -29,7 +29,7 @@ export function chart(height, signal, { label, format, stepped = false, axes = f
     return {
       width,
       height,
-      padding: axes ? [8, 8, 0, 0] : [4, 0, 4, 0],
+      padding: axes ? [8, 22, 0, 0] : [4, 0, 4, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: { x: { time }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.15] } },

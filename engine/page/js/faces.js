@@ -22,12 +22,26 @@ export function faceOf(key, payload) {
 }
 
 export function picture(source, alt, kind = "") {
-  const image = el("img", { src: source, alt, class: `picture ${kind}`, loading: "lazy", decoding: "async", referrerpolicy: "no-referrer" });
-  const crisp = () => image.classList.toggle("pixels", image.naturalWidth <= PIXELS && image.naturalWidth > 0);
+  const image = el("img", { src: source, alt, class: `picture ${kind}`, loading: kind === "fill" ? "eager" : "lazy", decoding: "async", referrerpolicy: "no-referrer" });
+  const crisp = () => {
+    if (!image.naturalWidth || image.naturalWidth > PIXELS) return;
+    image.classList.add("pixels");
+    if (kind === "fill" && source.startsWith("data:")) image.style.backgroundColor = cornerOf(image);
+  };
   image.addEventListener("load", crisp);
   image.addEventListener("error", () => image.replaceWith(blank(alt, kind)));
   crisp();
   return image;
+}
+
+// The colour in which a small picture goes on where it ends.
+function cornerOf(image) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 1;
+  const brush = canvas.getContext("2d");
+  brush.drawImage(image, 0, 0);
+  const [red, green, blue, alpha] = brush.getImageData(0, 0, 1, 1).data;
+  return alpha < 255 ? "" : `rgb(${red} ${green} ${blue})`;
 }
 
 // In place of a picture: the first letter.

@@ -56,6 +56,7 @@ function measure(summary) {
   while (samples.length > 2 && samples[1].s <= now - WINDOW_S) samples.shift();
   const first = samples[0];
   pulse.rate = now - first.s >= 0.5 ? (taken - first.taken) / (now - first.s) : null;
+  if (pulse.rate === null) return;
   pulse.times.push(Date.now() / 1000);
   pulse.rates.push(pulse.rate);
   if (pulse.times.length > KEPT) {

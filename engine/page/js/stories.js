@@ -42,7 +42,7 @@ export async function listen() {
     } catch (error) {
       feed.problem = error;
       tell([]);
-      await new Promise((resolve) => { setTimeout(resolve, 3000); });
+      await new Promise((resolve) => { setTimeout(resolve, 1000); });
     }
   }
 }

@@ -31,7 +31,10 @@ export function cluster(root, [id], signal) {
       facts.replaceChildren(...factsOf(found));
       past.replaceChildren(...pastOf(found, signal));
       if (found.peak && first) showFace(found.peak);
-      if (found.ended) members.parentElement.hidden = true;
+      if (found.ended) {
+        members.replaceChildren();
+        members.parentElement.hidden = true;
+      }
       return found;
     } catch (error) {
       if (signal.aborted) return null;
@@ -77,7 +80,7 @@ function factsOf(found) {
     fact("Born in", `version ${count(found.born)}`);
     return facts;
   }
-  const grown = found.growth ? el("b", { class: "growth", "data-sign": Math.sign(found.growth) }, ` ${signed(found.growth)}`) : null;
+  const grown = found.growth ? el("b", { class: "growth", "data-sign": Math.sign(found.growth) }, ` ${signed(found.growth)} lately`) : null;
   facts.push(el("p", { class: "big" }, el("b", {}, count(found.size)), found.size === 1 ? " item" : " items", grown));
   if (found.peak) fact("Densest item", el("a", { href: itemPath(found.peak) }, found.peak));
   if (found.parent) fact("Part of", clusterLink(found.parent));
@@ -95,7 +98,7 @@ function pastOf(found, signal) {
   const parts = [el("section", { class: "panel", "aria-labelledby": "past-title" },
     el("div", { class: "head" }, el("h2", { id: "past-title" }, "History")), list)];
   if (own.length > 1) {
-    const plot = chart(180, signal, { label: `Size by version, now ${found.size}`, format: short, stepped: true, axes: true, time: false });
+    const plot = chart(200, signal, { label: `Size by version, now ${found.size}`, format: short, stepped: true, axes: true, time: false });
     parts.unshift(el("section", { class: "panel", "aria-labelledby": "size-title" },
       el("div", { class: "head" }, el("h2", { id: "size-title" }, "Size by version")), plot.node));
     plot.show([...own.map((event) => event.version), found.version], [...own.map((event) => event.size), found.size]);

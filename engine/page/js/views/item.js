@@ -32,7 +32,7 @@ function head({ key, payload, time, updated }) {
     el("div", { class: "face" }, image ? picture(image, "", "large") : blank(title, "large")),
     el("div", {},
       el("h1", {}, title),
-      title !== key && el("p", { class: "key muted" }, key),
+      title !== key && el("p", { class: "muted" }, "Key ", el("code", {}, key)),
       text && el("p", { class: "text" }, text),
       link && el("p", {}, el("a", { href: link, rel: "noopener noreferrer nofollow", target: "_blank", class: "out" }, link)),
       el("p", { class: "muted" }, `${when(time)} · vector of version ${count(updated)}`),

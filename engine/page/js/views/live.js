@@ -9,8 +9,9 @@ import { ago, count, duration, rate, short } from "../format.js";
 import { onPulse } from "../pulse.js";
 import { onStories, storyNode } from "../stories.js";
 
-const STORIES = 12;
+const STORIES = 14;
 const GROWING = 6;
+const TOLD = new Set(["merge", "split", "emerge"]); // what else happens is among the changes
 const MAP_MS = 2500;
 const GROWING_MS = 5000;
 
@@ -23,7 +24,7 @@ export function live(root, parameters, signal) {
         el("div", { class: "head" }, el("h2", { id: "map-title" }, "Clusters by likeness"), el("a", { href: "#/map" }, "Larger map")),
         mapOf(signal)),
       el("section", { class: "panel feed-panel", "aria-labelledby": "feed-title" },
-        el("div", { class: "head" }, el("h2", { id: "feed-title" }, "What happens"), el("a", { href: "#/changes" }, "All changes")),
+        el("div", { class: "head" }, el("h2", { id: "feed-title" }, "Merges, splits, births"), el("a", { href: "#/changes" }, "All changes")),
         feedOf(signal))),
     growing(signal));
 }
@@ -108,15 +109,17 @@ function feedOf(signal) {
       if (feed.problem && !feed.stories.length && feed.problem.status !== 503) list.replaceChildren(el("li", {}, failure(feed.problem)));
       return;
     }
-    if (!feed.stories.length) {
+    const stories = feed.stories.filter((story) => TOLD.has(story.event));
+    const news = fresh.filter((story) => TOLD.has(story.event));
+    if (!stories.length) {
       list.replaceChildren(el("li", { class: "muted" }, "No cluster has been born, merged or split yet."));
       return;
     }
     const known = list.querySelector(".story");
-    if (known && fresh.length && fresh.length < STORIES) {
-      list.prepend(...fresh.map((story) => fade(storyNode(story))));
+    if (known && news.length && news.length < STORIES) {
+      list.prepend(...news.map((story) => fade(storyNode(story))));
       while (list.children.length > STORIES) list.lastElementChild.remove();
-    } else if (!known || fresh.length) list.replaceChildren(...feed.stories.slice(0, STORIES).map(storyNode));
+    } else if (!known || news.length) list.replaceChildren(...stories.slice(0, STORIES).map(storyNode));
   }, signal);
   return list;
 }
