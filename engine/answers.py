@@ -231,10 +231,14 @@ class AssignRequest(BaseModel):
     """One vector, or several."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"embeddings": [[0.1, 0.9, 0.3]]}]}
+        extra="forbid",
+        json_schema_extra={
+            "oneOf": [{"required": ["embedding"]}, {"required": ["embeddings"]}],
+            "examples": [{"embeddings": [[0.1, 0.9, 0.3]]}],
+        },
     )
-    embedding: list[float] | None = Field(None, min_length=1, max_length=16_384)
-    embeddings: list[list[float]] | None = Field(None, min_length=1)
+    embedding: list[float] = Field(default_factory=list, min_length=1, max_length=16_384)
+    embeddings: list[list[float]] = Field(default_factory=list, min_length=1)
 
 
 class PutRequest(BaseModel):

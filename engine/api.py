@@ -40,6 +40,11 @@ documents: `detail` says what is wrong, `do` what to do about it."""
 
 def make_app(service: Service, keys: Keys) -> ASGIApp:
     """The application behind its gate."""
+    return Gate(make_routes(service), service.bounds, keys, service.meters)
+
+
+def make_routes(service: Service) -> FastAPI:
+    """All that can be asked."""
     app = FastAPI(
         title="Shoal",
         version=__version__,
@@ -56,7 +61,7 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
     app.include_router(queries.router(service))
     _add_health(app, service)
     _add_documents(app)
-    return Gate(app, service.bounds, keys, service.meters)
+    return app
 
 
 def _lifespan(service: Service) -> Any:

@@ -42,7 +42,7 @@ def router(service: Service) -> APIRouter:
     most = service.bounds.page_max
 
     @routes.get("/summary", response_model=answers.Summary, responses=_read())
-    async def summary(request: Request, known: Known = None) -> Response:
+    async def summary() -> Response:
         """What there is, of which version, and where the event log stands."""
         return reply(await service.read(lambda view: _summary(service, view)))
 
