@@ -40,6 +40,16 @@ EVENT: dict[str, Any] = {
     "event-id": "17-0",
 }
 
+NEIGHBOR: dict[str, Any] = {
+    "key": "articles:3",
+    "size": 1,
+    "density": 0.3,
+    "similarity": 0.9,
+    "linkage": 0.93,
+    "cluster": 42,
+    "verdict": "parent",
+}
+
 
 def _example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
@@ -210,6 +220,116 @@ class Summary(Stamped):
     window: Window
     writes: bool = Field(description="Whether items are taken over HTTP.")
     writer: dict[str, Any] | None = Field(description="What the writer says of itself; null: it is away.")
+
+
+class Node(BaseModel):
+    """An item, or a supernode named by its peak."""
+
+    key: Key
+    size: int = Field(ge=1, description="Items.")
+    density: float
+
+
+class Linked(Node):
+    """A node of a chain of links, and its link to the next one."""
+
+    similarity: float | None = Field(description="null: the peak links to nobody.")
+    linkage: float | None
+
+
+class Neighbor(Node):
+    """A neighbour, and what the node made of it."""
+
+    similarity: float
+    linkage: float = Field(ge=0, le=1, description="The probability that both belong together.")
+    cluster: ClusterId = Field(description="The neighbour's final cluster.")
+    verdict: str = Field(description="parent, less-probable, below-tau or lower-density.")
+
+
+class ExplainedLevel(Node):
+    """What happened at a level."""
+
+    level: int = Field(ge=0)
+    cluster: ClusterId
+    neighbors: list[Neighbor]
+    refused: Neighbor | None = Field(description="The best that tau or density kept it from.")
+    chain: list[Linked] = Field(description="From the node to the level's peak: the next level's node.")
+    chain_links: int = Field(ge=0)
+
+
+class Explanation(Stamped):
+    """Why an item is where it is, from the finest level up."""
+
+    model_config = _example(
+        **STAMP,
+        key="articles:7",
+        cluster=42,
+        path=[42, 9],
+        tau=0.5,
+        levels=[
+            {
+                "level": 0,
+                "cluster": 9,
+                "key": "articles:7",
+                "size": 1,
+                "density": 0.12,
+                "neighbors": [NEIGHBOR],
+                "refused": None,
+                "chain": [
+                    {"key": "articles:7", "size": 1, "density": 0.12, "similarity": 0.9, "linkage": 0.93},
+                    {"key": "articles:3", "size": 1, "density": 0.3, "similarity": None, "linkage": None},
+                ],
+                "chain_links": 1,
+            }
+        ],
+    )
+    key: Key
+    cluster: ClusterId
+    path: list[ClusterId]
+    tau: float = Field(description="Least linkage that links.")
+    levels: list[ExplainedLevel]
+
+
+class Near(BaseModel):
+    """Another cluster with a peak alike."""
+
+    cluster: ClusterId
+    similarity: float
+
+
+class Disc(BaseModel):
+    """A cluster on the map; also what its peak's payload shows of it."""
+
+    model_config = ConfigDict(extra="allow")
+    cluster: ClusterId
+    size: int
+    peak: str | None
+    x: float
+    y: float
+    radius: float
+    near: list[Near]
+
+
+class Map(Stamped):
+    """The largest clusters in two dimensions: a square from -1 to 1, alike ones near each other."""
+
+    model_config = _example(
+        **STAMP,
+        total=63,
+        clusters=[
+            {
+                "cluster": 42,
+                "size": 31,
+                "peak": "articles:7",
+                "x": 0.31,
+                "y": -0.4,
+                "radius": 0.12,
+                "near": [{"cluster": 51, "similarity": 0.61}],
+            }
+        ],
+    )
+    total: int = Field(description="Final clusters, drawn or not.")
+    clusters: list[Disc]
 
 
 class AssignOne(BaseModel):

@@ -99,7 +99,7 @@ def router(service: Service) -> APIRouter:
                 request, lambda view: view.members(cluster, cursor, min(limit, most), payloads)
             )
 
-    @routes.get("/map", response_model=None, responses=_read())
+    @routes.get("/map", response_model=answers.Map, responses=_read())
     async def atlas(request: Request) -> Response:
         """The largest clusters in two dimensions, alike ones near each other."""
         return reply(await service.read(service.atlas.answer), {"cache-control": "no-cache"})

@@ -22,7 +22,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get(
         "/items/{key:path}/explain",
-        response_model=None,
+        response_model=answers.Explanation,
         responses=_forwarded("bad-key", "no-such-item"),
         tags=["queries"],
     )

@@ -195,6 +195,21 @@ def test_assign_says_where_vectors_would_go_and_changes_nothing(served: Api) -> 
     assert served.http.get("/v1/summary").json()["version"] == version == many["version"]
 
 
+def test_an_explanation_leads_from_the_item_to_its_cluster(served: Api) -> None:
+    for number in range(0, 240, 31):
+        item = served.http.get(f"/v1/items/item:{number}").json()
+        why = served.http.get(f"/v1/items/item:{number}/explain").json()
+        assert (why["collection"], why["key"]) == ("shoal", item["key"])
+        assert why["path"] == item["path"]
+        for level in why["levels"]:
+            at = served.http.get(f"/v1/items/item:{number}", params={"level": level["level"]}).json()
+            assert level["cluster"] == at["cluster"]
+        finest = served.http.get(f"/v1/items/item:{number}/explain", params={"level": 0}).json()
+        assert finest["levels"] == why["levels"][:1]
+    unknown = served.http.get("/v1/items/nobody/explain")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:shoal:problem:no-such-item")
+
+
 def test_an_etag_holds_as_long_as_the_version(served: Api) -> None:
     served.wait_counted()
     for path in ("/v1/items/item:3", "/v1/clusters", "/v1/levels", "/v1/clusters?order=growth"):
