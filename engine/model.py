@@ -22,6 +22,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,7 @@ from torch import Tensor, nn  # isort: skip
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
 CHUNK = 512  # destination nodes per DGL block: their messages stay in the L2 cache
 WORKERS = os.cpu_count() or 1
+_LOCAL = threading.local()
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
 
 
@@ -160,7 +162,7 @@ class LinkageModel:
         stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
 
         def work(share: Sequence[slice]) -> None:
-            buffers = _Buffers(self.card, len(self.nodes.low))
+            buffers = _Buffers.own(self.card, len(self.nodes.low))
             for chunk in share:
                 edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
                 near = self._near(graph, epoch, rows[chunk], buffers)
@@ -369,6 +371,15 @@ class _Buffers:
         self.messages = torch.zeros((-(-CHUNK * card.k // BLOCK) * BLOCK, width))
         self.mean, self.h = torch.zeros((CHUNK, width)), torch.zeros((CHUNK, width))
         self.ends = torch.zeros((CHUNK, 2 * width))
+
+    @classmethod
+    def own(cls, card: Card, node_features: int) -> _Buffers:
+        """Those of this thread, kept from its last call: for a few nodes, making them is half of the work."""
+        shape = card.hidden, card.k, node_features
+        if getattr(_LOCAL, "shape", None) != shape:
+            _LOCAL.shape, _LOCAL.buffers = shape, cls(card, node_features)
+        found: _Buffers = _LOCAL.buffers
+        return found
 
 
 def _buffers(*widths: int) -> list[Tensor]:
