@@ -133,9 +133,10 @@ def part(
     from engine.daemon import work_as
 
     def write(chosen: Settings) -> None:
+        from engine.operations import operations
         from engine.writer import run
 
-        run(chosen, _open_source)
+        run(chosen, _open_source, [operations])
 
     def answer(chosen: Settings) -> None:
         import socket

@@ -46,7 +46,7 @@ def save(folder: Path, version: int, depends: Mapping[str, Any], levels: Sequenc
     stem, temporary = folder / f"derived-{version}", folder / "derived.saving"
     columns = {f"{name}.{at}": column for at, level in enumerate(levels) for name, column in _columns(level)}
     with open(temporary, "wb") as file:
-        np.savez(file, **columns)  # type: ignore[arg-type]
+        np.savez(file, **columns)
     wanted = sum(column.nbytes for column in columns.values())
     size = temporary.stat().st_size
     if size < wanted:

@@ -7,6 +7,7 @@ forgotten, and both in pages of the file that are not used any more. So all of t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,30 +34,38 @@ class Erasure:
     bytes: int  # of the store's file
 
 
-def erase(engine: Engine, key: str | bytes, wait_s: float = PUBLISH_WAIT_S) -> Erasure:
+def erase(
+    engine: Engine,
+    key: str | bytes,
+    wait_s: float = PUBLISH_WAIT_S,
+    between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> Erasure:
     """Remove an item and its traces. Batches may be applied from other threads meanwhile.
 
-    Where events are published, waits until the item's are. Raises InputError (no key), StoreError (not
-    published in time, no room to compact): the same call again goes on.
+    `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
+    events are published, waits until the item's are. Raises InputError (no key), StoreError (not published
+    in time, no room to compact): the same call again goes on.
     """
     name = key.encode() if isinstance(key, str) else key
     if not 1 <= len(name) <= 511:
         raise InputError(f"a key has 1 to 511 bytes, this one {len(name)}")
-    with engine.exclusive() as state:
-        known = state is not None and name in state.row_of
-        if known:
-            engine.delete([name])
-        version = engine.version
-    _await_publisher(engine, version, wait_s)
+    deleted = bool(between(lambda: engine.delete([name])).deleted)
+    _await_publisher(engine, engine.version, wait_s)
     _renew_index(engine)
+    mentions, size = between(lambda: _forget(engine, name))
+    return Erasure(deleted, mentions, engine.version, size)
+
+
+def _forget(engine: Engine, key: bytes) -> tuple[int, int]:
+    """Everything on disk without the key; returns the events that had it, and the file's bytes."""
     with engine.exclusive():
-        mentions = engine.store.erase_mentions(name)
+        mentions = engine.store.erase_mentions(key)
         for pattern in CACHES:
             for file in engine.store.path.glob(pattern):
                 file.unlink(missing_ok=True)
         compacted = engine.compact()
         engine.save()
-        return Erasure(known, mentions, engine.version, compacted.after)
+        return mentions, compacted.after
 
 
 def _await_publisher(engine: Engine, version: int, wait_s: float) -> None:

@@ -111,7 +111,7 @@ def _items(contents: Contents) -> Iterator[str]:
         yield "a vector is of a version that is still to come; restore a backup"
     if contents.config.get("dim") not in (None, items.vectors.shape[1]) and len(items.ids):
         yield "the vectors do not have the dimension of the collection; restore a backup"
-    empty = np.flatnonzero(~items.vectors.any(axis=1)) if len(items.ids) else []
+    empty = np.flatnonzero(~items.vectors.any(axis=1)).tolist() if len(items.ids) else []
     yield from (f"the vector of item {items.ids[row]} is zero; restore a backup" for row in empty)
 
 

@@ -20,7 +20,7 @@ from engine.errors import InputError
 from engine.model import LinkageModel
 from engine.state import State
 from engine.stopwatch import Stopwatch
-from engine.types import Int16, Int32, Int64
+from engine.types import Bool, Int16, Int32, Int64
 from engine.vectors import hash_keys
 
 _ROUNDS = 8  # of catching up beside the old generation, at most
@@ -94,7 +94,7 @@ def _difference(live: State, state: State) -> _Difference:
     )
 
 
-def _shared(one: Int64, other: Int64) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _shared(one: Int64, other: Int64) -> tuple[Bool, Bool]:
     """Which rows of two tables (n, 2), (m, 2) are in the other one, too."""
     pairs, place = np.unique(np.concatenate([one, other]), axis=0, return_inverse=True)
     twice = np.bincount(place.ravel(), minlength=len(pairs)) > 1

@@ -160,9 +160,12 @@ def _add_up(lower: Level, upper: Level) -> None:
 
 def _basis(level: Level, rows: Int32, content: UInt64) -> UInt64:
     """What a node's features are computed from beside itself and, above level 0, its neighbours."""
+    basis: UInt64
     if level.is_base:
-        return _hash_lists(rows, level.shape.k, level.lists.neighbors, level.lists.lengths, content)
-    return _hash_features(rows, level.sizes, level.means)
+        basis = _hash_lists(rows, level.shape.k, level.lists.neighbors, level.lists.lengths, content)
+    else:
+        basis = _hash_features(rows, level.sizes, level.means)
+    return basis
 
 
 def _find(saved: UInt64, wanted: UInt64) -> Int32:

@@ -1,0 +1,54 @@
+"""What an operator asks of a running writer: rebuild, erase, compact; and retention while it is idle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from engine import erase, generation
+from engine.config import Settings
+from engine.control import Body
+from engine.errors import InputError
+from engine.types import Float32
+from engine.writer import Extension, Writer
+
+
+def operations(writer: Writer) -> Extension:
+    """The operations and chores of a writer."""
+    engine, patience_s = writer.engine, writer.settings.bounds.stop_timeout_s
+
+    def rebuild(body: Body, vectors: Float32 | None) -> Body:
+        """`model`, `index` and `tau`: others than now, or None."""
+        return asdict(generation.rebuild(engine, _changed(engine.settings, body)))
+
+    def erase_item(body: Body, vectors: Float32 | None) -> Body:
+        return asdict(erase.erase(engine, str(body["key"]), between=between))
+
+    def compact(body: Body, vectors: Float32 | None) -> Body:
+        return asdict(between(engine.compact))
+
+    def between(work: Any) -> Any:
+        return writer.between(work, patience_s)
+
+    def expire() -> None:
+        """What the clock alone makes due; a batch takes what is due with it."""
+        if not engine.store.log_is_full():
+            engine.expire()
+
+    return Extension({"rebuild": rebuild, "erase": erase_item, "compact": compact}, [expire])
+
+
+def _changed(settings: Settings, body: Body) -> Settings:
+    """The settings with what the operator wants otherwise. Raises InputError."""
+    document = settings.model_dump()
+    for name, section, key in (
+        ("model", "model", "path"),
+        ("tau", "model", "tau"),
+        ("index", "index", "kind"),
+    ):
+        if body.get(name) is not None:
+            document[section][key] = body[name]
+    try:
+        return Settings.model_validate(document)
+    except ValueError as problem:
+        raise InputError(f"the daemon cannot rebuild with these settings: {problem}") from None
