@@ -185,6 +185,8 @@ class BoundsSettings(_Section):
     expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
+    probe_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
+    probe_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
     start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
     progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well

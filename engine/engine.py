@@ -27,7 +27,7 @@ from engine.resume import capture, resume
 from engine.state import State
 from engine.stopwatch import Stopwatch
 from engine.store import Store
-from engine.types import Applied, Batch, Change, Int64, Loaded
+from engine.types import Applied, Batch, Change, Int16, Int64, Loaded
 
 Key = str | bytes
 SNAPSHOT_SHARE = 12  # of the items: a snapshot costs as much as they are many, and a restart what came since
@@ -185,14 +185,18 @@ class Engine:
 
         `embeddings` (m, d) float. Changes nothing. Raises InputError as `upsert`.
         """
-        return self.probe(embeddings)[1]
+        return self.probe(self.on_grid(embeddings))[1]
 
-    def probe(self, embeddings: ArrayLike) -> tuple[int, list[Answer]]:
-        """`assign`, and the version of the answers. Does not wait for a batch that another thread applies."""
+    def on_grid(self, embeddings: ArrayLike) -> Int16:
+        """Vectors as `probe` takes them, (m, d). Raises InputError."""
         matrix = np.atleast_2d(np.asarray(embeddings))
         grid, bad = vectors.quantize(self._matrix(matrix, len(matrix)))
         for row, reason in bad.items():
             raise InputError(f"row {row}: {reason}")
+        return grid
+
+    def probe(self, grid: Int16) -> tuple[int, list[Answer]]:
+        """`assign`, and the version of the answers; a batch that another thread applies is not waited for."""
         return probe.assign(self.store, self._state, self.model, grid)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one of its own
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from engine.control import Body, Handler, Listener
 from engine.engine import Engine
 from engine.errors import InputError, WriterAway, WriterBusy
 from engine.metrics import Metrics
+from engine.prober import Prober
 from engine.source import Ground, OpenSource, Source
 from engine.types import Applied, Batch, Float32
 
@@ -72,6 +74,7 @@ class Writer:
     def __init__(self, settings: Settings, engine: Engine, source: Source, log: Any = None) -> None:
         self.settings, self.engine, self.source = settings, engine, source
         self.metrics = Metrics(engine.store, source.lag)
+        self._prober = Prober(engine.probe, settings.bounds.probe_together, settings.bounds.probe_waiting)
         self.log = log or logs.get()
         self.pace = Pace(settings.batch)
         self.stopping = threading.Event()
@@ -110,6 +113,12 @@ class Writer:
         self._tell(now=True)
         self._receive_visits()
 
+    def close(self) -> None:
+        """Before the engine: questions that wait are turned away."""
+        self.stopping.set()
+        self._prober.close()
+        self.source.close()
+
     def rest(self) -> None:
         """What is done between two batches."""
         self._progress = time.monotonic()
@@ -135,7 +144,7 @@ class Writer:
         self._visits.put((visit, work))
         try:
             return visit.result(timeout_s)
-        except TimeoutError:
+        except NotInTime:
             if visit.cancel():
                 raise WriterBusy("the writer is at work on a large batch; try again") from None
             return visit.result()  # it has begun
@@ -216,7 +225,7 @@ class Writer:
     def _assign(self, body: Body, vectors: Float32 | None) -> Body:
         if vectors is None:
             raise InputError("assign needs vectors")
-        version, answers = self.engine.probe(vectors)
+        version, answers = self._prober.ask(self.engine.on_grid(vectors), float(body["timeout_s"]))
         shown = [
             {
                 "cluster": "new" if answer.cluster is None else answer.cluster,
@@ -255,9 +264,9 @@ def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend
                 log.info("ready", store=str(settings.store.path), source=source.name, items=len(engine),
                          version=engine.version, seconds=round(time.monotonic() - start, 3))  # fmt: skip
                 writer.run()
-                source.close()
+                writer.close()
         finally:
-            source.close()
+            writer.close()
     log.info("stopped", version=engine.store.version)
 
 

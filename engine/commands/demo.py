@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +79,7 @@ def _writing(settings: Settings, answering: bool) -> Iterator[Writer]:
 
     with Engine.open(settings) as engine:
         writer = Writer(settings, engine, NoSource())
-        with writer.listen() if answering else nullcontext():
+        with closing(writer), writer.listen() if answering else nullcontext():
             yield writer
 
 
