@@ -384,4 +384,7 @@ class _Buffers:
 
 def _buffers(*widths: int) -> list[Tensor]:
     """Padded blocks. What a block's last rows hold from before does not touch its other rows."""
-    return [torch.zeros((BLOCK, width)) for width in widths]
+    kept: dict[tuple[int, ...], list[Tensor]] = _LOCAL.__dict__.setdefault("blocks", {})
+    if widths not in kept:
+        kept[widths] = [torch.zeros((BLOCK, width)) for width in widths]
+    return kept[widths]
