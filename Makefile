@@ -1,5 +1,5 @@
 # make demo | test | test-long | check | bench. Each sets up .venv when it is missing or stale.
-# make simulate SEEDS=1000 | kills KILLS=800 tests with faults, at length.
+# make simulate SEEDS=1000 | kills KILLS=800 DAEMON=200 tests with faults, at length.
 # PYTHON=/path/to/python chooses the interpreter; ARGS=... is passed on: make demo ARGS=--exit
 
 SHELL := /bin/bash
@@ -36,7 +36,8 @@ simulate: $(STAMP)
 	$(BIN)/python -m tests.faults.simulate --seeds $(or $(SEEDS),1000) --out $(or $(FILE),simulation.jsonl)
 
 kills: $(STAMP)
-	$(BIN)/python -m tests.faults.kills --step-store $(or $(KILLS),800) --out $(or $(FILE),kills.jsonl)
+	$(BIN)/python -m tests.faults.kills --step-store $(or $(KILLS),800) --daemon $(or $(DAEMON),200) \
+		--out $(or $(FILE),kills.jsonl)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

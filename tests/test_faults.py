@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from tests.broker import Broker, Given
 from tests.conftest import ROOT, environment
 from tests.faults import disk
 
 
-def run(module: str, *arguments: object) -> str:
+def run(module: str, *arguments: object, **extra: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(extra),
         capture_output=True,
         text=True,
         check=False,
@@ -54,6 +55,12 @@ def test_kills_change_nothing(tmp_path: Path, long: bool) -> None:
     run("tests.faults.kills", "--step-store", kills, "--out", out)
     assert [line["seed"] for line in lines(out)] == list(range(kills))
     assert any(0 < line["killed_at"] < line["versions"] for line in lines(out)), lines(out)
+
+
+def test_kills_of_the_daemon_change_nothing(tmp_path: Path, long: bool, broker: Broker | Given) -> None:
+    out, kills = tmp_path / "kills.jsonl", 30 if long else 5
+    run("tests.faults.kills", "--daemon", kills, "--out", out, KAFKA_BOOTSTRAP=broker.bootstrap)
+    assert sum(len(line["kills"]) for line in lines(out)) == kills
 
 
 @pytest.fixture(scope="session")

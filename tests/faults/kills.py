@@ -1,34 +1,69 @@
-"""`python -m tests.faults.kills --step-store 800`: SIGKILL at random moments; nothing lost, nothing twice.
+"""`python -m tests.faults.kills --step-store 800 --daemon 200`: SIGKILL at random moments.
 
 step-store: a process takes batches into a store and publishes its event log. It is killed at a moment drawn
 uniformly from the time that an undisturbed one took, then another goes on to the end. All that is stored and
 published equals the undisturbed run's, to the bit.
 
-One line of JSON a seed, and a kill a seed, goes to `--out`; seeds that are in it already are not done again.
+daemon: `shoal serve` with a real Kafka broker, under load. Killed are its writer, publisher, API, supervisor,
+or all at once, ten times a seed. In the end the store holds the last of each key, clustered as a rebuild at
+its epoch, and the outgoing topics each event of its log exactly once. Nothing lost, nothing twice.
+
+One line of JSON a seed goes to `--out`; seeds that are in it already are not done again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.faults import record, zygote
+from tests.faults import disk, record, zygote
 
 MODULE = "tests.faults.kills"
+KILLS_A_SEED = 10  # of the daemon
 
 
 def main() -> int:
     parser = record.parser(MODULE, __doc__)
-    parser.add_argument("--step-store", type=int, default=0, metavar="KILLS")
+    parser.add_argument("--step-store", type=int, default=0, metavar="KILLS", help="one a seed")
+    parser.add_argument("--daemon", type=int, default=0, metavar="KILLS", help=f"{KILLS_A_SEED} a seed")
     options = parser.parse_args()
     zygote.become(MODULE)
-    seeds = {"step-store": range(options.first, options.first + options.step_store)}
-    return record.keep(MODULE, seeds, options.out, {"step-store": kill_step_and_store})
+    sizes = [min(KILLS_A_SEED, options.daemon - at) for at in range(0, options.daemon, KILLS_A_SEED)]
+    seeds = {
+        "step-store": range(options.first, options.first + options.step_store),
+        "daemon": range(options.first, options.first + len(sizes)),
+    }
+    with _Broker() as broker:
+
+        def kill_daemon(seed: int, folder: Path) -> dict[str, Any]:
+            from tests.faults import serving
+
+            return serving.kill_daemon(seed, sizes[seed - options.first], folder, broker.bootstrap)
+
+        do = {"step-store": kill_step_and_store, "daemon": kill_daemon}
+        return record.keep(MODULE, seeds, options.out, do)
+
+
+class _Broker(contextlib.ExitStack):
+    """Started when it is asked for."""
+
+    @functools.cached_property
+    def bootstrap(self) -> str:
+        from tests.broker import open_broker
+
+        folder = disk.scratch()
+        self.callback(shutil.rmtree, folder, ignore_errors=True)
+        broker = open_broker(folder)
+        self.callback(broker.stop)
+        return broker.bootstrap
 
 
 def kill_step_and_store(seed: int, folder: Path) -> dict[str, Any]:
