@@ -21,7 +21,8 @@ def call(function: str, *arguments: str | os.PathLike[str]) -> str:
 
     Raises what it raised of Shoal's errors; CorruptStore when it did not end by itself or otherwise.
     """
-    command = [sys.executable, "-c", _SCRIPT, str(_ROOT), function, *(os.fspath(argument) for argument in arguments)]
+    words = [str(_ROOT), function, *(os.fspath(argument) for argument in arguments)]
+    command = [sys.executable, "-c", _SCRIPT, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return done.stdout

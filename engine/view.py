@@ -21,7 +21,7 @@ from typing import Any
 import lmdb
 import orjson
 
-from engine import log, moment, schema
+from engine import closed, log, moment, schema
 from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
 from engine.moment import Moment
 from engine.tables import Tables
@@ -66,6 +66,7 @@ class View:
         self._gate, self._active = Condition(), 0  # the map changes only while no transaction is open
         self._sizes: tuple[int, list[Answer]] = (-1, [])  # version and summary of each level
         self._handles = dict(handles)
+        self._files, self._map_bytes = _files(path), MAP_BYTES
         try:
             with env.begin() as txn:
                 config = Tables(txn, self._handles).json("config")
@@ -86,30 +87,16 @@ class View:
         name = os.fspath(path)
         if not (Path(name) / "data.mdb").is_file():
             raise NoStore(f"there is no store in {name}; name another, or make one with `shoal ingest`")
+        closed.is_sealed(Path(name))
+        files = _files(name)
+        env, handles = _open(name, map_bytes)
         try:
-            env = lmdb.open(
-                name,
-                map_size=map_bytes,
-                max_dbs=len(schema.TABLES),
-                max_readers=MAX_READERS,
-                readonly=True,
-                create=False,
-            )
-        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
-            raise CorruptStore(f"{name} is damaged ({error}); restore a backup") from error
-        except lmdb.Error as error:
-            raise StoreError(f"{name} cannot be read ({error})") from error
-        try:
-            env.reader_check()
-            handles = {table: env.open_db(table.encode(), create=False) for table in schema.TABLES}
-            return cls(env, handles, name, owned=True)
-        except BaseException as error:
+            view = cls(env, handles, name, owned=True)
+        except BaseException:
             env.close()
-            if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
-                raise NoStore(f"{name} holds no store yet; `shoal ingest` makes one") from error
-            if isinstance(error, lmdb.Error):
-                raise CorruptStore(f"{name} is damaged ({error}); restore a backup") from error
             raise
+        view._files, view._map_bytes = files, map_bytes
+        return view
 
     @classmethod
     def beside(cls, env: lmdb.Environment, handles: Mapping[str, Any]) -> View:
@@ -339,9 +326,20 @@ class View:
     def _answer(self, found: Moment, **fields: Any) -> Answer:
         return {"collection": self.collection, "version": found.version, **fields}
 
+    def _follow(self) -> None:
+        """The writer has put another file in the store's place (`engine.compaction`); no snapshot is open."""
+        files = _files(self._path)
+        if files not in (None, self._files):  # else another thread has done it
+            self._env.close()
+            self._env, self._handles = _open(self._path, self._map_bytes)
+            self._files = files
+
     @contextmanager
     def _snapshot(self) -> Iterator[Moment]:
         with self._gate:
+            if self._owned and _files(self._path) not in (None, self._files):
+                self._gate.wait_for(lambda: self._active == 0)
+                self._follow()
             try:
                 txn = self._env.begin()
             except lmdb.MapResizedError:  # the writer made the map larger
@@ -360,6 +358,43 @@ class View:
                 txn.abort()
                 self._active -= 1
                 self._gate.notify_all()
+
+
+Files = tuple[int, int] | None
+
+
+def _files(path: str) -> Files:
+    """Which files a store consists of now; None: the writer is just putting others in place."""
+    try:
+        return os.stat(f"{path}/data.mdb").st_ino, os.stat(f"{path}/lock.mdb").st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _open(path: str, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
+    try:
+        env = lmdb.open(
+            path,
+            map_size=map_bytes,
+            max_dbs=len(schema.TABLES),
+            max_readers=MAX_READERS,
+            readonly=True,
+            create=False,
+        )
+    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+    except lmdb.Error as error:
+        raise StoreError(f"{path} cannot be read ({error})") from error
+    try:
+        env.reader_check()
+        return env, {table: env.open_db(table.encode(), create=False) for table in schema.TABLES}
+    except BaseException as error:
+        env.close()
+        if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
+            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one") from error
+        if isinstance(error, lmdb.Error):
+            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+        raise
 
 
 def _page(rows: Iterator[Answer], limit: int) -> tuple[list[Answer], Answer | None]:

@@ -123,7 +123,7 @@ def test_deletes_by_retention_are_events(path: Path, weights: LinkageModel, cloc
     """Whoever follows the log has what the store has."""
     with opened(path, weights, clock, max_items=20, max_age_s=500) as engine:
         rng = np.random.default_rng(4)
-        for at in range(12):
+        for _ in range(12):
             clock.seconds += 40
             put(engine, *(f"k{i}" for i in rng.integers(60, size=8)), at_s=clock.seconds)
         assert len(engine) <= 20
