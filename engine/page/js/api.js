@@ -93,7 +93,11 @@ function askForKey(refused) {
     field.value = "";
     const done = () => {
       const key = field.value.trim();
-      if (!/^[!-~]+$/.test(key)) { dialog.showModal(); return; } // a header holds no other characters
+      if (!/^[!-~]+$/.test(key)) { // a header holds no other characters
+        document.getElementById("key-refused").hidden = !key;
+        dialog.showModal();
+        return;
+      }
       dialog.removeEventListener("close", done);
       sessionStorage.setItem(KEY, key);
       asking = null;
