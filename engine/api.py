@@ -11,6 +11,7 @@ answers  the shapes of answers        problems the shapes of errors
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,6 +69,7 @@ def _lifespan(service: Service) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = asyncio.create_task(service.run())
+        running.add_done_callback(lambda task: _fail(service, task))
         yield
         service.stop()
         running.cancel()
@@ -75,6 +77,13 @@ def _lifespan(service: Service) -> Any:
         service.close()
 
     return lifespan
+
+
+def _fail(service: Service, task: asyncio.Task[None]) -> None:
+    """Without what keeps the service up to date its answers would be old: the process ends."""
+    if not task.cancelled() and (error := task.exception()):
+        service.failure = error
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -73,32 +73,34 @@ def matrix(rows: Any, most: int, dim: int | None) -> Float32:
         raise Problem("invalid", "embeddings must be a list of vectors, and not an empty one.")
     if len(rows) > most:
         raise Problem("too-large", f"{len(rows)} vectors at once; {most} are taken ([api] assign_max).")
-    wanted = dim or (len(rows[0]) if isinstance(rows[0], list) else 0)
+    wanted, checked = dim, []
     for at, row in enumerate(rows):
-        reason = unusable(row, wanted)
-        if reason:
-            raise Problem("invalid", f"vector {at}: {reason}.")
-    return np.array(rows, np.float32)
+        vector = as_vector(row, wanted)
+        if isinstance(vector, str):
+            raise Problem("invalid", f"vector {at}: {vector}.")
+        wanted = len(vector)
+        checked.append(vector)
+    return np.stack(checked)
 
 
-def unusable(vector: Any, dim: int | None) -> str | None:
-    """Why this JSON value is no vector of the collection."""
-    if not isinstance(vector, list):
-        return f"a vector is a list of numbers, not {type(vector).__name__}"
-    if not vector or len(vector) > MAX_DIM:
-        return f"a vector has 1 to {MAX_DIM} numbers, not {len(vector)}"
-    if not set(map(type, vector)) <= {int, float}:
-        odd = next(value for value in vector if type(value) not in (int, float))
+def as_vector(value: Any, dim: int | None) -> Float32 | str:
+    """(d,) of a JSON value; or why it is no vector of the collection."""
+    if not isinstance(value, list):
+        return f"a vector is a list of numbers, not {type(value).__name__}"
+    if not value or len(value) > MAX_DIM:
+        return f"a vector has 1 to {MAX_DIM} numbers, not {len(value)}"
+    if not set(map(type, value)) <= {int, float}:
+        odd = next(one for one in value if type(one) not in (int, float))
         return f"a vector is a list of numbers, and there is {odd!r:.40} in it"
-    if dim and len(vector) != dim:
-        return f"the vector has {len(vector)} dimensions, the collection {dim}"
+    if dim and len(value) != dim:
+        return f"the vector has {len(value)} dimensions, the collection {dim}"
     with np.errstate(over="ignore"):
-        numbers = np.asarray(vector, np.float32)
-    if not np.isfinite(numbers).all():
+        vector = np.array(value, np.float32)
+    if not np.isfinite(vector).all():
         return "a number in the vector is too large for float32"
-    if not numbers.any():
+    if not vector.any():
         return "the vector is all zeros"
-    return None
+    return vector
 
 
 def item_key(encoded: str, most: int) -> bytes:

@@ -46,13 +46,13 @@ class Piece:
     body: dict[str, list[Any]] = field(
         default_factory=lambda: {"keys": [], "rows": [], "payloads": [], "times": []}
     )
-    vectors: list[list[float]] = field(default_factory=list)
+    vectors: list[Float32] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     dim: int | None = None
 
     @property
     def matrix(self) -> Float32 | None:
-        return np.array(self.vectors, np.float32) if self.vectors else None
+        return np.stack(self.vectors) if self.vectors else None
 
     def add(self, line: int, key: str, row: int, payload: Any, time: int | None) -> None:
         self.lines.append(line)
@@ -112,12 +112,13 @@ def _parse(piece: Piece, number: int, line: bytes) -> str | None:
         return None
     if "embedding" not in record:
         return "the field embedding is missing"
-    reason = bodies.unusable(record["embedding"], piece.dim)
-    if reason is None:
-        piece.dim = len(record["embedding"])
-        piece.add(number, key, len(piece.vectors), record.get("payload"), time)
-        piece.vectors.append(record["embedding"])
-    return reason
+    vector = bodies.as_vector(record["embedding"], piece.dim)
+    if isinstance(vector, str):
+        return vector
+    piece.dim = len(vector)
+    piece.add(number, key, len(piece.vectors), record.get("payload"), time)
+    piece.vectors.append(vector)
+    return None
 
 
 async def _submit(service: Service, piece: Piece, taken: Taken) -> None:

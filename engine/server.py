@@ -30,6 +30,8 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn stops, then raises it again: that is no error
     server_of(service, keys).run(sockets=[listening])
+    if service.failure:
+        raise service.failure  # a mistake of ours: the process ends, and is started again
 
 
 def server_of(service: Service, keys: Keys) -> Server:
@@ -41,6 +43,7 @@ def server_of(service: Service, keys: Keys) -> Server:
         lifespan="on",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,
