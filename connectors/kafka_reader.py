@@ -229,27 +229,8 @@ class KafkaReader:
     def _identify(self, cluster: KafkaCluster) -> Topic:
         """The topic, if it is the one that was read before. Raises BrokerError."""
         name, known = self._settings.topic, self._known
-        if known and known.topic != name:
-            raise BrokerError(
-                f"This store was read from the topic {known.topic}, not from {name}: set [source.kafka] topic"
-                " back, or name another store."
-            )
-        found = _patiently(lambda: cluster.topic(name), MISSING_S)
-        if found is None:
-            what = "was deleted: make it again and name another store" if known else "does not exist: make it"
-            where = self._settings.bootstrap
-            raise BrokerError(f"The topic {name} at {where} {what}, or set [source.kafka] topic.")
-        if known and known.cluster != found.cluster:
-            raise BrokerError(
-                f"This store was read from the Kafka cluster {known.cluster}, not from {found.cluster}: set"
-                " [source.kafka] bootstrap back, or name another store."
-            )
-        if known and known.topic_id != found.id:
-            raise BrokerError(
-                f"The topic {name} was deleted and made again since this store was read from it: name another"
-                " store, which reads it from its beginning."
-            )
-        self._known = self._known or Position(found.cluster, name, found.id, {})
+        found = check_topic(self._settings, known, _patiently(lambda: cluster.topic(name), MISSING_S))
+        self._known = known or Position(found.cluster, name, found.id, {})
         return found
 
     def _assign(self, consumer: Any, topic: Topic) -> None:
@@ -318,6 +299,30 @@ class KafkaReader:
             if offset < begin:
                 _log.warning("%s; going on behind them", gap)
                 consumer.seek(part, begin)
+
+
+def check_topic(settings: KafkaSettings, known: Position | None, found: Topic | None) -> Topic:
+    """The topic that was found, if it is the one that was read before. Raises BrokerError."""
+    name = settings.topic
+    if known and known.topic != name:
+        raise BrokerError(
+            f"This store was read from the topic {known.topic}, not from {name}: set [source.kafka] topic"
+            " back, or name another store."
+        )
+    if found is None:
+        what = "was deleted: make it again and name another store" if known else "does not exist: make it"
+        raise BrokerError(f"The topic {name} at {settings.bootstrap} {what}, or set [source.kafka] topic.")
+    if known and known.cluster != found.cluster:
+        raise BrokerError(
+            f"This store was read from the Kafka cluster {known.cluster}, not from {found.cluster}: set"
+            " [source.kafka] bootstrap back, or name another store."
+        )
+    if known and known.topic_id != found.id:
+        raise BrokerError(
+            f"The topic {name} was deleted and made again since this store was read from it: name another"
+            " store, which reads it from its beginning."
+        )
+    return found
 
 
 class _Watch:

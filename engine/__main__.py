@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,7 +111,7 @@ def serve(
     from engine.commands import serve as command
 
     chosen = settings(config, store__path=store, model__path=model, index__kind=index)
-    command.check(chosen) if check else command.serve(chosen)
+    command.check(chosen, _plan_source) if check else command.serve(chosen)
 
 
 @app.command()
@@ -166,6 +167,18 @@ def _open_source(ground: Ground) -> Source:
     from engine.source import NoSource
 
     return NoSource()
+
+
+def _plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> str:
+    """What comes in, in words."""
+    if chosen.source.kafka:
+        from connectors.kafka import POSITION
+        from connectors.kafka_plan import plan
+
+        return plan(chosen.source.kafka, position(POSITION))
+    if chosen.source.http:
+        return "It would take records over HTTP."
+    return "It would take no records: set [source] http = true, or fill in [source.kafka]."
 
 
 def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:

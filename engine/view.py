@@ -127,6 +127,17 @@ class View:
             dim = (found.tables.json("config") or {}).get("dim")
             return None if dim is None else int(dim)
 
+    @property
+    def config(self) -> Answer:
+        """What the stored clusters depend on."""
+        with self._snapshot() as found:
+            return found.tables.json("config") or {}
+
+    def positions(self) -> dict[str, bytes]:
+        """The next position of each source."""
+        with self._snapshot() as found:
+            return {name.decode(): position for name, position in found.tables.rows("positions")}
+
     def check_readers(self) -> int:
         """Frees the places of readers that died; returns how many."""
         return int(self._env.reader_check())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from engine import daemon, logs
@@ -10,11 +12,21 @@ from engine.errors import InputError
 
 TEMPLATE = Path(__file__).parent / "shoal.toml"
 
+PlanSource = Callable[[Settings, Callable[[str], "bytes | None"]], str]
+
 
 def serve(settings: Settings) -> None:
     """Until SIGTERM or Ctrl-C."""
     logs.configure("daemon")
     daemon.serve(settings)
+
+
+def check(settings: Settings, plan_source: PlanSource) -> None:
+    """Say line by line what `serve` would do. Raises what it would end with."""
+    positions: dict[str, bytes] = {}
+    print(_plan_store(settings, positions))
+    print(plan_source(settings, positions.get))
+    print(_plan_api(settings))
 
 
 def init(path: Path) -> None:
@@ -29,5 +41,30 @@ def init(path: Path) -> None:
     print(f"{path} is written: look it over, then `shoal serve -c {path} --check`.")
 
 
-def check(settings: Settings) -> None:
-    raise NotImplementedError
+def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
+    from engine.engine import load_model, store_config
+    from engine.store import compare, hold
+    from engine.view import View
+
+    folder, name = settings.store.path, settings.collection.name
+    wanted = store_config(settings, load_model(settings))
+    if not (folder / "data.mdb").exists():
+        return f"It would make a store for the collection {name} in {folder}."
+    os.close(hold(folder))
+    with View.open(folder, settings.bounds.map_size_bytes) as view:
+        compare(folder, view.config, {**wanted, "format": view.config["format"]})
+        positions.update(view.positions())
+        found = view.summary()
+    return (
+        f"It would open the store in {folder}: collection {name}, {found['items']:,} items in "
+        f"{found['clusters']:,} clusters, version {found['version']}."
+    )
+
+
+def _plan_api(settings: Settings) -> str:
+    from engine.gate import read_keys
+
+    keys = read_keys(settings.api)
+    with daemon.listen(settings.api) as listening:
+        url = daemon.url_of(listening)
+    return f"It would answer, and serve the page, at {url}{' to those who show its key' if keys else ''}."
