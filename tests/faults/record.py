@@ -43,7 +43,7 @@ def keep(module: str, seeds: Mapping[str, Sequence[int]], out: Path | None, do: 
             wrong += 1
             option = "seeds" if kind == "simulation" else kind
             print(f"{kind}, seed {seed}: {line['wrong']}", flush=True)
-            count = len(line.get("kills", [1]))
+            count = 10 if kind == "daemon" else 1
             print(f"again: python -m {module} --first {seed} --{option} {count}", flush=True)
     print(f"{sum(map(len, seeds.values()))} seeds, {len(left)} of them now; {wrong} failed")
     return 1 if wrong else 0
