@@ -124,7 +124,10 @@ class ExactIndex:
         floats = self._floats[: points.rows]
         step = max(1, min(2048, _BLOCK_CELLS // max(1, points.rows)))
         for start in range(0, len(rows), step):
-            yield start, self._floats[rows[start : start + step]] @ floats.T
+            # A BLAS may compute on whatever lies behind short rows, and drop it; what is here is finite.
+            with np.errstate(invalid="ignore"):
+                block = self._floats[rows[start : start + step]] @ floats.T
+            yield start, block
 
 
 @njit(cache=True, nogil=True, inline="always")
