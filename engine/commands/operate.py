@@ -69,7 +69,8 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
 
     made = restore(folder, settings.store.path, force)
     if as_json:
-        print_json({"store": str(settings.store.path), "aside": made.aside, **asdict(made.backup)})
+        aside = made.aside and str(made.aside)
+        print_json({"store": str(settings.store.path), "aside": aside, **asdict(made.backup)})
         return
     print(
         f"{settings.store.path}: version {made.backup.version} of {moment(made.backup.time_ms)},"
