@@ -84,6 +84,56 @@ def test_clusters_are_paged_in_order(written: tuple[Path, Toy], level: int | Non
     assert [(row["cluster"], row["size"]) for row in by_id] == sorted(wanted.items())
 
 
+@pytest.mark.parametrize("level", [None, 0, 1, 9])
+def test_the_newest_clusters_come_first(written: tuple[Path, Toy], level: int | None) -> None:
+    path, toy = written
+    wanted = sorted(named(toy, 2 if level is None else min(level, 2)), reverse=True)
+    with View.open(path) as view:
+        for limit in (1, 3, 1000):
+            found = all_pages(
+                lambda n=limit, **page: view.clusters(level, "newest", **page), "clusters", limit
+            )
+            assert [row["cluster"] for row in found] == wanted
+        assert view.clusters(level, "newest", cursor=f"{10**9}")["clusters"][0]["cluster"] == wanted[0]
+        assert view.final([10**6, *wanted], 100)[1] == [
+            row for row in (view.clusters(level, "newest", limit=1000)["clusters"]) if row["parent"] is None
+        ]
+
+
+def test_a_page_of_members_ends_where_its_payloads_are_many(written: tuple[Path, Toy]) -> None:
+    path, toy = written
+    cluster, keys = max(named(toy, 2).items(), key=lambda pair: len(pair[1]))
+    payloads = {row[0].decode(): row[3] for row in toy.rows.values()}
+    with View.open(path) as view:
+        for most in (0, 8, 20, 10**6):
+            found: list[dict[str, Any]] = []
+            cursor = None
+            while True:
+                page = view.members(cluster, cursor, 1000, most)
+                sizes = [len(payloads[item["key"]]) for item in page["items"]]
+                assert sum(sizes[:-1]) <= most, "it ends with the first that exceeds the bound"
+                found += page["items"]
+                cursor = page["cursor"]
+                if cursor is None:
+                    break
+                assert sum(sizes) > most
+            assert {item["key"] for item in found} == keys
+            for item in found:
+                payload = payloads[item["key"]]
+                assert item["payload"] == (orjson.loads(payload) if payload else None)
+
+
+def test_the_way_of_an_ended_cluster_leads_to_living_final_ones(written: tuple[Path, Toy]) -> None:
+    path, toy = written
+    final = named(toy, 2).keys()
+    with View.open(path) as view:
+        led = [set(view.cluster(cluster)["now"]) for _, cluster in toy.ended]
+        assert any(led)
+        assert all(now <= final for now in led)
+        for cluster in final:
+            assert view.cluster(cluster)["now"] == []
+
+
 def test_a_cluster_has_its_members_parent_and_children(written: tuple[Path, Toy]) -> None:
     path, toy = written
     levels = [named(toy, level) for level in range(3)]
