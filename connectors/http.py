@@ -138,8 +138,8 @@ class HttpSource:
         entries, rejected = [], []
         for index, (key, row, payload, time_ms) in enumerate(zip(keys, rows, payloads, times, strict=True)):
             try:
-                if row >= len(grid):
-                    raise InputError(f"record {index} names row {row} of {len(grid)} vectors")
+                if type(row) is not int or row >= len(grid):
+                    raise InputError(f"record {index} names row {row!r} of {len(grid)} vectors")
                 if row in wrong:
                     raise Unusable(wrong[row])
                 name = checked_key(key, self._bounds)

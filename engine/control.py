@@ -221,7 +221,7 @@ class Listener:
         try:
             while not self._closed and self._answer(connection):
                 pass
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
             pass  # the caller has gone, or does not speak this language
         finally:
             with self._lock:
