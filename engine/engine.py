@@ -346,6 +346,7 @@ def rebuild(
     """
     model = model or load_model(settings)
     with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
+        store.keep_from = 0  # nobody tells here what is published
         loaded = store.load()
         dim = store.config["dim"]
         if dim is None:
