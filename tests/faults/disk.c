@@ -72,7 +72,7 @@ static uint64_t roll(uint64_t below) { /* splitmix64 */
 static int minded(const char *path) {
     size_t length = strlen(folder);
     if (!length || !path || strncmp(path, folder, length) || path[length] != '/') return 0;
-    const char *name = path + length + 1;
+    const char *name = strrchr(path, '/') + 1;
     return strcmp(name, "lock.mdb") && strcmp(name, "writer");
 }
 

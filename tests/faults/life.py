@@ -25,7 +25,7 @@ import orjson
 from xxhash import xxh64
 
 from engine import changes, child, pipeline, publish, schema, snapshot
-from engine.engine import Engine
+from engine.engine import Engine, rebuild
 from engine.errors import CorruptStore, StoreError
 from engine.publish import Published, Publisher, SinkAway
 from engine.store import Store
@@ -78,41 +78,60 @@ class Life:
         self._write(refused=f"{type(problem).__name__}: {problem}")
 
     def _live(self) -> None:
-        story = self.story
-        engine = Engine.open(story.settings(self.folder), story.model, lambda: self.now_ms / 1000)
-        if story.forgets == BY_SIZE:
-            engine.store._limits = replace(engine.store._limits, events_max_bytes=LOG_BYTES)
+        self._open()
         try:
-            self._write(opened=engine.version, digest=digest(engine.store, story))
-            self._check(engine)
-            self._work(engine)
-            self._check(engine)
+            self._write(opened=self.engine.version, digest=digest(self.engine.store, self.story))
+            self._check(self.engine)
+            while self.engine.version < len(self.story.batches):
+                if not self.engine.store.log_is_full():
+                    self._take(self.engine.version)
+                if self.topic.rng.random() < 0.7 or self.engine.store.log_is_full():
+                    self._publish()
+            while self._publish():
+                pass
+            self._check(self.engine)
         except Stop:
             pass
-        engine.close()
+        self.engine.close()
         self._write(ended=self.disk.operations if self.disk else 0, points=dict(self.points))
 
-    def _work(self, engine: Engine) -> None:
-        """What writer and publisher do, in one process, in an order of the seed's."""
-        store, batches = engine.store, self.story.batches
+    def _open(self) -> None:
+        story = self.story
+        self.engine = Engine.open(story.settings(self.folder), story.model, self._now)
+        store = self.engine.store
+        if story.forgets == BY_SIZE:
+            store._limits = replace(store._limits, events_max_bytes=LOG_BYTES)
         store.keep_from = 0
+        self._meet_publisher()
+
+    def _now(self) -> float:
+        return self.now_ms / 1000
+
+    def _take(self, version: int) -> None:
+        """What makes the next version: a batch, or a rebuild; then the file may be written anew."""
+        story, batch = self.story, self.story.batches[version]
+        self.now_ms = story.times_ms[version]
+        if batch:
+            self.engine.apply(batch)
+        else:
+            self.engine.close()
+            rebuild(story.settings(self.folder), story.model, self._now)
+            self._open()
+        self._write(applied=self.engine.version, digest=digest(self.engine.store, story))
+        if version in story.compactions:
+            self.engine.compact()
+            self._meet_publisher()
+
+    def _meet_publisher(self) -> None:
+        """It works in this process here, in an order of the seed's, and not beside it."""
+        store = self.engine.store
 
         def hear(told: Published) -> None:
             store.keep_from = told.keep_from
 
-        settings = self.story.settings(self.folder)
         view = View.beside(store.env, store.handles)
-        self.publisher = Publisher(view, self.topic, settings, hear, Event())
+        self.publisher = Publisher(view, self.topic, self.story.settings(self.folder), hear, Event())
         self.is_lost = True
-        while engine.version < len(batches):
-            if not store.log_is_full():
-                self.now_ms = self.story.times_ms[engine.version]
-                engine.apply(batches[engine.version])
-                self._write(applied=engine.version, digest=digest(store, self.story))
-            if self.topic.rng.random() < 0.7 or store.log_is_full():
-                self._publish()
-        while self._publish():
-            pass
 
     def _publish(self) -> bool:
         """A slice of the log to the topic; returns whether there may be more."""
@@ -171,7 +190,7 @@ class Life:
         world = story.world
         world.live = story.lives[version]
         found = engine.store.position(SOURCE)
-        assert found == (b"%d" % version if version else None), f"{version=} {found=}"
+        assert found == story.positions[version], f"{version=} {found=}"
         check_state(state, world)
         if story.exact:
             other = rebuilt(world, story.model, state.calibration.epoch)

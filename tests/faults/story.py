@@ -48,15 +48,17 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All that one seed decides; `batches[v]` makes version v + 1."""
+    """All that one seed decides; `batches[v]`, or a rebuild where it is None, makes version v + 1."""
 
     seed: int
     world: World
     model: Any
     index: str
-    batches: list[Batch]
+    batches: list[Batch | None]
+    positions: list[bytes | None]  # by version
     lives: list[dict[bytes, Int16]]  # by version: the items there are, and their vectors
     times_ms: list[int]  # by version, when the next batch comes
+    compactions: set[int]  # after the batches of these numbers
     forgets: str  # BY_AGE, BY_SIZE, or not at all
 
     @property
@@ -92,24 +94,36 @@ def tell(seed: int, scale: tuple[int, int] = (15, 60), most_batches: int = 14) -
     index = "hnsw" if seed % 5 == 4 else "exact"
     model = _model(int(rng.choice([3, 5])))
     world = World(seed, str(rng.choice(KINDS)), int(rng.integers(*scale)), model)
-    batches, lives, times = [], [dict(world.live)], [1_700_000_000_000]
-    for at, (batch, _) in enumerate(world.batches()):
-        positions = {SOURCE: b"%d" % (at + 1)}
-        rejected = [
-            DeadLetter("not a number", f"{SOURCE} at {at}", b"bad", bytes(rng.bytes(9)), [("n", b"%d" % n)])
-            for n in range(rng.integers(0, 3))
-        ]
+    batches: list[Batch | None] = []
+    positions: list[bytes | None] = [None]
+    lives, times = [dict(world.live)], [1_700_000_000_000]
+    rebuilt_at = int(rng.integers(2, most_batches)) if rng.random() < 0.3 else -1
+    for batch, _ in world.batches():
         times.append(times[-1] + int(rng.choice([-1000, 0, 1, 250, 60_000])))  # clocks are set back, too
-        payloads = [b'{"at":%d}' % at if rng.random() < 0.3 else b"" for _ in batch.keys]
-        batches.append(
-            Batch(batch.keys, batch.vectors, batch.times, payloads, batch.deletes, positions, rejected)
-        )
+        if len(batches) == rebuilt_at:
+            batches.append(None)
+            positions.append(positions[-1])
+            lives.append(lives[-1])
+            times.append(times[-1])
+        batches.append(dressed := _dressed(batch, len(batches), rng))
+        positions.append(dressed.positions[SOURCE])
         lives.append(dict(world.live))
-        if len(batches) == most_batches:
+        if len(batches) >= most_batches:
             break
-    return Story(
-        seed, world, model, index, batches, lives, times, forgets={1: BY_AGE, 3: BY_SIZE}.get(seed % 4, "")
-    )
+    compactions = {at for at in range(len(batches)) if rng.random() < 0.06}
+    forgets = {1: BY_AGE, 3: BY_SIZE}.get(seed % 4, "")
+    return Story(seed, world, model, index, batches, positions, lives, times, compactions, forgets)
+
+
+def _dressed(batch: Batch, at: int, rng: np.random.Generator) -> Batch:
+    """With a position, some payloads, and some records that could not be used."""
+    rejected = [
+        DeadLetter("not a number", f"{SOURCE} at {at}", b"bad", bytes(rng.bytes(9)), [("n", b"%d" % n)])
+        for n in range(rng.integers(0, 3))
+    ]
+    payloads = [b'{"at":%d}' % at if rng.random() < 0.3 else b"" for _ in batch.keys]
+    positions = {SOURCE: b"%d" % (at + 1)}
+    return Batch(batch.keys, batch.vectors, batch.times, payloads, batch.deletes, positions, rejected)
 
 
 @functools.cache
