@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -225,6 +226,7 @@ def test_garbage_is_hung_up_on(listen: Listen, tmp_path: Path, sent: bytes) -> N
         stranger.settimeout(5.0)
         stranger.connect(str(tmp_path / NAME))
         stranger.sendall(sent)
-        assert stranger.recv(100) == b""
+        with contextlib.suppress(ConnectionResetError):  # what was sent has not been read to its end
+            assert stranger.recv(100) == b""
     with Control(tmp_path) as control:
         assert control.call("echo")
