@@ -33,7 +33,7 @@ def random_log(seed: int, versions: int) -> list[tuple[Commit, list[Raw]]]:
     place: dict[int, int] = {}
     log, time_ms = [], 1_000_000
     for version in range(1, versions + 1):
-        time_ms += int(rng.integers(0, 4000))
+        time_ms += 1000 * int(rng.integers(0, 4))  # so that some lie just on the window's edge
         events = []
         for item in rng.choice(40, size=int(rng.integers(0, 9)), replace=False).tolist():
             before, after = place.get(item, 0), int(rng.integers(0, 8))
