@@ -88,7 +88,6 @@ def _read(path: Path, report: Report) -> Contents | None:
     try:
         closed.is_sealed(path)
         child.call("engine.walk.walk", path, "beside")
-        child.call("engine.walk.seek", path)
         report.note("values", [])
         with reading(path, lock=True) as (_, found):
             if found is None:

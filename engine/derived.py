@@ -23,7 +23,7 @@ from engine import disk
 from engine.types import Float32, Int32, UInt64
 
 KEPT = 2
-NAMES = "derived-*"
+NAME = "derived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +43,20 @@ class Saved:
 
 def save(folder: Path, version: int, depends: Mapping[str, Any], levels: Sequence[Saved]) -> None:
     """Write a snapshot as of a version, then forget the oldest. Raises OSError."""
-    stem, temporary = folder / f"derived-{version}", folder / "derived.saving"
+    stem = folder / f"{NAME}-{version}"
     columns = {f"{name}.{at}": column for at, level in enumerate(levels) for name, column in _columns(level)}
-    with open(temporary, "wb") as file:
-        np.savez(file, **columns)
     wanted = sum(column.nbytes for column in columns.values())
-    size = temporary.stat().st_size
-    if size < wanted:
-        temporary.unlink()
-        raise OSError(f"{temporary} has {size} bytes, at least {wanted} are in it: is the disk full?")
-    manifest = {"depends": dict(depends), "levels": len(levels), "bytes": size}
-    manifest["digest"] = disk.quick_digest(temporary)
-    disk.put_in_place(temporary, stem.with_suffix(".npz"))
-    temporary.write_bytes(orjson.dumps(manifest))
-    disk.put_in_place(temporary, stem.with_suffix(".json"))
-    for old in versions(folder)[KEPT:]:
-        for suffix in (".json", ".npz"):
-            (folder / f"derived-{old}{suffix}").unlink(missing_ok=True)
+    with disk.generations(folder, NAME, KEPT) as temporary:
+        with open(temporary, "wb") as file:
+            np.savez(file, **columns)
+        size = temporary.stat().st_size
+        if size < wanted:
+            raise OSError(f"{temporary} has {size} bytes, at least {wanted} are in it: is the disk full?")
+        manifest = {"depends": dict(depends), "levels": len(levels), "bytes": size}
+        manifest["digest"] = disk.quick_digest(temporary)
+        disk.put_in_place(temporary, stem.with_suffix(".npz"))
+        temporary.write_bytes(orjson.dumps(manifest))
+        disk.put_in_place(temporary, stem.with_suffix(".json"))
 
 
 def load(folder: Path, newest: int, depends: Mapping[str, Any]) -> list[Saved] | None:
@@ -74,7 +71,7 @@ def load(folder: Path, newest: int, depends: Mapping[str, Any]) -> list[Saved] |
 
 def read(folder: Path, version: int, depends: Mapping[str, Any]) -> list[Saved] | None:
     """One snapshot; None if it is damaged or of other settings."""
-    file = folder / f"derived-{version}.npz"
+    file = folder / f"{NAME}-{version}.npz"
     try:
         manifest = _manifest(folder, version)
         if manifest is None or manifest["depends"] != orjson.loads(orjson.dumps(dict(depends))):
@@ -98,7 +95,7 @@ def is_whole(folder: Path, version: int) -> bool:
 
 def _manifest(folder: Path, version: int) -> dict[str, Any] | None:
     """None: it is not that of the columns, which are damaged."""
-    stem = folder / f"derived-{version}"
+    stem = folder / f"{NAME}-{version}"
     manifest: dict[str, Any] = orjson.loads(stem.with_suffix(".json").read_bytes())
     file = stem.with_suffix(".npz")
     same = file.stat().st_size == manifest["bytes"] and disk.quick_digest(file) == manifest["digest"]
@@ -112,8 +109,7 @@ def newest(folder: Path, most: int) -> int:
 
 def versions(folder: Path) -> list[int]:
     """Versions that have a manifest, newest first."""
-    names = (path.stem.removeprefix("derived-") for path in folder.glob("derived-*.json"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return disk.versions(folder, NAME)
 
 
 def _columns(level: Saved) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
@@ -25,6 +27,28 @@ def put_in_place(temporary: Path, goal: Path) -> None:
     sync(temporary)
     os.replace(temporary, goal)
     sync(goal.parent)
+
+
+def versions(folder: Path, name: str) -> list[int]:
+    """The versions that have a manifest `<name>-<version>.json`, newest first."""
+    numbers = (path.stem.removeprefix(f"{name}-") for path in folder.glob(f"{name}-*.json"))
+    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+
+
+@contextmanager
+def generations(folder: Path, name: str, keep: int) -> Iterator[Path]:
+    """Room to write the files of a new version under a temporary name; the newest `keep` versions stay.
+
+    Files without a manifest, of a writer that was cut short now or before, go.
+    """
+    temporary = folder / f"{name}.saving"
+    try:
+        yield temporary
+    finally:
+        kept = {str(version) for version in versions(folder, name)[:keep]}
+        for path in [temporary, *folder.glob(f"{name}-*")]:
+            if path.stem.removeprefix(f"{name}-") not in kept:
+                path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -70,12 +70,12 @@ def _index(settings: Settings, folder: Path, contents: Contents) -> list[str]:
     """The graph's vectors are those of the items, and its items those there are or were."""
     problems = []
     loaded = contents.loaded
-    for version in snapshot.kept(folder):
+    for version in snapshot.saved(folder):
         if version > loaded.version:  # written since
             continue
         found = snapshot.content(folder, version)
         if found is None:
-            if version in snapshot.kept(folder):
+            if version in snapshot.saved(folder):
                 problems.append(f"index-{version} is damaged; delete it, the next start builds the index")
             continue
         items, floats = found

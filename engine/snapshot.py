@@ -21,11 +21,13 @@ import hnswlib
 import numpy as np
 
 from engine.columns import Nodes
-from engine.disk import put_in_place, sha256
+from engine.disk import generations, put_in_place, sha256
+from engine.disk import versions as versions_of
 from engine.index import HnswIndex
 from engine.types import Float32, Int32, Int64
 
-_KEPT = 2
+NAME = "index"
+KEPT = 2
 # hnswlib can crash the process on a broken file, so the first load happens in another one.
 _PROBE = "import hnswlib, sys; hnswlib.Index(space='ip', dim=int(sys.argv[2])).load_index(sys.argv[1])"
 
@@ -46,25 +48,20 @@ def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
     """Write the index as of a version; `ids`: by row, of the items. Raises OSError."""
     stem = folder / f"index-{version}"
     graph, labels_file = stem.with_suffix(".hnsw"), stem.with_suffix(".npz")
-    temporary = folder / "index.saving"
-    labels, rows = index.save(temporary)
-    expected = index.file_size()
-    size = temporary.stat().st_size
-    if size != expected:
-        temporary.unlink()
-        raise OSError(f"{temporary} has {size} bytes instead of {expected}: is the disk full?")
-    digest = _commit(temporary, graph)
-    with open(temporary, "wb") as file:
-        np.savez(file, labels=labels, ids=ids[rows])
-    manifest = Manifest(
-        version, index.dim, index.M, index.ef_construction, len(labels), size, digest,
-        _commit(temporary, labels_file),
-    )  # fmt: skip
-    temporary.write_text(json.dumps(asdict(manifest)))
-    _commit(temporary, stem.with_suffix(".json"))
-    for old in kept(folder)[_KEPT:]:
-        for suffix in (".json", ".hnsw", ".npz"):
-            (folder / f"index-{old}{suffix}").unlink(missing_ok=True)
+    with generations(folder, NAME, KEPT) as temporary:
+        labels, rows = index.save(temporary)
+        size, expected = temporary.stat().st_size, index.file_size()
+        if size != expected:
+            raise OSError(f"{temporary} has {size} bytes instead of {expected}: is the disk full?")
+        digest = _commit(temporary, graph)
+        with open(temporary, "wb") as file:
+            np.savez(file, labels=labels, ids=ids[rows])
+        manifest = Manifest(
+            version, index.dim, index.M, index.ef_construction, len(labels), size, digest,
+            _commit(temporary, labels_file),
+        )  # fmt: skip
+        temporary.write_text(json.dumps(asdict(manifest)))
+        _commit(temporary, stem.with_suffix(".json"))
 
 
 def load(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
@@ -73,7 +70,7 @@ def load(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int6
     `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the
     live ones. Returns whether there was a snapshot to use; without one all rows are inserted.
     """
-    for version in kept(folder):
+    for version in saved(folder):
         found = _read(folder / f"index-{version}", index)
         if found is None or version > newest:  # newer than the store: of another history
             continue
@@ -117,10 +114,9 @@ def _read(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
     return (labels, items) if probe.returncode == 0 else None
 
 
-def kept(folder: Path) -> list[int]:
+def saved(folder: Path) -> list[int]:
     """Versions that have a manifest, newest first."""
-    names = (path.stem.removeprefix("index-") for path in folder.glob("index-*.json"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return versions_of(folder, NAME)
 
 
 def content(folder: Path, version: int) -> tuple[Int64, Float32] | None:

@@ -54,6 +54,10 @@ class Tables:
                 yield cursor.key(), schema.unseal(table, cursor.key(), cursor.value())
                 found = cursor.prev()
 
+    def cursor(self, table: str) -> lmdb.Cursor[bytes]:
+        """Keys and values as they are stored."""
+        return self.txn.cursor(self._handles[table])
+
     def first(self, table: str) -> schema.Row | None:
         return next(self.rows(table), None)
 

@@ -32,9 +32,9 @@ def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[tuple[lmdb.Env
 
 
 def walk(path: str | os.PathLike[str], beside: str = "") -> int:
-    """Compare every value of a store with its checksum; returns how many there are. Raises CorruptStore.
+    """Compare every value of a store with its checksum and look every key up; returns how many there are.
 
-    `beside`: not empty where others may be writing it.
+    `beside`: not empty where others may be writing it. Raises CorruptStore.
     """
     with reading(path, lock=bool(beside)) as (_, found):
         if found is None:
@@ -48,27 +48,14 @@ def walk(path: str | os.PathLike[str], beside: str = "") -> int:
 
 
 def _count(found: Tables, table: str) -> int:
-    """The rows of a table, which have to come in the order of their keys."""
+    """The rows of a table: in order, as written, and found where the pages above them lead to."""
     count, before = 0, b""
-    for key, _ in found.rows(table):
-        if key <= before:
-            raise CorruptStore(
-                f"table {table}, key {schema.show_key(table, key)} is out of order; restore a backup"
-            )
-        count, before = count + 1, key
+    with found.cursor(table) as rows, found.cursor(table) as search:
+        for key, value in rows:
+            schema.unseal(table, key, value)
+            if key <= before or not search.set_key(key):
+                raise CorruptStore(
+                    f"table {table}, key {schema.show_key(table, key)} is in a wrong place; restore a backup"
+                )
+            count, before = count + 1, key
     return count
-
-
-def seek(path: str | os.PathLike[str]) -> int:
-    """Look every key of a store up: pages that lead to values have no checksum. Raises CorruptStore."""
-    looked = 0
-    with reading(path, lock=True) as (_, found):
-        for table in schema.TABLES if found else ():
-            assert found is not None
-            for key, _ in found.rows(table):
-                if found.get(table, key) is None:
-                    raise CorruptStore(
-                        f"table {table}, key {schema.show_key(table, key)} is not found; restore a backup"
-                    )
-                looked += 1
-    return looked

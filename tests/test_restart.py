@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -52,7 +51,7 @@ def from_older_snapshots(folder: Path, seed: int) -> None:
         if rng.random() < 0.3:
             shutil.copytree(path, kept, ignore=shutil.ignore_patterns("*.mdb", "writer", "unclean", "closed"))
             broken.close()
-            for file in path.glob(derived.NAMES):
+            for file in path.glob("derived-*"):
                 file.unlink()
             shutil.copytree(kept, path, dirs_exist_ok=True)
             shutil.rmtree(kept)
@@ -126,7 +125,7 @@ def test_a_snapshot_that_does_not_match_is_passed_over(tmp_path: Path, how: str)
     with opened(path, model) as engine:
         engine.upsert(names(0, 300), draw(1, 300))
         before = engine.labels()
-    manifest, columns = sorted(path.glob(derived.NAMES))
+    manifest, columns = sorted(path.glob("derived-*"))
     raw, told = bytearray(columns.read_bytes()), orjson.loads(manifest.read_bytes())
     if how == "gone":
         columns.unlink()
