@@ -224,6 +224,7 @@ class HnswIndex:
         self._row_of = np.empty(0, np.int32)  # label -> row
         self._label_of = np.empty(0, np.int64)  # row -> label, -1: not in the graph
         self._live = 0
+        self.leaving = np.empty(0, np.int32)  # removed last; until the commit their items are still there
 
     def _new_graph(self, capacity: int) -> Any:
         graph = hnswlib.Index(space="ip", dim=self.points.vectors.shape[1])
@@ -269,6 +270,8 @@ class HnswIndex:
         self._label_of[rows] = labels
 
     def remove(self, rows: Int32) -> None:
+        """Once a batch, before its inserts: rows of the one before are committed by then."""
+        self.leaving = rows
         with self._turns.insert():
             for label in self._label_of[rows]:
                 self._graph.mark_deleted(int(label))

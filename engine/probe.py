@@ -79,10 +79,12 @@ def _nearest(found: Tables, state: State, vector: Int16) -> Near:
     """The k nearest committed items, by exact dot and then by the key's hash."""
     base = state.hierarchy.base
     k, index, width = base.shape.k, base.lists.index, base.lists.search_width
+    if not isinstance(index, HnswIndex):
+        return _committed(found, state, vector, _used(state))
     while True:
-        rows = index.query(vector[None], width)[0] if isinstance(index, HnswIndex) else _used(state)
-        near = _committed(found, state, vector, rows)
-        if len(near.dots) >= k or width >= len(rows):
+        rows = index.query(vector[None], width)[0]
+        near = _committed(found, state, vector, np.union1d(rows, index.leaving))
+        if len(near.dots) == k or len(rows) < width:
             return near
         width *= MORE
 
