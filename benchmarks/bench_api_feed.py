@@ -7,6 +7,7 @@ so that every record is new.
 from __future__ import annotations
 
 import http.client
+import os
 import sys
 from itertools import count
 
@@ -14,9 +15,11 @@ import numpy as np
 import orjson
 
 PIECE = 512
+NICENESS = 10  # it stands for other machines
 
 
 def main() -> None:
+    os.nice(NICENESS)
     port, file, at, of = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     rows = np.load(file)
     rng = np.random.default_rng(at)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from engine.types import Float32
 
 MEDIA_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 ERRORS_TOLD = 1_000
-
-Line = tuple[int, "bytes | None"]  # its number from 1 on; None: too long
+SLICE_BYTES = 2**14  # parsed at once: a millisecond or less
 
 
 @dataclass(slots=True)
@@ -38,87 +38,120 @@ class Taken:
             self.errors.append({"line": line, "reason": reason})
 
 
-@dataclass(slots=True)
 class Piece:
-    """Records of some lines, as the writer's `submit` takes them."""
+    """Records of some lines, as the writer's `submit` takes them. `last`: the line before them."""
 
-    lines: list[int] = field(default_factory=list)  # of each record
-    body: dict[str, list[Any]] = field(
-        default_factory=lambda: {"keys": [], "rows": [], "payloads": [], "times": []}
-    )
-    vectors: list[Float32] = field(default_factory=list)
-    refused: list[tuple[int, str]] = field(default_factory=list)
-    dim: int | None = None
+    def __init__(self, dim: int | None, last: int = 0) -> None:
+        self.last = last
+        self.count = self.bytes = 0  # of lines, whatever is in them
+        self.lines: list[int] = []  # that have a record, from 1 on
+        self.body: dict[str, list[Any]] = {"keys": [], "rows": [], "payloads": [], "times": []}
+        self.refused: list[tuple[int, str]] = []
+        self._dim = dim  # None: that of the first vector here
+        self._vectors: list[Float32] = []
 
     @property
     def matrix(self) -> Float32 | None:
-        return np.stack(self.vectors) if self.vectors else None
+        return np.stack(self._vectors) if self._vectors else None
 
-    def add(self, line: int, key: str, row: int, payload: Any, time: int | None) -> None:
-        self.lines.append(line)
+    def take(self, line: bytes | None) -> None:
+        """A line; None: it was too long."""
+        self.last += 1
+        self.count += 1
+        self.bytes += len(line or b"")
+        reason = "the line is longer than [bounds] record_max_bytes" if line is None else self._parse(line)
+        if reason:
+            self.refused.append((self.last, reason))
+
+    def _parse(self, line: bytes) -> str | None:
+        """Takes the record in a line, or says why not."""
+        if not line.strip():
+            return None
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            return f"broken JSON: {str(error).splitlines()[0]}"
+        if not isinstance(record, dict):
+            return f"the line must be a JSON object, not {type(record).__name__}"
+        key, time = record.get("key"), record.get("time")
+        if not isinstance(key, str):
+            return "the field key is missing, or is not a string"
+        if record.get("delete") is True:
+            self._add(key, -1, None, time)
+            return None
+        if "embedding" not in record:
+            return "the field embedding is missing"
+        vector = bodies.as_vector(record["embedding"], self._dim)
+        if isinstance(vector, str):
+            return vector
+        self._dim = len(vector)
+        self._add(key, len(self._vectors), record.get("payload"), time)
+        self._vectors.append(vector)
+        return None
+
+    def _add(self, key: str, row: int, payload: Any, time: int | None) -> None:
+        self.lines.append(self.last)
         for name, value in ("keys", key), ("rows", row), ("payloads", payload), ("times", time):
             self.body[name].append(value)
 
 
+class Lines:
+    """Cuts a body into lines as it comes. Holds no more of one than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._rest, self._long = most, b"", False
+
+    def feed(self, chunk: bytes) -> list[bytes | None]:
+        """The lines that have ended by now; None for one of more than `most` bytes."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        found = [None if len(line) > self._most else line for line in whole]
+        if found and self._long:
+            found[0], self._long = None, False
+        if len(self._rest) > self._most:
+            self._rest, self._long = b"", True
+        return found
+
+    def end(self) -> list[bytes | None]:
+        """The last line, where it does not end with a line break."""
+        return [None] if self._long else [self._rest] if self._rest else []
+
+
 async def take(service: Service, request: Request) -> Body:
-    """Raises Problem; what came before it is in the store."""
+    """Raises Problem; what came before it is in the store.
+
+    Lines are parsed in the event loop, a few at a time: a thread would hold the interpreter longer.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in MEDIA_TYPES:
         raise Problem("wrong-type", f"The body must be {MEDIA_TYPES[0]}, not {kind or 'of no type'}.")
     view = service.view()
     taken = Taken(view.version)
     try:
-        async for lines in _pieces(service, request):
-            dim = view.dim
-            piece = await service.thread(lambda lines=lines, dim=dim: parse(lines, dim))  # type: ignore[misc]
+        async for piece in _pieces(service, request):
             await _submit(service, piece, taken)
-            taken.lines = lines[-1][0]
     except (WriterAway, WriterBusy) as error:
         kind = "writer-away" if isinstance(error, WriterAway) else "writer-busy"
         raise Problem(kind, f"{error}", lines=taken.lines, version=taken.version) from None
-    names = ("version", "written", "lines", "refused", "errors")
-    return {"collection": view.collection, **{name: getattr(taken, name) for name in names}}
+    return {"collection": view.collection, **asdict(taken)}
 
 
-def parse(lines: Sequence[Line], dim: int | None) -> Piece:
-    """`dim`: of the collection; None: of the first vector here."""
-    piece = Piece(dim=dim)
-    for number, line in lines:
-        reason = (
-            "the line is longer than [bounds] record_max_bytes"
-            if line is None
-            else _parse(piece, number, line)
-        )
-        if reason:
-            piece.refused.append((number, reason))
-    return piece
-
-
-def _parse(piece: Piece, number: int, line: bytes) -> str | None:
-    """Takes a line into the piece, or says why not."""
-    if not line.strip():
-        return None
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return f"broken JSON: {str(error).splitlines()[0]}"
-    if not isinstance(record, dict):
-        return f"the line must be a JSON object, not {type(record).__name__}"
-    key, time = record.get("key"), record.get("time")
-    if not isinstance(key, str):
-        return "the field key is missing, or is not a string"
-    if record.get("delete") is True:
-        piece.add(number, key, -1, None, time)
-        return None
-    if "embedding" not in record:
-        return "the field embedding is missing"
-    vector = bodies.as_vector(record["embedding"], piece.dim)
-    if isinstance(vector, str):
-        return vector
-    piece.dim = len(vector)
-    piece.add(number, key, len(piece.vectors), record.get("payload"), time)
-    piece.vectors.append(vector)
-    return None
+async def _pieces(service: Service, request: Request) -> AsyncIterator[Piece]:
+    """The lines of the body, in pieces bounded in lines and bytes."""
+    bounds = service.bounds
+    lines = Lines(service.settings.bounds.record_max_bytes)
+    piece = Piece(service.view().dim)
+    async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
+        for start in range(0, len(chunk), SLICE_BYTES):
+            for line in lines.feed(chunk[start : start + SLICE_BYTES]):
+                piece.take(line)
+                if piece.count == bounds.bulk_batch or piece.bytes > bounds.body_max_bytes:
+                    yield piece
+                    piece = Piece(service.view().dim, piece.last)
+            await asyncio.sleep(0)
+    for line in lines.end():
+        piece.take(line)
+    if piece.count:
+        yield piece
 
 
 async def _submit(service: Service, piece: Piece, taken: Taken) -> None:
@@ -131,33 +164,4 @@ async def _submit(service: Service, piece: Piece, taken: Taken) -> None:
         taken.written += len(piece.lines) - len(answer["rejected"])
     for line, reason in sorted(refused):
         taken.refuse(line, reason)
-
-
-async def _pieces(service: Service, request: Request) -> AsyncIterator[list[Line]]:
-    """Lines of the body, in pieces bounded in lines and bytes."""
-    bounds, most = service.bounds, service.settings.bounds.record_max_bytes
-    lines: list[Line] = []
-    size = number = 0
-    async for line in _lines(request, bounds.bulk_max_bytes, most, bounds.patience_s):
-        number += 1
-        lines.append((number, line))
-        size += len(line or b"")
-        if len(lines) == bounds.bulk_batch or size > bounds.body_max_bytes:
-            yield lines
-            lines, size = [], 0
-    if lines:
-        yield lines
-
-
-async def _lines(request: Request, limit: int, most: int, patience_s: float) -> AsyncIterator[bytes | None]:
-    """None for a line of more than `most` bytes; holds no more than that and a chunk."""
-    rest, long = b"", False
-    async for chunk in bodies.chunks(request, limit, patience_s):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield None if long or len(line) > most else line
-            long = False
-        if len(rest) > most:
-            rest, long = b"", True
-    if rest or long:
-        yield None if long or len(rest) > most else rest
+    taken.lines = piece.last
