@@ -28,6 +28,7 @@ from kafka.errors import (
     UnsupportedVersionError,
     for_code,
 )
+from kafka.net.compat import KafkaNetClient
 
 from engine.config import KafkaSettings
 from engine.errors import BrokerError, ConfigError, ShoalError
@@ -94,9 +95,17 @@ class KafkaCluster:
     def connect(self, make: Callable[..., Client], **options: Any) -> Client:
         """A consumer or producer of kafka-python."""
         _reason.last = None
+        opened: list[KafkaNetClient] = []
+
+        def remember(**configs: Any) -> KafkaNetClient:
+            opened.append(KafkaNetClient(**configs))
+            return opened[-1]
+
         try:
-            return make(**self.options, **options)
+            return make(**self.options, **options, kafka_client=remember)
         except (KafkaTimeoutError, KafkaConnectionError) as error:
+            for each in opened:  # or its thread and its sockets stay for ever
+                each.close()
             reason = _reason.last or error
             raise self.refusal(reason) or KafkaConnectionError(brief(reason)) from error
 

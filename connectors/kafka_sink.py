@@ -7,7 +7,6 @@ back before anything more is published, so that a commit whose answer was lost i
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import orjson
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from connectors.kafka_cluster import KafkaCluster, brief
 from engine import schema
@@ -29,6 +28,7 @@ from engine.types import Assignment, DeadLetter, Event, LineageEvent
 TRANSACTION_TIMEOUT_MS = 60_000  # after which Kafka itself aborts what a publisher left open
 DELIVERY_TIMEOUT_MS = 30_000
 CALL_MS = 15_000
+COMMIT_MS = 10_000
 LINGER_MS = 50  # a commit sends at once what waits
 TAIL = 20  # records of the progress topic looked at first, from its end
 FRAME_BYTES = 2**16  # of a record beside its value
@@ -96,7 +96,7 @@ class KafkaSink:
             progress = {"store": self._identity, "instance": self._instance, "version": place[0]}
             value = orjson.dumps({**progress, "ordinal": place[1]})
             self._producer.send(self.progress, value, self._collection.encode(), partition=0)
-            self._producer.commit_transaction()
+            self._commit()
             self._last = place
         except KafkaError as error:
             self.close()
@@ -107,10 +107,18 @@ class KafkaSink:
         """An open transaction is aborted by whoever resumes."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=0, null_logger=True)
-        with contextlib.suppress(KafkaError):
-            self._cluster.close()
+            try:
+                producer.close(timeout=0)
+            except KafkaError:  # there is something that it could not send
+                producer._sender.force_close()
+        self._cluster.close()
+
+    def _commit(self) -> None:
+        """As `commit_transaction`, which waits without an end for a broker that was killed."""
+        result = self._producer._transaction_manager.begin_commit()
+        self._producer._sender.wakeup()
+        if not result.wait(COMMIT_MS):
+            raise KafkaTimeoutError(f"no answer to a commit for {COMMIT_MS / 1000:g} s")
 
     def _make_topics(self) -> None:
         source = self._cluster.topic(self._settings.topic)

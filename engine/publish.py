@@ -107,10 +107,11 @@ class Publisher:
             return False
         bounds = self._bounds
         out = self._view.outgoing(done.place, bounds.publish_events, bounds.publish_bytes)
-        if out.oldest > done.place[0] + 1:
+        if out.forgot > done.place:
             raise BrokerError(
-                f"Versions {done.place[0] + 1} to {out.oldest - 1} were forgotten before they were published:"
-                " delete the outgoing topics and the store, and read the source into a new one."
+                f"Events up to version {out.forgot[0]} were forgotten before they were published, the last of"
+                f" them in version {done.place[0]}: delete the outgoing topics and the store, and read the"
+                " source into a new one."
             )
         if out.events:
             self._sink.publish(out.events)

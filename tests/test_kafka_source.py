@@ -361,7 +361,7 @@ def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Pa
     words = reading(topic, **sasl, kafka__username="me", kafka__password="wrong").fail(120)
     assert "refuses user 'me'" in words
     assert "wrong" not in words
-    with pytest.raises(ConfigError, match="password file .* cannot be read"):
+    with pytest.raises(ConfigError, match=r"password file .* cannot be read"):
         reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
 
 

@@ -198,7 +198,9 @@ def _libraries() -> Path:
 
 
 def _answers(bootstrap: str) -> bool:
+    host, _, port = bootstrap.partition(",")[0].rpartition(":")
     try:
+        socket.create_connection((host, int(port)), 1.0).close()
         admin = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=2_000)
     except (KafkaError, OSError):
         return False
@@ -220,5 +222,5 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _end_with_parent() -> None:
-    """The broker does not outlive the tests, however they end."""
+    """The broker does not outlive the thread that started it, however that ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
