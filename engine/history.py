@@ -15,27 +15,26 @@ class History:
         self.since = 0  # all that happened from this version on is known
         self._events_max = events_max
         self._events: deque[tuple[Place, tuple[int, ...]]] = deque()
-        self._places: dict[int, deque[Place]] = {}
+        self._places: dict[int, list[Place]] = {}  # short ones: lists take least
 
     def add(self, events: Iterable[Raw]) -> None:
         for event in events:
             clusters = mentioned(event)
             self._events.append((event.place, clusters))
             for cluster in clusters:
-                self._places.setdefault(cluster, deque()).append(event.place)
+                self._places.setdefault(cluster, []).append(event.place)
         while len(self._events) > self._events_max:
             self._forget(*self._events.popleft())
 
     def of(self, cluster: int, limit: int) -> list[Place]:
         """The newest events in which it took part, oldest first."""
-        places = self._places.get(cluster, ())
-        return list(places)[-limit:]
+        return self._places.get(cluster, [])[-limit:]
 
     def _forget(self, place: Place, clusters: Iterable[int]) -> None:
         self.since = max(self.since, place[0] + 1)
         for cluster in clusters:
             places = self._places[cluster]
-            places.popleft()
+            places.pop(0)
             if not places:
                 del self._places[cluster]
 
