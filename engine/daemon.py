@@ -62,10 +62,6 @@ class Child:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
     def start(self) -> None:
         command = [sys.executable, "-m", "engine", "part", self.part.name, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
@@ -75,7 +71,6 @@ class Child:
             text=True,
             env=config.without_settings(os.environ),
             pass_fds=self.part.handles,
-            start_new_session=False,
         )
         self.started = time.monotonic()
         assert self._process.stdin is not None
@@ -104,6 +99,8 @@ class Child:
             self._log.error("killed", reason="it did not stop in time")
             process.kill()
             process.wait()
+        if process.stdout:
+            process.stdout.close()
 
     def terminate(self) -> None:
         if self._process is not None:
@@ -111,8 +108,10 @@ class Child:
 
     def _ended(self, process: subprocess.Popen[str], code: int) -> None:
         self._process = None
-        words = process.stdout.read() if process.stdout else ""
-        if words:
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            words = stdout.read()
+        if words.endswith("}"):
             told = json.loads(words)
             raise getattr(errors, told["error"], ShoalError)(told["sentence"])
         now = time.monotonic()
@@ -139,7 +138,7 @@ class Daemon:
         self.children = {part.name: Child(part, settings, self._log) for part in parts}
         self._notifier = Notifier()
         self._control = Control(settings.store.path, 2.0)
-        self._asked_at = self._beat_at = 0.0
+        self._asked_at = 0.0
         self.ready = False
         self.stopping = False
 

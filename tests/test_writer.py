@@ -112,7 +112,7 @@ def test_batches_go_through_and_are_counted(tmp_path: Path, weights: LinkageMode
         letter = DeadLetter("broken", "topic 0 7", b"k", b"v")
         script.batches += [
             batch(1, 40, positions={"script": b"40"}),
-            batch(1, 10),
+            batch(1, 40),
             Batch(
                 [], np.empty((0, 1), np.int16), np.empty(0, np.int64), [], [b"1-0", b"nobody"], {}, [letter]
             ),
