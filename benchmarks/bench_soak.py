@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--index", choices=("hnsw", "exact"), default="hnsw")
+    parser.add_argument("--rate", type=float, metavar="RECORDS", help="a second; default: as many as go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--png", type=Path, metavar="FILE", help="plot it")
     chosen = parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> int:
             },
         )
         churn = Churn(chosen.items, chosen.dim, chosen.seed)
-        samples = soak(settings, churn, chosen.minutes)
+        samples = soak(settings, churn, chosen.minutes, BATCH / chosen.rate if chosen.rate else 0.0)
     drift = {name: drift_of(samples, name) for name in FLAT}
     _print(samples, drift)
     if chosen.png:
@@ -132,6 +133,7 @@ def main() -> int:
             "dim": chosen.dim,
             "index": chosen.index,
             "minutes": chosen.minutes,
+            "rate": chosen.rate,
             "drift": drift,
             "flat": {name: is_flat(drift[name], name) for name in FLAT},
             "samples": [asdict(sample) for sample in samples],
@@ -141,21 +143,24 @@ def main() -> int:
     return 0 if all(is_flat(drift[name], name) for name in FLAT) else 1
 
 
-def soak(settings: Settings, churn: Churn, minutes: float) -> list[Sample]:
-    """Fills a collection, then lets it churn; samples at even distances."""
+def soak(settings: Settings, churn: Churn, minutes: float, every_s: float) -> list[Sample]:
+    """Fills a collection, then lets it churn, a batch every so often; samples at even distances."""
     samples: list[Sample] = []
     with Engine.open(settings) as engine:
         churn.fill(engine)
         begun = time.perf_counter()
         for number in range(1, SAMPLES + 1):
             until = begun + 60 * minutes * number / SAMPLES
-            samples.append(_sample(engine, churn, begun, until, number % (SAMPLES // COMPACTIONS) == 0))
+            compacts = number % (SAMPLES // COMPACTIONS) == 0
+            samples.append(_sample(engine, churn, begun, until, every_s, compacts))
             print(f"\r{samples[-1].minute:.1f} of {minutes:g} minutes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return samples
 
 
-def _sample(engine: Engine, churn: Churn, begun: float, until: float, compacts: bool) -> Sample:
+def _sample(
+    engine: Engine, churn: Churn, begun: float, until: float, every_s: float, compacts: bool
+) -> Sample:
     batches: list[float] = []
     questions: list[float] = []
     started = time.perf_counter()
@@ -165,6 +170,7 @@ def _sample(engine: Engine, churn: Churn, begun: float, until: float, compacts: 
         asked = time.perf_counter()
         engine.assign(question)
         questions.append(time.perf_counter() - asked)
+        time.sleep(max(0.0, started + len(batches) * every_s - time.perf_counter()))
     spent = time.perf_counter() - started
     labels = engine.labels()[1]
     p50, p95, most = np.quantile(batches, [0.5, 0.95, 1.0]).tolist()
