@@ -108,7 +108,8 @@ def write_history(
 ) -> None:
     """Writes the version's events; then forgets the oldest versions while the log is beyond its bounds.
 
-    Versions from `keep_from` on stay.
+    Versions from `keep_from` on stay. The place of the last event forgotten is remembered: versions without
+    events do not count for those who follow the log.
     """
     keys = [schema.event_key(change.version, ordinal) for ordinal in range(len(change.events))]
     bodies = [schema.event_body(event) for event in change.events]
@@ -116,7 +117,7 @@ def write_history(
     size = sum(map(len, bodies))
     found.put("commits", schema.u64(change.version), schema.commit_body(change.time_ms, len(keys), size))
     log = found.json("log") or {"bytes": 0}
-    total = log["bytes"] + size
+    total, forgot = log["bytes"] + size, log.get("forgot")
     newest = change.version if keep_from is None else min(keep_from, change.version)
     for key, body in list(_oldest(found, change, total, max_bytes, max_age_ms, newest)):
         version = schema.read_u64(key)
@@ -127,7 +128,8 @@ def write_history(
             found.delete_all("endings", [ending])
         found.delete_all("commits", [key])
         total -= forgotten
-    found.put("meta", b"log", schema.dump_json({"bytes": total}))
+        forgot = [version, events - 1] if events else forgot
+    found.put("meta", b"log", schema.dump_json({"bytes": total, "forgot": forgot}))
 
 
 def _oldest(
@@ -160,5 +162,5 @@ def erase_mentions(found: Tables, key: bytes) -> int:
         saved += less
     if mentions:
         log = found.json("log") or {"bytes": 0}
-        found.put("meta", b"log", schema.dump_json({"bytes": log["bytes"] - saved}))
+        found.put("meta", b"log", schema.dump_json({**log, "bytes": log["bytes"] - saved}))
     return len(mentions)

@@ -89,7 +89,7 @@ class Outgoing:
     events: list[tuple[Place, Event]]
     place: Place
     version: int  # of the store; without events all up to it is published
-    oldest: int  # the first version that is not forgotten
+    forgot: Place  # the last event that is forgotten
 
 
 def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_bytes: int) -> Outgoing:
@@ -104,7 +104,8 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
         event = schema.parse_event(body)
         if not isinstance(event, Erased):
             found.append((place, event))
-    return Outgoing(found, place, version, oldest(tables))
+    version_of, ordinal = (tables.json("log") or {}).get("forgot") or BEGIN
+    return Outgoing(found, place, version, (int(version_of), int(ordinal)))
 
 
 def behind(tables: Tables, place: Place) -> int:
