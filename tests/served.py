@@ -26,8 +26,9 @@ _WRITER = """
 import sys
 from connectors.http import HttpSource
 from engine import config, writer
+from engine.operations import operations
 settings = config.thaw(sys.stdin.read())
-writer.run(settings, HttpSource)
+writer.run(settings, HttpSource, [operations])
 """
 
 
