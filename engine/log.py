@@ -33,11 +33,14 @@ class Raw:
     place: Place
     key: bytes
     body: bytes
-    parts: list[Any]  # of a dead letter: none
+    parts: list[Any]  # of a dead letter and of an erased event: none
 
     @property
-    def kind(self) -> str:
-        return {4: ITEMS, 5: CLUSTERS}.get(len(self.parts), REJECTS)
+    def kind(self) -> str | None:
+        """None: it was erased; nobody is told of it."""
+        if not self.parts:
+            return REJECTS if self.body.startswith(b"{") else None
+        return ITEMS if len(self.parts) == 4 else CLUSTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> S
             if len(found) == limit or looked == SCAN_MAX:
                 return Slice(found, place, more=True)
             looked, place = looked + 1, event.place
-            if kind in (None, event.kind):
+            if event.kind and kind in (None, event.kind):
                 found.append(event)
             elif kind == CLUSTERS:
                 seek = (event.place[0] + 1, 0)
@@ -104,8 +107,7 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
         event = schema.parse_event(body)
         if not isinstance(event, Erased):
             found.append((place, event))
-    version_of, ordinal = (tables.json("log") or {}).get("forgot") or BEGIN
-    return Outgoing(found, place, version, (int(version_of), int(ordinal)))
+    return Outgoing(found, place, version, forgot(tables))
 
 
 def behind(tables: Tables, place: Place) -> int:
@@ -147,6 +149,12 @@ def oldest(tables: Tables) -> int:
     """The first version that is not forgotten; 0: there is none yet."""
     row = tables.first("commits")
     return schema.read_u64(row[0]) if row else 0
+
+
+def forgot(tables: Tables) -> Place:
+    """The place of the last event that is forgotten; BEGIN: none is."""
+    version, ordinal = (tables.json("log") or {}).get("forgot") or BEGIN
+    return int(version), int(ordinal)
 
 
 def _rows(tables: Tables, start: Place) -> Iterator[Raw]:

@@ -98,7 +98,7 @@ def _check_place(head: Head, place: Place) -> None:
     """Raises Problem: events behind the place were forgotten, or it is not of this log."""
     if place[0] > head.version:
         detail = f"{place[0]}-{place[1]} is ahead of this store, which has version {head.version}"
-    elif place[0] + 1 < head.oldest:
+    elif place < head.forgot:
         detail = (
             f"the log begins with version {head.oldest}: what follows {place[0]}-{place[1]} was forgotten"
         )

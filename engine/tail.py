@@ -59,7 +59,7 @@ class Tail:
         if head.version == self.version and self.ready:
             return
         self.wake()
-        lost = self._place is None or not head.oldest - 1 <= self._place[0] <= head.version
+        lost = self._place is None or self._place < head.forgot or self._place[0] > head.version
         if lost:  # at the start; or the log forgot faster than this read
             yield from self._begin(view, head)
         assert self._place is not None

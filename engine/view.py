@@ -41,6 +41,7 @@ class Head:
     version: int
     time_ms: int  # of its commit
     oldest: int  # the first version of which the log still tells; 0: there is none
+    forgot: log.Place  # the last event of which it does not
     place: log.Place  # behind it are the events of later versions
 
 
@@ -283,8 +284,7 @@ class View:
         if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
             raise InputError(f"{version}-{ordinal} is no place in the log")
         with self._snapshot() as found:
-            oldest = log.oldest(found.tables)
-            gap = after is not None and oldest > version + 1
+            gap = after is not None and (version, ordinal) < log.forgot(found.tables)
             page = log.read(found.tables, (version, ordinal), _bound(limit), kind)
             events = [schema.read_event(self.collection, raw.key, raw.body) for raw in page.events]
             cursor = f"{page.place[0]}-{page.place[1]}" if page.place != log.BEGIN else None
@@ -295,7 +295,9 @@ class View:
         with self._snapshot() as found:
             newest = log.commit(found.tables, found.version)
             place = newest.last if newest else (found.version, 0)
-            return Head(found.version, found.time_ms, log.oldest(found.tables), place)
+            return Head(
+                found.version, found.time_ms, log.oldest(found.tables), log.forgot(found.tables), place
+            )
 
     def follow(self, after: log.Place, limit: int, kind: str | None = None) -> log.Slice:
         """Events as they are stored, for what rolls them up or sends them on."""

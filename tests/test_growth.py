@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from engine.history import History, mentioned
 from engine.log import BEGIN, CLUSTERS, ITEMS, Commit, Raw
 from engine.store import Store
 from engine.tail import Tail, TailBounds
-from engine.types import Assignment, LineageEvent
+from engine.types import Assignment, Erased, LineageEvent
 from engine.view import View
 from tests.worlds import Toy
 
@@ -183,3 +184,44 @@ def test_pages_of_one_kind_have_all_of_it_and_nothing_else(tmp_path: Path) -> No
                     if not page["more"]:
                         break
                 assert found == wanted, f"{kind=} {limit=}"
+
+
+def test_versions_without_events_leave_no_gap(tmp_path: Path) -> None:
+    """A cursor behind the last event is good for as long as nothing further happens."""
+    toy = Toy(6)
+    with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
+        view = View.beside(store.env, store.handles)
+        store.commit(toy.step())
+        last = view.head().place
+        tail = Tail(bounds())
+        for _ in tail.advance(view):
+            pass
+        growth = tail.growth
+        for _ in range(4):
+            change = toy.step()
+            store.commit(replace(change, events=[]))
+            for _ in tail.advance(view):
+                pass
+        assert view.head().oldest > 1
+        assert not view.changes(last)["gap"]
+        assert view.changes((last[0], last[1] - 1))["gap"]
+        assert tail.growth is growth, "nothing was lost: it goes on"
+        assert tail.version == toy.version
+
+
+def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
+    toy = Toy(7)
+    change = toy.step()
+    with Store.open(tmp_path, CONFIG) as store:
+        view = View.beside(store.env, store.handles)
+        store.commit(
+            replace(change, events=[Erased() if isinstance(e, Assignment) else e for e in change.events])
+        )
+        for kind in (None, ITEMS, CLUSTERS):
+            page = view.changes(kind=kind)
+            assert all("event" in one for one in page["changes"])
+            assert page["cursor"].startswith("1-")
+        tail = Tail(bounds())
+        for _ in tail.advance(view):
+            pass
+        assert tail.growth.ranked() == []

@@ -208,7 +208,8 @@ def test_a_reader_that_comes_late_is_told_of_the_gap(tmp_path: Path) -> None:
             store.commit(toy.step())
     with View.open(tmp_path) as view:
         assert view.changes((2, 0))["gap"]
-        assert not view.changes((3, 0))["gap"]
+        assert view.changes((3, 0))["gap"], "version 3 had more events than that"
+        assert not view.changes((3, 10**6))["gap"]
         assert not view.changes()["gap"]
         assert view.summary()["changes_from"] == 4
 
