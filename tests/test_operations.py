@@ -1,0 +1,111 @@
+"""What an operator does to a running daemon's store: each command, while batches and queries go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from engine import operations
+from engine.control import Control
+from engine.errors import InputError, NotFound
+from engine.model import random_model
+from engine.view import View
+from tests.conftest import Run
+from tests.served import settings_of, writer
+
+DIM = 8
+
+
+def draw(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).normal(size=(12, DIM))
+    return (centres[rng.integers(12, size=count)] + 0.1 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+@contextmanager
+def stream(store: Path) -> Iterator[list[int]]:
+    """Records all the time; the versions that brought them."""
+    versions: list[int] = []
+    stopping = threading.Event()
+
+    def send() -> None:
+        with Control(store, 60.0) as control:
+            while not stopping.is_set():
+                at = len(versions)
+                body = {"keys": [f"s{at}", f"s{at - 5}"], "rows": [0, -1]}
+                versions.append(control.call("submit", body, draw(at, 1))["version"])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield versions
+    finally:
+        stopping.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
+    random_model(7).save(tmp_path / "model")
+    store = tmp_path / "shoal-store"
+    flags = {"model__path": str(tmp_path / "model"), "model__tau": 0.3, "retention__max_items": 250}
+    env = {
+        "SHOAL_INDEX__KIND": "exact",
+        "SHOAL_MODEL__PATH": str(tmp_path / "model"),
+        "SHOAL_MODEL__TAU": "0.3",
+    }
+    with writer(settings_of(store, **flags)), Control(store, 60.0) as control, View.open(store) as view:
+        names = [f"the item {i}" for i in range(300)]
+        control.call(
+            "submit", {"keys": names, "rows": list(range(300)), "times": list(range(300))}, draw(0, 300)
+        )
+        deadline = time.monotonic() + 30
+        while view.summary()["items"] > 250:  # nothing comes: the clock alone does it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(NotFound):
+            view.item("the item 3")
+        with stream(store) as versions:
+            done = shoal("check", "--sample", "0", env=env)
+            assert done.returncode == 0, done.stdout + done.stderr
+            done = shoal("backup", "copy", env=env)
+            assert done.returncode == 0, done.stderr
+            done = shoal("restore", "copy", "--force", env=env)
+            assert done.returncode == 6, "a daemon has the store"
+            sent = len(versions)
+            done = shoal("rebuild", "--tau", "0.6", "--json", env=env)
+            made = orjson.loads(done.stdout)
+            assert made["live"], done.stderr
+            assert made["items"] >= 240
+            assert len(versions) > sent, "records go on"
+            done = shoal("erase", "the item 200", env=env)
+            assert done.returncode == 0, done.stderr
+            done = shoal("compact", "--json", env=env)
+            assert orjson.loads(done.stdout)["live"], done.stderr
+            before, sent = view.version, len(versions)
+            while len(versions) < sent + 5:
+                time.sleep(0.01)
+            assert view.version > before, "this reader went over to the new file"
+        assert versions == sorted(versions)
+        with pytest.raises(NotFound):
+            view.item("the item 200")
+        assert view.item("the item 299")["key"] == "the item 299"
+        assert control.call("status")["state"] == "running"
+    assert not any(b"the item 200" in path.read_bytes() for path in store.iterdir() if path.is_file())
+    done = shoal("check", "--sample", "0", env=env | {"SHOAL_MODEL__TAU": "0.6"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not looked at" not in done.stdout
+
+
+def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    assert operations._changed(settings, {"tau": 0.4, "model": None}).model.tau == 0.4
+    with pytest.raises(InputError, match="cannot rebuild with these settings"):
+        operations._changed(settings, {"index": "other"})
