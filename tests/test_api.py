@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,8 +16,13 @@ import httpx
 import numpy as np
 import pytest
 
+from engine.api import make_app
+from engine.gate import Keys
+from engine.service import Service
+from engine.store import Store
 from tests.conftest import ROOT
 from tests.served import Api, api, settings_of, writer
+from tests.worlds import Toy
 
 SEED = 11
 DIM = 8
@@ -324,15 +331,52 @@ def test_documents_need_no_other_host(served: Api) -> None:
         assert served.http.get(path).status_code == 200
 
 
-def test_an_answer_takes_under_a_millisecond(served: Api) -> None:
-    """The handler's own time, the median: what it costs, not what else the machine does."""
-    served.http.get("/v1/items/item:1")
-    times = []
-    for number in range(200):
-        start = time.perf_counter()
-        assert served.http.get(f"/v1/items/item:{number}").status_code == 200
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[100] < 0.02, "with client and socket; alone it is far less"
+def test_an_answer_costs_under_a_millisecond(tmp_path: Path) -> None:
+    """The processor's time for an item, from gate to last byte: load on the machine does not count."""
+    toy = Toy(SEED)
+    with Store.open(tmp_path / "store", {"collection": "toy", "dim": None}) as store:
+        store.commit(toy.step(12))
+    service = Service(settings_of(tmp_path / "store"))
+    app = make_app(service, Keys([]))
+    paths = [f"/v1/items/{key.decode()}" for key, *_ in toy.rows.values()]
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def ask(count: int) -> float:
+        start = time.process_time()
+        for number in range(count):
+            path = paths[number % len(paths)]
+            await app(
+                {
+                    "type": "http",
+                    "asgi": {"version": "3.0"},
+                    "http_version": "1.1",
+                    "scheme": "http",
+                    "method": "GET",
+                    "path": path,
+                    "raw_path": path.encode(),
+                    "query_string": b"",
+                    "root_path": "",
+                    "headers": [(b"host", b"127.0.0.1")],
+                },
+                receive,
+                send,
+            )
+        return (time.process_time() - start) / count
+
+    async def measure() -> float:
+        await ask(50)
+        return min([await ask(200) for _ in range(5)])
+
+    assert asyncio.run(measure()) < 0.001
+    assert set(statuses) == {200}
+    service.close()
 
 
 def test_the_api_needs_no_torch() -> None:
