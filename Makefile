@@ -10,10 +10,13 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
 	"$$name" -c '$(FITS)' 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: demo test test-long check bench simulate kills clean
+.PHONY: demo demo-kafka test test-long check bench simulate kills clean
 
 demo: $(STAMP)
 	$(BIN)/shoal demo $(ARGS)
+
+demo-kafka: $(STAMP)
+	$(BIN)/python -m tests.broker.demo $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest $(ARGS)

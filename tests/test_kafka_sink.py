@@ -236,7 +236,7 @@ def test_a_dead_letter_that_the_topic_does_not_take(world: World) -> None:
 
 
 def test_a_long_progress_topic_is_read_from_its_end(world: World) -> None:
-    world.commit(8)
+    world.commit(3)
     world.publish(publish_events=1)
     sink = world.sink()
     sink.resume()

@@ -89,27 +89,44 @@ def open_broker(folder: Path) -> Broker | Given:
 
 
 class Broker:
-    """A broker in a folder: stopped, killed, paused and started again on the same port and data."""
+    """A broker in a folder: stopped, killed, paused and started again on the same port and data.
+
+    In a folder that has one already, it is that one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.sasl_port, controller = _free_ports(3)
         self._libraries = _libraries()
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        text = SETTINGS.format(
-            port=self.port,
-            sasl=self.sasl_port,
-            controller=controller,
-            data=folder / "data",
-            user=USER,
-            password=PASSWORD,
-        )
         self._settings = folder / "server.properties"
-        self._settings.write_text(text)
+        if not self._settings.exists():
+            self._format()
+        told = dict(line.split("=", 1) for line in self._settings.read_text().splitlines() if "=" in line)
+        self.port, self.sasl_port = (
+            int(each.rsplit(":", 1)[1]) for each in told["advertised.listeners"].split(",")
+        )
+
+    def _format(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port, sasl, controller = _free_ports(3)
+        settings = self.folder / "new.properties"
+        settings.write_text(
+            SETTINGS.format(
+                port=port,
+                sasl=sasl,
+                controller=controller,
+                data=self.folder / "data",
+                user=USER,
+                password=PASSWORD,
+            )
+        )
         identity = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        settings = os.fspath(self._settings)
-        self._java("kafka.tools.StorageTool", "format", "-t", identity, "-c", settings).wait(START_TIMEOUT_S)
+        formatting = self._java(
+            "kafka.tools.StorageTool", "format", "-t", identity, "-c", os.fspath(settings)
+        )
+        if formatting.wait(START_TIMEOUT_S):
+            raise NoBroker(f"The broker's folder could not be made; see {self.folder / 'log'}.")
+        settings.rename(self._settings)
 
     @property
     def bootstrap(self) -> str:

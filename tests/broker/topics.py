@@ -88,15 +88,18 @@ class Topics:
             bootstrap_servers=self.bootstrap, max_request_size=2**25, batch_size=2**18, **options
         )
 
-    def read(self, topic: str) -> list[Any]:
-        """All committed records, partition by partition; none of a topic that is not there."""
+    def read(self, topic: str, last: int | None = None) -> list[Any]:
+        """All committed records, partition by partition, or those of the `last` offsets of each.
+
+        None of a topic that is not there.
+        """
         with contextlib.closing(self._consumer()) as consumer:
             parts = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
             begins, ends = consumer.beginning_offsets(parts), consumer.end_offsets(parts)
             found: list[Any] = []
             for part in parts:
                 consumer.assign([part])
-                consumer.seek(part, begins[part])
+                consumer.seek(part, max(begins[part], ends[part] - last) if last else begins[part])
                 deadline = time.monotonic() + 60
                 while consumer.position(part) < ends[part]:
                     assert time.monotonic() < deadline, f"{part} was not read in time"
