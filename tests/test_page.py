@@ -6,17 +6,24 @@ import base64
 import json
 import shutil
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.conftest import ROOT
+from engine.config import Settings, freeze
+from tests.conftest import ROOT, environment
+from tests.crowd import fill
 from tests.served import Api, api, settings_of, writer
 
 SEED = 23
@@ -83,7 +90,8 @@ def records(seed: int, count: int, prefix: str) -> list[dict[str, Any]]:
 
 def post(served: Api, rows: list[dict[str, Any]]) -> None:
     body = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    answer = served.http.post("/v1/items", content=body, headers={"content-type": "application/x-ndjson"})
+    kind = {"content-type": "application/x-ndjson"}
+    answer = served.http.post("/v1/items", content=body, headers=kind, timeout=120.0)  # it may compile first
     assert answer.status_code == 200, answer.text
     assert answer.json()["refused"] == 0, answer.text
 
@@ -135,6 +143,39 @@ def browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+API = """
+import sys
+from engine import config, daemon, server
+settings = config.thaw(sys.stdin.read())
+with daemon.listen(settings.api) as listening:
+    print(daemon.url_of(listening), flush=True)
+    server.serve(settings, listening)
+"""
+
+
+@contextmanager
+def elsewhere(settings: Settings) -> Iterator[str]:
+    """The address of another API on the store, in a process of its own: LMDB is opened once in a process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", API],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin as stdin:
+            stdin.write(freeze(settings))
+        url = process.stdout.readline().strip()
+        try:
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 class Tab:
@@ -346,27 +387,23 @@ def test_news_appear_by_themselves_and_go_on_after_the_api_was_away(
     """Nothing is missed or told twice."""
     path, flags = store
     with browser.new_context() as context:
-        with api(settings_of(path, **flags)) as first:
-            first.wait_ready()
-            tab = Tab(context, first.url)
+        with elsewhere(settings_of(path, **flags)) as url:
+            tab = Tab(context, url)
             page = tab.open("#/changes")
             expect(page.locator("#state-words")).to_have_text("Live")
-            _bear(first, 1)
-            expect(page.locator(f".story[data-id='{_last(first)}']")).to_have_count(1)
+            _bear(served, 1)
+            expect(page.locator(f".story[data-id='{_lineage(served)[0]}']")).to_have_count(1)
         expect(page.locator("#state-words")).to_have_text("No connection")
         expect(page.locator("#notice")).to_be_visible()
         _bear(served, 2)
-        with api(settings_of(path, **flags, api__port=first.port)) as second:
-            expect(page.locator("#state-words")).to_have_text("Live")
-            _bear(second, 3)
-            expect(page.locator(f".story[data-id='{_last(second)}']")).to_have_count(1, timeout=20_000)
-            told = second.http.get("/v1/changes", params={"kind": "clusters", "limit": 1000}).json()[
-                "changes"
-            ]
+        with elsewhere(settings_of(path, **flags, api__port=httpx.URL(url).port)):
+            expect(page.locator("#state-words")).to_have_text("Live", timeout=20_000)
+            _bear(served, 3)
+            told = _lineage(served)
+            expect(page.locator(f".story[data-id='{told[0]}']")).to_have_count(1, timeout=20_000)
             shown = page.locator(".story").evaluate_all("all => all.map(one => one.dataset.id)")
-            ids = [event["event-id"] for event in told][::-1]
-            assert shown == ids[: len(shown)]
-            assert len(shown) == min(200, len(ids))
+            assert shown == told[: len(shown)]
+            assert len(shown) >= min(40, len(told))
 
 
 def _bear(served: Api, number: int) -> None:
@@ -375,9 +412,10 @@ def _bear(served: Api, number: int) -> None:
     post(served, [{"key": f"lonely-{number}", "embedding": vector, "payload": payload(0)}])
 
 
-def _last(served: Api) -> str:
+def _lineage(served: Api) -> list[str]:
+    """Ids of what happened to clusters, newest first."""
     told = served.http.get("/v1/changes", params={"kind": "clusters", "limit": 1000}).json()["changes"]
-    return str(told[-1]["event-id"])
+    return [event["event-id"] for event in reversed(told)]
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(
@@ -386,12 +424,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(
     path, flags = store
     key = "0123456789abcdef0123"
     (tmp_path / "key").write_text(key)
-    with (
-        browser.new_context() as context,
-        api(settings_of(path, **flags, api__key_file=str(tmp_path / "key"))) as locked,
-    ):
+    settings = settings_of(path, **flags, api__key_file=str(tmp_path / "key"))
+    with browser.new_context() as context, elsewhere(settings) as url:
         page = context.new_page()
-        page.goto(locked.url)
+        page.goto(url)
         dialog = page.get_by_role("dialog")
         expect(dialog).to_be_visible()
         page.locator("#key-value").fill("not the key at all")
@@ -431,3 +467,35 @@ def test_before_there_is_a_store_the_page_says_what_to_do(browser: Browser, tmp_
         page.goto(nothing.url)
         expect(page.locator("#state-words")).to_have_text("No data yet")
         expect(page.locator(".map-panel")).to_contain_text("Nothing here yet", timeout=20_000)
+
+
+FIRST = {"figures": ".numbers .items dd", "map": ".disc", "feed": ".story", "cards": ".cluster-card"}
+WHEN = """selector => new Promise((done, failed) => {
+  setTimeout(() => failed(new Error(`${selector} did not come`)), 15_000);
+  const look = () => {
+    const node = document.querySelector(selector);
+    if (node && node.textContent !== '\u2013') done(performance.now());
+    else requestAnimationFrame(look);
+  };
+  look();
+})"""
+MOVED = "performance.getEntriesByType('resource').reduce((sum, one) => sum + one.transferSize, 0)"
+
+
+def test_a_large_collection_shows_its_first_content_at_once(
+    browser: Browser, tmp_path: Path, long: bool
+) -> None:
+    """Within a second where the machine does nothing else: measured with --long."""
+    fill(tmp_path / "store", 200_000)
+    limit_ms = 1000 if long else 4000
+    with browser.new_context(**STILL) as context, elsewhere(settings_of(tmp_path / "store")) as url:
+        time.sleep(2.0)  # it has counted growth
+        tab = Tab(context, url)
+        tab.page.goto(url, wait_until="commit")
+        shown = {name: tab.page.evaluate(WHEN, selector) for name, selector in FIRST.items()}
+        print(f"milliseconds: {shown}")
+        assert max(shown.values()) <= limit_ms, shown
+        expect(tab.page.locator(".numbers .items dd")).to_have_text("200,000")
+        tab.settle()
+        assert tab.page.evaluate(MOVED) < 500_000
+        assert not tab.complaints, tab.complaints

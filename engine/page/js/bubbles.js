@@ -4,10 +4,15 @@ import { clusterPath, el, safeImage, svg } from "./dom.js";
 import { count, plural, share } from "./format.js";
 import { picture } from "./faces.js";
 
-const LABEL_MIN = 0.055; // radius from which a disc without a picture carries its number
+const LABEL_MIN = 0.06; // radius from which a disc without a picture carries its number
 const COUNT_MIN = 0.085; // radius from which a disc carries its size
 
 const spoken = ({ cluster, title, size }) => `Cluster ${cluster}${title ? `, ${title}` : ""}, ${plural(size, "item")}`;
+
+function label({ cluster, title, radius }) {
+  const named = title && radius > 1.8 * LABEL_MIN;
+  return el("span", { class: named ? "name" : "name number", "aria-hidden": "true" }, named ? title : `#${cluster}`);
+}
 
 export class Bubbles {
   constructor() {
@@ -58,7 +63,7 @@ export class Bubbles {
     }
     const source = safeImage(row.image);
     link.replaceChildren(...[
-      source ? picture(source, "", "fill") : row.radius >= LABEL_MIN && el("span", { class: "name", "aria-hidden": "true" }, row.title && row.radius > 2 * LABEL_MIN ? row.title : `#${row.cluster}`),
+      source ? picture(source, "", "fill") : row.radius >= LABEL_MIN && label(row),
       el("span", { class: "hidden" }, spoken(row)),
       row.radius >= COUNT_MIN && el("span", { class: "size", "aria-hidden": "true" }, count(row.size)),
     ].filter(Boolean));

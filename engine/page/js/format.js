@@ -5,7 +5,7 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
 const clock = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", hour12: false });
 
 export const count = (number) => whole.format(number);
-export const short = (number) => (Math.abs(number) < 10_000 ? whole.format(number) : compact.format(number));
+export const short = (number) => (Math.abs(number) < 1_000_000 ? whole.format(number) : compact.format(number));
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 export const signed = (number) => (number > 0 ? `+${count(number)}` : number < 0 ? `−${count(-number)}` : "±0");
 export const share = (probability) => probability.toFixed(probability > 0.995 || probability < 0.005 ? 4 : 3);

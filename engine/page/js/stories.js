@@ -6,7 +6,7 @@ import { count, plural } from "./format.js";
 
 const KEPT = 400;
 const WANTED = 40; // stories to begin with
-const REACH = [50, 500, 5000]; // versions looked back over for them
+const REACH = [1, 8, 64, 512, 4096]; // versions looked back over for them
 
 const ICONS = {
   merge: "M4 5c5 0 5 7 10 7h6M4 19c5 0 5-7 10-7M17 8l4 4-4 4",
@@ -47,29 +47,25 @@ export async function listen() {
   }
 }
 
-// Reads the end of the log; returns where it stopped.
+// Reads the end of the log, farther back while there is little in it; returns where it stopped.
 async function begin(signal) {
   const { version, changes_from: oldest, cursor } = await get("v1/summary", signal);
   let found = [];
   for (const reach of REACH) {
     const first = Math.max(version - reach, oldest - 1, 0);
-    found = await read(`${first}-999999999`, signal);
+    const page = await get(query("v1/changes", { after: `${first}-999999999`, kind: "clusters", limit: KEPT }), signal);
+    if (page.more && found.length) break; // so far back it is too much
+    found = page.changes;
+    if (page.more) {
+      feed.stories = [];
+      add(found);
+      return cursor; // a version with more stories than anybody reads
+    }
     if (found.length >= WANTED || first < oldest) break;
   }
   feed.stories = [];
   add(found);
   return found.at(-1)?.["event-id"] ?? cursor;
-}
-
-async function read(after, signal) {
-  const found = [];
-  for (let more = true; more; ) {
-    const page = await get(query("v1/changes", { after, kind: "clusters", limit: 500 }), signal);
-    found.push(...page.changes);
-    after = page.cursor;
-    more = page.more && page.changes.length > 0;
-  }
-  return found.slice(-KEPT);
 }
 
 function add(events) {

@@ -11,7 +11,8 @@ import { onStories, storyNode } from "../stories.js";
 
 const STORIES = 14;
 const GROWING = 6;
-const TOLD = new Set(["merge", "split", "emerge"]); // what else happens is among the changes
+// What else happens is among the changes; an item by itself is no story here.
+const isTold = ({ event, size }) => event === "merge" || event === "split" || (event === "emerge" && size > 1);
 const MAP_MS = 2500;
 const GROWING_MS = 5000;
 
@@ -109,8 +110,8 @@ function feedOf(signal) {
       if (feed.problem && !feed.stories.length && feed.problem.status !== 503) list.replaceChildren(el("li", {}, failure(feed.problem)));
       return;
     }
-    const stories = feed.stories.filter((story) => TOLD.has(story.event));
-    const news = fresh.filter((story) => TOLD.has(story.event));
+    const stories = feed.stories.filter(isTold);
+    const news = fresh.filter(isTold);
     if (!stories.length) {
       list.replaceChildren(el("li", { class: "muted" }, "No cluster has been born, merged or split yet."));
       return;
