@@ -26,6 +26,7 @@ from engine.config import ApiSettings, Settings
 from engine.control import Control
 from engine.errors import ConfigError, ShoalError
 from engine.notify import Notifier
+from engine.store import hold
 
 WRITER, API, PUBLISHER = "writer", "api", "publisher"
 LOOK_S = 0.1  # between two looks at the processes
@@ -255,6 +256,7 @@ def end_with_parent(parent: int) -> None:
 def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises ShoalError."""
     log = logs.get()
+    _refuse_a_second(settings)
     with listen(settings.api) as listening:
         daemon = Daemon(settings, parts_of(settings, listening), log)
 
@@ -266,3 +268,9 @@ def serve(settings: Settings) -> None:
         log.info("serving", url=url_of(listening), store=str(settings.store.path))
         daemon.run()
         log.info("stopped")
+
+
+def _refuse_a_second(settings: Settings) -> None:
+    """Raises StoreLocked while another process writes the store; the writer would find out much later."""
+    if settings.store.path.is_dir():
+        os.close(hold(settings.store.path))

@@ -24,9 +24,10 @@ def serve(settings: Settings) -> None:
 def check(settings: Settings, plan_source: PlanSource) -> None:
     """Say line by line what `serve` would do. Raises what it would end with."""
     positions: dict[str, bytes] = {}
+    answering = _plan_api(settings)  # first: it takes no time to find it wrong
     print(_plan_store(settings, positions))
     print(plan_source(settings, positions.get))
-    print(_plan_api(settings))
+    print(answering)
 
 
 def init(path: Path) -> None:
