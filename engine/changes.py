@@ -20,8 +20,17 @@ _DERIVED = ("lists", "places", "members", "trees", "cluster_trees")
 
 def clear_derived(found: Tables) -> None:
     """Makes room for a new generation: what the items and the clusters' names do not need is gone."""
-    for table in _DERIVED:
+    for table in (*_DERIVED, "sizes", "endings"):
         found.clear(table)
+    clusters = [schema.read_cluster(key, body) for key, body in found.rows("clusters")]
+    told = {schema.read_u64(key) for key, _ in found.rows("commits")}
+    found.put_keys(
+        "sizes", sorted(schema.size_key(c.size, c.id) for c in clusters if not (c.parent or c.ended))
+    )
+    found.put_keys("endings", sorted(schema.pair(c.ended, c.id) for c in clusters if c.ended in told))
+    for cluster in clusters:
+        if cluster.ended and cluster.ended not in told:
+            found.delete("clusters", schema.u64(cluster.id))
 
 
 def apply(found: Tables, change: Change) -> None:

@@ -27,10 +27,10 @@ def call(function: str, *arguments: str | os.PathLike[str]) -> str:
     if done.returncode == 0:
         return done.stdout
     told = done.stderr.strip().splitlines()[-1:] or [_ending(done.returncode)]
-    name, _, words = told[0].partition(": ")
+    name, _, sentence = told[0].partition(": ")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, ShoalError):
-        raise kind(words)
+        raise kind(sentence)
     raise CorruptStore(told[0] if done.returncode > 0 else _ending(done.returncode))
 
 

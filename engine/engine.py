@@ -347,7 +347,7 @@ def rebuild(
     model = model or load_model(settings)
     with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
         store.keep_from = 0  # nobody tells here what is published
-        loaded = store.load()
+        loaded = store.load_to_rebuild()
         dim = store.config["dim"]
         if dim is None:
             raise InputError(f"{settings.store.path} is empty: there is nothing to rebuild")

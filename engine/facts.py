@@ -104,7 +104,7 @@ def _items(contents: Contents) -> Iterator[str]:
     if int(items.ids.max(initial=0)) >= counters.get("next_item", 1):
         yield "an item has an id that is still to be given; restore a backup"
     if max(contents.paths, default=0) >= counters.get("next_tree", 1):
-        yield "a tree has a number that is still to be given; " + _REBUILD
+        yield "a tree has a number that is still to be given; restore a backup"
     if max(contents.clusters, default=0) >= counters.get("next_cluster", 1):
         yield "a cluster has an id that is still to be given; restore a backup"
     if int(items.versions.max(initial=0)) > loaded.version:
@@ -191,7 +191,8 @@ def _replayed(contents: Contents) -> Iterator[str]:
     for key, event in contents.last.items():
         now = paths.get(places.get(numbers.get(key, 0), 0), ())
         if (now[0] if now else 0) != event.cluster:
-            yield f"the last event of {key.decode(errors='replace')!r} is not where the item is; " + _REBUILD
+            name = key.decode(errors="replace")
+            yield f"the last event of {name!r} is not where the item is; restore a backup"
     if contents.commits and min(contents.commits) == 1:
         silent = numbers.keys() - contents.last.keys()
-        yield from (f"no event tells of {key.decode(errors='replace')!r}; {_REBUILD}" for key in silent)
+        yield from (f"no event tells of {key.decode(errors='replace')!r}; restore a backup" for key in silent)

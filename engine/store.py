@@ -158,6 +158,11 @@ class Store:
         with self._reading() as found:
             return tables.load(found)
 
+    def load_to_rebuild(self) -> Loaded:
+        """`load`, also where the derived tables contradict each other. Raises CorruptStore."""
+        with self._reading() as found:
+            return tables.load_to_rebuild(found)
+
     def rows(self, table: str) -> Iterator[schema.Row]:
         """All rows of a table in the order of keys, bodies without checksums. Raises CorruptStore."""
         with self._reading() as found:

@@ -11,7 +11,8 @@ import numpy as np
 
 from engine import schema
 from engine.errors import CorruptStore
-from engine.types import Clusters, Epoch, Int64, Loaded, Trees
+from engine.lineage import NO_TREES
+from engine.types import Clusters, Epoch, Int64, Lists, Loaded, Trees
 
 
 class Tables:
@@ -126,6 +127,26 @@ def load(tables: Tables) -> Loaded:
     version, time_ms = int(state.get("version", 0)), int(state.get("time_ms", 0))
     epoch = Epoch(*state.get("epoch", (0.0, 0.0, 0)))
     return Loaded(version, time_ms, epoch, counters, positions, items, lists, places, trees, clusters)
+
+
+def load_to_rebuild(tables: Tables) -> Loaded:
+    """As `load`; where derived tables contradict each other, all items are as new, and keep no names.
+
+    Raises CorruptStore where values are damaged.
+    """
+    try:
+        return load(tables)
+    except CorruptStore:
+        state = tables.json("state") or {}
+        counters = state.get("counters", {})
+        items = schema.read_items(*tables.read("items"))
+        count = len(items.ids)
+        lists = Lists(items.ids, np.full((count, 0), -1, np.int64), np.zeros((count, 0), np.int32))
+        clusters = _clusters(tables, int(counters.get("levels", 1)))
+        return Loaded(
+            int(state.get("version", 0)), int(state.get("time_ms", 0)), Epoch(*state["epoch"]), counters, {},
+            items, lists, np.zeros(count, np.int64), NO_TREES, clusters,
+        )  # fmt: skip
 
 
 def _clusters(tables: Tables, levels: int) -> Clusters:
