@@ -487,7 +487,7 @@ def test_a_large_collection_shows_its_first_content_at_once(
 ) -> None:
     """Within a second where the machine does nothing else: measured with --long."""
     fill(tmp_path / "store", 200_000)
-    limit_ms = 1000 if long else 4000
+    limit_ms = 1000 if long else 8000
     with browser.new_context(**STILL) as context, elsewhere(settings_of(tmp_path / "store")) as url:
         time.sleep(2.0)  # it has counted growth
         tab = Tab(context, url)

@@ -30,7 +30,7 @@ async function open() {
     const parameters = (route?.pattern.exec(hash) ?? []).slice(1).map((part) => part && decodeURIComponent(part));
     const show = route ? await route.load() : nowhere;
     if (mine.signal.aborted) return;
-    const root = el("div", { class: `view ${route?.view ?? "nowhere"}` });
+    const root = el("div", { class: "view", data: { view: route?.view ?? "nowhere" } });
     main.replaceChildren(root);
     show(root, parameters, mine.signal);
   } catch (error) {

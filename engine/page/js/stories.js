@@ -5,6 +5,7 @@ import { clusterLink, clusterLinks, el, svg } from "./dom.js";
 import { count, plural } from "./format.js";
 
 const KEPT = 400;
+const PAGES = 5; // read at most for that
 const WANTED = 40; // stories to begin with
 const REACH = [1, 8, 64, 512, 4096]; // versions looked back over for them
 
@@ -50,22 +51,29 @@ export async function listen() {
 // Reads the end of the log, farther back while there is little in it; returns where it stopped.
 async function begin(signal) {
   const { version, changes_from: oldest, cursor } = await get("v1/summary", signal);
-  let found = [];
+  let found = { events: [], place: cursor };
   for (const reach of REACH) {
     const first = Math.max(version - reach, oldest - 1, 0);
-    const page = await get(query("v1/changes", { after: `${first}-999999999`, kind: "clusters", limit: KEPT }), signal);
-    if (page.more && found.length) break; // so far back it is too much
-    found = page.changes;
-    if (page.more) {
-      feed.stories = [];
-      add(found);
-      return cursor; // a version with more stories than anybody reads
-    }
-    if (found.length >= WANTED || first < oldest) break;
+    const page = await read(`${first}-999999999`, signal);
+    if (page.more && reach > REACH[0]) break; // so far back there is too much
+    found = page.more ? { ...page, place: cursor } : page;
+    if (page.more || page.events.length >= WANTED || first < oldest) break;
   }
   feed.stories = [];
-  add(found);
-  return found.at(-1)?.["event-id"] ?? cursor;
+  add(found.events.slice(-KEPT));
+  return found.place;
+}
+
+// All behind a place and where that ends, unless it is more than a few pages.
+async function read(place, signal) {
+  const events = [];
+  let more = true;
+  for (let page = 0; more && page < PAGES; page++) {
+    const found = await get(query("v1/changes", { after: place, kind: "clusters", limit: KEPT }), signal);
+    events.push(...found.changes);
+    ({ cursor: place, more } = found);
+  }
+  return { events, place, more };
 }
 
 function add(events) {
