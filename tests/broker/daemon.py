@@ -90,21 +90,20 @@ class Daemon:
         """Its log."""
         return self.logged.read_text() if self.logged.exists() else ""
 
-    def is_through(self, records: int) -> bool:
-        """Whether so many records of the topic are taken, and all that came of them is published."""
+    def is_through(self) -> bool:
+        """Whether all records of the topic are taken, and all that came of them is published."""
         status = self.status()
-        return (
-            status is not None
-            and status["lag_records"] == 0
-            and self._offsets() >= records
-            and self._is_out()
-        )
+        return status is not None and self.offset() == self._topics.end(self.topic) and self._is_out()
 
-    def _offsets(self) -> int:
+    def offset(self) -> int:
+        """How many offsets of the topic are behind the store."""
         from connectors.kafka_reader import Position
 
-        with View.open(self.store) as view:
-            raw = view.positions().get("kafka")
+        try:
+            with View.open(self.store) as view:
+                raw = view.positions().get("kafka")
+        except StoreError:
+            return 0
         return sum(Position.load(raw).offsets.values()) if raw else 0
 
     def _is_out(self) -> bool:

@@ -137,7 +137,7 @@ def main() -> int:
         producer.start()
         while not stopping.is_set():
             console.look()
-            if chosen.exit and sent and daemon.is_through(sent[0]):
+            if chosen.exit and sent and daemon.is_through():
                 console.look()
                 stopping.set()
         producer.join()

@@ -107,6 +107,17 @@ class Topics:
                         found.extend(records)
             return found
 
+    def names(self) -> list[str]:
+        with contextlib.closing(self.admin()) as admin:
+            found: list[str] = admin.list_topics()
+            return found
+
+    def end(self, topic: str) -> int:
+        """How many offsets the partitions have, committed or not."""
+        with contextlib.closing(self._consumer()) as consumer:
+            parts = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            return sum(consumer.end_offsets(parts).values())
+
     def group(self, name: str) -> dict[tuple[str, int], int]:
         """What lag monitors see of a group."""
         with contextlib.closing(self.admin()) as admin:
