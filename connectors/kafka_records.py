@@ -42,7 +42,8 @@ def to_batch(
         except Unusable as problem:
             rows.rejected.append((number, str(problem)))
     chunk = to_chunk(rows, dim, _ORIGIN)
-    letters = [_dead_letter(records[reject.number], reject.reason) for reject in chunk.rejects]
+    most = bounds.dead_letter_max_bytes
+    letters = [_dead_letter(records[reject.number], reject.reason, most) for reject in chunk.rejects]
     return replace(chunk.batch, positions={}, rejected=letters), chunk.dim
 
 
@@ -98,7 +99,13 @@ def _time(record: Any, headers: dict[str, bytes | None], now_ms: int) -> int:
         raise Unusable(f"the header {TIME_HEADER} must be milliseconds since 1970, not {told!r}") from None
 
 
-def _dead_letter(record: Any, reason: str) -> DeadLetter:
+def _dead_letter(record: Any, reason: str, most: int) -> DeadLetter:
+    """With the record's bytes, unless they are more than `most`; the topic has them still."""
     origin = f"{record.topic}/{record.partition}/{record.offset}"
     headers = [(name, value or b"") for name, value in record.headers]
+    size = len(record.key or b"") + len(record.value or b"") + sum(len(n) + len(v) for n, v in headers)
+    if size > most:
+        return DeadLetter(
+            f"{reason}; its {size} bytes are left out, for {most} are allowed", origin, None, None
+        )
     return DeadLetter(reason, origin, record.key, record.value, headers)

@@ -201,6 +201,17 @@ def test_poisoned_records_are_dead_letters_and_the_rest_goes_on(topics: Topics, 
         assert (letter.key, letter.value, letter.headers) == (poison.key, poison.value, poison.headers)
 
 
+def test_a_dead_letter_beyond_the_bound_has_no_bytes(topics: Topics, reading: Open) -> None:
+    topic = topics.make(max_message_bytes=8_000_000)
+    topics.produce(topic, [Sent(b"key", bytes(3_000_000)), Sent(b"other", document(vector()))])
+    read = reading(topic, dead_letter_max_bytes=2_000_000)
+    read.take_until(lambda: read.live)
+    (letter,) = read.rejected
+    assert (letter.key, letter.value) == (None, None)
+    assert letter.reason.startswith("the value has 3000000 bytes, more than the 1048576 allowed; its 3000003")
+    assert letter.origin == f"{topic}/0/0"
+
+
 def test_reading_goes_on_behind_what_is_stored(topics: Topics, reading: Open) -> None:
     topic = topics.make(3)
     topics.produce(topic, numbered(200))

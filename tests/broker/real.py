@@ -74,9 +74,8 @@ def take(world: World, piece: list[bytes], fault: str, dice: random.Random) -> d
     sent = [Sent(key, world.vectors[key].tobytes(), [RAW]) for key in piece]
     world.topics.produce(TOPIC, sent)
     share = dice.uniform(0.05, 0.95)
-    until(
-        lambda: world.records() - before >= share * len(piece) or world.daemon.is_through(), THROUGH_S, 0.02
-    )
+    until(lambda: world.records() - before >= share * len(piece), THROUGH_S, 0.01)
+    time.sleep(dice.uniform(0.0, 0.3))
     if fault == KILL:
         world.daemon.kill()
         world.daemon.start()
@@ -108,7 +107,7 @@ class World:
             TOPIC,
             collection__name=COLLECTION,
             index__kind="exact",
-            batch__most=256,
+            batch__most=64,
         )
         stack.callback(self.daemon.kill)
         self.daemon.start()
