@@ -109,8 +109,9 @@ class Publisher:
         out = self._view.outgoing(done.place, bounds.publish_events, bounds.publish_bytes)
         if out.forgot > done.place:
             raise BrokerError(
-                f"Events behind version {done.place[0]} up to version {out.forgot[0]} were forgotten before they"
-                " were published: delete the outgoing topics and the store, and read the source into a new one."
+                f"Events behind version {done.place[0]} up to version {out.forgot[0]} were forgotten before "
+                "they were published: delete the outgoing topics and the store, and read the source into a "
+                "new one."
             )
         if out.events:
             self._sink.publish(out.events)
