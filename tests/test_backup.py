@@ -145,6 +145,18 @@ def test_a_damaged_backup_is_never_restored(path: Path, tmp_path: Path, file: st
     assert files(tmp_path) == ["copy", "store"]
 
 
+def test_a_byte_that_nobody_reads_counts_too(path: Path, tmp_path: Path) -> None:
+    """The digest is of the whole file, unused space and all."""
+    back_up(path, tmp_path / "copy")
+    file = tmp_path / "copy" / "data.mdb"
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(bytes(200), 8192) + 100] ^= 1
+    file.write_bytes(raw)
+    walk(file.parent)  # which finds nothing
+    with pytest.raises(CorruptStore, match=r"data\.mdb is not what was written; use another backup"):
+        restore(file.parent, tmp_path / "again")
+
+
 def test_a_damaged_store_is_not_backed_up(path: Path, tmp_path: Path) -> None:
     raw = bytearray((path / "data.mdb").read_bytes())
     for at in range(8192, len(raw), 997):
