@@ -450,16 +450,17 @@ def test_a_client_that_hangs_is_left_to_itself(
 ) -> None:
     topic = topics.make()
     topics.produce(topic, numbered(5))
-    hung = threading.Event()
+    hung, release = threading.Event(), threading.Event()
 
     def make(**options: Any) -> Any:
         if not hung.is_set():
             hung.set()
-            time.sleep(6)
+            release.wait(120)
         return KafkaConsumer(**options)
 
     monkeypatch.setattr("connectors.kafka_reader.KafkaConsumer", make)
-    read = reading(topic, stall_timeout_s=1.0)
-    read.take_until(lambda: len(read.live) == 5, limit_s=5.5)
-    time.sleep(2)
+    read = reading(topic, stall_timeout_s=0.5)
+    read.take_until(lambda: len(read.live) == 5)
+    release.set()
+    assert read.take(timeout_s=2.0) is None
     assert sum(len(batch.keys) for batch in read.batches) == 5

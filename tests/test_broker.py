@@ -1,0 +1,38 @@
+"""Without what a broker needs, tests with Kafka fail with a sentence; they do not skip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import broker
+from tests.broker import Given, NoBroker, open_broker
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoBroker, match="need Java 17: install it"):
+        open_broker(tmp_path / "broker")
+    (tmp_path / "java").write_text("#!/bin/sh\n")
+    (tmp_path / "java").chmod(0o755)
+    with pytest.raises(NoBroker, match="fetch a broker with Maven: install it"):
+        open_broker(tmp_path / "broker")
+    (tmp_path / "mvn").write_text("#!/bin/sh\necho '[ERROR] no route to it'\nexit 1\n")
+    (tmp_path / "mvn").chmod(0o755)
+    with pytest.raises(NoBroker, match="Maven could not fetch the broker.*no route to it"):
+        open_broker(tmp_path / "broker")
+
+
+def test_a_given_broker_is_used_and_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP", "127.0.0.1:1")
+    with pytest.raises(NoBroker, match="no broker at 127.0.0.1:1: start it, or unset KAFKA_BOOTSTRAP"):
+        open_broker(tmp_path)
+    monkeypatch.setattr(broker, "_answers", lambda bootstrap: True)
+    given = open_broker(tmp_path)
+    assert isinstance(given, Given)
+    given.stop()
+    with pytest.raises(NoBroker, match="unset KAFKA_BOOTSTRAP"):
+        given.kill()
