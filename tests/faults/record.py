@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ def parser(module: str, text: str | None, seeds: int | None = None) -> argparse.
 
 def keep(module: str, seeds: Mapping[str, Sequence[int]], out: Path | None, do: Mapping[str, Do]) -> int:
     """Does the seeds of each kind that are not in `out` yet; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleaned up
     done = {(line["kind"], line["seed"]): line["wrong"] for line in _lines(out)}
     left = [(kind, seed) for kind in seeds for seed in seeds[kind] if (kind, seed) not in done]
     if left:
