@@ -22,13 +22,13 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         open_broker(tmp_path / "broker")
     (tmp_path / "mvn").write_text("#!/bin/sh\necho '[ERROR] no route to it'\nexit 1\n")
     (tmp_path / "mvn").chmod(0o755)
-    with pytest.raises(NoBroker, match="Maven could not fetch the broker.*no route to it"):
+    with pytest.raises(NoBroker, match=r"Maven could not fetch the broker.*no route to it"):
         open_broker(tmp_path / "broker")
 
 
 def test_a_given_broker_is_used_and_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP", "127.0.0.1:1")
-    with pytest.raises(NoBroker, match="no broker at 127.0.0.1:1: start it, or unset KAFKA_BOOTSTRAP"):
+    with pytest.raises(NoBroker, match=r"no broker at 127.0.0.1:1: start it, or unset KAFKA_BOOTSTRAP"):
         open_broker(tmp_path)
     monkeypatch.setattr(broker, "_answers", lambda bootstrap: True)
     given = open_broker(tmp_path)
