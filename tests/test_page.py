@@ -26,6 +26,7 @@ from tests.conftest import ROOT, environment
 from tests.crowd import fill
 from tests.served import Api, api, settings_of, writer
 
+expect.set_options(timeout=20_000)  # a busy machine is slow
 SEED = 23
 DIM = 8
 AXE = (ROOT / "tests/vendor/axe/axe.min.js").read_text()
@@ -397,10 +398,10 @@ def test_news_appear_by_themselves_and_go_on_after_the_api_was_away(
         expect(page.locator("#notice")).to_be_visible()
         _bear(served, 2)
         with elsewhere(settings_of(path, **flags, api__port=httpx.URL(url).port)):
-            expect(page.locator("#state-words")).to_have_text("Live", timeout=20_000)
+            expect(page.locator("#state-words")).to_have_text("Live")
             _bear(served, 3)
             told = _lineage(served)
-            expect(page.locator(f".story[data-id='{told[0]}']")).to_have_count(1, timeout=20_000)
+            expect(page.locator(f".story[data-id='{told[0]}']")).to_have_count(1)
             shown = page.locator(".story").evaluate_all("all => all.map(one => one.dataset.id)")
             assert shown == told[: len(shown)]
             assert len(shown) >= min(40, len(told))
@@ -466,7 +467,7 @@ def test_before_there_is_a_store_the_page_says_what_to_do(browser: Browser, tmp_
         page = context.new_page()
         page.goto(nothing.url)
         expect(page.locator("#state-words")).to_have_text("No data yet")
-        expect(page.locator(".map-panel")).to_contain_text("Nothing here yet", timeout=20_000)
+        expect(page.locator(".map-panel")).to_contain_text("Nothing here yet")
 
 
 FIRST = {"figures": ".numbers .items dd", "map": ".disc", "feed": ".story", "cards": ".cluster-card"}

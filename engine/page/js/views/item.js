@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { clusterLink, el, failure, skeleton } from "../dom.js";
 import { count, plural, when } from "../format.js";
-import { faceOf, blank, picture } from "../faces.js";
+import { faceOf, picture } from "../faces.js";
 import { explanation } from "../explanation.js";
 
 export function item(root, [key], signal) {
@@ -29,7 +29,7 @@ export function item(root, [key], signal) {
 function head({ key, payload, time, updated }) {
   const { title, image, text, link } = faceOf(key, payload);
   return el("header", { class: "cluster-head" },
-    el("div", { class: "face" }, image ? picture(image, "", "large") : blank(title, "large")),
+    el("div", { class: "face" }, image && picture(image, "", "large")),
     el("div", {},
       el("h1", {}, title),
       title !== key && el("p", { class: "muted" }, "Key ", el("code", {}, key)),
