@@ -419,8 +419,11 @@ def compact(store: Store = None, config: Config = None, json: Json = False) -> N
 
 def main() -> None:
     """One sentence for every expected error, and its exit code."""
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, interrupt)
+    if sys.argv[1:2] == ["part"]:  # the daemon says when it ends; a terminal's Ctrl-C goes to all
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app(prog_name="shoal")
     except ShoalError as problem:
