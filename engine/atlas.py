@@ -23,7 +23,8 @@ FILL = 0.5  # of the map's area is covered by discs
 LEAST_RADIUS, LARGEST_RADIUS = 0.02, 0.45  # where the map is two wide
 GAP = 0.01  # between discs
 SPREAD = 0.5  # root mean square distance of the discs from the middle
-STEPS, EARLY_STEPS, WARM_STEPS, PUSHES = 300, 80, 40, 60
+STEPS, EARLY_STEPS, WARM_STEPS, PUSHES = 160, 50, 40, 60
+HALVINGS = 25  # of the range of widths
 EXAGGERATION = 4.0  # of likeness, in the early steps
 PERPLEXITY = 8.0  # about so many neighbours count
 KNOWN_MIN = 3  # clusters that were on the map before, to turn a new one by
@@ -146,7 +147,7 @@ def _likeness(alike: Float64) -> Float64:
     near = squares - (squares + 9.0 * np.eye(n)).min(axis=1, keepdims=True)  # the nearest at 0
     near = np.maximum(near, 0.0)
     low, high = np.full(n, 1e-4), np.full(n, 1e8)
-    for _ in range(50):
+    for _ in range(HALVINGS):
         width = np.sqrt(low * high)
         weights = np.exp(-near * width[:, None])
         np.fill_diagonal(weights, 0.0)
