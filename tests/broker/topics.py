@@ -53,7 +53,8 @@ class Topics:
     def make(self, partitions: int = 1, name: str = "", **configs: Any) -> str:
         """A new topic, of a name that no other has; `max_message_bytes=...` sets max.message.bytes."""
         name = name or f"test-{next(_numbers)}-{time.time_ns()}"
-        settings = {key.replace("_", "."): str(value) for key, value in configs.items()}
+        settings = {"retention.ms": "-1"}  # records of a test may be old
+        settings |= {key.replace("_", "."): str(value) for key, value in configs.items()}
         with contextlib.closing(self.admin()) as admin:
             admin.create_topics(
                 {name: {"num_partitions": partitions, "configs": settings}}, wait_for_metadata=True
