@@ -49,5 +49,16 @@ def is_sealed(folder: Path) -> bool:
     return True
 
 
+def is_orphaned(folder: Path) -> bool:
+    """Whether a writer ended without closing the store, and none has it open now."""
+    if not (folder / "unclean").exists():
+        return False
+    try:
+        words = (folder / "writer").read_text().split()
+        return not Path(f"/proc/{int(words[1])}").exists()
+    except (OSError, ValueError, IndexError):
+        return True
+
+
 def _check(words: str) -> str:
     return xxhash.xxh32_hexdigest(words.encode())

@@ -21,7 +21,7 @@ from typing import Any
 import lmdb
 import orjson
 
-from engine import closed, log, moment, schema
+from engine import child, closed, log, moment, schema
 from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
 from engine.moment import Moment
 from engine.tables import Tables
@@ -88,7 +88,8 @@ class View:
         name = os.fspath(path)
         if not (Path(name) / "data.mdb").is_file():
             raise NoStore(f"there is no store in {name}; name another, or make one with `shoal ingest`")
-        closed.is_sealed(Path(name))
+        if not closed.is_sealed(Path(name)) and closed.is_orphaned(Path(name)):
+            child.call("engine.walk.walk", name, "beside")  # nothing vouches for the way to its values
         files = _files(name)
         env, handles = _open(name, map_bytes)
         try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,43 @@ def test_a_flipped_bit_never_gives_a_wrong_answer(
     assert len(rest) == count
     print(f"{caught} of {count} told of")
     assert caught > count // 4
+
+
+def separators(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The keys of branch pages and where they stand; LMDB's layout, pages of 4,096 bytes."""
+    for page in range(0, len(data), 4096):
+        flags, lower = struct.unpack_from("<HH", data, page + 10)
+        if flags == 1:
+            for (node,) in struct.iter_unpack("<H", data[page + 18 : page + lower]):  # the first has no key
+                (size,) = struct.unpack_from("<H", data, page + node + 6)
+                yield page + node + 8, bytes(data[page + node + 8 : page + node + 8 + size])
+
+
+def test_a_page_that_leads_astray_is_noticed_by_readers_too(tmp_path: Path) -> None:
+    """Values have checksums, the pages above them have none; here one of these sends searches elsewhere."""
+    from engine.errors import CorruptStore
+    from engine.store import Store
+    from engine.view import View
+    from tests.worlds import Toy
+
+    toy = Toy(5)
+    with Store.open(tmp_path, {"collection": "toy", "dim": None}, free_bytes=0) as store:
+        for _ in range(6):
+            store.commit(toy.step(150))
+        store.compact()
+        names = {key for key, _ in store.rows("keys")}
+    data = bytearray((tmp_path / "data.mdb").read_bytes())
+    at = next(at for at, key in separators(data) if key in names)
+    data[at] ^= 0x10
+    (tmp_path / "data.mdb").write_bytes(data)
+    with pytest.raises(CorruptStore, match="is not what was written"):
+        View.open(tmp_path)
+    (tmp_path / "closed").unlink()
+    (tmp_path / "unclean").touch()
+    (tmp_path / "writer").write_text("process 999999999 (killed)")
+    for look in View.open, Store.open:
+        with pytest.raises(CorruptStore, match=r"is in a wrong place|out of order|is damaged"):
+            look(tmp_path)
 
 
 def judge(told: dict[str, Any], good: dict[str, Any], where: str) -> bool:
