@@ -8,6 +8,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+TIMEOUT_S = 0.1  # who does not listen must not hold up the daemon
+
 
 class Notifier:
     """For a unit of `Type=notify`. The watchdog gets its beat at most every third of its time-out."""
@@ -25,6 +27,7 @@ class Notifier:
             return
         name = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.settimeout(TIMEOUT_S)
             out.sendto("\n".join(assignments).encode(), name)
 
     def beat(self) -> None:
