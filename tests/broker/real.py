@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -161,6 +162,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, help="only so many of each file")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
     vectors = load(chosen.files)
     dice = random.Random(chosen.seed)
     faults = [KILL] * chosen.kills + [RESTART] * chosen.restarts
