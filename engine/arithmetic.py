@@ -27,11 +27,14 @@ for name, value in PINS.items():
 def fingerprint() -> str:
     """Return a short name of this process's arithmetic: equal names, equal bits.
 
-    It is the hash of a fixed small computation with everything a model uses: a matrix product,
-    a sum, exponentials, logarithms and square roots.
+    It is the hash of a fixed small computation with everything a model uses, on one thread as there: a
+    matrix product, a sum, exponentials, logarithms and square roots.
     """
     import numpy as np
     import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
     grid = np.arange(1024 * 48, dtype=np.int64)
     left = torch.from_numpy(((grid * 7919 % 2003 - 1001) / 517).astype(np.float32).reshape(1024, 48))
@@ -40,6 +43,7 @@ def fingerprint() -> str:
     )
     product = torch.addmm(right[0], left, right)
     parts = (product, torch.sigmoid(product[:, 0] / 16), product.abs().sqrt(), product.mean(1))
+    torch.set_num_threads(threads)
     digest = hashlib.sha256(torch.__version__.encode())
     for part in parts:
         digest.update(part.contiguous().numpy().tobytes())

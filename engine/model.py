@@ -337,18 +337,16 @@ def _mixture(rng: np.random.Generator, k: int, n: int = 400, d: int = 16) -> tup
 def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) -> None:
     """Do the blocks on all cores, one thread each: which thread does a block changes no bits.
 
-    The kernels between the products let go of the interpreter's lock; threads inside one small
-    product would gain less than they cost.
+    The kernels between the products let go of the interpreter's lock; threads inside one small product
+    would gain less than they cost, and on busy cores wait for each other.
     """
-    if len(parts) < 2 * WORKERS:
-        work(parts)
-        return
 
     def with_one_thread(share: Sequence[slice]) -> None:
         with torch.inference_mode():
             work(share)
 
-    list(_pool().map(with_one_thread, (parts[at::WORKERS] for at in range(WORKERS))))
+    shares = 1 if len(parts) < 2 * WORKERS else WORKERS
+    list(_pool().map(with_one_thread, (parts[at::shares] for at in range(shares))))
 
 
 @functools.cache
