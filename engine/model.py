@@ -354,6 +354,9 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS, "linkage", initializer=torch.set_num_threads, initargs=(1,))
 
 
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
+
+
 def _parts(rows: int, size: int = BLOCK) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
