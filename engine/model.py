@@ -346,6 +346,9 @@ def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) 
             work(share)
 
     shares = 1 if len(parts) < 2 * WORKERS else WORKERS
+    if shares == 1 and torch.get_num_threads() == 1:  # a question need not wait behind a batch
+        work(parts)
+        return
     list(_pool().map(with_one_thread, (parts[at::shares] for at in range(shares))))
 
 
