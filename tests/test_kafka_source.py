@@ -273,7 +273,7 @@ def test_only_committed_records_are_read_and_marks_are_passed(
     read = reading(topic)
     read.take_until(lambda: "kafka" in read.positions and read.offsets() == {"0": 6})
     assert list(read.live) == [b"yes", b"also"]
-    until(lambda: read.source.lag().total == 0, 10)
+    until(lambda: read.source.lag().total == 0, 30)
 
 
 def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open) -> None:
@@ -281,7 +281,7 @@ def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open)
     topics.produce(topic, numbered(600))
     read = reading(topic, queue_records=50)
     inbox = read.source._reader._inbox
-    until(lambda: len(inbox.records) >= 50, 10)
+    until(lambda: len(inbox.records) >= 50, 30)
     time.sleep(1.0)
     assert len(inbox.records) <= 100
     assert read.source.lag().total == 600
@@ -300,12 +300,12 @@ def test_lag_and_what_monitors_see(topics: Topics, reading: Open) -> None:
     )
     topics.produce(topic, [Sent(b"k%d" % i, document(vector()), partition=1) for i in range(9)])
     read = reading(topic)
-    until(lambda: read.source.lag().total == 10, 10)
+    until(lambda: read.source.lag().total == 10, 30)
     assert read.source.lag().records == {"0": 1, "1": 9}
     read.take_until(lambda: len(read.live) == 10)
-    until(lambda: read.source.lag().total == 0, 10)
+    until(lambda: read.source.lag().total == 0, 30)
     assert read.source.lag().oldest_unread_s == 0
-    until(lambda: topics.group("shoal-shoal").get((topic, 1)) == 9, 10)
+    until(lambda: topics.group("shoal-shoal").get((topic, 1)) == 9, 60)
 
 
 def test_topics_that_are_not_there_or_not_the_same(topics: Topics, reading: Open) -> None:
