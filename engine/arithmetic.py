@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PINS = {
     "MKL_CBWR": "AVX2,STRICT",  # one code branch in MKL's products, whatever the alignment
@@ -24,6 +26,20 @@ for name, value in PINS.items():
     os.environ.setdefault(name, value)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch works on one thread meanwhile: more of them may add in the order in which they come."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def fingerprint() -> str:
     """Return a short name of this process's arithmetic: equal names, equal bits.
 
@@ -33,9 +49,6 @@ def fingerprint() -> str:
     import numpy as np
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
     grid = np.arange(1024 * 48, dtype=np.int64)
     left = torch.from_numpy(((grid * 7919 % 2003 - 1001) / 517).astype(np.float32).reshape(1024, 48))
     right = torch.from_numpy(
@@ -43,7 +56,6 @@ def fingerprint() -> str:
     )
     product = torch.addmm(right[0], left, right)
     parts = (product, torch.sigmoid(product[:, 0] / 16), product.abs().sqrt(), product.mean(1))
-    torch.set_num_threads(threads)
     digest = hashlib.sha256(torch.__version__.encode())
     for part in parts:
         digest.update(part.contiguous().numpy().tobytes())

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from engine import scores
+from engine.arithmetic import one_thread
 from engine.errors import InputError
 from engine.graph import Ranges, message_block
 from engine.mixtures import Collection, embedded_again, generated, read_labelled, subset, view
@@ -155,6 +156,7 @@ class Trainer:
         self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw]))
         self._keep(raw)
 
+    @one_thread()
     def step(self, share: float) -> float:
         """One step of the optimizer at `share` of the whole training; returns the loss."""
         if self.steps % self.plan.fresh_every == 0:
