@@ -148,13 +148,14 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the load whose latency is measured")
     parser.add_argument("--share", type=float, default=0.5, help="of the full rate")
+    parser.add_argument("--rate", type=float, help="items/s, instead of a share")
     parser.add_argument("--index", choices=("hnsw", "exact"), default="hnsw")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rows = mixture(2 * chosen.items, chosen.dim, chosen.seed).astype("<f4")
     with world(chosen.index) as (broker, topics, daemon):
         full = fill(daemon, topics, rows[: chosen.items])
-        rate = chosen.share * full
+        rate = chosen.rate or chosen.share * full
         late = latency(daemon, topics, rows[chosen.items :], rate, chosen.seconds)
         again = restart(broker, daemon, topics, rows[chosen.items + int(rate * chosen.seconds) :], rate)
         lag = (daemon.status() or {}).get("lag_records")
