@@ -28,6 +28,7 @@ import torch  # isort: skip
 FLOOR = 2.0**-14  # of distances: the grid's step
 MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
+KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
 BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
 
 EDGE_FEATURES = (
@@ -240,6 +241,7 @@ def _edge_kernel(
     ends = np.zeros((2, 6))
     log_unit = _log_distance(mean)
     summed = np.int64(-1)
+    kept, kept_of = np.empty((KEPT, 6)), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
         i, r = sources[t], ranks[t]
         j = neighbors[i, r]
@@ -268,7 +270,11 @@ def _edge_kernel(
             _summary(dots[i], degree[i], mean, deviation, ends[0])
             summed = i
         if degree[j] > 0:
-            _summary(dots[j], degree[j], mean, deviation, ends[1])
+            slot = j % KEPT
+            if kept_of[slot] != j:
+                _summary(dots[j], degree[j], mean, deviation, kept[slot])
+                kept_of[slot] = j
+            ends[1, :] = kept[slot]
         else:
             ends[1, :3] = z
             ends[1, 3:] = log
