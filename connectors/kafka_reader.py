@@ -25,6 +25,7 @@ from engine.errors import BrokerError, ShoalError
 POLL_MS = 200
 CALL_MS = 10_000
 POLL_RECORDS = 1_000
+GATHER_S = 0.02  # records that come within it are fetched together: a fetch of one costs as much as of many
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 5.0
 MISSING_S = 3.0  # a topic that is not there for so long is missing: a starting broker may not know it yet
 _log = logging.getLogger("shoal.kafka")
@@ -192,6 +193,8 @@ class KafkaReader:
                 if found:
                     watch.moved()
                     self._put(found, turn)
+                    if len(found) < POLL_RECORDS // 2:
+                        self._ending.wait(GATHER_S)
                 self._inbox.alive = time.monotonic()
         finally:
             consumer.close(autocommit=False, timeout_ms=1_000)

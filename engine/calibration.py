@@ -19,6 +19,7 @@ LEAST_ITEMS = 16  # below, the model card's values serve
 EARLY_ITEMS = 4096  # checked at each power of two up to here, then after a quarter more or less
 DRIFT = 0.1
 LEAST_DEVIATION = 2.0**-10
+PENDING = 1024  # vectors that wait to be added up: a product of many costs little more than one of few
 
 
 class Calibration:
@@ -38,16 +39,29 @@ class Calibration:
         # Of each self-dot only the difference from 2^28, so that the sum of squares fits int64.
         self._excess = 0
         self._excess_squared = 0
+        self._pending: list[tuple[Int16, int]] = []
 
     def add(self, grid: Int16, sign: int = 1) -> None:
         """Vectors came (sign 1) or went (sign -1)."""
+        self.items += sign * len(grid)
+        self._pending.append((grid, sign))
+        if sum(len(part) for part, _ in self._pending) >= PENDING:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        for sign in (1, -1):
+            parts = [grid for grid, its_sign in self._pending if its_sign == sign and len(grid)]
+            if parts:
+                self._count(np.concatenate(parts), sign)
+        self._pending.clear()
+
+    def _count(self, grid: Int16, sign: int) -> None:
         total, gram = vectors.sum_and_gram(grid)
         self._total += sign * total
         self._gram += sign * gram
         excess = np.einsum("ij,ij->i", grid, grid, dtype=np.int64) - DOT_SCALE
         self._excess += sign * int(excess.sum())
         self._excess_squared += sign * int((excess * excess).sum())
-        self.items += sign * len(grid)
 
     def advance(self) -> bool:
         """Look whether it is time to; returns whether a new epoch began."""
@@ -76,6 +90,7 @@ class Calibration:
 
     def measure(self) -> Epoch:
         """Mean and deviation of the similarity of two different items drawn at random."""
+        self._add_up()
         count = self.items * (self.items - 1)
         squared_length = sum(int(t) ** 2 for t in self._total)
         own = self.items * DOT_SCALE + self._excess

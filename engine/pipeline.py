@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import lineage, vectors
+from engine import lineage, touched, vectors
 from engine.lineage import Atoms, Lineage
 from engine.state import State, final_of
 from engine.stopwatch import Stopwatch
@@ -199,18 +199,17 @@ def _name(
     stay = _tree_sizes(state, roots) - np.bincount(number[base.root[moved]], minlength=len(roots))
     stays = np.flatnonzero(stay)  # trees with members that did not move
     old_handles = state.handles[roots[stays]]
-    atoms = _atoms(
+    atoms = Atoms(
         np.concatenate([before[moved], before[gone], old_handles]),
         np.concatenate([number[base.root[moved]], np.full(len(gone), -1), stays]),
         np.concatenate([np.ones(len(moved) + len(gone), np.int64), stay[stays]]),
     )
     up, peaks = _ancestors(state, roots)
-    named = lineage.follow(
+    named = touched.follow(
         state.trees, state.clusters, atoms, up, peaks, version, state.next_tree, state.next_cluster
     )
-    renamed = (named.handles[stays] != old_handles) | (
-        named.paths[stays, -1] != final_of(state.trees, old_handles)
-    )
+    old_final = named.previous[len(moved) + len(gone) :]
+    renamed = (named.handles[stays] != old_handles) | (named.paths[stays, -1] != old_final)
     settled = _members(state, roots[stays[renamed]], moved)
     before[settled] = state.handles[base.root[settled]]
     seen = np.concatenate([moved, settled])
@@ -260,13 +259,6 @@ def _assignments(state: State, named: Lineage, rows: Int32, before: Int64, trees
         Assignment(state.keys[row], cluster, old, paths[tree])
         for row, cluster, old, tree in zip(*(c.tolist() for c in columns), strict=True)
     ]
-
-
-def _atoms(before: Int64, after: Int64, count: Int64) -> Atoms:
-    """Equal pairs (before, after) added up."""
-    pairs, place = np.unique(np.stack([before, after], axis=1), axis=0, return_inverse=True)
-    total = np.bincount(place.ravel(), weights=count, minlength=len(pairs)).astype(np.int64)
-    return Atoms(pairs[:, 0], pairs[:, 1], total)
 
 
 def _ancestors(state: State, roots: Int32) -> tuple[Int64, Int64]:

@@ -45,8 +45,9 @@ def test_equal_vectors_have_no_deviation() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_depends_on_the_live_items_alone(seed: int) -> None:
-    """To the bit, whatever came and went, in whatever order and parts."""
+def test_depends_on_the_live_items_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, whatever came and went, in whatever order and parts, however many were added up at once."""
+    monkeypatch.setattr("engine.calibration.PENDING", 60 * seed)
     rng = np.random.default_rng(seed)
     kept, passing = draw(seed, 200), draw(seed + 100, 150)
     wandering = Calibration(kept.shape[1], CARD)
@@ -59,6 +60,7 @@ def test_depends_on_the_live_items_alone(seed: int) -> None:
     assert np.array_equal(wandering._total, straight._total)
     assert np.array_equal(wandering._gram, straight._gram)
     wandering.add(kept, sign=-1)
+    wandering._add_up()
     assert wandering.items == wandering._excess == wandering._excess_squared == 0
     assert not wandering._total.any()
     assert not wandering._gram.any()

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import touched
 from engine.lineage import NO_CLUSTERS, NO_TREES, Atoms, Lineage, distinct, follow
 from engine.types import Clusters, Trees
 
@@ -53,6 +54,7 @@ class World:
             self.next_tree,
             self.next_cluster,
         )
+        self._check_touched(found, Atoms(*columns), up, peaks)
         overlaps = {t: {b: n for (b, a), n in count.items() if a == t and b} for t in range(len(numbers))}
         named = slow_match(overlaps, numbers)
         assert {t: h for t, h in enumerate(found.handles.tolist()) if h < self.next_tree} == named
@@ -65,6 +67,37 @@ class World:
         self.next_tree, self.next_cluster = found.next_tree, found.next_cluster
         assert self.next_cluster == self.next_slow
         return found
+
+    def _check_touched(self, found: Lineage, atoms: Atoms, up: np.ndarray, peaks: np.ndarray) -> None:
+        """What looks at the touched clusters alone finds the same; equal atoms need not be added up."""
+        big = atoms.count > 1
+        before, after = (np.concatenate([name, name[big]]) for name in (atoms.before, atoms.after))
+        count = np.concatenate([np.where(big, atoms.count - 1, atoms.count), np.ones(big.sum(), np.int64)])
+        part = touched.follow(
+            self.trees,
+            self.clusters,
+            Atoms(before, after, count),
+            up,
+            peaks,
+            self.version,
+            self.next_tree,
+            self.next_cluster,
+        )
+        assert all(
+            np.array_equal(getattr(getattr(part, table), name), getattr(getattr(found, table), name))
+            for table, kind in (("trees", Trees), ("clusters", Clusters))
+            for name in kind.__slots__
+        )
+        assert np.array_equal(part.handles, found.handles) and np.array_equal(part.paths, found.paths)
+        whole = len(atoms.before)
+        assert np.array_equal(part.previous[:whole], found.previous)
+        assert np.array_equal(part.current[:whole], found.current)
+        assert part.changed_trees == found.changed_trees
+        assert sorted(part.changed_clusters, key=lambda c: (c.ended, c.id)) == sorted(
+            found.changed_clusters, key=lambda c: (c.ended, c.id)
+        )
+        assert part.events == found.events
+        assert (part.next_tree, part.next_cluster) == (found.next_tree, found.next_cluster)
 
     def slow_ids(self, partition: Partition) -> list[dict[int, int]]:
         """Sets of items, matched one pair at a time."""
