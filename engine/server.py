@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine import precedence
 from engine.api import make_app
 from engine.config import ApiSettings, Settings
 from engine.gate import Keys, read_keys
@@ -29,7 +30,9 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     service = Service(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn stops, then raises it again: that is no error
-    server_of(service, keys).run(sockets=[listening])
+    server = server_of(service, keys)
+    precedence.keep_for_good()
+    server.run(sockets=[listening])
     if service.failure:
         raise service.failure  # a mistake of ours: the process ends, and is started again
 

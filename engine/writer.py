@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from engine import logs
+from engine import logs, precedence
 from engine.config import BatchSettings, Settings
 from engine.control import Body, Handler, Listener
 from engine.engine import Engine
@@ -34,6 +34,7 @@ POLL_S = 0.05  # the longest wait for a record: what runs between batches waits 
 CHORES_S = 1.0  # between two rounds of chores
 TOLD_S = 1.0  # between two lines of the log on batches
 READERS_S = 60.0  # between two looks for readers that died
+ANSWERING = ("control", "caller", "prober")  # threads that need not wait behind a batch
 SWITCH_S = 0.0005  # a thread that wants the interpreter gets it after so long
 
 T = TypeVar("T")
@@ -263,6 +264,8 @@ def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend
             with writer.listen():
                 log.info("ready", store=str(settings.store.path), source=source.name, items=len(engine),
                          version=engine.version, seconds=round(time.monotonic() - start, 3))  # fmt: skip
+                precedence.keep_for_good()
+                precedence.give_way_to(ANSWERING)
                 writer.run()
                 writer.close()
         finally:
