@@ -352,9 +352,15 @@ def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) 
     list(_pool().map(with_one_thread, (parts[at::shares] for at in range(shares))))
 
 
+def use_one_thread() -> None:
+    """Torch works on one thread in this thread from now on."""
+    torch.get_num_threads()  # in a new thread the first call takes over what another thread set last
+    torch.set_num_threads(1)
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, "linkage", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(WORKERS, "linkage", initializer=use_one_thread)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork

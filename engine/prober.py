@@ -13,9 +13,9 @@ from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from engine.errors import WriterAway, WriterBusy
+from engine.model import use_one_thread
 from engine.probe import Answer
 from engine.types import Int16
 
@@ -68,7 +68,7 @@ class Prober:
         self._thread.join()
 
     def _work(self) -> None:
-        torch.set_num_threads(1)  # of this thread
+        use_one_thread()
         while questions := self._next():
             questions = [one for one in questions if one.answer.set_running_or_notify_cancel()]
             if questions:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engine import pipeline
 from engine.config import Settings
@@ -233,6 +234,24 @@ def test_questions_that_wait_are_answered_together() -> None:
         prober.ask(np.array([[-1, 0]], np.int16), 10)
     assert prober.ask(grids[0], 10)
     prober.close()
+
+
+def test_the_model_answers_on_one_thread_whatever_others_chose() -> None:
+    threads: list[int] = []
+
+    def probe(grid: Int16) -> tuple[int, list[Answer]]:
+        threads.append(torch.get_num_threads())
+        return 1, [NEW]
+
+    before = torch.get_num_threads()
+    prober = Prober(probe, together=4, waiting_max=4)
+    try:
+        torch.set_num_threads(2)  # as a thread does that names its arithmetic
+        prober.ask(np.ones((1, 2), np.int16), 10)
+    finally:
+        torch.set_num_threads(before)
+        prober.close()
+    assert threads == [1]
 
 
 def test_questions_are_bounded_in_number_and_time() -> None:
