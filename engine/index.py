@@ -23,7 +23,7 @@ from engine.vectors import DOT_SCALE, dot
 
 _BLOCK_CELLS = 1 << 24  # float32 similarities held at once: 64 MiB
 _NO_ROW = np.int32(-1)
-_SLICE, _SLICE_BUSY = 512, 16  # rows inserted at once; while there are questions, some milliseconds' worth
+_SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; while there are questions, some milliseconds' worth
 NEVER = np.iinfo(np.int32).max  # a bound that no dot reaches
 ALWAYS = np.iinfo(np.int32).min  # a bound that every dot reaches
 
