@@ -43,14 +43,17 @@ class Calibration:
 
     def add(self, grid: Int16, sign: int = 1) -> None:
         """Vectors came (sign 1) or went (sign -1)."""
+        if not len(grid):
+            return
         self.items += sign * len(grid)
         self._pending.append((grid, sign))
         if sum(len(part) for part, _ in self._pending) >= PENDING:
-            self._add_up()
+            self.add_up()
 
-    def _add_up(self) -> None:
+    def add_up(self) -> None:
+        """Bring the sums up to what has come and gone."""
         for sign in (1, -1):
-            parts = [grid for grid, its_sign in self._pending if its_sign == sign and len(grid)]
+            parts = [grid for grid, its_sign in self._pending if its_sign == sign]
             if parts:
                 self._count(np.concatenate(parts), sign)
         self._pending.clear()
@@ -90,7 +93,7 @@ class Calibration:
 
     def measure(self) -> Epoch:
         """Mean and deviation of the similarity of two different items drawn at random."""
-        self._add_up()
+        self.add_up()
         count = self.items * (self.items - 1)
         squared_length = sum(int(t) ** 2 for t in self._total)
         own = self.items * DOT_SCALE + self._excess

@@ -102,6 +102,8 @@ def check_calibration(state: State, other: State) -> None:
     """The running sums are a function of the live items."""
     mine, theirs = state.calibration, other.calibration
     assert mine.items == theirs.items == state.hierarchy.base.nodes.live
+    for calibration in (mine, theirs):
+        calibration.add_up()
     assert np.array_equal(mine._total, theirs._total)
     assert np.array_equal(mine._gram, theirs._gram)
     assert (mine._excess, mine._excess_squared) == (theirs._excess, theirs._excess_squared)

@@ -60,7 +60,7 @@ def test_depends_on_the_live_items_alone(seed: int, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(wandering._total, straight._total)
     assert np.array_equal(wandering._gram, straight._gram)
     wandering.add(kept, sign=-1)
-    wandering._add_up()
+    wandering.add_up()
     assert wandering.items == wandering._excess == wandering._excess_squared == 0
     assert not wandering._total.any()
     assert not wandering._gram.any()
