@@ -7,6 +7,7 @@ kept alive. A request's time counts from when it was due, so that one that waits
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
@@ -82,24 +83,49 @@ def measure(port: int, rows: Any, chosen: Any) -> dict[str, Any]:
     }
 
 
+class Served:
+    """`shoal serve` with the HTTP source on a store in `folder`, as often as it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self._config = folder / "shoal.toml"
+        self._config.write_text(SETTINGS.format(store=folder / "store", port=self.port))
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> tuple[float, float]:
+        """Seconds until the API answered, and until all was ready."""
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "engine", "serve", "-c", str(self._config)]
+        self._daemon = subprocess.Popen(command, start_new_session=True)
+        _wait(self.port, "/livez", self._daemon)
+        answered_s = time.monotonic() - begun
+        _wait(self.port, "/readyz", self._daemon)
+        return answered_s, time.monotonic() - begun
+
+    def end(self, number: int) -> None:
+        """SIGTERM, to which it stops; or SIGKILL, to all its processes at once."""
+        daemon = self._daemon
+        if daemon is None:
+            return
+        if number == signal.SIGKILL:
+            os.killpg(daemon.pid, number)
+        else:
+            daemon.send_signal(number)
+        daemon.wait(60)
+        self._daemon = None
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[int, float]]:
     """The daemon: its port, and the seconds until the API answered."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = folder / "shoal.toml"
-    config.write_text(SETTINGS.format(store=folder / "store", port=port))
-    start = time.monotonic()
-    daemon = subprocess.Popen([sys.executable, "-m", "engine", "serve", "-c", str(config)])
+    served = Served(folder)
     try:
-        _wait(port, "/livez", daemon)
-        answered_s = time.monotonic() - start
-        _wait(port, "/readyz", daemon)
-        yield port, answered_s
+        answered_s, _ = served.start()
+        yield served.port, answered_s
     finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(60)
+        served.end(signal.SIGTERM)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ so that every record is new.
 
 from __future__ import annotations
 
+import contextlib
+import http
 import http.client
 import os
 import sys
@@ -33,9 +35,13 @@ def main() -> None:
             for n, row in enumerate(part)
         )
         connection.request("POST", "/v1/items", body, {"content-type": "application/x-ndjson"})
-        taken += orjson.loads(connection.getresponse().read())["written"]
+        answer = connection.getresponse()
+        if answer.status != http.HTTPStatus.OK:  # it is stopping
+            return
+        taken += orjson.loads(answer.read())["written"]
         print(taken, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(OSError, http.client.HTTPException):  # it is gone
+        main()
