@@ -111,6 +111,11 @@ class SourceSettings(_Section):
             raise ValueError("a store has one source at a time: http = true, or [source.kafka]")
         return self
 
+    @property
+    def publishes(self) -> bool:
+        """Whether events leave the store."""
+        return self.kafka is not None and self.kafka.publish
+
 
 class BatchSettings(_Section):
     """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the bounds below."""

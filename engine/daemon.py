@@ -219,7 +219,7 @@ def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
         api_part(listening),
         Part(WRITER, stop_s=settings.bounds.stop_timeout_s + 2.0),
     ]
-    if settings.source.kafka and settings.source.kafka.publish:
+    if settings.source.publishes:
         parts.append(Part(PUBLISHER, stop_s=settings.bounds.stop_timeout_s))
     return parts
 

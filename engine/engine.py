@@ -73,6 +73,8 @@ class Engine:
             events_max_age_ms=int(settings.retention.events_max_age_s * 1000),
         )
         try:
+            if settings.source.publishes:
+                store.keep_from = 0  # until the publisher tells what is out
             engine = cls(settings, store, model, clock)
             engine._restore()
         except BaseException:

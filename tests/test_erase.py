@@ -18,10 +18,11 @@ from engine.check import check
 from engine.config import Settings
 from engine.engine import Engine
 from engine.erase import erase
-from engine.errors import StoreError, StoreFull
+from engine.errors import StoreError, StoreFull, WriterAway
 from engine.model import LinkageModel, random_model
 from engine.types import Batch, DeadLetter
 from engine.vectors import quantize
+from engine.view import View
 from tests.conftest import ROOT, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,3 +227,21 @@ def test_the_command_says_what_remains_elsewhere(shoal: Run, tmp_path: Path) -> 
     done = shoal("compact", "--json")
     assert orjson.loads(done.stdout)["after"] > 0
     assert shoal("erase", "x", "--store", "nowhere").returncode == 5
+
+
+def test_what_is_published_is_erased_by_the_daemon_alone(shoal: Run, tmp_path: Path) -> None:
+    """Without one, nothing of the log is forgotten either: it may not be out yet."""
+    kafka = {
+        "SHOAL_SOURCE__KAFKA__BOOTSTRAP": "localhost:1",
+        "SHOAL_SOURCE__KAFKA__TOPIC": "items",
+        "SHOAL_RETENTION__EVENTS_MAX_AGE_S": "0.001",
+    }
+    np.savez(tmp_path / "in.npz", emb=draw(0, 60), keys=[SECRET, *(f"k{i}" for i in range(59))])
+    taken = shoal("ingest", "in.npz", "--index", "exact", env={**kafka, "SHOAL_BATCH__SIZE": "20"})
+    assert taken.returncode == 0, taken.stderr
+    with View.open(tmp_path / "shoal-store") as view:
+        assert {place[0] for place, _ in view.outgoing((0, 0), 1000, 1 << 20).events} == {1, 2, 3}
+    done = shoal("erase", SECRET, env=kafka)
+    assert done.returncode == WriterAway.exit_code
+    assert "start `shoal serve`" in done.stderr
+    assert shoal("query", SECRET).returncode == 0

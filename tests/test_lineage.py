@@ -88,7 +88,8 @@ class World:
             for table, kind in (("trees", Trees), ("clusters", Clusters))
             for name in kind.__slots__
         )
-        assert np.array_equal(part.handles, found.handles) and np.array_equal(part.paths, found.paths)
+        assert np.array_equal(part.handles, found.handles)
+        assert np.array_equal(part.paths, found.paths)
         whole = len(atoms.before)
         assert np.array_equal(part.previous[:whole], found.previous)
         assert np.array_equal(part.current[:whole], found.current)

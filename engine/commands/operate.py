@@ -107,6 +107,11 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
         from engine.engine import Engine
         from engine.erase import erase
 
+        if settings.source.publishes:
+            raise WriterAway(
+                "the deletion has to be published before the log forgets the item, and only the daemon does "
+                "that: start `shoal serve`, then run this again"
+            )
         with Engine.open(settings) as engine:
             return asdict(erase(engine, key))
 
