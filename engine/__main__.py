@@ -77,6 +77,10 @@ def demo(
     model: Model = None,
     batch: BatchSize = None,
     seed: Seed = 0,
+    rate: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Digits a second. Default: 60; with --exit all at once."),
+    ] = None,
 ) -> None:
     """Stream handwritten digits through it all, and watch, here and on the page that it serves."""
     from connectors.memory import MemorySource, Record
@@ -92,7 +96,7 @@ def demo(
         ]
         return MemorySource(f"digits:{seed}", records, size, chosen.bounds)
 
-    run(chosen, make_source, store, seed, exit_, json)
+    run(chosen, make_source, store, seed, rate, exit_, json)
 
 
 @app.command()

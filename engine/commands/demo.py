@@ -28,6 +28,8 @@ from engine.types import Applied, Batch
 if TYPE_CHECKING:
     from engine.writer import Writer
 
+RATE = 60  # digits a second while there is a page to watch: half a minute in all
+REST_S = 0.05
 BATCH = 64  # items; small, for there is something to see after each
 CELL = 13  # columns a cluster takes
 SHADES = " .:-=+*#%@"
@@ -38,10 +40,14 @@ def run(
     make_source: Callable[[Digits, int], Source],
     store: Path | None,
     seed: int,
+    rate: int | None,
     exit_at_end: bool,
     as_json: bool,
 ) -> None:
-    """Stream and show. `make_source(digits, batch size)`; without a `store` there is a temporary one."""
+    """Stream and show. `make_source(digits, batch size)`; without a `store` there is a temporary one.
+
+    `rate`: digits a second, by default so that whoever opens the page sees it grow.
+    """
     console = Console(stderr=as_json, highlight=False)
     logs.configure("demo", logging.WARNING)
     with _store(store) as path, Stop() as stop, ExitStack() as open_:
@@ -53,9 +59,17 @@ def run(
         with _writing(settings, answering=page is not None) as writer:
             wall = _Wall(console)
             demo = Demo(writer.engine, digits, wall.places)
+            rate = rate or (RATE if page else None)
+            begun, taken = time.monotonic(), 0
 
             def take(batch: Batch) -> Applied:
+                nonlocal taken
+                due = begun + taken / rate if rate else 0.0
+                taken += len(batch.keys)
                 writer.rest()
+                while time.monotonic() < due and not stop.asked:
+                    time.sleep(REST_S)
+                    writer.rest()
                 return writer.take(batch)
 
             with wall:
@@ -113,7 +127,7 @@ class _Page:
         while not stop.asked:
             self._child.look()
             writer.rest()
-            time.sleep(0.05)
+            time.sleep(REST_S)
 
 
 @contextmanager
