@@ -93,8 +93,6 @@ class Writer:
         self._chores_at = self._readers_at = 0.0
         self._told, self._told_at = (0, 0), 0.0
         self.extend(Extension(source.handlers))
-        if settings.source.kafka and settings.source.kafka.publish:
-            engine.store.keep_from = 0  # until the publisher tells what is out
 
     def extend(self, extension: Extension) -> None:
         """Before `listen`."""
