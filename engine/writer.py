@@ -92,6 +92,7 @@ class Writer:
         self._started_ms, self._progress = int(time.time() * 1000), time.monotonic()
         self._chores_at = self._readers_at = 0.0
         self._told, self._told_at = (0, 0), 0.0
+        self._batch_s = 0.0
         self.extend(Extension(source.handlers))
 
     def extend(self, extension: Extension) -> None:
@@ -128,7 +129,7 @@ class Writer:
         """A batch, durable when this returns."""
         start = time.perf_counter()
         applied = self.engine.apply(batch)
-        seconds = time.perf_counter() - start
+        self._batch_s = seconds = time.perf_counter() - start
         self.metrics.committed(applied, seconds)
         self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
         self._tell()
@@ -203,7 +204,9 @@ class Writer:
         self.log.error("a handler failed", op=op, exc_info=problem)
 
     def _status(self, body: Body, vectors: Float32 | None) -> Body:
-        """How the loop does. `stalled_s`: since it last came round; a batch at work counts."""
+        """How the loop does. `stalled_s`: since it last came round; a batch at work counts. `batch_s`: the
+        last batch took, until it was durable.
+        """
         lag = self.source.lag()
         state = "stopping" if self.stopping.is_set() else "paused" if self._paused else "running"
         return {
@@ -219,6 +222,7 @@ class Writer:
             "lag_records": lag.total,
             "oldest_unread_s": lag.oldest_unread_s,
             "stalled_s": time.monotonic() - self._progress,
+            "batch_s": self._batch_s,
         }
 
     def _assign(self, body: Body, vectors: Float32 | None) -> Body:

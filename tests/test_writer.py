@@ -129,6 +129,7 @@ def test_batches_go_through_and_are_counted(tmp_path: Path, weights: LinkageMode
         }
         assert (status["lag_records"], status["oldest_unread_s"]) == (2, 1.5)
         assert status["stalled_s"] < 5
+        assert 0 < status["batch_s"] < 60
         lines = control.call("metrics")["text"].splitlines()
         assert {
             'shoal_records_total{outcome="inserted"} 40.0',

@@ -39,7 +39,8 @@ function numbers(signal) {
   const pace = chart(56, signal, { label: "Items a second over the last three minutes", format: rate });
   const list = el("dl", { class: "numbers" },
     number("items", "Items"), number("clusters", "Clusters"), number("levels", "Levels"),
-    number("version", "Version"), number("latest", "Latest change"), number("lag", "Waiting to be read"));
+    number("version", "Version"), number("latest", "Latest change"), number("lag", "Waiting to be read"),
+    number("latency", "A batch takes"));
   fields.rate = el("b", {}, "–");
   onPulse(({ summary, rate: now, times, rates }) => {
     if (!summary) return;
@@ -49,6 +50,7 @@ function numbers(signal) {
     write(fields.version, count(summary.version));
     write(fields.latest, summary.version ? ago((Date.now() - summary.time) / 1000) : "–");
     write(fields.lag, lagOf(summary.writer));
+    write(fields.latency, summary.writer?.batch_s ? duration(summary.writer.batch_s) : "–");
     write(fields.rate, rate(now));
     pace.show(times, rates);
   }, signal);
