@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -405,6 +406,12 @@ def test_news_appear_by_themselves_and_go_on_after_the_api_was_away(
             shown = page.locator(".story").evaluate_all("all => all.map(one => one.dataset.id)")
             assert shown == told[: len(shown)]
             assert len(shown) >= min(40, len(told))
+
+
+def test_the_first_view_says_how_long_a_batch_takes(tab: Tab, served: Api) -> None:
+    page = tab.open("#/")
+    _bear(served, 4)
+    expect(page.locator(".numbers .latency dd")).to_have_text(re.compile(r"^\d+ (ms|s)$"))
 
 
 def _bear(served: Api, number: int) -> None:
