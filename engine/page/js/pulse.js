@@ -41,7 +41,7 @@ async function look() {
     measure(pulse.summary);
   } catch (error) {
     pulse.problem = error;
-    pulse.connection = error.status === 503 ? "empty" : "lost";
+    pulse.connection = error.rest?.type?.endsWith("not-ready") ? "empty" : "lost"; // not: busy
     samples = [];
     pulse.rate = null;
   }
