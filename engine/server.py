@@ -28,9 +28,9 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     keys = read_keys(settings.api)
     sys.setswitchinterval(SWITCH_S)
     service = Service(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn stops, then raises it again: that is no error
     server = server_of(service, keys)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until here they end the process by themselves
+        signal.signal(number, server.handle_exit)  # uvicorn raises them again at its end: that is no error
     precedence.keep_for_good()
     server.run(sockets=[listening])
     if service.failure:
