@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from engine import documents
 from engine.config import BoundsSettings
 
 Array = NDArray[Any]
@@ -81,8 +82,8 @@ def checked_payload(document: Any, bounds: BoundsSettings) -> bytes:
     if document is None or document == {}:
         return b""
     try:
-        payload = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    except (TypeError, orjson.JSONEncodeError) as problem:
+        payload = documents.dump(document)
+    except TypeError as problem:
         raise Unusable(f"the payload is not JSON: {problem}") from None
     if len(payload) > bounds.payload_max_bytes:
         raise Unusable(

@@ -13,6 +13,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from engine import documents
 from engine.problems import Problem
 from engine.types import Float32
 
@@ -57,6 +58,8 @@ def fields(model: type[BaseModel], found: Any) -> dict[str, Any]:
     """A JSON object as the model wants it; its vectors are as they came, for `matrix`. Raises Problem."""
     if not isinstance(found, dict):
         raise Problem("invalid", f"The body must be a JSON object, not {type(found).__name__}.")
+    if reason := documents.fault(found.get("payload")):
+        raise Problem("invalid", f"payload: {reason}.")
     vectors = {name: found[name] for name in _STAND_INS if name in found}
     try:
         known = model.model_validate({**found, **{name: _STAND_INS[name] for name in vectors}})

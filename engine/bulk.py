@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from fastapi import Request
 
-from engine import bodies
+from engine import bodies, documents
 from engine.errors import WriterAway, WriterBusy
 from engine.problems import Problem
 from engine.service import Body, Service
@@ -76,6 +76,9 @@ class Piece:
         key, time = record.get("key"), record.get("time")
         if not isinstance(key, str):
             return "the field key is missing, or is not a string"
+        for name in "payload", "time":
+            if fault := documents.fault(record.get(name)):
+                return f"the {name} is not JSON: {fault}"
         if record.get("delete") is True:
             self._add(key, -1, None, time)
             return None
