@@ -370,7 +370,13 @@ class PutRequest(BaseModel):
     )
     embedding: list[float] = Field(min_length=1, max_length=16_384)
     payload: Any = Field(None, description="A JSON document that comes back with the item.")
-    time: int | None = Field(None, description="Event time in milliseconds since 1970; null: now.")
+    time: int | None = Field(
+        None,
+        strict=True,
+        gt=-(2**62),
+        lt=2**62,
+        description="Event time in milliseconds since 1970; null: now.",
+    )
 
 
 class Written(Stamped):

@@ -41,3 +41,10 @@ def test_a_deep_payload_is_kept_as_it_is() -> None:
     assert checked_payload(nested(245), BoundsSettings()) == deep(245)
     given = bodies.fields(PutRequest, {"embedding": [1.0], "payload": nested(245)})
     assert given["payload"] == nested(245)
+
+
+@pytest.mark.parametrize("value", ["99999999999999999999", "5", True, 5.5, 2**62, 1e30])
+def test_a_time_is_a_number_of_milliseconds(value: object) -> None:
+    with pytest.raises(Problem, match="time: "):
+        bodies.fields(PutRequest, {"embedding": [1.0], "time": value})
+    assert bodies.fields(PutRequest, {"embedding": [1.0], "time": -5})["time"] == -5
