@@ -12,30 +12,34 @@ import numpy as np
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from engine import documents
+from engine.config import MAX_DIM
 from engine.problems import Problem
 from engine.types import Float32
 
 LEAST_BYTES_PER_S = 1024  # slower is too slow
-MAX_DIM = 16_384
 _STAND_INS = {"embedding": [0.0], "embeddings": [[0.0]]}  # many numbers are checked faster by numpy
 
 
 async def chunks(request: Request, limit: int, patience_s: float) -> AsyncIterator[bytes]:
-    """A body of at most `limit` bytes as it comes. Raises Problem: too large, too slow."""
+    """A body of at most `limit` bytes as it comes. Raises Problem: too large, too slow, ends early."""
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
-    got, start, stream = 0, time.monotonic(), aiter(request.stream())
+    got, waited, stream = 0, 0.0, aiter(request.stream())  # not what the taker of a chunk needs for it
     while True:
-        left = start + patience_s + got / LEAST_BYTES_PER_S - time.monotonic()
+        start, left = time.monotonic(), patience_s + got / LEAST_BYTES_PER_S - waited
         try:
             chunk = await asyncio.wait_for(anext(stream), min(left, patience_s))
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError:
             raise Problem("too-slow", f"The body came too slowly ({got} bytes so far).") from None
+        except ClientDisconnect:  # nobody reads this, but it is counted and logged as what it is
+            raise Problem("bad-request", f"The client left in mid-body ({got} bytes so far).") from None
+        waited += time.monotonic() - start
         got += len(chunk)
         if got > limit:
             raise _too_large(limit)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 import pytest
+from fastapi import Request
 
 from connectors.records import Unusable, checked_payload
 from engine import bodies
@@ -48,3 +50,36 @@ def test_a_time_is_a_number_of_milliseconds(value: object) -> None:
     with pytest.raises(Problem, match="time: "):
         bodies.fields(PutRequest, {"embedding": [1.0], "time": value})
     assert bodies.fields(PutRequest, {"embedding": [1.0], "time": -5})["time"] == -5
+
+
+def request_of(*pieces: bytes, ends: str = "http.request", pause_s: float = 0.0) -> Request:
+    """A body that comes in these pieces, and then ends so."""
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": ends})
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause_s)
+        return messages.pop(0)
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+async def sizes(request: Request, patience_s: float, busy_s: float = 0.0) -> list[int]:
+    """Of the chunks, each worked on for a while."""
+    found = []
+    async for chunk in bodies.chunks(request, 10**6, patience_s):
+        found.append(len(chunk))
+        await asyncio.sleep(busy_s)
+    return [size for size in found if size]
+
+
+def test_a_client_that_leaves_is_no_mistake_of_ours() -> None:
+    with pytest.raises(Problem, match="left") as caught:
+        asyncio.run(sizes(request_of(b"a", ends="http.disconnect"), 1.0))
+    assert caught.value.kind.status == 400
+
+
+def test_only_the_clients_own_time_counts() -> None:
+    assert asyncio.run(sizes(request_of(b"a", b"b", b"c"), 0.2, busy_s=0.15)) == [1, 1, 1]
+    with pytest.raises(Problem, match="too slowly"):
+        asyncio.run(sizes(request_of(b"a", b"b", b"c", pause_s=0.15), 0.2))
