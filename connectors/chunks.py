@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from connectors.records import Array, Rows
+from engine.config import MAX_DIM
 from engine.types import Batch, Int16
 from engine.vectors import quantize
 
@@ -84,10 +85,10 @@ def _on_grid(
     """Valid vectors on the grid, which rows they are, the reasons of the others, and the dimension."""
     lengths = np.fromiter(map(len, vectors), np.int64, len(vectors))
     if dim is None:
-        dim = next((len(v) for v in vectors if len(v) and not quantize([v])[1]), None)
+        dim = next((len(v) for v in vectors if 1 <= len(v) <= MAX_DIM and not quantize([v])[1]), None)
     fits = np.flatnonzero(lengths == dim)
     wrong = {
-        int(i): f"the embedding has {lengths[i]} dimensions, not the {dim or 'one or more'} expected"
+        int(i): f"the embedding has {lengths[i]} dimensions, not the {dim or f'1 to {MAX_DIM}'} expected"
         for i in np.flatnonzero(lengths != dim)
     }
     if not len(fits):

@@ -31,6 +31,7 @@ else:
 ENV_PREFIX = "SHOAL_"
 ENV_DELIMITER = "__"
 LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
+MAX_DIM = 16_384
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
 
@@ -45,7 +46,7 @@ class CollectionSettings(_Section):
     """What is clustered."""
 
     name: str = Field("shoal", min_length=1, max_length=200)
-    dim: int | None = Field(None, ge=1, le=16_384)  # None: the first valid vector's
+    dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: the first valid vector's
 
 
 class StoreSettings(_Section):

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from engine import arithmetic, derived, explain, pipeline, probe, retention, snapshot, vectors
 from engine.columns import Nodes
 from engine.compaction import Compacted
-from engine.config import Settings
+from engine.config import MAX_DIM, Settings
 from engine.errors import CorruptStore, InputError, NotFound, StoreError
 from engine.hierarchy import Shape
 from engine.index import ExactIndex, HnswIndex
@@ -269,6 +269,8 @@ class Engine:
             raise InputError(f"embeddings must have the shape ({rows}, d), not {matrix.shape}")
         if self.dim is not None and matrix.shape[1] != self.dim:
             raise InputError(_wrong_dimension(matrix.shape[1], self.dim))
+        if matrix.shape[1] > MAX_DIM:
+            raise InputError(f"embeddings must have 1 to {MAX_DIM} dimensions, not {matrix.shape[1]}")
         return matrix
 
     def _shape(self, dim: int) -> Shape:

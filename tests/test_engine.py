@@ -299,6 +299,13 @@ def test_other_settings_are_refused(opened: Open) -> None:
     assert len(opened()) == 20
 
 
+def test_a_dimension_beyond_the_bound_is_never_begun_with(opened: Open) -> None:
+    engine = opened()
+    with pytest.raises(InputError, match="1 to 16384 dimensions, not 16385"):
+        engine.upsert(["a"], np.ones((1, 16_385)))
+    assert engine.upsert(names(5), draw(1, 5)).inserted == 5
+
+
 def test_a_commit_that_fails_leaves_what_was(opened: Open, tmp_path: Path, weights: LinkageModel) -> None:
     engine = opened()
     engine.upsert(names(20), draw(18, 20))

@@ -358,3 +358,13 @@ def test_a_truncated_line_file_loses_only_its_last_line(tmp_path: Path) -> None:
     assert len(batch.keys) == 4
     assert len(rejects) == 1
     assert rejects[0].startswith("line 5: broken JSON")
+
+
+def test_a_vector_beyond_the_bound_does_not_fix_the_dimension(tmp_path: Path) -> None:
+    long = {"key": "long", "embedding": [1] * 16_385}
+    batch, rejects = single(lines(tmp_path / "in.jsonl", long, {"key": "a", "embedding": [1, 2]}))
+    assert (batch.keys, batch.vectors.shape) == ([b"a"], (1, 2))
+    assert rejects == ["line 1: the embedding has 16385 dimensions, not the 2 expected"]
+    batch, rejects = single(lines(tmp_path / "in.jsonl", long))
+    assert not batch.keys
+    assert rejects == ["line 1: the embedding has 16385 dimensions, not the 1 to 16384 expected"]
