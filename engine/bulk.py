@@ -12,8 +12,8 @@ import orjson
 from fastapi import Request
 
 from engine import bodies, documents
-from engine.errors import WriterAway, WriterBusy
-from engine.problems import Problem
+from engine.errors import ShoalError
+from engine.problems import Problem, of_error
 from engine.service import Body, Service
 from engine.types import Float32
 
@@ -132,9 +132,10 @@ async def take(service: Service, request: Request) -> Body:
     try:
         async for piece in _pieces(service, request):
             await _submit(service, piece, taken)
-    except (WriterAway, WriterBusy) as error:
-        kind = "writer-away" if isinstance(error, WriterAway) else "writer-busy"
-        raise Problem(kind, f"{error}", lines=taken.lines, version=taken.version) from None
+    except (Problem, ShoalError) as error:
+        problem = of_error(error) if isinstance(error, ShoalError) else error
+        problem.extra |= {"lines": taken.lines, "version": taken.version}
+        raise problem from None
     return {"collection": view.collection, **asdict(taken)}
 
 

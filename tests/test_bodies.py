@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 import pytest
 from fastapi import Request
 
 from connectors.records import Unusable, checked_payload
-from engine import bodies
+from engine import bodies, bulk
 from engine.answers import PutRequest
 from engine.bulk import Piece
-from engine.config import BoundsSettings
+from engine.config import BoundsSettings, load
+from engine.errors import ShoalError, StoreFull, WriterBusy
 from engine.problems import Problem
+from engine.service import Service
+
+NDJSON = "application/x-ndjson"
 
 
 def nested(levels: int) -> Any:
@@ -52,7 +57,7 @@ def test_a_time_is_a_number_of_milliseconds(value: object) -> None:
     assert bodies.fields(PutRequest, {"embedding": [1.0], "time": -5})["time"] == -5
 
 
-def request_of(*pieces: bytes, ends: str = "http.request", pause_s: float = 0.0) -> Request:
+def request_of(*pieces: bytes, ends: str = "http.request", pause_s: float = 0.0, kind: str = "") -> Request:
     """A body that comes in these pieces, and then ends so."""
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages.append({"type": ends})
@@ -61,7 +66,7 @@ def request_of(*pieces: bytes, ends: str = "http.request", pause_s: float = 0.0)
         await asyncio.sleep(pause_s)
         return messages.pop(0)
 
-    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}, receive)
 
 
 async def sizes(request: Request, patience_s: float, busy_s: float = 0.0) -> list[int]:
@@ -83,3 +88,38 @@ def test_only_the_clients_own_time_counts() -> None:
     assert asyncio.run(sizes(request_of(b"a", b"b", b"c"), 0.2, busy_s=0.15)) == [1, 1, 1]
     with pytest.raises(Problem, match="too slowly"):
         asyncio.run(sizes(request_of(b"a", b"b", b"c", pause_s=0.15), 0.2))
+
+
+class Refusing:
+    """A service whose writer takes one piece and then fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self.settings = load(None, {"api.bulk_batch": 1})
+        self.bounds, self._error, self._called = self.settings.api, error, 0
+
+    def view(self) -> Any:
+        return SimpleNamespace(version=3, dim=1, collection="toy")
+
+    async def call(self, *arguments: Any) -> dict[str, Any]:
+        self._called += 1
+        if self._called > 1:
+            raise self._error
+        return {"version": 4, "rejected": []}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (StoreFull("the disk is full"), "not-ready"),
+        (ShoalError("it failed inside the writer"), "bug"),
+        (WriterBusy("not now"), "writer-busy"),
+        (Problem("writer-busy", "2 requests wait for the writer already.", more=1), "writer-busy"),
+    ],
+)
+def test_what_stops_a_bulk_says_how_far_it_came(error: Exception, kind: str) -> None:
+    request = request_of(b'{"key": "a", "embedding": [1]}\n' * 2, kind=NDJSON)
+    with pytest.raises(Problem) as caught:
+        asyncio.run(bulk.take(cast(Service, Refusing(error)), request))
+    assert caught.value.kind.name == kind
+    assert {"lines": 1, "version": 4}.items() <= caught.value.extra.items()
+    assert caught.value.extra.get("more") == getattr(error, "extra", {}).get("more")
