@@ -37,7 +37,8 @@ class Growth:
         self._versions: deque[_Version] = deque()
         self._net: Counter[int] = Counter()
         self._events = 0
-        self._ranked: list[int] | None = None
+        self._changes = 0
+        self._ranked: tuple[int, list[int]] = -1, []  # the order, and after how many changes
 
     def begin(self, commit: Commit) -> None:
         """The events that follow are of this version."""
@@ -69,17 +70,23 @@ class Growth:
         return Window(first.version, last.version, (last.time_ms - first.time_ms) / 1000)
 
     def ranked(self) -> Sequence[int]:
-        """The clusters that changed, the fastest growing first."""
-        if self._ranked is None:
-            self._ranked = sorted(self._net, key=lambda cluster: (-self._net[cluster], cluster))
-        return self._ranked
+        """The clusters that changed, the fastest growing first.
+
+        Asked for in threads while another one counts on: an order that is out of date is sorted anew.
+        """
+        changes, order = self._ranked
+        if changes != self._changes:
+            changes, net = self._changes, dict(self._net)
+            order = sorted(net, key=lambda cluster: (-net[cluster], cluster))
+            self._ranked = changes, order
+        return order
 
     def _change(self, change: Counter[int]) -> None:
         self._net.update(change)
         for cluster in change:
             if not self._net[cluster]:
                 del self._net[cluster]
-        self._ranked = None
+        self._changes += 1  # last: who read what was half done sorts again
 
 
 def net_change(events: Iterable[Raw]) -> Counter[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -225,3 +226,21 @@ def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
         for _ in tail.advance(view):
             pass
         assert tail.growth.ranked() == []
+
+
+def test_an_order_found_while_something_changes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next to ask sees the change, even if it came in the middle of sorting."""
+    commit = Commit(1, 0, 0)
+    growth = Growth(1000, 10)
+    growth.begin(commit)
+    growth._change(Counter({1: 1, 2: 2}))
+
+    def sorting(*arguments: Any, **options: Any) -> list[int]:
+        monkeypatch.undo()
+        found = sorted(*arguments, **options)
+        growth._change(Counter({3: 3}))
+        return found
+
+    monkeypatch.setattr("engine.growth.sorted", sorting, raising=False)
+    growth.ranked()
+    assert growth.ranked() == [3, 2, 1]
