@@ -114,7 +114,9 @@ class Control:
                 if not self._idle:
                     return None
                 connection = self._idle.pop()
-            if not select.select([connection], [], [], 0)[0]:
+            waiting = select.poll()  # select takes no file handle of 1,024 or more
+            waiting.register(connection, select.POLLIN)
+            if not waiting.poll(0):
                 return connection
             connection.close()  # readable without a question: the writer has gone
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import socket
 import struct
 import threading
@@ -230,3 +232,17 @@ def test_garbage_is_hung_up_on(listen: Listen, tmp_path: Path, sent: bytes) -> N
             assert stranger.recv(100) == b""
     with Control(tmp_path) as control:
         assert control.call("echo")
+
+
+def test_a_process_with_many_open_files_keeps_connections(listen: Listen, tmp_path: Path) -> None:
+    """Handles of 1,024 and more are usual where many connections are."""
+    listen()
+    with Control(tmp_path) as control, contextlib.ExitStack() as opened:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while opened.enter_context(open(os.devnull)).fileno() < 1024:
+            pass
+        for number in range(3):
+            assert control.call("echo", {"number": number})["body"]["number"] == number
+        assert control._idle[0].fileno() > 1024
