@@ -72,7 +72,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
-        headers = dict(scope["headers"])
+        headers = dict(reversed(scope["headers"]))  # the first of a name counts, as behind the gate
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         if raw.startswith(ITEMS):
             scope["path"] = raw.decode("latin-1")
