@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 
 from engine import documents
 from engine.config import MAX_DIM
-from engine.config import MAX_DIM
 from engine.problems import Problem
 from engine.types import Float32
 
