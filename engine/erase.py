@@ -44,7 +44,7 @@ def erase(
 
     `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
     events are published, waits until the item's are. Raises InputError (no key), StoreError (not published
-    in time, no room to compact): the same call again goes on.
+    in time, the item came back, no room to compact): the same call again goes on.
     """
     name = key.encode() if isinstance(key, str) else key
     if not 1 <= len(name) <= 511:
@@ -58,7 +58,9 @@ def erase(
 
 def _forget(engine: Engine, key: bytes) -> tuple[int, int]:
     """Everything on disk without the key; returns the events that had it, and the file's bytes."""
-    with engine.exclusive():
+    with engine.exclusive() as state:
+        if state is not None and key in state.row_of:
+            raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
         mentions = engine.store.erase_mentions(key)
         for pattern in CACHES:
             for file in engine.store.path.glob(pattern):

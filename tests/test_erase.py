@@ -181,6 +181,16 @@ def test_what_is_not_published_yet_is_waited_for(engine: Engine, settings: Setti
     assert not found_in(settings.store.path, forms_of(SECRET, range(3)))
 
 
+def test_an_item_that_comes_back_meanwhile_is_not_taken_out_of_the_log(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "_renew_index", lambda engine: engine.upsert([SECRET], draw(7, 1)))
+    with pytest.raises(StoreError, match="came back meanwhile: stop what sends it, then run it again"):
+        erase(engine, SECRET)
+    assert SECRET.encode() in engine.labels()[0]
+    assert SECRET.encode() in b"".join(body for _, body in engine.store.rows("events"))
+
+
 def test_batches_go_on_while_an_item_is_erased(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
