@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from engine import erase, generation
 from engine.config import Settings
 from engine.control import Body
-from engine.errors import InputError
+from engine.errors import InputError, WriterBusy
 from engine.types import Float32
 from engine.writer import Extension, Writer
 
@@ -16,13 +19,16 @@ from engine.writer import Extension, Writer
 def operations(writer: Writer) -> Extension:
     """The operations and chores of a writer."""
     engine, patience_s = writer.engine, writer.settings.bounds.stop_timeout_s
+    renewing = threading.Lock()
 
     def rebuild(body: Body, vectors: Float32 | None) -> Body:
         """`model`, `index` and `tau`: others than now, or None."""
-        return asdict(generation.rebuild(engine, _changed(engine.settings, body)))
+        with _alone(renewing):
+            return asdict(generation.rebuild(engine, _changed(engine.settings, body)))
 
     def erase_item(body: Body, vectors: Float32 | None) -> Body:
-        return asdict(erase.erase(engine, str(body["key"]), between=between))
+        with _alone(renewing):
+            return asdict(erase.erase(engine, str(body["key"]), between=between))
 
     def compact(body: Body, vectors: Float32 | None) -> Body:
         return asdict(between(engine.compact))
@@ -36,6 +42,17 @@ def operations(writer: Writer) -> Extension:
             engine.expire()
 
     return Extension({"rebuild": rebuild, "erase": erase_item, "compact": compact}, [expire])
+
+
+@contextmanager
+def _alone(renewing: threading.Lock) -> Iterator[None]:
+    """An index that is made of a copy would bring back what an erasure beside it has removed."""
+    if not renewing.acquire(blocking=False):
+        raise WriterBusy("another rebuild or erasure is at work; run it again when it has ended")
+    try:
+        yield
+    finally:
+        renewing.release()
 
 
 def _changed(settings: Settings, body: Body) -> Settings:

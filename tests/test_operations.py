@@ -12,11 +12,14 @@ import numpy as np
 import orjson
 import pytest
 
-from engine import operations
+from engine import erase, operations
 from engine.control import Control
-from engine.errors import InputError, NotFound
+from engine.engine import Engine
+from engine.errors import InputError, NotFound, WriterBusy
 from engine.model import random_model
+from engine.source import NoSource
 from engine.view import View
+from engine.writer import Writer
 from tests.conftest import Run
 from tests.served import settings_of, writer
 
@@ -102,6 +105,22 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
     done = shoal("check", "--sample", "0", env=env | {"SHOAL_MODEL__TAU": "0.6"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not looked at" not in done.stdout
+
+
+def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine.open(settings_of(tmp_path), random_model(7)) as engine:
+        found = operations.operations(Writer(engine.settings, engine, NoSource())).handlers
+        body = {"key": "a", "model": None}
+
+        def beside(*_: object, **__: object) -> erase.Erasure:
+            for op in "erase", "rebuild":
+                with pytest.raises(WriterBusy, match="another rebuild or erasure is at work"):
+                    found[op](body, None)
+            return erase.Erasure(True, 0, 1, 0)
+
+        monkeypatch.setattr(erase, "erase", beside)
+        for _ in range(2):  # the first one has ended
+            assert found["erase"](body, None)["found"]
 
 
 def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
