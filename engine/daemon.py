@@ -138,7 +138,7 @@ class Daemon:
         self._settings, self._log = settings, log or logs.get()
         self.children = {part.name: Child(part, settings, self._log) for part in parts}
         self._notifier = Notifier()
-        self._control = Control(settings.store.path, 2.0)
+        self._control = Control(settings.store.path, 2.0, settings.control)
         self._asked_at = 0.0
         self.ready = False
         self.stopping = False

@@ -162,7 +162,7 @@ def run(settings: Settings, open_sink: OpenSink) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(_Stopped):
         view = _wait_for_store(settings, stopping)
-        with view, Control(settings.store.path, TELL_TIMEOUT_S) as control:
+        with view, Control(settings.store.path, TELL_TIMEOUT_S, settings.control) as control:
             sink = open_sink(settings, view.collection, view.identity)
             publisher = Publisher(
                 view, sink, settings, lambda told: _tell_writer(control, view, told), stopping

@@ -59,7 +59,7 @@ class Service:
         self.status = Status()
         self.stopping = False
         self.failure: BaseException | None = None  # that ended `run`
-        self.control = Control(settings.store.path, self.bounds.forward_timeout_s)
+        self.control = Control(settings.store.path, self.bounds.forward_timeout_s, settings.control)
         self._view: View | None = None
         self._readers = ThreadPoolExecutor(READ_THREADS, "reader")
         self._callers = ThreadPoolExecutor(3 * self.bounds.forwards_max + 1, "caller")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import ControlSettings
+from engine.config import ControlSettings, load
 from engine.control import NAME, Control, Listener
+from engine.daemon import Daemon
 from engine.errors import (
     InputError,
     NotFound,
@@ -27,6 +28,7 @@ from engine.errors import (
     WriterAway,
     WriterBusy,
 )
+from engine.service import Service
 
 Listen = Callable[..., Listener]
 
@@ -246,3 +248,10 @@ def test_a_process_with_many_open_files_keeps_connections(listen: Listen, tmp_pa
         for number in range(3):
             assert control.call("echo", {"number": number})["body"]["number"] == number
         assert control._idle[0].fileno() > 1024
+
+
+def test_who_asks_the_writer_has_the_bounds_of_the_settings(tmp_path: Path) -> None:
+    settings = load(None, {"store.path": str(tmp_path), "control.frame_max_bytes": 2**21})
+    for control in Service(settings).control, Daemon(settings, [])._control:
+        with pytest.raises(InputError, match=f"more than {2**21} bytes"):
+            control.call("echo", {"text": "x" * 2**21})
