@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 
 from engine import errors
-from engine.errors import CorruptStore, ShoalError
+from engine.errors import CorruptStore, ShoalError, StoreError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SCRIPT = "import sys; sys.path.insert(0, sys.argv[1]); from engine.child import main; main(*sys.argv[2:])"
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no damage: out of memory, or told to end
 
 
 def call(function: str, *arguments: str | os.PathLike[str]) -> str:
     """Run `module.function` on strings in a process of its own; returns what it printed.
 
-    Raises what it raised of Shoal's errors; CorruptStore when it did not end by itself or otherwise.
+    Raises what it raised of Shoal's errors; StoreError when somebody ended it,
+    CorruptStore when it did not end by itself or otherwise.
     """
     words = [str(_ROOT), function, *(os.fspath(argument) for argument in arguments)]
     command = [sys.executable, "-c", _SCRIPT, *words]
@@ -31,6 +33,9 @@ def call(function: str, *arguments: str | os.PathLike[str]) -> str:
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, ShoalError):
         raise kind(sentence)
+    if -done.returncode in _FROM_OUTSIDE:
+        ended = signal.Signals(-done.returncode).name
+        raise StoreError(f"the process that reads it was ended by {ended}; give it memory, then start again")
     raise CorruptStore(told[0] if done.returncode > 0 else _ending(done.returncode))
 
 
