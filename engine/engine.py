@@ -237,7 +237,11 @@ class Engine:
             yield self._state
 
     def adopt(self, state: State, change: Change, settings: Settings, model: LinkageModel) -> None:
-        """A new generation takes the place of the old one, in one transaction. Within `exclusive`."""
+        """A new generation takes the place of the old one, in one transaction. Within `exclusive`.
+
+        Raises StoreFull before anything has changed.
+        """
+        self.store.check_room(change)
         self._broken = "a rebuild was cut short"
         dim = state.hierarchy.shape.dim
         self.store.replace(change, {**store_config(settings, model), "dim": dim})

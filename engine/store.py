@@ -289,7 +289,7 @@ class Store:
         if self._failed:
             raise StoreError(f"{self.path}: the last commit failed; open the store again")
         assert change.version == self.version + 1, f"version {change.version} after {self.version}"
-        self._check_room(change)
+        self.check_room(change)
         kept = {**self.config, **(config or {}), "format": schema.FORMAT}
         if kept["dim"] is None:
             kept["dim"] = change.upserts.vectors.shape[1] if len(change.upserts.ids) else self.config["dim"]
@@ -315,8 +315,8 @@ class Store:
         self.version, self.config, self.stale = change.version, kept, False
         self.bytes_written += _bytes_written() - before
 
-    def _check_room(self, change: Change) -> None:
-        """LMDB reports a full disk as "Input/output error", when it is too late for words."""
+    def check_room(self, change: Change) -> None:
+        """Raises StoreFull. LMDB reports a full disk as "Input/output error", too late for words."""
         items = change.upserts
         rows = items.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
         rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))

@@ -13,7 +13,7 @@ from engine.check import check
 from engine.config import Settings
 from engine.engine import Engine
 from engine.engine import rebuild as rebuild_at_rest
-from engine.errors import ConfigMismatch, InputError
+from engine.errors import ConfigMismatch, InputError, StoreFull
 from engine.model import random_model
 from engine.types import Assignment
 from tests.checks import check_state
@@ -175,3 +175,17 @@ def test_an_empty_collection_is_not_rebuilt(tmp_path: Path, weights: Path) -> No
         pytest.raises(InputError, match="empty"),
     ):
         generation.rebuild(engine, engine.settings)
+
+
+def test_a_rebuild_without_room_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"store": {"path": tmp_path}, "index": {"kind": "exact"}})
+    with Engine.open(settings, random_model(3)) as engine:
+        engine.upsert([f"k{i}" for i in range(20)], np.random.default_rng(1).normal(size=(20, 6)))
+        before = dict(zip(*engine.labels(), strict=True))
+        free = engine.store._limits.free_bytes
+        object.__setattr__(engine.store._limits, "free_bytes", 1 << 60)
+        with pytest.raises(StoreFull, match="make room"):
+            generation.rebuild(engine, settings, random_model(3))
+        object.__setattr__(engine.store._limits, "free_bytes", free)
+        assert dict(zip(*engine.labels(), strict=True)) == before
+        assert generation.rebuild(engine, settings, random_model(3)).version == 2
