@@ -87,10 +87,17 @@ def _fail(service: Service, task: asyncio.Task[None]) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/livez", response_model=answers.Live, tags=["operation"])
+    @app.get(
+        "/livez",
+        response_model=answers.Live,
+        responses={503: {"model": answers.Live, "description": "The writer makes no progress"}},
+        tags=["operation"],
+    )
     async def livez() -> Response:
-        """This process answers. (Whether all is well: /readyz.)"""
-        return reply({"live": True})
+        """This process answers, and a writer that runs makes progress. (Whether all is well: /readyz.)"""
+        told = service.status.told
+        live = told is None or told["stalled_s"] < service.settings.bounds.progress_timeout_s
+        return reply({"live": live}, status=200 if live else 503)
 
     @app.get(
         "/readyz",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -14,12 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.api import make_routes
 from engine.config import load
 from engine.control import Listener
 from engine.daemon import listen
 from engine.errors import ConfigError, InputError, WriterBusy
 from engine.gate import read_keys
 from engine.problems import KINDS
+from engine.service import Service, Status
 from engine.store import Store
 from tests.served import Api, api, settings_of
 from tests.worlds import Toy
@@ -411,6 +414,22 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
             read_keys(load(None, {"api.key_file": str(tmp_path / "key")}).api)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(load(None, {"api.key_file": str(tmp_path / "none")}).api)
+
+
+def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
+    service = Service(settings_of(store, bounds__progress_timeout_s=9.0))
+
+    async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        service.status = Status(told)
+        transport = httpx.ASGITransport(app=make_routes(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answer = await http.get("/livez")
+        return answer.status_code, answer.json()
+
+    assert asyncio.run(ask(None)) == (200, {"live": True})
+    assert asyncio.run(ask({"stalled_s": 8.9})) == (200, {"live": True})
+    assert asyncio.run(ask({"stalled_s": 9.0})) == (503, {"live": False})
+    service.close()
 
 
 def test_a_port_in_use_is_said(quiet: Api) -> None:
