@@ -65,7 +65,10 @@ class Metrics:
         with self._lock:
             self.outcomes.update(counts)
             self.batches += 1
-            self._commits.append((self._store.env.info()["last_txnid"], self._clock()))
+            number = self._store.env.info()["last_txnid"]
+            if self._commits and number < self._commits[-1][0]:  # a compacted file counts anew
+                self._commits.clear()
+            self._commits.append((number, self._clock()))
         for outcome, count in counts.items():
             self._records.labels(outcome).inc(count)
         self._batches.inc()
@@ -108,14 +111,13 @@ class Metrics:
         with store.snapshot() as found:
             state = found.json("state") or {}
             items, clusters = found.count("items"), found.count("sizes")
+            oldest_s = self._oldest_reader_s()  # here, where no compaction closes the environment
         levels = state.get("counters", {}).get("levels", 1)
         yield _gauge("shoal_items", "Items in the collection.", value=items)
         yield _gauge("shoal_clusters", "Final clusters.", value=clusters)
         yield _gauge("shoal_levels", "Levels of the hierarchy.", value=levels)
         yield _gauge("shoal_version", "The last committed version.", value=state.get("version", 0))
-        yield _gauge(
-            "shoal_oldest_reader_seconds", "Age of the oldest snapshot read.", value=self._oldest_reader_s()
-        )
+        yield _gauge("shoal_oldest_reader_seconds", "Age of the oldest snapshot read.", value=oldest_s)
         yield _gauge("shoal_store_bytes", "Bytes of the store's files.", value=folder_bytes(store.path))
         yield _gauge("shoal_disk_free_bytes", "Free on its disk.", value=shutil.disk_usage(store.path).free)
 

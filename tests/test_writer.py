@@ -176,6 +176,32 @@ def test_a_held_reader_is_told_of_by_its_age(tmp_path: Path, weights: LinkageMod
         assert "shoal_oldest_reader_seconds 0.0" in metrics.text()
 
 
+def test_a_held_reader_is_told_of_after_a_compaction_too(
+    tmp_path: Path, weights: LinkageModel, script: Script
+) -> None:
+    with running(tmp_path, weights, lambda *_: script) as (writer, _):
+        now, engine = 100.0, writer.engine
+        metrics = Metrics(engine.store, script.lag, lambda: now)
+        for seed in range(1, 6):
+            metrics.committed(engine.apply(batch(seed, 5)), 0.1)
+        writer.between(engine.compact, 20)
+        now = 200.0
+        metrics.committed(engine.apply(batch(6, 5)), 0.1)
+        with engine.store.snapshot():
+            metrics.committed(engine.apply(batch(7, 5)), 0.1)
+            now = 207.0
+            assert "shoal_oldest_reader_seconds 7.0" in metrics.text()
+
+
+def test_readers_are_looked_up_where_no_compaction_goes(
+    tmp_path: Path, weights: LinkageModel, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path, weights, lambda *_: script) as (writer, _):
+        store, metrics = writer.engine.store, writer.metrics
+        monkeypatch.setattr(metrics, "_oldest_reader_s", lambda: float(store._readers))
+        assert "shoal_oldest_reader_seconds 1.0" in metrics.text()
+
+
 def test_assign_and_explain_over_the_socket(tmp_path: Path, weights: LinkageModel, script: Script) -> None:
     with running(tmp_path, weights, lambda *_: script) as (writer, control):
         vectors = draw(1, 60)
