@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,8 +39,9 @@ def operations(writer: Writer) -> Extension:
 
     def expire() -> None:
         """What the clock alone makes due; a batch takes what is due with it."""
-        if not engine.store.log_is_full():
-            engine.expire()
+        begun = time.monotonic()
+        if not engine.store.log_is_full() and (applied := engine.expire()):
+            writer.metrics.committed(applied, time.monotonic() - begun)
 
     return Extension({"rebuild": rebuild, "erase": erase_item, "compact": compact}, [expire])
 

@@ -123,6 +123,16 @@ def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
             assert found["erase"](body, None)["found"]
 
 
+def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "store", retention__max_items=5)
+    with writer(settings), Control(tmp_path / "store", 30.0) as control:
+        control.call("submit", {"keys": [f"k{i}" for i in range(9)], "rows": list(range(9))}, draw(0, 9))
+        deadline = time.monotonic() + 20
+        while 'shoal_records_total{outcome="expired"} 4.0' not in control.call("metrics")["text"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     assert operations._changed(settings, {"tau": 0.4, "model": None}).model.tau == 0.4
