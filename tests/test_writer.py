@@ -182,13 +182,13 @@ def test_a_held_reader_is_told_of_after_a_compaction_too(
     with running(tmp_path, weights, lambda *_: script) as (writer, _):
         now, engine = 100.0, writer.engine
         metrics = Metrics(engine.store, script.lag, lambda: now)
-        for seed in range(1, 6):
+        for seed in range(1, 41):
             metrics.committed(engine.apply(batch(seed, 5)), 0.1)
         writer.between(engine.compact, 20)
         now = 200.0
-        metrics.committed(engine.apply(batch(6, 5)), 0.1)
+        metrics.committed(engine.apply(batch(51, 5)), 0.1)
         with engine.store.snapshot():
-            metrics.committed(engine.apply(batch(7, 5)), 0.1)
+            metrics.committed(engine.apply(batch(52, 5)), 0.1)
             now = 207.0
             assert "shoal_oldest_reader_seconds 7.0" in metrics.text()
 
