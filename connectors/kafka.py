@@ -62,6 +62,9 @@ class KafkaSource:
         self._reader.stored(self._stored)
 
     def lag(self) -> Lag:
+        silent_s, bounds = self._reader.silent_s(), self._bounds
+        if silent_s > bounds.stall_timeout_s + bounds.discovery_interval_s:
+            return Lag({}, silent_s)  # something may wait since the broker was last heard
         records, waiting = self._reader.behind()
         if not any(records.values()):
             self._behind_since = None

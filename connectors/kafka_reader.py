@@ -64,6 +64,7 @@ class _Inbox:
     ends: dict[int, int] = field(default_factory=dict)  # behind what there is
     problem: ShoalError | None = None
     alive: float = 0.0  # when the thread was last seen to work
+    known: float = field(default_factory=time.monotonic)  # when the ends were last asked for with success
 
     def full(self, bounds: BoundsSettings) -> bool:
         return len(self.records) >= bounds.queue_records or self.size >= bounds.queue_bytes
@@ -119,6 +120,10 @@ class KafkaReader:
             oldest = waiting[0].timestamp if waiting else None
         stored = self._stored
         return {p: max(0, end - stored.get(p, 0)) for p, end in ends.items()}, oldest
+
+    def silent_s(self) -> float:
+        """For so long the broker has not told what there is to read."""
+        return time.monotonic() - self._inbox.known
 
     def close(self) -> None:
         self._ending.set()
@@ -260,7 +265,7 @@ class KafkaReader:
         ends = {part.partition: end for part, end in consumer.end_offsets(parts, CALL_MS).items()}
         reached = {part.partition: consumer.position(part, CALL_MS) for part in parts}
         with self._inbox.gate:
-            self._inbox.ends = ends
+            self._inbox.ends, self._inbox.known = ends, time.monotonic()
             for p, offset in reached.items():  # the marks of transactions have offsets too
                 self._inbox.next[p] = max(self._inbox.next[p], offset or 0)
             unread = any(end > self._inbox.next[p] for p, end in ends.items())

@@ -16,7 +16,7 @@ from kafka import KafkaConsumer
 from connectors.kafka import KafkaSource
 from engine.config import Settings, load
 from engine.errors import BrokerError, ConfigError
-from engine.source import Ground
+from engine.source import Ground, Lag
 from engine.types import Applied, Batch
 from engine.vectors import quantize
 from tests.broker import PASSWORD, USER, Broker
@@ -416,11 +416,14 @@ def test_a_broker_that_is_not_there_at_the_start(topics: Topics, reading: Open, 
     topic = topics.make()
     topics.produce(topic, numbered(5))
     restored.stop()
-    read = reading(topic)
+    read = reading(topic, stall_timeout_s=1.0, discovery_interval_s=0.5)
     assert read.take(timeout_s=2.0) is None
-    assert read.source.lag().total == 0
+    lag = read.source.lag()
+    assert lag.records == {}
+    assert lag.oldest_unread_s > 1.5  # not known, which is not nothing
     restored.start()
     read.take_until(lambda: len(read.live) == 5)
+    until(lambda: read.source.lag() == Lag({"0": 0}), 20)
 
 
 class _Stalled(KafkaConsumer):
