@@ -383,6 +383,27 @@ def test_more_members_come_page_by_page(tab: Tab, places: dict[str, str], served
     expect(page.locator(".members .card")).to_have_count(size)
 
 
+def test_members_shown_stay_when_more_of_them_fail_to_come(tab: Tab, places: dict[str, str]) -> None:
+    away = [True]
+
+    def two_at_a_time(route: Any) -> None:
+        if "cursor=" in route.request.url and away:
+            away.clear()
+            route.abort()
+        else:
+            route.continue_(url=route.request.url.replace("limit=48", "limit=2"))
+
+    tab.page.route("**/items?*", two_at_a_time)
+    page = tab.open(VIEWS["cluster"].format(**places))
+    page.locator("button.more").click(timeout=5000)
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.locator("button.more")).to_be_hidden()
+    expect(page.locator(".members .card")).to_have_count(2)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".members .card").nth(2)).to_be_attached()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_news_appear_by_themselves_and_go_on_after_the_api_was_away(
     browser: Browser, store: tuple[Path, dict[str, Any]], served: Api
 ) -> None:

@@ -61,7 +61,10 @@ export function cluster(root, [id], signal) {
       more.hidden = cursor === null;
     } catch (error) {
       if (signal.aborted || error.status === 404) return;
-      members.replaceChildren(failure(error, load));
+      more.hidden = true;
+      const told = failure(error, () => { told.remove(); load(); });
+      if (cursor === null) members.replaceChildren();
+      members.after(told);
     }
     more.disabled = false;
   };
