@@ -32,8 +32,12 @@ class Desk:
         self.source = HttpSource(ground, lambda: self.now)
         self._pool = ThreadPoolExecutor(8)
 
-    def submit(self, *records: tuple[Any, ...], timeout_s: float = 10.0) -> Future[Answer]:
-        """(key, vector or None, payload); returns once it waits in the queue or is refused."""
+    def submit(
+        self, *records: tuple[Any, ...], timeout_s: float = 10.0, waits: bool = True
+    ) -> Future[Answer]:
+        """(key, vector or None, payload); returns once it waits in the queue or is refused; or at once,
+        where somebody polls meanwhile.
+        """
         vectors = [record[1] for record in records if record[1] is not None]
         body = {
             "keys": [record[0] for record in records],
@@ -44,7 +48,8 @@ class Desk:
         before = self.waiting
         matrix = np.array(vectors, np.float32) if vectors else None
         future = self._pool.submit(self.source.submit, body, matrix)
-        until(lambda: future.done() or self.waiting > before)
+        if waits:
+            until(lambda: future.done() or self.waiting > before)
         return future
 
     @property
@@ -236,7 +241,7 @@ def test_a_poll_waits_for_the_first_record_only() -> None:
     start = time.monotonic()
     assert desk.source.poll(10, 0.1) is None
     assert 0.1 <= time.monotonic() - start < 1.0
-    threading.Timer(0.1, lambda: desk.submit(("a", None))).start()
+    threading.Timer(0.1, lambda: desk.submit(("a", None), waits=False)).start()
     start = time.monotonic()
     assert list(desk.poll().deletes) == [b"a"]
     assert time.monotonic() - start < 1.0
