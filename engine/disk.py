@@ -35,13 +35,18 @@ def versions(folder: Path, name: str) -> list[int]:
     return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
 
 
+def temporary_name(folder: Path, name: str) -> Path:
+    """Where a version is written that has no name yet."""
+    return folder / f"{name}.saving"
+
+
 @contextmanager
 def generations(folder: Path, name: str, keep: int) -> Iterator[Path]:
     """Room to write the files of a new version under a temporary name; the newest `keep` versions stay.
 
     Files without a manifest, of a writer that was cut short now or before, go.
     """
-    temporary = folder / f"{name}.saving"
+    temporary = temporary_name(folder, name)
     try:
         yield temporary
     finally:

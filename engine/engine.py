@@ -6,8 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -20,10 +20,12 @@ from engine.compaction import Compacted
 from engine.config import MAX_DIM, Settings
 from engine.errors import CorruptStore, InputError, NotFound, StoreError
 from engine.hierarchy import Shape
-from engine.index import ExactIndex, HnswIndex
+from engine.hnsw import HnswIndex
+from engine.index import ExactIndex
 from engine.model import LinkageModel
 from engine.probe import Answer
-from engine.resume import capture, resume
+from engine.resume import resume
+from engine.saver import Saver, depends
 from engine.state import State
 from engine.stopwatch import Stopwatch
 from engine.store import Store
@@ -42,9 +44,15 @@ class Engine:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, model: LinkageModel, clock: Callable[[], float]
+        self,
+        settings: Settings,
+        store: Store,
+        model: LinkageModel,
+        clock: Callable[[], float],
+        executor: Executor | None = None,
     ) -> None:
         self.settings, self.store, self.model = settings, store, model
+        self.snapshots = Saver(store.path, executor)
         self._clock = clock
         self._lock = threading.RLock()
         self._state: State | None = None  # None: the dimension is not known yet
@@ -57,8 +65,11 @@ class Engine:
         settings: Settings | None = None,
         model: LinkageModel | None = None,
         clock: Callable[[], float] = time.time,
+        executor: Executor | None = None,
     ) -> Engine:
         """Open or create the store of `settings`. `clock` gives seconds since 1970.
+
+        `executor`: writes snapshots out while batches go on; without one the batch that is due waits.
 
         Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
         """
@@ -75,7 +86,7 @@ class Engine:
         try:
             if settings.source.publishes:
                 store.keep_from = 0  # until the publisher tells what is out
-            engine = cls(settings, store, model, clock)
+            engine = cls(settings, store, model, clock, executor)
             engine._restore()
         except BaseException:
             store.close()
@@ -250,18 +261,24 @@ class Engine:
         self.save()
 
     def save(self) -> None:
-        """Snapshots of the index and of what is derived, now."""
+        """Snapshots of the index and of what is derived; when it returns, they are there."""
+        self.snapshots.wait()
         self._since_snapshot = max(1, self._since_snapshot)
         self._snapshot(least=1)
+        self.snapshots.wait()
 
     def close(self) -> None:
         """Save the index and let go of the store. Everything applied is durable already."""
         with self._lock:
-            if not self._broken:
-                self._snapshot(least=1)
-            self._broken = "the engine is closed"
-            self._state = None
-            self.store.close()
+            try:
+                self.snapshots.wait()
+                if not self._broken:
+                    self._snapshot(least=1)
+                    self.snapshots.wait()
+            finally:
+                self._broken = "the engine is closed"
+                self._state = None
+                self.store.close()
 
     def _check_usable(self) -> None:
         if self._broken:
@@ -330,9 +347,8 @@ class Engine:
         state = self._state
         if state is None or self._since_snapshot < least:
             return
-        with contextlib.suppress(OSError):  # without one the next start takes longer, nothing is lost
-            take_snapshot(self.store.path, state, self.model)
-        self._since_snapshot = 0
+        if self.snapshots.begin(state, self.model):
+            self._since_snapshot = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,28 +383,8 @@ def rebuild(
         state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
         change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
         store.replace(change, {**store_config(settings, model), "dim": dim})
-        with contextlib.suppress(OSError):
-            take_snapshot(store.path, state, model)
+        Saver(store.path).begin(state, model)
         return Rebuilt(change.version, len(rows), len(np.unique(state.trees.paths[:, -1])))
-
-
-def take_snapshot(folder: Path, state: State, model: LinkageModel) -> None:
-    """Write the index and what is derived, for a quick start. Raises OSError."""
-    index = state.hierarchy.base.lists.index
-    if isinstance(index, HnswIndex):
-        snapshot.save(folder, state.version, index, state.ids)
-    levels = capture(state.hierarchy, state.contents())
-    derived.save(folder, state.version, depends(state, model), levels)
-
-
-def depends(state: State, model: LinkageModel) -> dict[str, Any]:
-    """What all that is derived depends on, beside the lists of level 0."""
-    return {
-        "model": model.sha256,
-        "arithmetic": arithmetic.fingerprint(),
-        "shape": asdict(state.hierarchy.shape),
-        "epoch": asdict(state.calibration.epoch),
-    }
 
 
 def load_model(settings: Settings) -> LinkageModel:

@@ -16,12 +16,11 @@ import numpy as np
 from engine.columns import Nodes
 from engine.engine import Engine, index_of
 from engine.errors import InputError, StoreError
-from engine.index import HnswIndex
+from engine.hnsw import HnswIndex
 from engine.state import State
 from engine.types import Int64
 
 PUBLISH_WAIT_S = 30.0  # for whoever publishes the deletion
-CACHES = ("index-*", "index.saving", "derived-*", "derived.saving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,7 @@ def _forget(engine: Engine, key: bytes) -> tuple[int, int]:
         if state is not None and key in state.row_of:
             raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
         mentions = engine.store.erase_mentions(key)
-        for pattern in CACHES:
-            for file in engine.store.path.glob(pattern):
-                file.unlink(missing_ok=True)
+        engine.snapshots.clear()
         compacted = engine.compact()
         engine.save()
         return mentions, compacted.after

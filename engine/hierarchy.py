@@ -18,7 +18,8 @@ from numba import njit
 from engine import decode
 from engine.columns import Columns, Nodes
 from engine.decode import ROOT
-from engine.index import ExactIndex, HnswIndex
+from engine.hnsw import HnswIndex
+from engine.index import ExactIndex
 from engine.neighborhood import Neighborhood
 from engine.stopwatch import Stopwatch
 from engine.types import Epoch, Float32, Int16, Int32, Int64, KnnGraph, UInt64

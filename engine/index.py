@@ -1,4 +1,4 @@
-"""Finding neighbours: exactly, or with an HNSW graph.
+"""Finding neighbours: what an index is, and the one that compares all pairs (the other: `engine.hnsw`).
 
 Both indexes work on the rows of one `Points` and answer with exact integer dots in the one order
 there is (dot, then the key's hash). `ExactIndex` multiplies in float32, keeps whatever may qualify
@@ -9,21 +9,17 @@ on the history of inserts: lists made from it are truth, the index never is.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
-import hnswlib
 import numpy as np
 from numba import njit, prange
 
 from engine import vectors
-from engine.turnstile import Turnstile
-from engine.types import Bool, Float32, Int16, Int32, Int64, UInt64
+from engine.types import Bool, Int16, Int32, UInt64
 from engine.vectors import DOT_SCALE, dot
 
 _BLOCK_CELLS = 1 << 24  # float32 similarities held at once: 64 MiB
 _NO_ROW = np.int32(-1)
-_SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; while there are questions, some milliseconds' worth
 NEVER = np.iinfo(np.int32).max  # a bound that no dot reaches
 ALWAYS = np.iinfo(np.int32).min  # a bound that every dot reaches
 
@@ -194,172 +190,3 @@ def _collect_reaching(block: Any, floors: Any, counts: Any, rows: Any) -> Any:
                 old[at] = j
                 at += 1
     return new, old
-
-
-class HnswIndex:
-    """hnswlib behind the interface. A fresh label for each insert; deletes leave tombstones.
-
-    M, ef_construction, ef: hnswlib's. `threads`: for inserts and searches, which never overlap.
-    When tombstones pass `tombstone_share` of all elements the graph is built anew.
-    """
-
-    exact = False
-
-    def __init__(
-        self,
-        points: Points,
-        *,
-        M: int = 16,
-        ef_construction: int = 200,
-        ef: int = 200,
-        threads: int = 2,
-        seed: int = 100,
-        tombstone_share: float = 0.3,
-    ) -> None:
-        self.points = points
-        self.M, self.ef_construction, self.ef = M, ef_construction, ef
-        self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
-        self._turns = Turnstile()  # hnswlib must not insert and search at once
-        self._graph = self._new_graph(1024)
-        self._row_of = np.empty(0, np.int32)  # label -> row
-        self._label_of = np.empty(0, np.int64)  # row -> label, -1: not in the graph
-        self._live = 0
-        self.leaving = np.empty(0, np.int32)  # removed last; until the commit their items are still there
-
-    def _new_graph(self, capacity: int) -> Any:
-        graph = hnswlib.Index(space="ip", dim=self.points.vectors.shape[1])
-        graph.init_index(capacity, M=self.M, ef_construction=self.ef_construction, random_seed=self.seed)
-        graph.set_ef(self.ef)
-        return graph
-
-    @property
-    def dim(self) -> int:
-        return int(self.points.vectors.shape[1])
-
-    def file_size(self) -> int:
-        """Bytes that `save` has to have written."""
-        return int(self._graph.index_file_size())
-
-    @property
-    def tombstones(self) -> int:
-        return len(self._row_of) - self._live
-
-    def insert(self, rows: Int32) -> None:
-        if not len(rows):
-            return
-        first = len(self._row_of)
-        labels = np.arange(first, first + len(rows), dtype=np.int64)
-        floats = vectors.as_float(self.points.vectors[rows])
-        self._row_of = np.concatenate([self._row_of, rows])
-        at = 0
-        while at < len(rows):
-            part = slice(at, at + (_SLICE_BUSY if self._turns.busy else _SLICE))
-            with self._turns.insert():
-                if first + len(rows) > self._graph.get_max_elements():
-                    self._graph.resize_index(2 * (first + len(rows)))
-                self._graph.add_items(floats[part], labels[part], self.threads)
-                self._live += len(rows[part])
-            at = part.stop
-        self._set_labels(rows, labels)
-
-    def _set_labels(self, rows: Int32, labels: Int64) -> None:
-        if len(self._label_of) < len(self.points.alive):
-            grown = np.full(len(self.points.alive), -1, np.int64)
-            grown[: len(self._label_of)] = self._label_of
-            self._label_of = grown
-        self._label_of[rows] = labels
-
-    def remove(self, rows: Int32) -> None:
-        """Once a batch, before its inserts: rows of the one before are committed by then."""
-        self.leaving = rows
-        with self._turns.insert():
-            for label in self._label_of[rows]:
-                self._graph.mark_deleted(int(label))
-            self._label_of[rows] = -1
-            self._live -= len(rows)
-        if self.tombstones > max(1024, self.tombstone_share * len(self._row_of)):
-            self.rebuild()
-
-    def rebuild(self) -> None:
-        """A new graph of the live rows alone; the old one answers until it is complete."""
-        rows = np.flatnonzero(self._label_of >= 0).astype(np.int32)
-        labels = np.arange(len(rows), dtype=np.int64)
-        graph = self._new_graph(max(1024, 2 * len(rows)))
-        if len(rows):
-            graph.add_items(vectors.as_float(self.points.vectors[rows]), labels, self.threads)
-        with self._turns.insert():
-            self._graph, self._row_of, self._live = graph, rows, len(rows)
-            self._set_labels(rows, labels)
-
-    def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
-        """As `Index.search`; a graph that cannot answer (torn apart by deletes) is passed over."""
-        neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
-        if neighbors is None:
-            return self._scan().search(rows, width)
-        found, found_dots = _score(self.points.vectors, self.points.hashes, rows, neighbors, width)
-        return found, found_dots
-
-    def query(self, queries: Int16, width: int) -> Int32:
-        """Live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
-        neighbors = self._propose(vectors.as_float(queries), width)
-        if neighbors is None:
-            live = np.flatnonzero(self._label_of >= 0).astype(np.int32)
-            return np.broadcast_to(live, (len(queries), len(live)))
-        return neighbors
-
-    def _propose(self, floats: Float32, width: int) -> Int32 | None:
-        with self._turns.search():
-            count = min(width, self._live)
-            if count == 0:
-                return np.empty((len(floats), 0), np.int32)
-            try:
-                labels, _ = self._graph.knn_query(floats, k=count, num_threads=self.threads)
-            except RuntimeError:  # fewer than `count` elements were reachable
-                return None
-            found: Int32 = self._row_of[labels.astype(np.int64)]
-            return found
-
-    def _scan(self) -> ExactIndex:
-        scan = ExactIndex(self.points)
-        scan.insert(np.flatnonzero(self._label_of >= 0).astype(np.int32))
-        return scan
-
-    def save(self, path: Path) -> tuple[Int64, Int64]:
-        """Write the graph; returns its live labels and their rows, which the caller must keep."""
-        with self._turns.insert():
-            self._graph.save_index(str(path))
-            live = np.flatnonzero(self._label_of >= 0)
-            return self._label_of[live], live
-
-    def load(self, path: Path, labels: Int64, rows: Int32) -> None:
-        """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
-        with self._turns.insert():
-            self._graph = hnswlib.Index(space="ip", dim=self.dim)
-            self._graph.load_index(str(path))
-            self._graph.set_ef(self.ef)  # a load sets it back to 10
-            count = self._graph.get_current_count()
-            self._row_of = np.full(count, _NO_ROW)
-            self._row_of[labels] = rows
-            self._label_of = np.empty(0, np.int64)
-            self._set_labels(rows, labels)
-            self._live = len(rows)
-            for label in np.flatnonzero(self._row_of < 0):
-                try:
-                    self._graph.mark_deleted(int(label))
-                except RuntimeError:  # was deleted before it was saved
-                    continue
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def _score(points: Any, hashes: Any, rows: Any, neighbors: Any, width: Any) -> Any:
-    found = np.full((len(rows), width), np.int32(-1))
-    found_dots = np.full((len(rows), width), np.int32(-1))
-    for q in prange(len(rows)):
-        length = 0
-        for t in range(neighbors.shape[1]):
-            j = neighbors[q, t]
-            if j == rows[q]:
-                continue
-            exact = dot(points[rows[q]], points[j])
-            length = offer(found[q], found_dots[q], length, j, exact, hashes)
-    return found, found_dots

@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit, prange
 
 from engine.columns import Columns, Nodes
-from engine.index import ALWAYS, NEVER, ExactIndex, HnswIndex, precedes
+from engine.hnsw import HnswIndex
+from engine.index import ALWAYS, NEVER, ExactIndex, precedes
 from engine.stopwatch import Stopwatch
 from engine.types import Int8, Int32
 from engine.vectors import dot

@@ -14,7 +14,8 @@ import numpy as np
 
 from engine import schema
 from engine.errors import WriterBusy
-from engine.index import HnswIndex, offer
+from engine.hnsw import HnswIndex
+from engine.index import offer
 from engine.model import LinkageModel
 from engine.state import State
 from engine.store import Store

@@ -8,12 +8,13 @@ import numpy as np
 
 from engine import derived, pipeline, snapshot, vectors
 from engine.config import Settings
-from engine.engine import depends, load_model, shape_of, store_config
+from engine.engine import load_model, shape_of, store_config
 from engine.errors import ConfigMismatch
 from engine.facts import Contents
 from engine.index import ExactIndex
 from engine.model import LinkageModel
 from engine.resume import capture
+from engine.saver import depends
 from engine.state import State
 from engine.stopwatch import Stopwatch
 from engine.store import compare

@@ -21,9 +21,9 @@ import hnswlib
 import numpy as np
 
 from engine.columns import Nodes
-from engine.disk import generations, put_in_place, sha256
+from engine.disk import generations, put_in_place, sha256, temporary_name
 from engine.disk import versions as versions_of
-from engine.index import HnswIndex
+from engine.hnsw import HnswIndex
 from engine.types import Float32, Int32, Int64
 
 NAME = "index"
@@ -44,20 +44,38 @@ class Manifest:
     labels_sha256: str
 
 
-def save(folder: Path, version: int, index: HnswIndex, ids: Int64) -> None:
-    """Write the index as of a version; `ids`: by row, of the items. Raises OSError."""
-    stem = folder / f"index-{version}"
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """An index as of a version: its graph under a temporary name, and what belongs to it."""
+
+    version: int
+    dim: int
+    M: int
+    ef_construction: int
+    bytes: int  # that the file has to have
+    labels: Int64  # of the live elements
+    ids: Int64  # of their items
+
+
+def copied(folder: Path, version: int, index: HnswIndex, ids: Int64) -> Copied:
+    """Have hnswlib write the graph; `ids`: by row, of the items. `save` makes a snapshot of it, any time."""
+    labels, rows, size = index.save(temporary_name(folder, NAME))
+    return Copied(version, index.dim, index.M, index.ef_construction, size, labels, ids[rows])
+
+
+def save(folder: Path, copy: Copied) -> None:
+    """Make the graph that was written last a snapshot. Raises OSError."""
+    stem = folder / f"index-{copy.version}"
     graph, labels_file = stem.with_suffix(".hnsw"), stem.with_suffix(".npz")
     with generations(folder, NAME, KEPT) as temporary:
-        labels, rows = index.save(temporary)
-        size, expected = temporary.stat().st_size, index.file_size()
-        if size != expected:
-            raise OSError(f"{temporary} has {size} bytes instead of {expected}: is the disk full?")
+        size = temporary.stat().st_size
+        if size != copy.bytes:
+            raise OSError(f"{temporary} has {size} bytes instead of {copy.bytes}: is the disk full?")
         digest = _commit(temporary, graph)
         with open(temporary, "wb") as file:
-            np.savez(file, labels=labels, ids=ids[rows])
+            np.savez(file, labels=copy.labels, ids=copy.ids)
         manifest = Manifest(
-            version, index.dim, index.M, index.ef_construction, len(labels), size, digest,
+            copy.version, copy.dim, copy.M, copy.ef_construction, len(copy.labels), size, digest,
             _commit(temporary, labels_file),
         )  # fmt: skip
         temporary.write_text(json.dumps(asdict(manifest)))

@@ -11,7 +11,8 @@ from engine import lineage, vectors
 from engine.calibration import Calibration
 from engine.columns import Nodes
 from engine.hierarchy import Hierarchy, Model, Shape
-from engine.index import ExactIndex, HnswIndex
+from engine.hnsw import HnswIndex
+from engine.index import ExactIndex
 from engine.types import Clusters, Epoch, Int32, Int64, Loaded, Trees, UInt64
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one of its own
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -256,7 +256,7 @@ def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend
     log = logs.get()
     stop = _stop_on_signals(settings, log)
     start = time.monotonic()
-    with Engine.open(settings) as engine:
+    with ThreadPoolExecutor(1, "snapshots") as aside, Engine.open(settings, executor=aside) as engine:
         source = open_source(ground_of(settings, engine))
         writer = Writer(settings, engine, source, log)
         stop(writer.stopping)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.columns import Nodes
-from engine.index import ALWAYS, ExactIndex, HnswIndex
+from engine.hnsw import Graph, HnswIndex
+from engine.index import ALWAYS, ExactIndex
 from engine.types import Int16, Int32
 from engine.vectors import hash_keys, quantize
 from tests import slow
@@ -128,6 +130,11 @@ def hnsw(grid: Int16, threads: int = 1, **chosen: int) -> tuple[Nodes, HnswIndex
     return nodes, index, rows
 
 
+def remove(nodes: Nodes, index: HnswIndex, rows: Int32) -> None:
+    nodes.remove(rows)
+    index.remove(rows)
+
+
 def recall(nodes: Nodes, index: HnswIndex, width: int = 10) -> float:
     """The share of true neighbours found; what is found is scored exactly and in order."""
     rows = nodes.all_rows()
@@ -198,16 +205,50 @@ def test_hnsw_never_names_the_deleted() -> None:
     assert recall(nodes, index) > 0.99
 
 
-def test_hnsw_is_built_anew_when_tombstones_prevail() -> None:
+def test_hnsw_is_built_anew_beside_when_tombstones_prevail() -> None:
     rng = np.random.default_rng(8)
     nodes, index, rows = hnsw(draw(rng, "mixed", 3000))
-    nodes.remove(rows[:1024])
-    index.remove(rows[:1024])
-    assert index.tombstones == 1024  # not more than the least worth it
-    nodes.remove(rows[1024:1030])
-    index.remove(rows[1024:1030])
-    assert index.tombstones == 0
+    remove(nodes, index, rows[:1024])
+    assert not index.renewing  # not more than the least worth it
+    remove(nodes, index, rows[1024:1030])
+    assert index.renewing
+    assert index.tombstones == 1030
+    remove(nodes, index, rows[1100:1400])
+    nodes.release(rows[1100:1300])
+    index.insert(fill(nodes, draw(rng, "mixed", 500)))  # some in rows that the next graph still awaited
+    assert index.renewing
+    assert recall(nodes, index) > 0.995  # the old one answers
+    remove(nodes, index, rows[1400:1600])
+    assert not index.renewing
+    assert index.tombstones < 500
     assert recall(nodes, index) > 0.995
+
+
+def test_hnsw_under_churn_has_few_tombstones_and_no_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(18)
+    nodes, index, _ = hnsw(draw(rng, "mixed", 4000))
+    most, renewals, added = 0, 0, 0
+    add = Graph.add
+
+    def counted(graph: Graph, rows: Int32, *rest: Any) -> None:
+        nonlocal added
+        added += len(rows)
+        add(graph, rows, *rest)
+
+    monkeypatch.setattr(Graph, "add", counted)
+    for _ in range(60):
+        added = 0
+        growing = index.renewing
+        gone = rng.choice(nodes.all_rows(), 200, replace=False).astype(np.int32)
+        remove(nodes, index, gone)
+        nodes.release(gone)
+        index.insert(fill(nodes, draw(rng, "mixed", 200)))
+        assert added <= 200 * 6  # both graphs get the new ones, the next one two for each change
+        renewals += growing and not index.renewing
+        most = max(most, index.tombstones)
+    assert renewals >= 2
+    assert most < 0.4 * (4000 + most)
+    assert recall(nodes, index) > 0.99
 
 
 @pytest.mark.parametrize("live", [0, 1, 2, 5, 40])
@@ -255,8 +296,8 @@ def test_hnsw_saved_and_loaded_answers_the_same(tmp_path: Path) -> None:
     gone = rows[::5]
     nodes.remove(gone)
     index.remove(gone)
-    labels, held = index.save(tmp_path / "graph")
-    assert index.file_size() == (tmp_path / "graph").stat().st_size
+    labels, held, size = index.save(tmp_path / "graph")
+    assert size == (tmp_path / "graph").stat().st_size
     assert np.array_equal(np.sort(held), nodes.all_rows())
 
     place = rng.permutation(len(held)).astype(np.int32)  # the live items, in other rows
@@ -282,7 +323,7 @@ def test_hnsw_saved_and_loaded_answers_the_same(tmp_path: Path) -> None:
 def test_hnsw_loaded_without_some_of_its_items(tmp_path: Path) -> None:
     """Items that are gone since the save are deleted in the loaded graph."""
     nodes, index, rows = hnsw(draw(np.random.default_rng(13), "mixed", 400))
-    labels, held = index.save(tmp_path / "graph")
+    labels, held, _ = index.save(tmp_path / "graph")
     loaded = HnswIndex(nodes, threads=1)
     nodes.remove(rows[:100])
     keep = held >= 100

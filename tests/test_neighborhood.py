@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engine.columns import Nodes
-from engine.index import ExactIndex, HnswIndex
+from engine.hnsw import HnswIndex
+from engine.index import ExactIndex
 from engine.neighborhood import Neighborhood
 from engine.stopwatch import Stopwatch
 from engine.types import Int16, Int32

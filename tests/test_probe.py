@@ -16,7 +16,7 @@ from engine import pipeline
 from engine.config import Settings
 from engine.engine import Engine
 from engine.errors import StoreError, WriterAway, WriterBusy
-from engine.index import HnswIndex
+from engine.hnsw import HnswIndex
 from engine.model import LinkageModel, random_model
 from engine.probe import NEW, Answer
 from engine.prober import Prober

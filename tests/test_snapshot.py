@@ -11,7 +11,7 @@ import pytest
 
 from engine import snapshot
 from engine.columns import Nodes
-from engine.index import HnswIndex
+from engine.hnsw import HnswIndex
 from engine.types import Int16, Int32, Int64
 from engine.vectors import hash_keys, quantize
 from tests import slow
@@ -56,6 +56,9 @@ class Shelf:
         self.ids[rows] = 0
         self.nodes.release(rows)
 
+    def save(self, folder: Path) -> None:
+        snapshot.save(folder, snapshot.copied(folder, self.version, self.index, self.ids))
+
     def load(self, folder: Path) -> tuple[bool, HnswIndex]:
         """Whether a snapshot served, and the index; all live items are in it, and found."""
         index = self.empty_index()
@@ -77,7 +80,7 @@ def shelf(tmp_path: Path) -> Shelf:
     shelf = Shelf()
     shelf.put(np.arange(1, 301))
     shelf.take(np.arange(20, dtype=np.int32))
-    snapshot.save(tmp_path, shelf.version, shelf.index, shelf.ids)
+    shelf.save(tmp_path)
     return shelf
 
 
@@ -132,7 +135,7 @@ def test_without_a_snapshot_the_index_is_built(tmp_path: Path, shelf: Shelf) -> 
 def test_the_two_newest_are_kept(tmp_path: Path, shelf: Shelf) -> None:
     for start in (1000, 2000, 3000):
         shelf.put(np.arange(start, start + 10))
-        snapshot.save(tmp_path, shelf.version, shelf.index, shelf.ids)
+        shelf.save(tmp_path)
     assert files(tmp_path) == [f"index-{version}.{part}" for version in (3, 4) for part in PARTS]
 
 
@@ -164,7 +167,7 @@ def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, shelf: Shelf, part: s
 @pytest.mark.parametrize("part", PARTS)
 def test_the_older_one_serves_when_the_newest_is_damaged(tmp_path: Path, shelf: Shelf, part: str) -> None:
     shelf.put(np.arange(400, 450))
-    snapshot.save(tmp_path, shelf.version, shelf.index, shelf.ids)
+    shelf.save(tmp_path)
     damage(tmp_path / f"index-2.{part}", "flipped")
     assert shelf.load(tmp_path)[0]
 
@@ -203,9 +206,9 @@ def test_a_graph_that_hnswlib_cannot_read_is_passed_over(tmp_path: Path, shelf: 
 def test_an_unfinished_save_is_no_snapshot(tmp_path: Path, shelf: Shelf) -> None:
     """Killed before the manifest was there."""
     shelf.put(np.arange(400, 450))
-    snapshot.save(tmp_path, shelf.version, shelf.index, shelf.ids)
+    shelf.save(tmp_path)
     (tmp_path / "index-2.json").rename(tmp_path / "index.saving")
     found, _ = shelf.load(tmp_path)
     assert found  # the older one
-    snapshot.save(tmp_path, shelf.version, shelf.index, shelf.ids)
+    shelf.save(tmp_path)
     assert shelf.load(tmp_path)[0]

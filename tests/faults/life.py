@@ -25,10 +25,10 @@ import orjson
 from xxhash import xxh64
 
 from engine import changes, child, pipeline, publish, schema
-from engine import engine as engine_module
 from engine.engine import Engine, rebuild
 from engine.errors import CorruptStore, StoreError
 from engine.publish import Published, Publisher, SinkAway
+from engine.saver import Saver
 from engine.store import Store
 from engine.view import View
 from tests.checks import check_calibration, check_state
@@ -158,7 +158,7 @@ class Life:
         self._around(pipeline, "step", "before step", "after step")
         self._around(changes, "write_history", "inside commit", "")
         self._around(Store, "commit", "", "after commit")
-        self._around(engine_module, "take_snapshot", "before snapshot", "after snapshot")
+        self._around(Saver, "begin", "before snapshot", "after snapshot")
         publish.TELL_S = 0.0  # nothing depends on the hour
         child.subprocess = _Forked  # type: ignore[assignment]
 

@@ -1,0 +1,84 @@
+"""Snapshots of a live state, for a quick start: copied between two batches, written out beside the next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine import arithmetic, derived, snapshot
+from engine.hnsw import HnswIndex
+from engine.model import LinkageModel
+from engine.resume import capture
+from engine.state import State
+
+_CACHES = ("index-*", "index.saving", "derived-*", "derived.saving")
+
+
+class Saver:
+    """The snapshots beside a store. One is written at a time, by `executor`, or at once without one."""
+
+    def __init__(self, folder: Path, executor: Executor | None = None) -> None:
+        self.folder = folder
+        self._executor = executor
+        self._writing: Future[None] | None = None
+
+    def begin(self, state: State, model: LinkageModel) -> bool:
+        """Copy the state and have it written; False: the one before is not written yet.
+
+        One that cannot be written is given up: the next start takes longer then, nothing is lost.
+        """
+        if self._writing is not None and not self._writing.done():
+            return False
+        self.wait()
+        finish = copied(self.folder, state, model)
+        if self._executor is None:
+            _tolerant(finish)
+        else:
+            self._writing = self._executor.submit(_tolerant, finish)
+        return True
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def clear(self) -> None:
+        """All snapshots go. Raises OSError."""
+        self.wait()
+        for pattern in _CACHES:
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+
+
+def copied(folder: Path, state: State, model: LinkageModel) -> Callable[[], None]:
+    """What writes the state as it is now, also when it has changed meanwhile; that raises OSError."""
+    version, index = state.version, state.hierarchy.base.lists.index
+    graph = snapshot.copied(folder, version, index, state.ids) if isinstance(index, HnswIndex) else None
+    levels, what = capture(state.hierarchy, state.contents()), depends(state, model)
+
+    def write() -> None:
+        if graph is not None:
+            snapshot.save(folder, graph)
+        derived.save(folder, version, what, levels)
+
+    return write
+
+
+def depends(state: State, model: LinkageModel) -> dict[str, Any]:
+    """What all that is derived depends on, beside the lists of level 0."""
+    return {
+        "model": model.sha256,
+        "arithmetic": arithmetic.fingerprint(),
+        "shape": asdict(state.hierarchy.shape),
+        "epoch": asdict(state.calibration.epoch),
+    }
+
+
+def _tolerant(write: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        write()
