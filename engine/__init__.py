@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine import arithmetic  # noqa: F401  (pins it before anything that computes is loaded)
+
 if TYPE_CHECKING:
     from engine.engine import Engine as Engine
 

@@ -1,7 +1,7 @@
-"""Pin the arithmetic before torch and DGL are loaded, and name what came of it.
+"""Pin the arithmetic before NumPy, torch and DGL are loaded, and name what came of it.
 
-Import this module before either of them. The clustering is a function of its input to the bit, but
-only on one arithmetic: kernels for AVX2 and AVX-512 add in different orders. What can be pinned is
+The package imports this module before anything else. The clustering is a function of its input to the
+bit, but only on one arithmetic: kernels for AVX2 and AVX-512 add in different orders. What can be pinned is
 pinned here; `fingerprint` names the rest, so that a store written elsewhere is noticed and what
 is derived in it is computed again.
 """
@@ -20,6 +20,9 @@ PINS = {
     # No bits, but speed: threads that spin while they wait take the core from those they wait for.
     # Measured on two busy cores: the model's share of a batch 20 times faster.
     "OMP_WAIT_POLICY": "passive",
+    # NumPy's OpenBLAS knows no such policy: after each product its threads spin for 27 ms. It is read when
+    # NumPy loads. Measured: half of the processor's time, and a fifth of a small batch.
+    "OPENBLAS_NUM_THREADS": "1",
 }
 
 for name, value in PINS.items():

@@ -1,7 +1,7 @@
-"""From neighbour lists to what the model reads: node features, edge features, DGL blocks.
+"""From neighbour lists to what the model reads: node features and edge features.
 
 Receptive field, the contract that keeps updates local: a node's features read its own list, size
-and mean; an edge's features read the lists, sizes and means of its two ends; a block carries one
+and mean; an edge's features read the lists, sizes and means of its two ends; the model carries one
 round of messages. Nothing reads row numbers, the number of items, or anything else of the collection
 than its calibration epoch. So a feature is the same bits wherever and beside whatever it is
 computed (the kernels are scalar loops without fast-math: no reordering).
@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine import arithmetic  # noqa: F401  (pins the arithmetic before DGL loads)
-from engine.types import Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
-
-import dgl  # isort: skip
-import torch  # isort: skip
+from engine.types import Epoch, Float32, Float64, Int32, KnnGraph
+from engine.vectors import dot
 
 FLOOR = 2.0**-14  # of distances: the grid's step
 MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
 BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
+
+_NOTHING, _NOWHERE = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_)
 
 EDGE_FEATURES = (
     "similarity",
@@ -119,13 +118,10 @@ def _log_distance(s: float) -> float:
     return math.log(max(1.0 - s, FLOOR))
 
 
-@njit(cache=True, nogil=True)
-def _dot(a: Int16, b: Int16) -> float:
-    """Exact: the products' sum fits 32 bits for vectors on the grid, and so a float64."""
-    total = np.int64(0)
-    for t in range(a.shape[0]):
-        total += np.int32(a[t]) * np.int32(b[t])
-    return total * UNIT
+@njit(cache=True, nogil=True, inline="always")
+def _dot(a: Any, b: Any) -> Any:
+    """Exact: an integer of 32 bits fits a float64."""
+    return dot(a, b) * UNIT
 
 
 @njit(cache=True, nogil=True)
@@ -235,15 +231,22 @@ def _edge_kernel(
     high: Any,
     center: Any,
     scale: Any,
+    stored: Any,
+    holds: Any,
 ) -> None:
     raw = np.zeros(out.shape[1])
+    keeps = holds.shape[1] > 0
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
+    tight = np.ones(2)
     log_unit = _log_distance(mean)
     summed = np.int64(-1)
-    kept, kept_of = np.empty((KEPT, 6)), np.full(KEPT, -1)
+    kept, kept_tight, kept_of = np.empty((KEPT, 6)), np.empty(KEPT), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
         i, r = sources[t], ranks[t]
+        if keeps and holds[i, r]:
+            out[t] = stored[i, r]
+            continue
         j = neighbors[i, r]
         s = dots[i, r] * UNIT
         z = _squash((s - mean) / deviation)
@@ -268,12 +271,17 @@ def _edge_kernel(
         raw[6] = common_near / near
         if summed != i:  # edges come by source: its list is summed up once
             _summary(dots[i], degree[i], mean, deviation, ends[0])
+            if not is_base:
+                tight[0] = math.sqrt(_dot(average[i], average[i]))
             summed = i
-        if degree[j] > 0:
-            slot = j % KEPT
-            if kept_of[slot] != j:
+        slot = j % KEPT
+        if kept_of[slot] != j:
+            if degree[j] > 0:
                 _summary(dots[j], degree[j], mean, deviation, kept[slot])
-                kept_of[slot] = j
+            if not is_base:
+                kept_tight[slot] = math.sqrt(_dot(average[j], average[j]))
+            kept_of[slot] = j
+        if degree[j] > 0:
             ends[1, :] = kept[slot]
         else:
             ends[1, :3] = z
@@ -289,8 +297,7 @@ def _edge_kernel(
         else:
             cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
             both = _dot(average[i], average[j])
-            tight_i = math.sqrt(_dot(average[i], average[i]))
-            tight_j = math.sqrt(_dot(average[j], average[j]))
+            tight_i, tight_j = tight[0], kept_tight[slot]
             raw[19] = _squash((cross - mean) / deviation)
             raw[20] = _squash((back_cross - mean) / deviation)
             raw[21] = _squash((both - mean) / deviation)
@@ -303,6 +310,9 @@ def _edge_kernel(
             if size[j] > 1:
                 raw[26] = raw[21] - _squash((_inner(size[j], tight_j) - mean) / deviation)
         _standardise(out[t], raw, low, high, center, scale)
+        if keeps:
+            stored[i, r] = out[t]
+            holds[i, r] = True
 
 
 def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, out: Float32) -> None:
@@ -319,13 +329,15 @@ def edge_features(
 ) -> None:
     """Write the features of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side.
+    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side. Where the graph
+    keeps features, they have to be of these ranges.
     """
     deviation = max(epoch.deviation, MIN_DEVIATION)
+    stored, holds = (graph.kept.edges, graph.kept.edge_holds) if graph.kept else (_NOTHING, _NOWHERE)
     _edge_kernel(
         out, sources, ranks, graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity,
         graph.mean, graph.is_base, epoch.mean, deviation,
-        ranges.low, ranges.high, ranges.center, ranges.scale,
+        ranges.low, ranges.high, ranges.center, ranges.scale, stored, holds,
     )  # fmt: skip
 
 
@@ -359,37 +371,6 @@ def list_edges(graph: KnnGraph, rows: Int32) -> tuple[Int32, Int32]:
 
 
 @njit(cache=True, nogil=True)
-def _frontier(
-    rows: Any, sources: Any, ranks: Any, neighbors: Any, nodes: Any, heads: Any, tails: Any, place: Any
-) -> int:
-    count = rows.shape[0]
-    for t in range(count):
-        nodes[t] = rows[t]
-        place[rows[t]] = t
-    for t in range(sources.shape[0]):
-        node = neighbors[sources[t], ranks[t]]
-        if place[node] < 0:
-            place[node] = count
-            nodes[count] = node
-            count += 1
-        heads[t] = place[sources[t]]
-        tails[t] = place[node]
-    return int(count)
-
-
-def frontier(graph: KnnGraph, rows: Int32, sources: Int32, ranks: Int32) -> tuple[Int32, Int32, Int32]:
-    """Return the distinct nodes at either end of the edges of `rows`, and which of them are each edge's ends.
-
-    `rows` (m,) are distinct and stay first; the targets of the edges (e,) follow in order of sight.
-    """
-    place = np.full(len(graph.degree), -1, dtype=np.int32)
-    nodes = np.empty(min(len(rows) + len(sources), len(graph.degree)), dtype=np.int32)
-    heads, tails = np.empty_like(sources), np.empty_like(sources)
-    count = _frontier(rows, sources, ranks, graph.neighbors, nodes, heads, tails, place)
-    return nodes[:count], heads, tails
-
-
-@njit(cache=True, nogil=True)
 def add_ends(
     out: Float32, near: Float32, left: int, far: Float32, right: int, heads: Int32, tails: Int32
 ) -> None:
@@ -401,15 +382,3 @@ def add_ends(
         i, j = heads[t], tails[t]
         for c in range(out.shape[1]):
             out[t, c] = max((out[t, c] + near[i, left + c]) + far[j, right + c], np.float32(0.0))
-
-
-def message_block(degrees: Int32, tails: Int32 | Int64, nodes: int) -> dgl.DGLGraph:
-    """Return the DGL block of one round of messages.
-
-    Destination t has `degrees[t]` in-edges, in rank order; `tails` (e,) names their ends among
-    `nodes` source nodes. The order of each destination's edges is the order of its sum.
-    """
-    offsets = np.zeros(len(degrees) + 1, dtype=np.int64)
-    np.cumsum(degrees, out=offsets[1:])
-    csc = (torch.from_numpy(offsets), torch.from_numpy(tails.astype(np.int64)), torch.arange(len(tails)))
-    return dgl.create_block(("csc", csc), num_src_nodes=nodes, num_dst_nodes=len(degrees))

@@ -22,7 +22,7 @@ from engine.hnsw import HnswIndex
 from engine.index import ExactIndex
 from engine.neighborhood import Neighborhood
 from engine.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int16, Int32, Int64, KnnGraph, UInt64
+from engine.types import Bool, Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph, UInt64
 from engine.vectors import round_means
 
 _NONE = np.empty(0, np.int32)
@@ -32,7 +32,8 @@ class Model(Protocol):
     """A linkage model; see `engine.model`."""
 
     k: int
-    hidden: int
+    hidden: int  # floats of a node that `embed` returns
+    keeps: tuple[int, int]  # floats of a node and of an edge in `engine.types.Kept`
 
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32: ...
 
@@ -105,23 +106,32 @@ class Level(Columns):
     root: Int32  # the peak of the node's tree, -1: not alive
     above: Int32  # the peak's row at the next level, -1: none
     below: Int32  # the row of the node's peak at the level below
+    kept_nodes: Float32  # what the model keeps, see `engine.types.Kept`
+    node_holds: Bool
+    kept_edges: Float32  # not at level 0, where edges are computed as fast as fetched
+    edge_holds: Bool
 
     def __init__(
-        self, shape: Shape, hidden: int, is_base: bool, index: Callable[[Nodes], ExactIndex | HnswIndex]
+        self, shape: Shape, model: Model, is_base: bool, index: Callable[[Nodes], ExactIndex | HnswIndex]
     ) -> None:
-        own = 0 if is_base else shape.dim
+        own, edges = (0, 0) if is_base else (shape.dim, shape.k)
+        of_node, of_edge = model.keeps
         super().__init__(
             {
                 "sizes": (np.int64, 1, ()),
                 "sums": (np.int64, 0, (own,)),
                 "means": (np.int16, 0, (own,)),
-                "hidden": (np.float32, 0, (hidden,)),
+                "hidden": (np.float32, 0, (model.hidden,)),
                 "linkage": (np.float32, 0, (shape.k,)),
                 "density": (np.float32, 0, ()),
                 "parent": (np.int32, ROOT, ()),
                 "root": (np.int32, -1, ()),
                 "above": (np.int32, -1, ()),
                 "below": (np.int32, -1, ()),
+                "kept_nodes": (np.float32, 0, (of_node,)),
+                "node_holds": (np.bool_, False, ()),
+                "kept_edges": (np.float32, 0, (edges, of_edge)),
+                "edge_holds": (np.bool_, False, (edges,)),
             }
         )
         self.shape, self.is_base = shape, is_base
@@ -154,6 +164,7 @@ class Level(Columns):
             identity=self.nodes.vectors,
             mean=self.nodes.vectors if self.is_base else self.means,
             is_base=self.is_base,
+            kept=Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds),
         )
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
@@ -188,6 +199,9 @@ class Level(Columns):
 
     def _embed(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
+        self.node_holds[changed] = False
+        if not self.is_base:
+            self.edge_holds[self.lists.affected_edges(rows, changed)] = False
         fresh = model.embed(self.graph, epoch, rows)
         differs = (fresh.view(np.int32) != self.hidden[rows].view(np.int32)).any(axis=1)
         self.hidden[rows] = fresh
@@ -246,7 +260,7 @@ class Hierarchy:
         self, shape: Shape, model: Model, base_index: Callable[[Nodes], ExactIndex | HnswIndex]
     ) -> None:
         self.shape, self.model = shape, model
-        self.levels = [Level(shape, model.hidden, True, base_index)]
+        self.levels = [Level(shape, model, True, base_index)]
 
     @property
     def base(self) -> Level:
@@ -279,7 +293,7 @@ class Hierarchy:
                 lower.nodes.release(released)
                 return works
             if at == len(self.levels):
-                self.levels.append(Level(self.shape, self.model.hidden, False, ExactIndex))
+                self.levels.append(Level(self.shape, self.model, False, ExactIndex))
                 rows = lower.nodes.all_rows()
                 moves = Moves(rows, np.full(len(rows), -1, np.int32), lower.root[rows])
                 delta = Delta.of(_NONE, _NONE)

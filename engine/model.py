@@ -31,30 +31,27 @@ from typing import Any
 
 import numpy as np
 
-from engine import arithmetic  # noqa: F401  (pins the arithmetic before torch loads)
 from engine.errors import InputError
 from engine.graph import (
     EDGE_FEATURES,
     Ranges,
     add_ends,
     edge_features,
-    frontier,
     list_edges,
-    message_block,
     node_feature_names,
     node_features,
     raw_features,
 )
 from engine.types import Epoch, Float32, Int32, KnnGraph
 
-import dgl.function as fn  # isort: skip
+import dgl.ops  # isort: skip
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
-CHUNK = 512  # destination nodes per DGL block: their messages stay in the L2 cache
+CHUNK = 512  # nodes whose messages are summed at once: they stay in the L2 cache
 WORKERS = os.cpu_count() or 1
 _LOCAL = threading.local()
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
@@ -85,28 +82,30 @@ class Universal(nn.Module):
         self.head_out = nn.Linear(hidden, 1)  # w
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, block: Any, x: Tensor, e: Tensor, heads: Tensor, tails: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, degrees: Tensor, tails: Tensor) -> Tensor:
         """Return the logits (e,) of all edges of a graph, for training.
 
-        `block` is `message_block` of the whole graph, `x` (n, F), `e` (e, G), `heads` and `tails`
-        (e,) the two ends of the edges.
+        `x` (n, F); `e` (e, G) and `tails` (e,) by the edges' other ends, of which node i has
+        `degrees[i]`, (n,), side by side.
         """
+        heads = torch.repeat_interleave(degrees)
         x, e = self.drop(x), self.drop(e)
         w1, w2, u = self.node_ends(x).chunk(3, dim=1)  # (n, hidden) each
         messages = torch.relu(w1[heads] + w2[tails] + self.message_edge(e))  # (e, hidden)
-        h = torch.relu(u + self.update(mean_messages(block, messages)))  # (n, hidden)
+        h = torch.relu(u + self.update(mean_messages(degrees, messages)))  # (n, hidden)
         a, b = self.head_ends(self.drop(h)).chunk(2, dim=1)
         q = torch.relu(a[heads] + b[tails] + self.head_edge(e))  # (e, hidden)
         logits: Tensor = self.head_out(torch.relu(self.head_inner(q)))[:, 0]
         return logits
 
 
-def mean_messages(block: Any, messages: Tensor) -> Tensor:
-    """Return the mean message (destinations, hidden) over each destination's in-edges, 0 for none."""
-    with block.local_scope():
-        block.edata["m"] = messages
-        block.update_all(fn.copy_e("m", "m"), fn.mean("m", "mean"))
-        mean: Tensor = block.dstdata["mean"]
+def mean_messages(degrees: Tensor, messages: Tensor) -> Tensor:
+    """Return the mean (n, hidden) of each node's messages, 0 for none. `degrees` (n,) int64 of them are side
+    by side; their order is the order of the sum.
+    """
+    if not len(messages):  # DGL would divide by zero
+        return messages.new_zeros((len(degrees), messages.shape[1]))
+    mean: Tensor = dgl.ops.segment_reduce(degrees, messages, "mean")
     return mean
 
 
@@ -136,6 +135,7 @@ class LinkageModel:
         self.nodes, self.edges, self.card = nodes, edges, card
         self.k, self.tau, self.max_levels = card.k, card.tau, card.max_levels
         self.hidden = 2 * card.hidden
+        self.keeps = card.hidden, len(EDGE_FEATURES)  # W2 x of a node, features of an edge
         self.default_epoch = Epoch(card.mean, card.deviation, 0)
         facts = f"{card.k} {card.hidden} {card.mean!r} {card.deviation!r}".encode()
         self.sha256 = hashlib.sha256(self._bytes() + facts).hexdigest()
@@ -155,8 +155,10 @@ class LinkageModel:
         neighbours.
         """
         sources, ranks = list_edges(graph, rows)
-        nodes, heads, tails = frontier(graph, rows, sources, ranks)
-        far = self._far(graph, epoch, nodes)
+        tails = graph.neighbors[sources, ranks]
+        far = self._far(graph, epoch, tails)
+        degrees = graph.degree[rows].astype(np.int64)
+        heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
         chunks = _parts(len(rows), CHUNK)
         stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
@@ -166,12 +168,12 @@ class LinkageModel:
             for chunk in share:
                 edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
                 near = self._near(graph, epoch, rows[chunk], buffers)
-                block = message_block(graph.degree[rows[chunk]], tails[edges], len(nodes))
                 messages = self._messages(
                     graph, epoch, sources[edges], ranks[edges], near, heads[edges] - chunk.start,
                     far, tails[edges], buffers,
                 )  # fmt: skip
-                self._update(near, mean_messages(block, messages), out[chunk], buffers)
+                mean = mean_messages(torch.from_numpy(degrees[chunk]), messages)
+                self._update(near, mean, out[chunk], buffers)
 
         _share_out(chunks, work)
         return out.numpy()
@@ -199,20 +201,26 @@ class LinkageModel:
         _share_out(_parts(len(sources)), work)
         return out
 
-    def _far(self, graph: KnnGraph, epoch: Epoch, nodes: Int32) -> Float32:
-        """W2 x of some nodes: (m, hidden)."""
-        w, out = self._weights["far"], torch.empty((len(nodes), self.card.hidden))
+    def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32) -> Float32:
+        """W2 x of the nodes `tails`, which may be named repeatedly: (n, hidden), by row of the graph."""
+        if graph.kept:
+            far, holds = graph.kept.nodes, graph.kept.node_holds
+        else:
+            far = np.empty((len(graph.degree), self.card.hidden), np.float32)
+            holds = np.zeros(len(far), np.bool_)
+        nodes, w = np.unique(tails[~holds[tails]]), self._weights["far"]
 
         def work(share: Sequence[slice]) -> None:
-            x, far = _buffers(len(self.nodes.low), self.card.hidden)
+            x, product = _buffers(len(self.nodes.low), self.card.hidden)
             for part in share:
                 m = part.stop - part.start
                 node_features(graph, epoch, nodes[part], self.nodes, x.numpy()[:m])
-                torch.mm(x, w, out=far)
-                out[part] = far[:m]
+                torch.mm(x, w, out=product)
+                far[nodes[part]] = product.numpy()[:m]
 
         _share_out(_parts(len(nodes)), work)
-        return out.numpy()
+        holds[nodes] = True
+        return far
 
     def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> Tensor:
         """W1 x | U x of a chunk's nodes, with the biases: (CHUNK, 2 hidden)."""
@@ -311,11 +319,10 @@ def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:
         for value in net.parameters():
             spread = rng.normal(size=tuple(value.shape)) * 1.4 / value.shape[-1] ** 0.5
             value.copy_(torch.from_numpy(spread))
-        block = message_block(graph.degree, targets, len(graph.degree))
-        ends = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
-        logits = net(block, x, e, *ends)
+        ends = torch.from_numpy(graph.degree.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
+        logits = net(x, e, *ends)
         net.head_out.weight.mul_(3.0 / logits.std())
-        net.head_out.bias.add_(0.5 - net(block, x, e, *ends).median())
+        net.head_out.bias.add_(0.5 - net(x, e, *ends).median())
     return LinkageModel(net, nodes, edges, Card(k=k, hidden=hidden))
 
 

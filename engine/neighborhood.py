@@ -22,6 +22,8 @@ from engine.stopwatch import Stopwatch
 from engine.types import Int8, Int32
 from engine.vectors import dot
 
+_WALK = 300  # lists read one after the other in the time in which one node's holders are found
+
 
 class Neighborhood(Columns):
     """Lists of the nodes of one level and the index that finds them.
@@ -101,7 +103,11 @@ class Neighborhood(Columns):
 
     def affected_nodes(self, changed: Int32) -> Int32:
         """`changed` and the nodes that have one of them in N(i), rising."""
-        held: Int32 = _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
+        held: Int32
+        if len(changed) * _WALK > self.nodes.rows:
+            held = _holding(changed, self.nodes.rows, self.k, self.neighbors, self.lengths, self.marks)
+        else:
+            held = _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
         return held
 
     def affected_edges(self, rows: Int32, changed: Int32) -> tuple[Int32, Int32]:
@@ -419,6 +425,25 @@ def _holders(changed: Any, k: Any, width: Any, heads: Any, links: Any, marks: An
     for u in out:
         marks[u] = 0
     return np.sort(out)
+
+
+@njit(cache=True, nogil=True)
+def _holding(changed: Any, rows: Any, k: Any, neighbors: Any, lengths: Any, marks: Any) -> Any:
+    """As `_holders`, from all lists one after the other."""
+    for i in changed:
+        marks[i] = 1
+    out = np.empty(rows, np.int32)
+    count = 0
+    for u in range(rows):
+        held = marks[u] != 0
+        for w in range(min(k, lengths[u])):
+            held |= marks[neighbors[u, w]] != 0
+        if held:
+            out[count] = u
+            count += 1
+    for i in changed:
+        marks[i] = 0
+    return out[:count]
 
 
 @njit(cache=True, nogil=True)

@@ -66,7 +66,7 @@ def resume(
         lower = hierarchy.levels[at - 1]
         if lower.links == 0:
             break
-        upper = Level(hierarchy.shape, model.hidden, False, ExactIndex)
+        upper = Level(hierarchy.shape, model, False, ExactIndex)
         hierarchy.levels.append(upper)
         known = saved[at] if saved and at < len(saved) else None
         delta, content = _lift(base, lower, upper, content, known)

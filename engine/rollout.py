@@ -45,7 +45,7 @@ class Oracle:
     """Links by true labels, wrong now and then: makes impure supernodes before there is a model."""
 
     def __init__(self, labels: Int64, rng: np.random.Generator, k: int = 10) -> None:
-        self.labels, self.rng, self.k, self.hidden = labels, rng, k, 1
+        self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
 
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:

@@ -19,7 +19,7 @@ import numpy as np
 from engine import scores
 from engine.arithmetic import one_thread
 from engine.errors import InputError
-from engine.graph import Ranges, message_block
+from engine.graph import Ranges
 from engine.mixtures import Collection, embedded_again, generated, read_labelled, subset, view
 from engine.model import Card, LinkageModel, Universal, UniversalConfig
 from engine.rollout import Oracle, Scene, hierarchy, joined, measured_epoch, partitions, scenes
@@ -246,10 +246,10 @@ def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
     """
     whole = joined(parts)
     heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
-    block = message_block(whole.degrees, whole.tails, len(whole.x))
-    logits = net(block, torch.from_numpy(whole.x), torch.from_numpy(whole.e), heads, tails)
+    x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
+    logits = net(x, e, counts.long(), tails)
     target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
-    degrees = torch.from_numpy(whole.degrees).clamp(min=1)
+    degrees = counts.clamp(min=1)
     density = _density(torch.sigmoid(logits), similarity, heads, degrees)
     truth = _density(target, similarity, heads, degrees)
     upward = density.detach()[tails] > density.detach()[heads]

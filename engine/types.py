@@ -58,6 +58,19 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a model has computed of a graph and reads again, and where that still holds.
+
+    The model fills it. Whoever changes the graph takes the marks away of what was computed from that.
+    """
+
+    nodes: Float32  # (n, a)
+    node_holds: Bool  # (n,)
+    edges: Float32  # (n, k, b), by source and rank; k = 0: of edges nothing is kept
+    edge_holds: Bool  # (n, k)
+
+
+@dataclass(frozen=True, slots=True)
 class KnnGraph:
     """What a model may read of one level. Rows are nodes; free rows are in nobody's list."""
 
@@ -69,6 +82,7 @@ class KnnGraph:
     identity: Int16  # (n, d), the peak's vector
     mean: Int16  # (n, d), the rounded mean of the items; at level 0 the same array as identity
     is_base: bool  # level 0
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

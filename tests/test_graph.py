@@ -15,9 +15,7 @@ from engine.graph import (
     EDGE_FEATURES,
     FLOOR,
     Ranges,
-    frontier,
     list_edges,
-    message_block,
     node_feature_names,
     raw_features,
 )
@@ -169,19 +167,6 @@ def test_ranges_clip_what_was_never_seen() -> None:
     assert far[2] == 0.0
 
 
-def test_frontier_names_each_node_once_and_rows_first() -> None:
-    graph = mixture(4, 200)
-    rows = np.array([5, 190, 7], np.int32)
-    sources, ranks = list_edges(graph, rows)
-    nodes, heads, tails = frontier(graph, rows, sources, ranks)
-    assert (nodes[:3] == rows).all()
-    assert len(set(nodes)) == len(nodes)
-    assert (nodes[heads] == sources).all()
-    assert (nodes[tails] == graph.neighbors[sources, ranks]).all()
-
-
-def test_a_block_carries_each_edge_to_its_own_end() -> None:
-    degrees, tails = np.array([2, 0, 1], np.int32), np.array([1, 2, 0], np.int32)
-    messages = torch.tensor([[1.0], [2.0], [5.0]])
-    mean = mean_messages(message_block(degrees, tails, 3), messages)
+def test_the_mean_of_messages_is_that_of_each_node() -> None:
+    mean = mean_messages(torch.tensor([2, 0, 1]), torch.tensor([[1.0], [2.0], [5.0]]))
     assert mean[:, 0].tolist() == [1.5, 0.0, 5.0]

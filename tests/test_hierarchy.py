@@ -24,7 +24,7 @@ class Recorder:
     """A model that writes down what it is asked for."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.k, self.hidden = model, model.k, model.hidden
+        self.model, self.k, self.hidden, self.keeps = model, model.k, model.hidden, model.keeps
         self.embedded: list[Int32] = []
         self.linked: list[tuple[Int32, Int32]] = []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from engine.graph import Ranges, edge_features, list_edges, message_block, node_features
+from engine.graph import Ranges, edge_features, list_edges, node_features
 from engine.model import BLOCK, CHUNK, LinkageModel, random_model
 from engine.types import Epoch, Float32, Int32, KnnGraph
 
@@ -131,9 +131,8 @@ def test_agrees_with_the_network_as_trained(model: LinkageModel) -> None:
     node_features(graph, EPOCH, rows, model.nodes, x)
     edge_features(graph, EPOCH, sources, ranks, model.edges, e)
     targets = graph.neighbors[sources, ranks]
-    block = message_block(graph.degree, targets, 500)
-    ends = torch.from_numpy(sources.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
-    logits = model.net(block, torch.from_numpy(x), torch.from_numpy(e), *ends)
+    columns = (x, e, graph.degree.astype(np.int64), targets.astype(np.int64))
+    logits = model.net(*map(torch.from_numpy, columns))
     np.testing.assert_allclose(torch.sigmoid(logits).detach().numpy(), p, atol=1e-5)
 
 
