@@ -94,12 +94,12 @@ class Served:
         self._config.write_text(SETTINGS.format(store=folder / "store", port=self.port))
         self._daemon: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> tuple[float, float]:
-        """Seconds until the API answered, and until all was ready."""
+    def start(self, asked: str = "/livez") -> tuple[float, float]:
+        """Seconds until the API answered what it is asked, and until all was ready."""
         begun = time.monotonic()
         command = [sys.executable, "-m", "engine", "serve", "-c", str(self._config)]
         self._daemon = subprocess.Popen(command, start_new_session=True)
-        _wait(self.port, "/livez", self._daemon)
+        _wait(self.port, asked, self._daemon)
         answered_s = time.monotonic() - begun
         _wait(self.port, "/readyz", self._daemon)
         return answered_s, time.monotonic() - begun

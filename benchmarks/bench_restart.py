@@ -1,6 +1,7 @@
 """How long `shoal serve` takes to be ready again, after a clean stop and after a kill amid records.
 
-Fills a store, then starts the daemon on it: until the API answers (`/livez`, from LMDB), until the writer has
+Fills a store, then starts the daemon on it: until the API answers
+from LMDB (`/v1/summary`), until the writer has
 loaded and takes records (`/readyz`).
 """
 
@@ -42,7 +43,7 @@ def main() -> None:
                 with feeding(served.port, fresh, 1):
                     time.sleep(chosen.seconds)
                     served.end(number)
-                taken[name].append(served.start())
+                taken[name].append(served.start("/v1/summary"))
         served.end(signal.SIGTERM)
     figures = {
         name: {"answers_s": [one for one, _ in times], "ready_s": [other for _, other in times]}
