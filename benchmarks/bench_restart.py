@@ -1,8 +1,7 @@
 """How long `shoal serve` takes to be ready again, after a clean stop and after a kill amid records.
 
-Fills a store, then starts the daemon on it: until the API answers
-from LMDB (`/v1/summary`), until the writer has
-loaded and takes records (`/readyz`).
+Fills a store, then starts the daemon on it: until the API answers from LMDB (`/v1/summary`), until the writer
+has loaded and takes records (`/readyz`).
 """
 
 from __future__ import annotations

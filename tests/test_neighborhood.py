@@ -10,7 +10,7 @@ import pytest
 from engine.columns import Nodes
 from engine.hnsw import HnswIndex
 from engine.index import ExactIndex
-from engine.neighborhood import Neighborhood
+from engine.neighborhood import Neighborhood, _holders, _holding
 from engine.stopwatch import Stopwatch
 from engine.types import Int16, Int32
 from engine.vectors import hash_keys, quantize
@@ -190,3 +190,25 @@ def test_restored_lists_go_on_as_the_old_ones() -> None:
     assert other.held(9) == pond.held(9)
     assert set(pond.nodes.hashes[changed].tolist()) == set(other.nodes.hashes[again].tolist())
     assert set(pond.nodes.hashes[rewritten].tolist()) == set(other.nodes.hashes[rewritten_again].tolist())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_few_holders_and_many_are_found_alike(seed: int) -> None:
+    """Along their chains, or by reading all lists: the same rows, also where gaps are left."""
+    rng = np.random.default_rng(seed)
+    nodes = Nodes(6)
+    lists = Neighborhood(nodes, ExactIndex(nodes), k=4, width=7)
+    rows = nodes.add(quantize(rng.normal(size=(300, 6)))[0], hash_keys([b"%d" % i for i in range(300)]))
+    lists.update(rows, rows[:0], Stopwatch())
+    gone = rng.choice(rows, 60, replace=False).astype(np.int32)
+    nodes.remove(gone)
+    lists.update(rows[:0], gone, Stopwatch())
+    for count in (0, 1, 5, 200):
+        changed = rng.choice(nodes.all_rows(), count, replace=False).astype(np.int32)
+        chains = _holders(changed, lists.k, lists.width, lists.heads, lists.links, lists.marks)
+        reading = _holding(changed, nodes.rows, lists.k, lists.neighbors, lists.lengths, lists.marks)
+        held = np.isin(lists.neighbors[:, : lists.k], changed).any(axis=1)
+        held[changed] = True
+        assert np.array_equal(chains, np.flatnonzero(held))
+        assert np.array_equal(reading, np.flatnonzero(held))
+        assert not lists.marks.any()
