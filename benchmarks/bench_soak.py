@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.mixture import PER_CLUSTER
+from benchmarks.mixture import PER_CLUSTER, SPREAD
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
 from engine.config import Settings, load
@@ -69,7 +70,7 @@ class Churn:
     def vectors(self, count: int) -> Float32:
         own = self.centres[self.rng.integers(0, len(self.centres), count)]
         noise = self.rng.standard_normal((count, self.dim), np.float32)
-        return own + np.float32(0.9) * noise
+        return own + np.float32(SPREAD) * noise
 
     def fresh(self, count: int) -> list[str]:
         keys = [str(self.made + i) for i in range(count)]
@@ -146,7 +147,7 @@ def main() -> int:
 def soak(settings: Settings, churn: Churn, minutes: float, every_s: float) -> list[Sample]:
     """Fills a collection, then lets it churn, a batch every so often; samples at even distances."""
     samples: list[Sample] = []
-    with Engine.open(settings) as engine:
+    with ThreadPoolExecutor(1) as aside, Engine.open(settings, executor=aside) as engine:  # as the daemon
         churn.fill(engine)
         begun = time.perf_counter()
         for number in range(1, SAMPLES + 1):

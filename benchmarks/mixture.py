@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PER_CLUSTER = 50
+SPREAD = 0.5  # of an item's noise, against the length of its centre; at 0.9 most items stay alone
 
 
-def mixture(items: int, dim: int, seed: int, spread: float = 0.5) -> NDArray[np.float32]:
+def mixture(items: int, dim: int, seed: int, spread: float = SPREAD) -> NDArray[np.float32]:
     """Shuffled rows (items, dim); an item's noise has `spread` times the length of its centre."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(1, items // PER_CLUSTER), dim), dtype=np.float32)
