@@ -1,1 +1,3 @@
 """Benchmarks: each prints the machine, a table and its figures, and writes them with --json FILE."""
+
+import engine  # noqa: F401  (pins the arithmetic, before NumPy loads)

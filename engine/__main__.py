@@ -393,7 +393,7 @@ def rebuild(
     from engine.commands import operate
 
     chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
-    operate.rebuild(chosen, {"model": _plain(model and model.absolute()), "index": index, "tau": tau}, json)
+    operate.rebuild(chosen, json)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from engine.service import Service, reply
 
 HERE = Path(__file__).resolve().parent
 PAGE, DOCS = HERE / "page", HERE / "docs"
+ASK_ANEW = {"cache-control": "no-cache"}
 DESCRIPTION = """Which cluster is an item in now, and why?
 
 Every answer carries the `version` of the state it is of, and the `collection`. Answers that can be asked for
@@ -161,10 +162,19 @@ def _add_documents(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return FileResponse(DOCS / "index.html")
+        return FileResponse(DOCS / "index.html", headers=ASK_ANEW)
 
-    app.mount("/docs", StaticFiles(directory=DOCS, check_dir=False))
-    app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
+    app.mount("/docs", Files(directory=DOCS, check_dir=False))
+    app.mount("/", Files(directory=PAGE, html=True, check_dir=False))
+
+
+class Files(StaticFiles):
+    """A browser asks each time whether it has the right ones: after an upgrade never some old, some new."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        response = super().file_response(*arguments, **named)
+        response.headers.update(ASK_ANEW)
+        return response
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

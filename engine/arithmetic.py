@@ -20,8 +20,8 @@ PINS = {
     # No bits, but speed: threads that spin while they wait take the core from those they wait for.
     # Measured on two busy cores: the model's share of a batch 20 times faster.
     "OMP_WAIT_POLICY": "passive",
-    # NumPy's OpenBLAS knows no such policy: after each product its threads spin for 27 ms. It is read when
-    # NumPy loads. Measured: half of the processor's time, and a fifth of a small batch.
+    # NumPy's OpenBLAS knows no such policy: after each product its threads spin for 27 ms. Measured: half of
+    # the processor's time, and a fifth of a small batch. Read when NumPy loads: import Shoal first.
     "OPENBLAS_NUM_THREADS": "1",
 }
 

@@ -67,7 +67,6 @@ class ModelSettings(_Section):
 
     path: Path | None = None
     tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links
-    k: int | None = Field(None, ge=1, le=64)  # neighbours in a list
     max_levels: int | None = Field(None, ge=1, le=32)
 
 
@@ -184,7 +183,7 @@ class BoundsSettings(_Section):
 
     key_max_bytes: int = Field(LMDB_KEY_MAX_BYTES, ge=1, le=LMDB_KEY_MAX_BYTES)
     payload_max_bytes: int = Field(2**18, ge=0, le=2**30)
-    record_max_bytes: int = Field(2**20, ge=2**10, le=2**30)  # one line of a .jsonl file
+    record_max_bytes: int = Field(2**20, ge=2**10, le=2**30)  # a line of .jsonl or a bulk, a Kafka record
     map_size_bytes: int = Field(2**36, ge=2**20)  # address space set aside for LMDB; it grows when full
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
     snapshot_items: int = Field(8_000, ge=1)  # changed items between two snapshots, at least

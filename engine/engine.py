@@ -52,7 +52,7 @@ class Engine:
         executor: Executor | None = None,
     ) -> None:
         self.settings, self.store, self.model = settings, store, model
-        self.snapshots = Saver(store.path, executor)
+        self.snapshots = Saver(store.path, executor, settings.bounds.free_disk_min_bytes)
         self._clock = clock
         self._lock = threading.RLock()
         self._state: State | None = None  # None: the dimension is not known yet
@@ -261,11 +261,12 @@ class Engine:
         self.save()
 
     def save(self) -> None:
-        """Snapshots of the index and of what is derived; when it returns, they are there."""
-        self.snapshots.wait()
-        self._since_snapshot = max(1, self._since_snapshot)
-        self._snapshot(least=1)
-        self.snapshots.wait()
+        """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
+        with self._lock:
+            self.snapshots.wait()
+            self._since_snapshot = max(1, self._since_snapshot)
+            self._snapshot(least=1)
+            self.snapshots.wait()
 
     def close(self) -> None:
         """Save the index and let go of the store. Everything applied is durable already."""
@@ -395,14 +396,13 @@ def load_model(settings: Settings) -> LinkageModel:
 def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
     """The clustering's configuration: settings, and the model card where they are silent."""
     chosen = settings.model
-    k = model.k if chosen.k is None else chosen.k
     return Shape(
         dim=dim,
-        k=k,
+        k=model.k,
         tau=model.tau if chosen.tau is None else chosen.tau,
         max_levels=chosen.max_levels or model.max_levels,
-        base_width=k + settings.bounds.slack,
-        peak_width=max(32, 2 * k),
+        base_width=model.k + settings.bounds.slack,
+        peak_width=max(32, 2 * model.k),
         search_width=settings.bounds.search_width,
         holders_max=settings.bounds.holders_max,
     )

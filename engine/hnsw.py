@@ -2,8 +2,7 @@
 
 hnswlib's elements are never used again: an insert has a fresh label, a delete leaves a tombstone. When
 tombstones are many, a next graph of the live rows grows beside the one that answers, a few rows whenever
-others change, and takes its place when it has them all. So no batch waits for a graph to be built, and
-the graph is a function of the changes alone.
+others change, and takes its place when it has them all. So no batch waits for a graph to be built.
 """
 
 from __future__ import annotations
@@ -60,8 +59,6 @@ class Graph:
         self.count, self.live = end, self.live + len(rows)
 
     def remove(self, rows: Int32) -> None:
-        """Rows that it does not have are passed over."""
-        rows = rows[self.holds(rows)]
         for label in self.label_of[rows].tolist():
             self.made.mark_deleted(label)
         self.label_of[rows] = -1
@@ -79,7 +76,7 @@ class Graph:
 class HnswIndex:
     """hnswlib behind the interface.
 
-    M, ef_construction, ef: hnswlib's. `threads`: for inserts and searches, which never overlap.
+    M, ef_construction, ef: hnswlib's. `threads`: for inserts and searches, which never overlap in one graph.
     When more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
     """
 
@@ -136,7 +133,7 @@ class HnswIndex:
         if self._next is not None and len(rows):
             self._next.reserve(len(self.points.alive))
             self._next.add(rows, floats, self.threads)
-            self._renew(len(rows))
+        self._renew(len(rows))
 
     def remove(self, rows: Int32) -> None:
         """Once a batch, before its inserts: rows of the one before are committed by then."""
@@ -144,16 +141,17 @@ class HnswIndex:
         with self._turns.insert():
             self._graph.remove(rows)
         if self._next is not None:
-            self._next.remove(rows)
-            self._renew(len(rows))
-        elif self.tombstones > max(_LEAST_TOMBSTONES, self.tombstone_share * self._graph.count):
+            self._next.remove(rows[self._next.holds(rows)])
+        self._renew(len(rows))
+
+    def _renew(self, changed: int) -> None:
+        """The next graph begins when it is due, grows as far as so many changed rows let it, takes over."""
+        if self._next is None:
+            if self.tombstones <= max(_LEAST_TOMBSTONES, self.tombstone_share * self._graph.count):
+                return
             self._awaited = self._graph.live_rows()
             self._next = self._new_graph(max(1024, 2 * len(self._awaited)))
             self._next.reserve(len(self._graph.label_of))
-
-    def _renew(self, changed: int) -> None:
-        """The next graph grows, as far as so many changed rows let it; complete, it takes over."""
-        assert self._next is not None
         some, self._awaited = np.split(self._awaited, [_BESIDE * changed])
         # One that left is no more; where another took its row, that one came in by its insert.
         some = some[self._graph.holds(some) & ~self._next.holds(some)]

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 from engine import vectors
-from engine.types import Bool, Int16, Int32, UInt64
+from engine.types import Bool, Float32, Int16, Int32, UInt64
 from engine.vectors import DOT_SCALE, dot
 
 _BLOCK_CELLS = 1 << 24  # float32 similarities held at once: 64 MiB
@@ -58,6 +58,7 @@ class ExactIndex:
     def __init__(self, points: Points) -> None:
         self.points = points
         self._floats = np.empty((0, points.vectors.shape[1]), np.float32)
+        self._searched: tuple[Int32, Float32] | None = None  # the last ones, and their similarities
 
     def insert(self, rows: Int32) -> None:
         capacity, dim = self.points.vectors.shape
@@ -66,6 +67,7 @@ class ExactIndex:
             grown[: len(self._floats)] = self._floats
             self._floats = grown
         self._floats[rows] = vectors.as_float(self.points.vectors[rows])
+        self._searched = None
 
     def remove(self, rows: Int32) -> None:
         """Nothing to do: searches read `alive`."""
@@ -73,25 +75,28 @@ class ExactIndex:
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
         found = np.full((len(rows), width), _NO_ROW)
         found_dots = np.full((len(rows), width), -1, np.int32)
-        points = self.points
+        points, self._searched = self.points, None
         for start, block in self._similarities(rows):
             stop = start + len(block)
             _best(
                 block, self._slack, rows[start:stop], points.vectors, points.hashes, points.alive,
                 found[start:stop], found_dots[start:stop],
             )  # fmt: skip
+            if len(block) == len(rows):
+                self._searched = rows, block
         return found, found_dots
 
     def entrants(self, rows: Int32, bounds: Int32) -> tuple[Int32, Int32, Int32]:
         """All pairs (new row, other row) whose dot reaches the other row's bound.
 
         `bounds`: int32 (points.rows,). Returns new rows, other rows and dots, int32 (pairs,).
+        Rows with which the last search began are not multiplied again.
         """
         points = self.points
         floors = (bounds.astype(np.float64) / DOT_SCALE).astype(np.float32) - np.float32(self._slack)
         floors[bounds == NEVER] = np.inf
         blocks: list[tuple[Int32, Int32, Int32]] = []
-        for start, block in self._similarities(rows):
+        for start, block in self._known(rows) or self._similarities(rows):
             part = rows[start : start + len(block)]
             counts = _count_reaching(block, floors)
             pairs_new, pairs_old = _collect_reaching(block, floors, counts, part)
@@ -114,6 +119,13 @@ class ExactIndex:
         """
         dim = int(self.points.vectors.shape[1])
         return float(1.01 * dim * 2.0**-24 + 2.0**-22)
+
+    def _known(self, rows: Int32) -> list[tuple[int, Float32]]:
+        """The similarities of these rows, if they are those of the last search; they are kept once."""
+        searched, self._searched = self._searched, None
+        if searched is None or not len(rows) or not np.array_equal(searched[0][: len(rows)], rows):
+            return []
+        return [(0, searched[1][: len(rows)])]
 
     def _similarities(self, rows: Int32) -> Any:
         points = self.points

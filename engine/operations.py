@@ -16,6 +16,8 @@ from engine.errors import InputError, WriterBusy
 from engine.types import Float32
 from engine.writer import Extension, Writer
 
+RENEWED = ("model", "index")  # sections of the settings that a rebuild may change
+
 
 def operations(writer: Writer) -> Extension:
     """The operations and chores of a writer."""
@@ -23,7 +25,7 @@ def operations(writer: Writer) -> Extension:
     renewing = threading.Lock()
 
     def rebuild(body: Body, vectors: Float32 | None) -> Body:
-        """`model`, `index` and `tau`: others than now, or None."""
+        """`model` and `index`: what is to be otherwise in these sections of the settings."""
         with _alone(renewing):
             return asdict(generation.rebuild(engine, _changed(engine.settings, body)))
 
@@ -60,14 +62,9 @@ def _alone(renewing: threading.Lock) -> Iterator[None]:
 def _changed(settings: Settings, body: Body) -> Settings:
     """The settings with what the operator wants otherwise. Raises InputError."""
     document = settings.model_dump()
-    for name, section, key in (
-        ("model", "model", "path"),
-        ("tau", "model", "tau"),
-        ("index", "index", "kind"),
-    ):
-        if body.get(name) is not None:
-            document[section][key] = body[name]
     try:
+        for section in RENEWED:
+            document[section] |= body.get(section) or {}
         return Settings.model_validate(document)
-    except ValueError as problem:
+    except (ValueError, TypeError) as problem:
         raise InputError(f"the daemon cannot rebuild with these settings: {problem}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import asdict
@@ -21,9 +22,10 @@ _CACHES = ("index-*", "index.saving", "derived-*", "derived.saving")
 class Saver:
     """The snapshots beside a store. One is written at a time, by `executor`, or at once without one."""
 
-    def __init__(self, folder: Path, executor: Executor | None = None) -> None:
+    def __init__(self, folder: Path, executor: Executor | None = None, free_bytes: int = 0) -> None:
+        """`free_bytes`: of the disk, that others need while one is written beside them."""
         self.folder = folder
-        self._executor = executor
+        self._executor, self.free_bytes = executor, free_bytes
         self._writing: Future[None] | None = None
 
     def begin(self, state: State, model: LinkageModel) -> bool:
@@ -34,18 +36,25 @@ class Saver:
         if self._writing is not None and not self._writing.done():
             return False
         self.wait()
-        finish = copied(self.folder, state, model)
         if self._executor is None:
-            _tolerant(finish)
-        else:
-            self._writing = self._executor.submit(_tolerant, finish)
+            _tolerant(prepared(self.folder, state, model))
+        elif self._has_room():
+            self._writing = self._executor.submit(_tolerant, prepared(self.folder, state, model))
         return True
+
+    def _has_room(self) -> bool:
+        """Whether another one as large as those that are there, two at most, leaves enough to the batches."""
+        try:
+            there = sum(file.stat().st_size for pattern in _CACHES for file in self.folder.glob(pattern))
+            return shutil.disk_usage(self.folder).free >= there + self.free_bytes
+        except OSError:
+            return False
 
     def wait(self) -> None:
         """Until nothing is being written."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def clear(self) -> None:
         """All snapshots go. Raises OSError."""
@@ -55,8 +64,8 @@ class Saver:
                 file.unlink(missing_ok=True)
 
 
-def copied(folder: Path, state: State, model: LinkageModel) -> Callable[[], None]:
-    """What writes the state as it is now, also when it has changed meanwhile; that raises OSError."""
+def prepared(folder: Path, state: State, model: LinkageModel) -> Callable[[], None]:
+    """A copy of the state, as what writes it out, any time; that raises OSError."""
     version, index = state.version, state.hierarchy.base.lists.index
     graph = snapshot.copied(folder, version, index, state.ids) if isinstance(index, HnswIndex) else None
     levels, what = capture(state.hierarchy, state.contents()), depends(state, model)

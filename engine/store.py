@@ -77,7 +77,7 @@ class Store:
         self.identity = ""  # given when the store is made; a copy keeps it
         self.keep_from: int | None = None  # versions from this one on are not forgotten: not published yet
         self.stale = False  # the arithmetic differs from the stored clusters'; commit what recomputing gives
-        self.bytes_written = 0  # by commits, as the operating system counts them
+        self.bytes_written = 0  # by the process during commits, as the operating system counts them
 
     @classmethod
     def open(

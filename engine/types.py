@@ -72,7 +72,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class KnnGraph:
-    """What a model may read of one level. Rows are nodes; free rows are in nobody's list."""
+    """What a model may read of one level, and keep of it. Rows are nodes; free rows are in nobody's list."""
 
     k: int
     neighbors: Int32  # (n, width >= k), most similar first, -1 pads; a model reads [:, :degree]

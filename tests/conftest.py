@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import engine  # noqa: F401  (pins the arithmetic, before NumPy loads)
+
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
 

@@ -301,6 +301,14 @@ def test_the_map_the_summary_and_the_metrics(served: Api) -> None:
     assert "shoal_items 240" in text, "the writer's figures are there too"
 
 
+def test_files_of_the_page_are_asked_for_anew_after_an_upgrade(served: Api) -> None:
+    for path in ("/", "/js/dom.js", "/css/base.css", "/docs", "/docs/start.js"):
+        first = served.http.get(path)
+        assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache"), path
+    again = served.http.get(path, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
+
+
 def test_documents_need_no_other_host(served: Api) -> None:
     document = served.http.get("/openapi.json").json()
     assert {

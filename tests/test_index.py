@@ -104,13 +104,16 @@ def test_entrants_are_all_pairs_that_reach_the_bound(kind: str) -> None:
     dots = wide @ wide.T
     bounds = dots[rng.integers(0, 230, 230), np.arange(230)].astype(np.int32)  # reached, by some exactly
     bounds[:20], bounds[20:40] = ALWAYS, NEVER
-    items, lists, exact = index.entrants(new, bounds)
     wanted = {(i, u) for i in new.tolist() for u in range(230) if i != u and dots[i, u] >= bounds[u]}
-    found = list(zip(items.tolist(), lists.tolist(), strict=True))
-    assert len(found) == len(set(found))
-    assert set(found) == wanted
-    assert exact.tolist() == dots[items, lists].tolist()
     assert any(dots[i, u] == bounds[u] for i, u in wanted)
+    some = np.array([3, 7], np.int32)
+    for searched in (NONE, np.concatenate([new, some]), some, new[::-1]):  # before: not, with others, others
+        index.search(searched, 4)
+        items, lists, exact = index.entrants(new, bounds)
+        found = list(zip(items.tolist(), lists.tolist(), strict=True))
+        assert len(found) == len(set(found))
+        assert set(found) == wanted
+        assert exact.tolist() == dots[items, lists].tolist()
 
 
 def test_no_newcomers_enter_nothing() -> None:
@@ -221,6 +224,14 @@ def test_hnsw_is_built_anew_beside_when_tombstones_prevail() -> None:
     remove(nodes, index, rows[1400:1600])
     assert not index.renewing
     assert index.tombstones < 500
+    assert recall(nodes, index) > 0.995
+
+
+def test_hnsw_of_which_most_is_deleted_at_once_is_renewed_at_once() -> None:
+    rng = np.random.default_rng(19)
+    nodes, index, rows = hnsw(draw(rng, "mixed", 3000))
+    remove(nodes, index, rows[:2700])
+    assert (index.tombstones, index.renewing) == (0, False)
     assert recall(nodes, index) > 0.995
 
 

@@ -13,6 +13,8 @@ import orjson
 import pytest
 
 from engine import erase, operations
+from engine.commands import operate
+from engine.config import load
 from engine.control import Control
 from engine.engine import Engine
 from engine.errors import InputError, NotFound, WriterBusy
@@ -135,6 +137,19 @@ def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
 
 def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    assert operations._changed(settings, {"tau": 0.4, "model": None}).model.tau == 0.4
+    changed = operations._changed(settings, {"model": {"tau": 0.4}, "index": {}})
+    assert (changed.model.tau, changed.index) == (0.4, settings.index)
     with pytest.raises(InputError, match="cannot rebuild with these settings"):
-        operations._changed(settings, {"index": "other"})
+        operations._changed(settings, {"index": {"kind": "other"}})
+
+
+def test_a_daemon_is_told_what_is_set_and_nothing_else(tmp_path: Path) -> None:
+    """By file, flag or variable; the defaults here are not to take the place of its settings."""
+    config = tmp_path / "shoal.toml"
+    config.write_text('[model]\nmax_levels = 3\npath = "a.safetensors"\n[bounds]\nslack = 7\n')
+    told = operate._renewed(load(config, {"model.tau": 0.4}))
+    assert told == {
+        "model": {"max_levels": 3, "tau": 0.4, "path": str(Path("a.safetensors").absolute())},
+        "index": {},
+    }
+    assert operate._renewed(load(None, {})) == {"model": {}, "index": {}}

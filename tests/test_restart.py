@@ -15,7 +15,7 @@ from engine import derived
 from engine.config import Settings
 from engine.engine import Engine
 from engine.model import random_model
-from engine.saver import copied
+from engine.saver import prepared
 from tests.sequences import KINDS, World
 from tests.test_exactness import compare, settings_of
 
@@ -48,7 +48,7 @@ def from_older_snapshots(folder: Path, seed: int) -> None:
         steady.apply(batch)
         broken.apply(batch)
         if rng.random() < 0.3:
-            copied(path, broken.state, model)()
+            prepared(path, broken.state, model)()
         if rng.random() < 0.3:
             shutil.copytree(path, kept, ignore=shutil.ignore_patterns("*.mdb", "writer", "unclean", "closed"))
             broken.close()
@@ -155,7 +155,7 @@ def test_two_snapshots_are_kept_and_a_full_disk_costs_nothing(
     with opened(path, model) as engine:
         for at in range(4):
             engine.upsert(names(10 * at, 10), draw(at, 10))
-            copied(path, engine.state, engine.model)()
+            prepared(path, engine.state, engine.model)()
         assert derived.versions(path) == [4, 3]
         engine.upsert(names(90, 10), draw(9, 10))
         monkeypatch.setattr(derived.disk, "put_in_place", refuse)

@@ -125,6 +125,20 @@ def test_one_that_cannot_be_written_costs_nothing(
         assert versions(engine) == ([3], [3])
 
 
+def test_none_is_begun_that_could_take_the_room_of_batches(tmp_path: Path, aside: ThreadPoolExecutor) -> None:
+    with engine_in(tmp_path, aside) as engine:
+        put(engine, 0)
+        engine.snapshots.wait()
+        engine.snapshots.free_bytes, enough = 1 << 60, engine.snapshots.free_bytes
+        put(engine, 12)
+        engine.snapshots.wait()
+        assert versions(engine) == ([1], [1])
+        engine.snapshots.free_bytes = enough
+        put(engine, 24)
+        engine.snapshots.wait()
+        assert versions(engine) == ([3, 1], [3, 1])
+
+
 def test_a_bug_while_writing_is_not_passed_over(
     tmp_path: Path, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +149,10 @@ def test_a_bug_while_writing_is_not_passed_over(
     monkeypatch.setattr(snapshot, "save", fail)
     put(engine, 0)
     with pytest.raises(ZeroDivisionError):
+        engine.snapshots.wait()
+    put(engine, 12)
+    with pytest.raises(ZeroDivisionError):
         engine.close()
     monkeypatch.undo()
     with engine_in(tmp_path) as engine:  # let go of, all the same
-        assert engine.version == 1
+        assert engine.version == 2

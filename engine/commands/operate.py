@@ -80,8 +80,9 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
         print(f"the store that was there is now {made.aside}")
 
 
-def rebuild(settings: Settings, body: Mapping[str, Any], as_json: bool) -> None:
-    """Make a new generation. `body`: what the daemon is asked for: model, index, tau."""
+def rebuild(settings: Settings, as_json: bool) -> None:
+    """Make a new generation, with these settings; a daemon takes over those of them that are not defaults."""
+    body = _renewed(settings)
 
     def offline() -> dict[str, Any]:
         from engine.engine import rebuild
@@ -96,8 +97,18 @@ def rebuild(settings: Settings, body: Mapping[str, Any], as_json: bool) -> None:
         f"{settings.store.path}: {made['items']:,} items in {made['clusters']:,} final clusters"
         f" after {made['seconds']:.1f} s, version {made['version']}."
     )
-    if made["live"] and any(value is not None for value in body.values()):
+    if made["live"] and any(body.values()):
         print("The daemon uses the new settings from now on: write them into its configuration, too.")
+
+
+def _renewed(settings: Settings) -> dict[str, Any]:
+    """What flags, file or environment say of model and index. For the rest a daemon has its own settings."""
+    model, index = (
+        section.model_dump(mode="json", exclude_unset=True) for section in (settings.model, settings.index)
+    )
+    if settings.model.path:
+        model["path"] = str(settings.model.path.absolute())
+    return {"model": model, "index": index}
 
 
 def erase(settings: Settings, key: str, as_json: bool) -> None:
