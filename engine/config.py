@@ -34,6 +34,7 @@ LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
+RENEWED = ("model", "index")  # sections that a rebuild may change
 
 Value = str | int | float | bool | None
 

@@ -263,19 +263,17 @@ class Engine:
     def save(self) -> None:
         """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
         with self._lock:
-            self.snapshots.wait()
             self._since_snapshot = max(1, self._since_snapshot)
-            self._snapshot(least=1)
-            self.snapshots.wait()
+            self._save_what_is_new()
 
     def close(self) -> None:
         """Save the index and let go of the store. Everything applied is durable already."""
         with self._lock:
             try:
-                self.snapshots.wait()
-                if not self._broken:
-                    self._snapshot(least=1)
+                if self._broken:
                     self.snapshots.wait()
+                else:
+                    self._save_what_is_new()
             finally:
                 self._broken = "the engine is closed"
                 self._state = None
@@ -343,6 +341,12 @@ class Engine:
                 f"{self.store.path}: the stored clusters are not those of the stored lists; "
                 "`shoal rebuild` makes them anew"
             )
+
+    def _save_what_is_new(self) -> None:
+        """A snapshot if anything changed since the last one; when it returns, nothing is being written."""
+        self.snapshots.wait()
+        self._snapshot(least=1)
+        self.snapshots.wait()
 
     def _snapshot(self, least: int) -> None:
         state = self._state

@@ -194,12 +194,12 @@ class HnswIndex:
         scan.insert(self._graph.live_rows())
         return scan
 
-    def save(self, path: Path) -> tuple[Int64, Int64, int]:
+    def save(self, path: Path) -> tuple[Int64, Int32, int]:
         """Write the graph; returns live labels and their rows, which the caller must keep, and its bytes."""
         with self._turns.search():
             self._graph.made.save_index(str(path))
             live = self._graph.live_rows()
-            return self._graph.label_of[live], live.astype(np.int64), int(self._graph.made.index_file_size())
+            return self._graph.label_of[live], live, int(self._graph.made.index_file_size())
 
     def load(self, path: Path, labels: Int64, rows: Int32) -> None:
         """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""

@@ -10,13 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 from engine import erase, generation
-from engine.config import Settings
+from engine.config import RENEWED, Settings
 from engine.control import Body
 from engine.errors import InputError, WriterBusy
 from engine.types import Float32
 from engine.writer import Extension, Writer
-
-RENEWED = ("model", "index")  # sections of the settings that a rebuild may change
 
 
 def operations(writer: Writer) -> Extension:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.commands.console import complain, moment, print_json, printable
-from engine.config import Settings
+from engine.config import RENEWED, Settings
 from engine.control import Control
 from engine.errors import CorruptStore, NoStore, StoreLocked, WriterAway
 
@@ -81,7 +81,7 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
 
 
 def rebuild(settings: Settings, as_json: bool) -> None:
-    """Make a new generation, with these settings; a daemon takes over those of them that are not defaults."""
+    """Make a new generation, with these settings; a daemon takes over those of them that are set."""
     body = _renewed(settings)
 
     def offline() -> dict[str, Any]:
@@ -103,12 +103,10 @@ def rebuild(settings: Settings, as_json: bool) -> None:
 
 def _renewed(settings: Settings) -> dict[str, Any]:
     """What flags, file or environment say of model and index. For the rest a daemon has its own settings."""
-    model, index = (
-        section.model_dump(mode="json", exclude_unset=True) for section in (settings.model, settings.index)
-    )
+    told = {name: getattr(settings, name).model_dump(mode="json", exclude_unset=True) for name in RENEWED}
     if settings.model.path:
-        model["path"] = str(settings.model.path.absolute())
-    return {"model": model, "index": index}
+        told["model"]["path"] = str(settings.model.path.absolute())
+    return told
 
 
 def erase(settings: Settings, key: str, as_json: bool) -> None:
