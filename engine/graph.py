@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.types import Epoch, Float32, Float64, Int32, KnnGraph
+from engine.types import Bool, Epoch, Float32, Float64, Int32, KnnGraph
 from engine.vectors import dot
 
 FLOOR = 2.0**-14  # of distances: the grid's step
@@ -382,3 +382,28 @@ def add_ends(
         i, j = heads[t], tails[t]
         for c in range(out.shape[1]):
             out[t, c] = max((out[t, c] + near[i, left + c]) + far[j, right + c], np.float32(0.0))
+
+
+@njit(cache=True, nogil=True)
+def add_messages(
+    sums: Float32, products: Float32, near: Float32, far: Float32, heads: Int32, tails: Int32
+) -> None:
+    """sums[heads[t]] += relu((products[t] + a) + b): a, b as in `add_ends`, from the first columns."""
+    zero = np.float32(0.0)
+    for t in range(heads.shape[0]):
+        i, j = heads[t], tails[t]
+        for c in range(products.shape[1]):
+            sums[i, c] += max((products[t, c] + near[i, c]) + far[j, c], zero)
+
+
+@njit(cache=True, nogil=True)
+def without(nodes: Int32, holds: Bool) -> Int32:
+    """Those of the nodes, which may be named repeatedly, that `holds` not, once each; they do from now on."""
+    found = np.empty(len(nodes), np.int32)
+    count = 0
+    for node in nodes:
+        if not holds[node]:
+            holds[node] = True
+            found[count] = node
+            count += 1
+    return found[:count]

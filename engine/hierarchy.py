@@ -203,17 +203,13 @@ class Level(Columns):
         if not self.is_base:
             self.edge_holds[self.lists.affected_edges(rows, changed)] = False
         fresh = model.embed(self.graph, epoch, rows)
-        differs = (fresh.view(np.int32) != self.hidden[rows].view(np.int32)).any(axis=1)
-        self.hidden[rows] = fresh
-        return len(rows), rows[differs]
+        return len(rows), _write_nodes(self.hidden, rows, fresh)
 
     def _link(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
         fresh = model.link(self.graph, epoch, self.hidden, sources, ranks)
-        differs = fresh != self.linkage[sources, ranks]
-        self.linkage[sources, ranks] = fresh
-        return len(sources), np.unique(sources[differs])
+        return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:
         """The rows in another order: neighbours side by side, so that what they read stays in the cache."""
@@ -368,3 +364,33 @@ def _carry(rows: Any, before: Any, after: Any, sizes: Any, vectors: Any, out: An
         for c in range(vectors.shape[1]):
             sums[old, c] -= vectors[row, c]
             sums[new, c] += vectors[row, c]
+
+
+@njit(cache=True, nogil=True)
+def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
+    """values[rows] = fresh; returns the rows that were others before."""
+    differing = np.empty(len(rows), np.int32)
+    count = 0
+    for t, row in enumerate(rows):
+        same = True
+        for c in range(values.shape[1]):
+            same &= values[row, c] == fresh[t, c]
+            values[row, c] = fresh[t, c]
+        if not same:
+            differing[count] = row
+            count += 1
+    return differing[:count]
+
+
+@njit(cache=True, nogil=True)
+def _write_edges(values: Any, sources: Any, ranks: Any, fresh: Any) -> Any:
+    """values[sources, ranks] = fresh; returns the sources, side by side, with another value, once each."""
+    differing = np.empty(len(sources), np.int32)
+    count = 0
+    for t, source in enumerate(sources):
+        if values[source, ranks[t]] != fresh[t]:
+            values[source, ranks[t]] = fresh[t]
+            if count == 0 or differing[count - 1] != source:
+                differing[count] = source
+                count += 1
+    return differing[:count]

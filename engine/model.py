@@ -36,15 +36,16 @@ from engine.graph import (
     EDGE_FEATURES,
     Ranges,
     add_ends,
+    add_messages,
     edge_features,
     list_edges,
     node_feature_names,
     node_features,
     raw_features,
+    without,
 )
 from engine.types import Epoch, Float32, Int32, KnnGraph
 
-import dgl.ops  # isort: skip
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
 import torch  # isort: skip
@@ -103,6 +104,8 @@ def mean_messages(degrees: Tensor, messages: Tensor) -> Tensor:
     """Return the mean (n, hidden) of each node's messages, 0 for none. `degrees` (n,) int64 of them are side
     by side; their order is the order of the sum.
     """
+    import dgl.ops  # training only: the engine, which starts sooner without it, sums in `add_messages`
+
     if not len(messages):  # DGL would divide by zero
         return messages.new_zeros((len(degrees), messages.shape[1]))
     mean: Tensor = dgl.ops.segment_reduce(degrees, messages, "mean")
@@ -157,7 +160,7 @@ class LinkageModel:
         sources, ranks = list_edges(graph, rows)
         tails = graph.neighbors[sources, ranks]
         far = self._far(graph, epoch, tails)
-        degrees = graph.degree[rows].astype(np.int64)
+        degrees = graph.degree[rows]
         heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
         chunks = _parts(len(rows), CHUNK)
@@ -167,13 +170,13 @@ class LinkageModel:
             buffers = _Buffers.own(self.card, len(self.nodes.low))
             for chunk in share:
                 edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
-                near = self._near(graph, epoch, rows[chunk], buffers)
-                messages = self._messages(
-                    graph, epoch, sources[edges], ranks[edges], near, heads[edges] - chunk.start,
-                    far, tails[edges], buffers,
+                self._near(graph, epoch, rows[chunk], buffers)
+                self._messages(
+                    graph, epoch, sources[edges], ranks[edges], heads[edges] - chunk.start, far, tails[edges],
+                    buffers,
                 )  # fmt: skip
-                mean = mean_messages(torch.from_numpy(degrees[chunk]), messages)
-                self._update(near, mean, out[chunk], buffers)
+                buffers.mean.numpy()[: len(rows[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
+                self._update(out[chunk], buffers)
 
         _share_out(chunks, work)
         return out.numpy()
@@ -208,7 +211,7 @@ class LinkageModel:
         else:
             far = np.empty((len(graph.degree), self.card.hidden), np.float32)
             holds = np.zeros(len(far), np.bool_)
-        nodes, w = np.unique(tails[~holds[tails]]), self._weights["far"]
+        nodes, w = without(tails, holds), self._weights["far"]
 
         def work(share: Sequence[slice]) -> None:
             x, product = _buffers(len(self.nodes.low), self.card.hidden)
@@ -219,13 +222,12 @@ class LinkageModel:
                 far[nodes[part]] = product.numpy()[:m]
 
         _share_out(_parts(len(nodes)), work)
-        holds[nodes] = True
         return far
 
-    def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> Tensor:
-        """W1 x | U x of a chunk's nodes, with the biases: (CHUNK, 2 hidden)."""
+    def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> None:
+        """W1 x | U x of a chunk's nodes, with the biases, to `buffers.near`."""
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
-        return torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
+        torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
     def _messages(
         self,
@@ -233,28 +235,27 @@ class LinkageModel:
         epoch: Epoch,
         sources: Int32,
         ranks: Int32,
-        near: Tensor,
         heads: Int32,
         far: Float32,
         tails: Int32,
         buffers: _Buffers,
-    ) -> Tensor:
-        """m_ij of a chunk's edges: (e, hidden). `heads` are rows of `near`, `tails` of `far`."""
-        weight, features = self._weights["message_edge.weight"], buffers.features
+    ) -> None:
+        """The sums of a chunk's m_ij to `buffers.mean`. `heads` are rows of the chunk, `tails` of `far`."""
+        features, products = buffers.features, buffers.products
+        buffers.mean.zero_()
         for part in _parts(len(sources)):
             m = part.stop - part.start
             edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
-            messages = buffers.messages[part.start : part.start + BLOCK]
-            torch.mm(features, weight, out=messages)
-            add_ends(messages.numpy(), near.numpy(), 0, far, 0, heads[part], tails[part])
-        return buffers.messages[: len(sources)]
+            torch.mm(features, self._weights["message_edge.weight"], out=products)
+            add_messages(
+                buffers.mean.numpy(), products.numpy(), buffers.near.numpy(), far, heads[part], tails[part]
+            )
 
-    def _update(self, near: Tensor, mean: Tensor, out: Tensor, buffers: _Buffers) -> None:
+    def _update(self, out: Tensor, buffers: _Buffers) -> None:
         """A h | B h of a chunk's nodes to `out`, from U x (the last columns of `near`) and mean messages."""
         w, m = self._weights, len(out)
-        buffers.mean[:m] = mean
         h = torch.mm(buffers.mean, w["update.weight"], out=buffers.h)
-        h += near[:, self.card.hidden :]
+        h += buffers.near[:, self.card.hidden :]
         out[:] = torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=buffers.ends)[:m]
 
     def _bytes(self) -> bytes:
@@ -385,7 +386,7 @@ class _Buffers:
         self.x = torch.zeros((CHUNK, node_features))
         self.near = torch.zeros((CHUNK, 2 * width))
         self.features = torch.zeros((BLOCK, len(EDGE_FEATURES)))
-        self.messages = torch.zeros((-(-CHUNK * card.k // BLOCK) * BLOCK, width))
+        self.products = torch.zeros((BLOCK, width))
         self.mean, self.h = torch.zeros((CHUNK, width)), torch.zeros((CHUNK, width))
         self.ends = torch.zeros((CHUNK, 2 * width))
 
