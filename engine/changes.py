@@ -5,7 +5,7 @@ Each table is written in the order of its keys: rows that share a page then cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -46,10 +46,8 @@ def apply(found: Tables, change: Change) -> None:
     )
     found.put_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
     _write_places(found, *change.moved)
-    for handle, path in sorted(change.trees.items()):
-        _write_tree(found, handle, path)
-    for cluster in sorted(change.clusters, key=lambda cluster: cluster.id):
-        _write_cluster(found, cluster)
+    _write_trees(found, change.trees)
+    _write_clusters(found, change.clusters)
     for source, position in sorted(change.positions.items()):
         found.put("positions", source.encode(), position)
     epoch = [change.epoch.mean, change.epoch.deviation, change.epoch.items]
@@ -83,33 +81,32 @@ def _write_places(found: Tables, ids: Int64, before: Int64, after: Int64) -> Non
     found.put_keys("members", sorted(schema.pair_keys(after[here], ids[here])))
 
 
-def _write_tree(found: Tables, handle: int, path: tuple[int, ...]) -> None:
-    key = schema.u64(handle)
-    before = schema.read_ids(found.get("trees", key) or b"")
-    for cluster in before:
-        if cluster not in path:
-            found.delete_all("cluster_trees", [schema.pair(cluster, handle)])
-    for cluster in path:
-        if cluster not in before:
-            found.put("cluster_trees", schema.pair(cluster, handle))
-    if path:
-        found.put("trees", key, schema.ids_body(path))
-    elif before:
-        found.delete("trees", key)
+def _write_trees(found: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
+    """By handle the distinct ids of a tree's path, none of one that is gone; and `cluster_trees`."""
+    rows = []
+    for handle, path in sorted(trees.items()):
+        key = schema.u64(handle)
+        rows.append((key, handle, schema.read_ids(found.get("trees", key) or b""), path))
+    left = [schema.pair(cluster, handle) for _, handle, old, new in rows for cluster in set(old) - set(new)]
+    joined = [schema.pair(cluster, handle) for _, handle, old, new in rows for cluster in set(new) - set(old)]
+    here = [(key, schema.ids_body(new)) for key, _, _, new in rows if new]
+    found.delete_all("cluster_trees", sorted(left))
+    found.put_keys("cluster_trees", sorted(joined))
+    found.put_rows("trees", [key for key, _ in here], [body for _, body in here])
+    found.delete_all("trees", [key for key, _, old, new in rows if old and not new])
 
 
-def _write_cluster(found: Tables, cluster: Cluster) -> None:
-    key = schema.u64(cluster.id)
-    body = found.get("clusters", key)
-    if body is not None:
-        before = schema.read_cluster(key, body)
-        if not before.parent:
-            found.delete_all("sizes", [schema.size_key(before.size, before.id)])
-    found.put("clusters", key, schema.cluster_body(cluster))
-    if cluster.ended:
-        found.put("endings", schema.pair(cluster.ended, cluster.id))
-    elif not cluster.parent:
-        found.put("sizes", schema.size_key(cluster.size, cluster.id))
+def _write_clusters(found: Tables, clusters: Sequence[Cluster]) -> None:
+    """And `sizes`, where the living final ones stand, and `endings`."""
+    clusters = sorted(clusters, key=lambda cluster: cluster.id)
+    keys = [schema.u64(cluster.id) for cluster in clusters]
+    bodies = [(key, found.get("clusters", key)) for key in keys]
+    before = [schema.read_cluster(key, body) for key, body in bodies if body is not None]
+    found.delete_all("sizes", sorted(schema.size_key(c.size, c.id) for c in before if not c.parent))
+    found.put_rows("clusters", keys, map(schema.cluster_body, clusters))
+    found.put_keys("endings", sorted(schema.pair(c.ended, c.id) for c in clusters if c.ended))
+    standing = [c for c in clusters if not (c.ended or c.parent)]
+    found.put_keys("sizes", sorted(schema.size_key(c.size, c.id) for c in standing))
 
 
 def write_history(

@@ -44,7 +44,7 @@ from engine.graph import (
     raw_features,
     without,
 )
-from engine.types import Epoch, Float32, Int32, KnnGraph
+from engine.types import Epoch, Float32, Int32, Int64, KnnGraph
 
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
@@ -257,6 +257,16 @@ class LinkageModel:
         h = torch.mm(buffers.mean, w["update.weight"], out=buffers.h)
         h += buffers.near[:, self.card.hidden :]
         out[:] = torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=buffers.ends)[:m]
+
+    @torch.inference_mode()
+    def probabilities(self, x: Float32, e: Float32, degrees: Int32, tails: Int64) -> Float32:
+        """Return p (e,) float32 of all edges of a graph, for training: raw features as `raw_features` gives
+        them, the rest as in `Universal.forward`.
+        """
+        features = torch.from_numpy(self.nodes.apply(x)), torch.from_numpy(self.edges.apply(e))
+        logits = self.net(*features, torch.from_numpy(degrees).long(), torch.from_numpy(tails))
+        p: Float32 = torch.sigmoid(logits).numpy()
+        return p
 
     def _bytes(self) -> bytes:
         tensors = {name: value.detach().contiguous() for name, value in self.net.state_dict().items()}

@@ -49,6 +49,7 @@ class Plan:
     fresh_every: int = 3  # steps between new collections
     average: float = 0.998  # EMA's decay
     checks: int = 6  # evaluations on the held-out collections, in the second half
+    imitation: float = 1.0  # the teacher's part in the targets, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +68,22 @@ def train(
     plan: Plan | None = None,
     held_out: Sequence[Path] = (),
     progress: Callable[[Progress], None] = lambda _: None,
+    start: LinkageModel | None = None,
+    teacher: LinkageModel | None = None,
 ) -> LinkageModel:
     """Train on labelled `files` (.npz) and generated mixtures; write weights and card to `out`.
 
     `held_out` files choose the checkpoint and are not trained on; without them the last average is
-    kept. Raises InputError where a file cannot be used.
+    kept. `start`: a model of `plan.hidden` to go on from, on roll-outs alone. `teacher`: a model, maybe a
+    larger one, whose probabilities are learned in place of the labels (distillation: Hinton et al.,
+    arXiv 1503.02531). Raises InputError where a file cannot be used.
     """
     plan = plan or Plan()
     if not files:
         raise InputError("name at least one labelled .npz file to train on")
     sources = [_versions(Path(path), plan.seed) for path in files]
     judges = [read_labelled(Path(path)) for path in held_out]
-    trainer = Trainer(sources, plan)
+    trainer = Trainer(sources, plan, start, teacher)
     choice = Choice(judges)
     started, share, checked = time.monotonic(), 0.0, 0
     while share < 1.0:
@@ -95,6 +100,8 @@ def train(
         "checkpoint_chosen_on": choice.score,
         "plan": asdict(plan),
         "steps": trainer.steps,
+        "started_from": start and start.sha256,
+        "taught_by": teacher and teacher.sha256,
         "torch": torch.__version__,
     }
     assert choice.best is not None
@@ -142,25 +149,37 @@ def evaluate(
 class Trainer:
     """The network in training, its average, and a pool of scenes that are drawn from again and again."""
 
-    def __init__(self, sources: Sequence[Sequence[Collection]], plan: Plan) -> None:
-        self.sources, self.plan = sources, plan
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Collection]],
+        plan: Plan,
+        start: LinkageModel | None = None,
+        teacher: LinkageModel | None = None,
+    ) -> None:
+        self.sources, self.plan, self.teacher = sources, plan, teacher
+        self.oracle_share = 0.0 if start else plan.oracle_share
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         self.steps = 0
         self.pool: list[Scene] = []
         self.net = Universal(UniversalConfig(hidden=plan.hidden, dropout=plan.dropout))
+        if start:
+            self.net.load_state_dict(start.net.state_dict())
         self.mean_net = copy.deepcopy(self.net).eval()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=0.01)
-        raw = [scene for _ in range(plan.first) for scene in self._draw(None)]
-        self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw]))
-        self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw]))
+        raw = [scene for _ in range(plan.first) for scene in self._draw(start)]
+        if start:
+            self.nodes, self.edges = start.nodes, start.edges
+        else:
+            self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw]))
+            self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw]))
         self._keep(raw)
 
     @one_thread()
     def step(self, share: float) -> float:
         """One step of the optimizer at `share` of the whole training; returns the loss."""
         if self.steps % self.plan.fresh_every == 0:
-            self._keep(self._draw(None if share < self.plan.oracle_share else self.model()))
+            self._keep(self._draw(None if share < self.oracle_share else self.model()))
         for group in self.optimizer.param_groups:
             warm = min(1.0, (self.steps + 1) / 200)
             group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
@@ -204,11 +223,22 @@ class Trainer:
 
     def _keep(self, raw: Sequence[Scene]) -> None:
         for scene in raw:
-            ready = replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
+            x, e = self.nodes.apply(scene.x), self.edges.apply(scene.e)
+            ready = replace(scene, x=x, e=e, target=self._target(scene))
             if len(self.pool) < POOL:
                 self.pool.append(ready)
             else:
                 self.pool[self.rng.integers(POOL)] = ready
+
+
+    def _target(self, scene: Scene) -> Float32:
+        """What the network is to say of the edges of a scene with raw features."""
+        if self.teacher is None:
+            return scene.target
+        told = self.teacher.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
+        share = np.float32(self.plan.imitation)
+        target: Float32 = share * told + (1 - share) * scene.target
+        return target
 
 
 def _versions(path: Path, seed: int) -> list[Collection]:

@@ -88,6 +88,31 @@ def test_training_learns() -> None:
     assert after > max(0.7, before + 0.1), f"{before=} {after=}"
 
 
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
+    teacher, start = random_model(1), random_model(2)
+    plan = replace(SMALL, generated_share=0.0, rate=0.03)
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, start, teacher)
+    collection = clusters(77)
+    epoch = measured_epoch(collection.emb)
+    scene = scenes(hierarchy(collection.emb, teacher, 0.5, 1), collection.labels, epoch)[0]
+    seen = scene.x, scene.e, scene.degrees, scene.tails
+
+    def distance() -> float:
+        return float(np.abs(trainer.model().probabilities(*seen) - teacher.probabilities(*seen)).mean())
+
+    before = distance()
+    for _ in range(80):
+        trainer.step(0.1)
+    assert distance() < 0.5 * before, f"{before=} {distance()=}"
+
+
+def test_training_goes_on_from_a_model() -> None:
+    start = random_model(2)
+    trainer = Trainer([[clusters(0)]], SMALL, start)
+    assert trainer.model().sha256 == start.sha256
+
+
 def test_training_is_seeded() -> None:
     runs = []
     for _ in range(2):
