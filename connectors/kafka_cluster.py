@@ -7,6 +7,7 @@ log is listened to here, and nothing of it goes further: Shoal says itself what 
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,11 @@ class KafkaCluster:
             return BrokerError(
                 f"{where} refuses {who} ({words}): set security, sasl_mechanism, username and password"
                 " of [source.kafka]."
+            )
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            return BrokerError(
+                f"{where} has a certificate that is not trusted ({words}): set tls_ca_file of [source.kafka]"
+                " to its authority's."
             )
         if isinstance(error, AuthorizationError):
             return BrokerError(f"{where} does not allow this ({words}): give the user the right.")

@@ -376,6 +376,26 @@ def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Pa
         reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
 
 
+def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(3))
+    tls = {
+        "kafka__bootstrap": broker.tls_bootstrap,
+        "kafka__security": "SASL_SSL",
+        "kafka__sasl_mechanism": "SCRAM-SHA-512",
+        "kafka__username": USER,
+    }
+    trusted = {**tls, "kafka__tls_ca_file": broker.certificate}
+    read = reading(topic, **trusted, kafka__password=PASSWORD)
+    read.take_until(lambda: len(read.live) == 3)
+    words = reading(topic, **trusted, kafka__password="wrong").fail(120)
+    assert f"refuses user {USER!r}" in words
+    assert "wrong" not in words
+    words = reading(topic, **tls, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "tls_ca_file" in words
+
+
 @pytest.fixture
 def restored(broker: Broker) -> Iterator[Broker]:
     """A broker that may be disturbed, and is there again afterwards."""

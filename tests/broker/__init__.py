@@ -26,18 +26,26 @@ POM = Path(__file__).with_name("pom.xml")
 HEAP = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
 START_TIMEOUT_S = 120.0
 USER, PASSWORD = "shoal", "the broker's password"
+STORE_PASSWORD = "of the key store"
 SETTINGS = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl}
-listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl},TLS://127.0.0.1:{tls},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAIN://127.0.0.1:{port},SASL://127.0.0.1:{sasl},TLS://127.0.0.1:{tls}
+listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SASL_SSL,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAIN
 controller.listener.names=CONTROLLER
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \\
   required user_{user}="{password}";
+listener.name.tls.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.tls.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule \\
+  required;
+listener.name.tls.ssl.keystore.type=PKCS12
+listener.name.tls.ssl.keystore.location={keystore}
+listener.name.tls.ssl.keystore.password={store_password}
+listener.name.tls.ssl.key.password={store_password}
 log.dirs={data}
 auto.create.topics.enable=false
 num.partitions=1
@@ -102,19 +110,24 @@ class Broker:
         if not self._settings.exists():
             self._format()
         told = dict(line.split("=", 1) for line in self._settings.read_text().splitlines() if "=" in line)
-        self.port, self.sasl_port = (
+        self.port, self.sasl_port, self.tls_port = (
             int(each.rsplit(":", 1)[1]) for each in told["advertised.listeners"].split(",")
         )
 
     def _format(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        port, sasl, controller = _free_ports(3)
+        port, sasl, tls, controller = _free_ports(4)
+        keystore = self.folder / "key.p12"
+        _make_certificate(keystore, self.certificate)
         settings = self.folder / "new.properties"
         settings.write_text(
             SETTINGS.format(
                 port=port,
                 sasl=sasl,
+                tls=tls,
                 controller=controller,
+                keystore=keystore,
+                store_password=STORE_PASSWORD,
                 data=self.folder / "data",
                 user=USER,
                 password=PASSWORD,
@@ -122,8 +135,9 @@ class Broker:
         )
         identity = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         formatting = self._java(
-            "kafka.tools.StorageTool", "format", "-t", identity, "-c", os.fspath(settings)
-        )
+            "kafka.tools.StorageTool", "format", "-t", identity, "-c", os.fspath(settings),
+            "--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]",
+        )  # fmt: skip
         if formatting.wait(START_TIMEOUT_S):
             raise NoBroker(f"The broker's folder could not be made; see {self.folder / 'log'}.")
         settings.rename(self._settings)
@@ -136,6 +150,15 @@ class Broker:
     def sasl_bootstrap(self) -> str:
         """Where SASL PLAIN with `USER` and `PASSWORD` is asked for."""
         return f"127.0.0.1:{self.sasl_port}"
+
+    @property
+    def tls_bootstrap(self) -> str:
+        """Where TLS is spoken, with a certificate of its own, and SCRAM-SHA-512 is asked for."""
+        return f"127.0.0.1:{self.tls_port}"
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "certificate.pem"
 
     @property
     def is_running(self) -> bool:
@@ -183,6 +206,18 @@ class Broker:
                 stderr=log,
                 preexec_fn=_end_with_parent,
             )
+
+
+def _make_certificate(keystore: Path, certificate: Path) -> None:
+    """A key and its certificate for 127.0.0.1, signed by itself. Raises NoBroker."""
+    store = ["-keystore", os.fspath(keystore), "-storetype", "PKCS12", "-storepass", STORE_PASSWORD]
+    made = ["-genkeypair", "-alias", "broker", "-keyalg", "EC", "-dname", "CN=127.0.0.1"]
+    made += ["-ext", "san=ip:127.0.0.1", "-validity", "3650", *store]
+    shown = ["-exportcert", "-rfc", "-alias", "broker", "-file", os.fspath(certificate), *store]
+    for command in (made, shown):
+        done = subprocess.run(["keytool", *command], capture_output=True, text=True)
+        if done.returncode:
+            raise NoBroker(f"The broker's certificate could not be made: {done.stdout} {done.stderr}")
 
 
 def _libraries() -> Path:
