@@ -363,10 +363,10 @@ def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) 
         with torch.inference_mode():
             work(share)
 
-    shares = 1 if len(parts) < 2 * WORKERS else WORKERS
-    if shares == 1 and torch.get_num_threads() == 1:  # a question need not wait behind a batch
+    if len(parts) < 2 * WORKERS and torch.get_num_threads() == 1:  # a question need not wait behind a batch
         work(parts)
         return
+    shares = min(len(parts), WORKERS)
     list(_pool().map(with_one_thread, (parts[at::shares] for at in range(shares))))
 
 
