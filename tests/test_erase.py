@@ -84,7 +84,7 @@ def test_nothing_is_left_of_an_erased_item(engine: Engine, settings: Settings) -
     engine.save()
     before = found_in(folder, forms)
     assert {name for _, name in before} >= {"key", "grid 2"}
-    assert {name for _, name in before} & {"grid 0", "grid 1"}  # what it was before, in pages not yet used again
+    assert {name for _, name in before} & {"grid 0", "grid 1"}  # an earlier vector, in a page not used again
     if settings.index.kind == "hnsw":
         assert {name for file, name in before if file.endswith(".hnsw")} == {f"float {i}" for i in range(3)}
     version, labels = engine.version, dict(zip(*engine.labels(), strict=True))
