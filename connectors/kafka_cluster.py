@@ -38,6 +38,9 @@ BOOTSTRAP_TIMEOUT_MS = 5_000
 REQUEST_TIMEOUT_MS = 15_000
 _REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
+# OpenSSL's codes: not valid yet, no more (a clock or the broker's renewal mends that); of another host
+_NOT_NOW, _OTHER_NAME = (9, 10), (62, 64)
+
 Client = TypeVar("Client")
 
 
@@ -51,7 +54,7 @@ class _Reason(logging.Handler):
         found = next((each for each in arguments if isinstance(each, BaseException)), None)
         if found is None or isinstance(found, KafkaTimeoutError):
             return
-        if not isinstance(self.last, _REFUSALS):  # after which the broker only hangs up
+        if self.last is None or not _is_final(self.last):  # after which there are only lost connections
             self.last = found
 
 
@@ -105,9 +108,9 @@ class KafkaCluster:
         try:
             return make(**self.options, **options, kafka_client=remember)
         except (KafkaTimeoutError, KafkaConnectionError) as error:
+            reason = _reason.last or error
             for each in opened:  # or its thread and its sockets stay for ever
                 each.close()
-            reason = _reason.last or error
             raise self.refusal(reason) or KafkaConnectionError(brief(reason)) from error
 
     @property
@@ -152,10 +155,12 @@ class KafkaCluster:
                 f"{where} refuses {who} ({words}): set security, sasl_mechanism, username and password"
                 " of [source.kafka]."
             )
-        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        if untrusted := _untrusted(error):
+            what = "set tls_ca_file to its authority's"
+            if untrusted.verify_code in _OTHER_NAME:
+                what = "name it in bootstrap as the certificate does, or set tls_check_hostname = false"
             return BrokerError(
-                f"{where} has a certificate that is not trusted ({words}): set tls_ca_file of [source.kafka]"
-                " to its authority's."
+                f"{where} has a certificate that is not trusted ({words}): {what}, in [source.kafka]."
             )
         if isinstance(error, AuthorizationError):
             return BrokerError(f"{where} does not allow this ({words}): give the user the right.")
@@ -164,6 +169,18 @@ class KafkaCluster:
         if isinstance(error, KafkaConfigurationError):
             return ConfigError(f"[source.kafka] cannot be used: {words}.")
         return None
+
+
+def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Why a broker's certificate will not be trusted next time either."""
+    cause = error.__context__  # kafka-python raises an error of its own while it handles this one
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code not in _NOT_NOW:
+        return cause
+    return None
+
+
+def _is_final(error: BaseException) -> bool:
+    return isinstance(error, _REFUSALS) or _untrusted(error) is not None
 
 
 def _options(settings: KafkaSettings) -> dict[str, Any]:

@@ -82,26 +82,23 @@ def _write_places(found: Tables, ids: Int64, before: Int64, after: Int64) -> Non
 
 
 def _write_trees(found: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
-    """By handle the distinct ids of a tree's path, none of one that is gone; and `cluster_trees`."""
-    rows = []
-    for handle, path in sorted(trees.items()):
-        key = schema.u64(handle)
-        rows.append((key, handle, schema.read_ids(found.get("trees", key) or b""), path))
-    left = [schema.pair(cluster, handle) for _, handle, old, new in rows for cluster in set(old) - set(new)]
-    joined = [schema.pair(cluster, handle) for _, handle, old, new in rows for cluster in set(new) - set(old)]
-    here = [(key, schema.ids_body(new)) for key, _, _, new in rows if new]
+    """Rows of `trees`, handle -> path (an empty one: the tree is gone), and of `cluster_trees`."""
+    handles = sorted(trees)
+    before = {h: schema.read_ids(found.get("trees", schema.u64(h)) or b"") for h in handles}
+    left = [schema.pair(c, h) for h in handles for c in set(before[h]) - set(trees[h])]
+    joined = [schema.pair(c, h) for h in handles for c in set(trees[h]) - set(before[h])]
     found.delete_all("cluster_trees", sorted(left))
     found.put_keys("cluster_trees", sorted(joined))
-    found.put_rows("trees", [key for key, _ in here], [body for _, body in here])
-    found.delete_all("trees", [key for key, _, old, new in rows if old and not new])
+    here = [h for h in handles if trees[h]]
+    found.put_rows("trees", [schema.u64(h) for h in here], [schema.ids_body(trees[h]) for h in here])
+    found.delete_all("trees", [schema.u64(h) for h in handles if before[h] and not trees[h]])
 
 
 def _write_clusters(found: Tables, clusters: Sequence[Cluster]) -> None:
-    """And `sizes`, where the living final ones stand, and `endings`."""
+    """Rows of `clusters`, of `sizes` (the living final ones) and of `endings`."""
     clusters = sorted(clusters, key=lambda cluster: cluster.id)
     keys = [schema.u64(cluster.id) for cluster in clusters]
-    bodies = [(key, found.get("clusters", key)) for key in keys]
-    before = [schema.read_cluster(key, body) for key, body in bodies if body is not None]
+    before = [schema.read_cluster(key, body) for key in keys if (body := found.get("clusters", key))]
     found.delete_all("sizes", sorted(schema.size_key(c.size, c.id) for c in before if not c.parent))
     found.put_rows("clusters", keys, map(schema.cluster_body, clusters))
     found.put_keys("endings", sorted(schema.pair(c.ended, c.id) for c in clusters if c.ended))

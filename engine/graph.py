@@ -371,39 +371,38 @@ def list_edges(graph: KnnGraph, rows: Int32) -> tuple[Int32, Int32]:
 
 
 @njit(cache=True, nogil=True)
-def add_ends(
-    out: Float32, near: Float32, left: int, far: Float32, right: int, heads: Int32, tails: Int32
-) -> None:
-    """out[t] = relu((out[t] + a) + b).
-
-    a: the columns from `left` on of the row `heads[t]` of `near`; b: from `right` on, `tails[t]` of `far`.
+def add_ends(out: Float32, ends: Float32, heads: Int32, tails: Int32) -> None:
+    """out[t] = relu((out[t] + a) + b): a, the first half of the row `heads[t]` of `ends`; b, the second half
+    of the row `tails[t]`.
     """
+    width = out.shape[1]
     for t in range(heads.shape[0]):
         i, j = heads[t], tails[t]
-        for c in range(out.shape[1]):
-            out[t, c] = max((out[t, c] + near[i, left + c]) + far[j, right + c], np.float32(0.0))
+        for c in range(width):
+            out[t, c] = max((out[t, c] + ends[i, c]) + ends[j, width + c], np.float32(0.0))
 
 
 @njit(cache=True, nogil=True)
 def add_messages(
     sums: Float32, products: Float32, near: Float32, far: Float32, heads: Int32, tails: Int32
 ) -> None:
-    """sums[heads[t]] += relu((products[t] + a) + b): a, b as in `add_ends`, from the first columns."""
-    zero = np.float32(0.0)
+    """sums[heads[t]] += relu((products[t] + a) + b): a, the first columns of the row `heads[t]` of `near`; b,
+    the row `tails[t]` of `far`.
+    """
     for t in range(heads.shape[0]):
         i, j = heads[t], tails[t]
         for c in range(products.shape[1]):
-            sums[i, c] += max((products[t, c] + near[i, c]) + far[j, c], zero)
+            sums[i, c] += max((products[t, c] + near[i, c]) + far[j, c], np.float32(0.0))
 
 
 @njit(cache=True, nogil=True)
-def without(nodes: Int32, holds: Bool) -> Int32:
-    """Those of the nodes, which may be named repeatedly, that `holds` not, once each; they do from now on."""
-    found = np.empty(len(nodes), np.int32)
+def mark_missing(nodes: Int32, marked: Bool) -> Int32:
+    """Return the nodes that are not marked, once each, and mark them."""
+    missing = np.empty(len(nodes), np.int32)
     count = 0
     for node in nodes:
-        if not holds[node]:
-            holds[node] = True
-            found[count] = node
+        if not marked[node]:
+            marked[node] = True
+            missing[count] = node
             count += 1
-    return found[:count]
+    return missing[:count]

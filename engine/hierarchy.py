@@ -368,7 +368,7 @@ def _carry(rows: Any, before: Any, after: Any, sizes: Any, vectors: Any, out: An
 
 @njit(cache=True, nogil=True)
 def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
-    """values[rows] = fresh; returns the rows that were others before."""
+    """values[rows] = fresh; returns the rows whose values changed (0 for -0 is none: p is the same)."""
     differing = np.empty(len(rows), np.int32)
     count = 0
     for t, row in enumerate(rows):
@@ -384,7 +384,7 @@ def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _write_edges(values: Any, sources: Any, ranks: Any, fresh: Any) -> Any:
-    """values[sources, ranks] = fresh; returns the sources, side by side, with another value, once each."""
+    """values[sources, ranks] = fresh; returns the sources with a value that changed."""
     differing = np.empty(len(sources), np.int32)
     count = 0
     for t, source in enumerate(sources):

@@ -39,10 +39,10 @@ from engine.graph import (
     add_messages,
     edge_features,
     list_edges,
+    mark_missing,
     node_feature_names,
     node_features,
     raw_features,
-    without,
 )
 from engine.types import Epoch, Float32, Int32, Int64, KnnGraph
 
@@ -52,7 +52,7 @@ import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
-CHUNK = 512  # nodes whose messages are summed at once: they stay in the L2 cache
+CHUNK = 512  # nodes that are embedded at once: so are their sums
 WORKERS = os.cpu_count() or 1
 _LOCAL = threading.local()
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
@@ -171,11 +171,10 @@ class LinkageModel:
             for chunk in share:
                 edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
                 self._near(graph, epoch, rows[chunk], buffers)
-                self._messages(
-                    graph, epoch, sources[edges], ranks[edges], heads[edges] - chunk.start, far, tails[edges],
-                    buffers,
+                self._mean(
+                    graph, epoch, sources[edges], ranks[edges], degrees[chunk], heads[edges] - chunk.start,
+                    far, tails[edges], buffers,
                 )  # fmt: skip
-                buffers.mean.numpy()[: len(rows[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
         _share_out(chunks, work)
@@ -196,7 +195,7 @@ class LinkageModel:
                 m = part.stop - part.start
                 edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
                 torch.mm(features, w["head_edge.weight"], out=q)
-                add_ends(q.numpy(), hidden, 0, hidden, self.card.hidden, sources[part], targets[part])
+                add_ends(q.numpy(), hidden, sources[part], targets[part])
                 torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
                 torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
                 out[part] = p.numpy()[:m, 0]
@@ -204,14 +203,27 @@ class LinkageModel:
         _share_out(_parts(len(sources)), work)
         return out
 
+    @torch.inference_mode()
+    def probabilities(self, x: Float32, e: Float32, degrees: Int32, tails: Int64) -> Float32:
+        """Return p (e,) float32 of all edges of a graph, for training: raw features as `raw_features` gives
+        them, the rest as in `Universal.forward`.
+        """
+        features = torch.from_numpy(self.nodes.apply(x)), torch.from_numpy(self.edges.apply(e))
+        logits = self.net(*features, torch.from_numpy(degrees).long(), torch.from_numpy(tails))
+        p: Float32 = torch.sigmoid(logits).numpy()
+        return p
+
     def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32) -> Float32:
-        """W2 x of the nodes `tails`, which may be named repeatedly: (n, hidden), by row of the graph."""
+        """W2 x of the nodes `tails`, which may be named repeatedly: (n, hidden), by row of the graph.
+
+        Marks what it is about to compute: should that fail, whoever keeps the graph has to throw it away.
+        """
         if graph.kept:
             far, holds = graph.kept.nodes, graph.kept.node_holds
         else:
             far = np.empty((len(graph.degree), self.card.hidden), np.float32)
             holds = np.zeros(len(far), np.bool_)
-        nodes, w = without(tails, holds), self._weights["far"]
+        nodes, w = mark_missing(tails, holds), self._weights["far"]
 
         def work(share: Sequence[slice]) -> None:
             x, product = _buffers(len(self.nodes.low), self.card.hidden)
@@ -229,44 +241,34 @@ class LinkageModel:
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
         torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
-    def _messages(
+    def _mean(
         self,
         graph: KnnGraph,
         epoch: Epoch,
         sources: Int32,
         ranks: Int32,
+        degrees: Int32,
         heads: Int32,
         far: Float32,
         tails: Int32,
         buffers: _Buffers,
     ) -> None:
-        """The sums of a chunk's m_ij to `buffers.mean`. `heads` are rows of the chunk, `tails` of `far`."""
-        features, products = buffers.features, buffers.products
-        buffers.mean.zero_()
+        """The means of a chunk's m_ij to `buffers.mean`. `heads` are rows of the chunk, `tails` of `far`."""
+        features, products, mean = buffers.features, buffers.products, buffers.mean.numpy()
+        mean[:] = 0.0
         for part in _parts(len(sources)):
             m = part.stop - part.start
             edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
             torch.mm(features, self._weights["message_edge.weight"], out=products)
-            add_messages(
-                buffers.mean.numpy(), products.numpy(), buffers.near.numpy(), far, heads[part], tails[part]
-            )
+            add_messages(mean, products.numpy(), buffers.near.numpy(), far, heads[part], tails[part])
+        mean[: len(degrees)] /= np.maximum(degrees, 1)[:, None]
 
     def _update(self, out: Tensor, buffers: _Buffers) -> None:
-        """A h | B h of a chunk's nodes to `out`, from U x (the last columns of `near`) and mean messages."""
+        """A h | B h of a chunk's nodes to `out`, from U x (in `buffers.near`) and the mean messages."""
         w, m = self._weights, len(out)
         h = torch.mm(buffers.mean, w["update.weight"], out=buffers.h)
         h += buffers.near[:, self.card.hidden :]
         out[:] = torch.addmm(w["head_ends.bias"], h.relu_(), w["head_ends.weight"], out=buffers.ends)[:m]
-
-    @torch.inference_mode()
-    def probabilities(self, x: Float32, e: Float32, degrees: Int32, tails: Int64) -> Float32:
-        """Return p (e,) float32 of all edges of a graph, for training: raw features as `raw_features` gives
-        them, the rest as in `Universal.forward`.
-        """
-        features = torch.from_numpy(self.nodes.apply(x)), torch.from_numpy(self.edges.apply(e))
-        logits = self.net(*features, torch.from_numpy(degrees).long(), torch.from_numpy(tails))
-        p: Float32 = torch.sigmoid(logits).numpy()
-        return p
 
     def _bytes(self) -> bytes:
         tensors = {name: value.detach().contiguous() for name, value in self.net.state_dict().items()}

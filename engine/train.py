@@ -2,8 +2,9 @@
 
 First on levels that a nearly perfect oracle makes of many collections, then on roll-outs: levels
 that the model itself makes (`engine.rollout`). The loss is that of Hi-LANDER, linkage and density
-together. The weights that are kept are an average over the last steps (EMA), and of several such
-averages the one that does best on collections held out for choosing.
+together; a student learns its teacher's probabilities instead of labels. The weights that are kept are
+an average over the last steps (EMA), and of several such averages the one that does best on collections
+held out for choosing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ POOL = 240  # scenes kept for replay
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train. The weights that ship took these defaults and seed 1; see their card."""
+    """How to train. What the weights that ship took is on their card."""
 
     minutes: float = 20.0
     seed: int = 0
@@ -74,11 +75,17 @@ def train(
     """Train on labelled `files` (.npz) and generated mixtures; write weights and card to `out`.
 
     `held_out` files choose the checkpoint and are not trained on; without them the last average is
-    kept. `start`: a model of `plan.hidden` to go on from, on roll-outs alone. `teacher`: a model, maybe a
+    kept. `start`: a model to go on from, on roll-outs alone. `teacher`: a model of the same k, maybe a
     larger one, whose probabilities are learned in place of the labels (distillation: Hinton et al.,
     arXiv 1503.02531). Raises InputError where a file cannot be used.
     """
     plan = plan or Plan()
+    if any(model.k != UniversalConfig().k for model in (start, teacher) if model):
+        raise InputError(f"a model to go on from or to learn from has to have k = {UniversalConfig().k}")
+    if start:
+        plan = replace(plan, hidden=start.card.hidden, oracle_share=0.0)
+    if teacher is None:
+        plan = replace(plan, imitation=0.0)
     if not files:
         raise InputError("name at least one labelled .npz file to train on")
     sources = [_versions(Path(path), plan.seed) for path in files]
@@ -157,7 +164,6 @@ class Trainer:
         teacher: LinkageModel | None = None,
     ) -> None:
         self.sources, self.plan, self.teacher = sources, plan, teacher
-        self.oracle_share = 0.0 if start else plan.oracle_share
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         self.steps = 0
@@ -179,7 +185,7 @@ class Trainer:
     def step(self, share: float) -> float:
         """One step of the optimizer at `share` of the whole training; returns the loss."""
         if self.steps % self.plan.fresh_every == 0:
-            self._keep(self._draw(None if share < self.oracle_share else self.model()))
+            self._keep(self._draw(None if share < self.plan.oracle_share else self.model()))
         for group in self.optimizer.param_groups:
             warm = min(1.0, (self.steps + 1) / 200)
             group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
@@ -230,7 +236,7 @@ class Trainer:
             else:
                 self.pool[self.rng.integers(POOL)] = ready
 
-
+    @one_thread()
     def _target(self, scene: Scene) -> Float32:
         """What the network is to say of the edges of a scene with raw features."""
         if self.teacher is None:

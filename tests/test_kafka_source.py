@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ import numpy as np
 import orjson
 import pytest
 from kafka import KafkaConsumer
+from kafka.errors import KafkaConnectionError
 
 from connectors.kafka import KafkaSource
-from engine.config import Settings, load
+from connectors.kafka_cluster import KafkaCluster
+from engine.config import KafkaSettings, Settings, load
 from engine.errors import BrokerError, ConfigError
 from engine.source import Ground, Lag
 from engine.types import Applied, Batch
@@ -394,6 +397,20 @@ def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) 
     words = reading(topic, **tls, kafka__password=PASSWORD).fail(120)
     assert "not trusted" in words
     assert "tls_ca_file" in words
+    elsewhere = {**trusted, "kafka__bootstrap": f"localhost:{broker.tls_port}"}
+    words = reading(topic, **elsewhere, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "name it in bootstrap" in words
+
+
+@pytest.mark.parametrize(("code", "is_final"), [(9, False), (10, False), (18, True), (62, True)])
+def test_a_certificate_that_time_mends_is_tried_again(code: int, is_final: bool) -> None:
+    cause = ssl.SSLCertVerificationError("certificate verify failed")
+    cause.verify_code = code
+    error = KafkaConnectionError("Handshake failed")
+    error.__context__ = cause
+    cluster = KafkaCluster(KafkaSettings(bootstrap="127.0.0.1:9", topic="t"))
+    assert (cluster.refusal(error) is not None) == is_final
 
 
 @pytest.fixture

@@ -109,6 +109,8 @@ class Broker:
         self._settings = folder / "server.properties"
         if not self._settings.exists():
             self._format()
+        if "TLS://" not in self._settings.read_text():
+            raise NoBroker(f"The broker in {folder} was made by an earlier release: remove the folder.")
         told = dict(line.split("=", 1) for line in self._settings.read_text().splitlines() if "=" in line)
         self.port, self.sasl_port, self.tls_port = (
             int(each.rsplit(":", 1)[1]) for each in told["advertised.listeners"].split(",")
@@ -210,6 +212,7 @@ class Broker:
 
 def _make_certificate(keystore: Path, certificate: Path) -> None:
     """A key and its certificate for 127.0.0.1, signed by itself. Raises NoBroker."""
+    keystore.unlink(missing_ok=True)  # of an attempt that was interrupted
     store = ["-keystore", os.fspath(keystore), "-storetype", "PKCS12", "-storepass", STORE_PASSWORD]
     made = ["-genkeypair", "-alias", "broker", "-keyalg", "EC", "-dname", "CN=127.0.0.1"]
     made += ["-ext", "san=ip:127.0.0.1", "-validity", "3650", *store]
