@@ -93,7 +93,9 @@ class Daemon:
     def is_through(self) -> bool:
         """Whether all records of the topic are taken, and all that came of them is published."""
         status = self.status()
-        return status is not None and self.offset() == self._topics.end(self.topic) and self._is_out()
+        return status is not None and self.offset() == self._topics.end(self.topic) and is_out(
+            self.store, self._topics, self.topic
+        )
 
     def offset(self) -> int:
         """How many offsets of the topic are behind the store."""
@@ -106,13 +108,15 @@ class Daemon:
             return 0
         return sum(Position.load(raw).offsets.values()) if raw else 0
 
-    def _is_out(self) -> bool:
-        place = published(self._topics, self.topic)
-        try:
-            with View.open(self.store) as view:
-                return place is not None and view.behind(place) == 0
-        except StoreError:
-            return False
+
+def is_out(store: Path, topics: Topics, topic: str) -> bool:
+    """Whether all events of the store are published, as the outgoing topics say, not the publisher."""
+    place = published(topics, topic)
+    try:
+        with View.open(store) as view:
+            return place is not None and view.behind(place) == 0
+    except StoreError:
+        return False
 
 
 def published(topics: Topics, topic: str) -> Place | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def compare(settings: Path, topics: Topics, topic: str, load: Load) -> None:
         try:
             _compare(engine, topics, topic, load)
         except AssertionError as difference:
-            raise Wrong(f"{type(difference).__name__}: {difference}") from difference
+            where = traceback.extract_tb(difference.__traceback__)[-1]
+            raise Wrong(f"{where.filename}:{where.lineno}: {where.line} {difference}") from difference
 
 
 def _compare(engine: Engine, topics: Topics, topic: str, load: Load) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.control import Control
 from engine.errors import NoStore, ShoalError, StoreLocked
 from engine.view import View
+from tests.broker.daemon import is_out
 from tests.broker.topics import Sent, Topics, document
 from tests.conftest import ROOT, environment
 from tests.faults.judge import Wrong
@@ -212,7 +211,7 @@ def kill_daemon(seed: int, kills: int, folder: Path, bootstrap: str) -> dict[str
             if daemon.kill(target):
                 done.append(target)
         last = load.stop()
-        _wait_until_quiet(daemon, last)
+        _wait_until_quiet(daemon, last, topics, topic)
         daemon.stop()
         compare(daemon.settings, topics, topic, load)
     finally:
@@ -228,15 +227,14 @@ def _watch(daemon: Daemon, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _wait_until_quiet(daemon: Daemon, last: list[bytes]) -> None:
+def _wait_until_quiet(daemon: Daemon, last: list[bytes], topics: Topics, topic: str) -> None:
     """Until the last record of each partition is stored, and all events are published. Raises Wrong."""
     deadline = time.monotonic() + QUIET_S
     while not _has(daemon.store, last):
         _watch(daemon, 0.2)
         if time.monotonic() > deadline:
             raise Wrong(f"records are unread after {QUIET_S:g} s: {daemon.log()[-3000:]}")
-    _watch(daemon, 1.5)  # the publisher tells the writer how far it is
-    while _unpublished(daemon.store) != 0:
+    while not is_out(daemon.store, topics, topic):
         _watch(daemon, 0.2)
         if time.monotonic() > deadline:
             raise Wrong(f"events are not published after {QUIET_S:g} s: {daemon.log()[-3000:]}")
@@ -248,14 +246,3 @@ def _has(store: Path, keys: list[bytes]) -> bool:
             return all(view.item(key) for key in keys)
     except (NoStore, ShoalError):
         return False
-
-
-def _unpublished(store: Path) -> float | None:
-    """None: nobody knows now."""
-    try:
-        with Control(store, 5.0) as control:
-            text = control.call("metrics")["text"]
-    except ShoalError:
-        return None
-    found = re.search(r"^shoal_publish_lag_events (\S+)$", text, re.MULTILINE)
-    return float(found[1]) if found else None
