@@ -405,7 +405,7 @@ class _Buffers:
     @classmethod
     def own(cls, card: Card, node_features: int) -> _Buffers:
         """Those of this thread, kept from its last call: for a few nodes, making them is half of the work."""
-        shape = card.hidden, card.k, node_features
+        shape = card.hidden, node_features
         if getattr(_LOCAL, "shape", None) != shape:
             _LOCAL.shape, _LOCAL.buffers = shape, cls(card, node_features)
         found: _Buffers = _LOCAL.buffers

@@ -55,11 +55,12 @@ def draw(seed: int, count: int) -> np.ndarray:
 def engine(settings: Settings, weights: LinkageModel) -> Iterator[Engine]:
     """With an item that was moved twice, among others whose keys stand around its own."""
     with Engine.open(settings, weights, lambda: 5.0) as engine:
-        for at in range(3):
-            names = [f"the key of nobody {i}" for i in range(400 * at, 400 * at + 400)]
-            vectors = draw(at, 401)
-            engine.upsert([*names, SECRET], vectors, payloads=[b'{"who": "somebody"}'] * 401)
-            engine.delete(names[::3])
+        with engine.store.env.begin():  # while one reads, pages are not used again: all is still there
+            for at in range(3):
+                names = [f"the key of nobody {i}" for i in range(400 * at, 400 * at + 400)]
+                vectors = draw(at, 401)
+                engine.upsert([*names, SECRET], vectors, payloads=[b'{"who": "somebody"}'] * 401)
+                engine.delete(names[::3])
         yield engine
 
 
@@ -83,8 +84,7 @@ def test_nothing_is_left_of_an_erased_item(engine: Engine, settings: Settings) -
     folder, forms = settings.store.path, forms_of(SECRET, range(3))
     engine.save()
     before = found_in(folder, forms)
-    assert {name for _, name in before} >= {"key", "grid 2"}
-    assert {name for _, name in before} & {"grid 0", "grid 1"}  # an earlier vector, in a page not used again
+    assert {name for _, name in before} >= {"key", "grid 0", "grid 1", "grid 2"}
     if settings.index.kind == "hnsw":
         assert {name for file, name in before if file.endswith(".hnsw")} == {f"float {i}" for i in range(3)}
     version, labels = engine.version, dict(zip(*engine.labels(), strict=True))
