@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.mixture import mixture
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
+from engine.collection.collection import rebuild
 from engine.config import load
-from engine.engine import rebuild
 
 BATCH = 1000
 LOAD = 20_000  # items a batch while the collection is filled: not measured

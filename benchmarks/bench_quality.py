@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import arguments, finish, print_table
-from engine import Engine, scores
+from engine import Engine
+from engine.clustering.state import State
 from engine.config import STREAM_BATCH, Settings, load
-from engine.evaluate import (
+from engine.training import scores
+from engine.training.evaluate import (
     Churn,
     Labelled,
     clusters_by_number,
@@ -25,7 +27,6 @@ from engine.evaluate import (
     read_labelled,
     stream_order,
 )
-from engine.state import State
 from engine.types import Int64
 
 LAST = 10  # whole batches at the end over which recomputed edges are counted

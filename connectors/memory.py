@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from connectors.chunks import Chunk, Origin, next_row, to_chunk
-from connectors.records import Rows, Unusable, checked_key, checked_payload
+from connectors.files.chunks import Chunk, Origin, next_row, to_chunk
+from connectors.files.records import Rows, Unusable, checked_key, checked_payload
 from engine.config import BoundsSettings
 from engine.types import Float64
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine import arithmetic  # noqa: F401  (pins it before anything that computes is loaded)
+from engine.system import determinism  # noqa: F401  (pins it before anything that computes is loaded)
 
 if TYPE_CHECKING:
-    from engine.engine import Engine as Engine
+    from engine.collection.collection import Engine as Engine
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["Engine", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import the engine, and with it torch, only when it is asked for."""
     if name == "Engine":
-        from engine.engine import Engine
+        from engine.collection.collection import Engine
 
         return Engine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,13 +19,13 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import config, errors
-from engine.__main__ import app
+from engine.api.middleware import Meters
+from engine.cli.main import app
 from engine.config import Settings
-from engine.daemon import API_STOP_S
-from engine.gate import Meters
-from engine.metrics import Metrics
-from engine.source import Lag
-from engine.store import Store
+from engine.daemon.metrics import Metrics
+from engine.daemon.supervisor import API_STOP_S
+from engine.storage.store import Store
+from engine.streams import Lag
 from engine.types import Applied
 from tests.conftest import ROOT
 

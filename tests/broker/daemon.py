@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.control import Control
+from engine.daemon.control import Control
 from engine.errors import ShoalError, StoreError
-from engine.log import Place
-from engine.view import View
+from engine.storage.eventlog import Place
+from engine.storage.reader import View
 from tests.broker.topics import Topics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ class Daemon:
 
     def offset(self) -> int:
         """How many offsets of the topic are behind the store."""
-        from connectors.kafka_reader import Position
+        from connectors.kafka.reader import Position
 
         try:
             with View.open(self.store) as view:

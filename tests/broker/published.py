@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from engine import schema
-from engine.log import Place
+from engine.storage import schema
+from engine.storage.eventlog import Place
 from engine.types import Assignment, DeadLetter, Event, LineageEvent
 from tests.broker.topics import Topics
 

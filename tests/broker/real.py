@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.view import View
+from engine.storage.reader import View
 from tests.broker import Broker
 from tests.broker.daemon import Daemon
 from tests.broker.published import assert_published, last_assignments
@@ -120,10 +120,11 @@ class World:
 
 def compare_in_the_end(world: World) -> dict[str, Any]:
     """Raises AssertionError."""
-    from engine import config, schema
-    from engine.engine import Engine
-    from tests.sequences import World as Items
-    from tests.sequences import differences, rebuilt
+    from engine import config
+    from engine.collection.collection import Engine
+    from engine.storage import schema
+    from tests.support.sequences import World as Items
+    from tests.support.sequences import differences, rebuilt
 
     flags = {"store.path": str(world.daemon.store), "collection.name": COLLECTION, "index.kind": "exact"}
     with Engine.open(config.load(None, flags)) as engine:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import config, schema
-from engine.engine import Engine, shape_of
+from engine import config
+from engine.collection.collection import Engine, shape_of
+from engine.storage import schema
 from engine.types import DeadLetter
 from engine.vectors import quantize
 from tests.broker.published import assert_published, last_assignments
 from tests.broker.topics import Topics
-from tests.checks import check_state
 from tests.faults.judge import Wrong
 from tests.faults.topic import replay
-from tests.sequences import World, differences, rebuilt
+from tests.support.checks import check_state
+from tests.support.sequences import World, differences, rebuilt
 
 if TYPE_CHECKING:
     from tests.faults.serving import Load

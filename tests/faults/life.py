@@ -24,19 +24,22 @@ from typing import Any
 import orjson
 from xxhash import xxh64
 
-from engine import changes, child, pipeline, publish, schema
-from engine.engine import Engine, rebuild
+from engine.clustering import pipeline
+from engine.collection.collection import Engine, rebuild
+from engine.collection.saver import Saver
+from engine.daemon import publisher
+from engine.daemon.publisher import Published, Publisher, SinkAway
 from engine.errors import CorruptStore, StoreError
-from engine.publish import Published, Publisher, SinkAway
-from engine.saver import Saver
-from engine.store import Store
-from engine.view import View
-from tests.checks import check_calibration, check_state
+from engine.storage import commit, schema
+from engine.storage.reader import View
+from engine.storage.store import Store
+from engine.system import isolation
 from tests.faults import disk
 from tests.faults.disk import Disk
 from tests.faults.story import BY_SIZE, LOG_BYTES, OPERATION, SOURCE, STOP, Fault, Story
 from tests.faults.topic import Topic, replay
-from tests.sequences import differences, rebuilt
+from tests.support.checks import check_calibration, check_state
+from tests.support.sequences import differences, rebuilt
 
 HISTORY = ("commits", "events", "endings", "clusters")  # what the log's bounds decide, not the batches alone
 INPUT = ("items", "keys", "positions")
@@ -156,11 +159,11 @@ class Life:
 
     def _set_points(self) -> None:
         self._around(pipeline, "step", "before step", "after step")
-        self._around(changes, "write_history", "inside commit", "")
+        self._around(commit, "write_history", "inside commit", "")
         self._around(Store, "commit", "", "after commit")
         self._around(Saver, "begin", "before snapshot", "after snapshot")
-        publish.TELL_S = 0.0  # nothing depends on the hour
-        child.subprocess = _Forked  # type: ignore[assignment]
+        publisher.TELL_S = 0.0  # nothing depends on the hour
+        isolation.subprocess = _Forked  # type: ignore[assignment]
 
     def _around(self, owner: Any, name: str, before: str, after: str) -> None:
         call: Callable[..., Any] = getattr(owner, name)
@@ -232,7 +235,7 @@ class _Forked:
             out, err, status = io.StringIO(), io.StringIO(), 1
             try:
                 with redirect_stdout(out), redirect_stderr(err):
-                    child.main(function, *arguments)
+                    isolation.main(function, *arguments)
                 status = 0
             except SystemExit as ending:
                 print(ending.code, file=err)

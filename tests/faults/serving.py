@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import NoStore, ShoalError, StoreLocked
-from engine.view import View
+from engine.storage.reader import View
 from tests.broker.daemon import is_out
 from tests.broker.topics import Sent, Topics, document
 from tests.conftest import ROOT, environment
@@ -194,7 +194,7 @@ class Load:
 
 def kill_daemon(seed: int, kills: int, folder: Path, bootstrap: str) -> dict[str, Any]:
     """Kills under load; then all that is stored and published is compared. Raises Wrong."""
-    from engine.model import random_model
+    from engine.model.linkage import random_model
     from tests.faults.aftermath import compare
 
     topics = Topics(bootstrap)

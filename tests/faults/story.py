@@ -16,7 +16,7 @@ import numpy as np
 from engine.config import Settings
 from engine.types import Batch, DeadLetter, Int16
 from tests.faults import disk
-from tests.sequences import KINDS, World
+from tests.support.sequences import KINDS, World
 
 SOURCE = "simulation"
 OPERATION = "operation"  # a fault at a file operation; else at the point of this name
@@ -128,7 +128,7 @@ def _dressed(batch: Batch, at: int, rng: np.random.Generator) -> Batch:
 
 @functools.cache
 def _model(k: int) -> Any:
-    from engine.model import random_model
+    from engine.model.linkage import random_model
 
     return random_model(7, k)
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engine import schema
-from engine.log import BEGIN, Place
-from engine.publish import SinkAway
-from engine.store import Store
+from engine.daemon.publisher import SinkAway
+from engine.storage import schema
+from engine.storage.eventlog import BEGIN, Place
+from engine.storage.store import Store
 from engine.types import Assignment, Event
 
 AWAY = 0.12  # the share of transactions that fail
@@ -25,7 +25,7 @@ Published = tuple[Place, bytes]  # an event's place in the log, and its body
 
 
 class Topic:
-    """See `engine.publish.Sink`. `at_middle` is called before a transaction is taken."""
+    """See `engine.daemon.publisher.Sink`. `at_middle` is called before a transaction is taken."""
 
     def __init__(self, path: Path, seed: int, life: int, is_faulty: bool) -> None:
         self._path, self._is_faulty = path, is_faulty

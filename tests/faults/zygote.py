@@ -35,8 +35,8 @@ def warm() -> None:
     import structlog
     import torch
 
-    from engine.model import random_model
-    from tests.sequences import World, empty_state, take
+    from engine.model.linkage import random_model
+    from tests.support.sequences import World, empty_state, take
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     torch.set_num_threads(1)

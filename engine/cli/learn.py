@@ -1,0 +1,63 @@
+"""`train`, `evaluate`: commands of minutes, which report on standard error as they go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli.console import complain, print_json
+from engine.config import Settings
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.training.train import Progress
+
+
+def train(files: Sequence[Path], out: Path, choose: Sequence[Path], minutes: float, seed: int) -> None:
+    """Train and write the model."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
+    from engine.training.train import Plan, train
+
+    start = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        judged = ", ".join(f"{name} {score:.3f}" for name, score in (progress.held_out or {}).items())
+        complain(
+            f"{100 * min(progress.share, 1):3.0f}% {time.monotonic() - start:6.0f} s  step {progress.step:,}"
+            f"  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
+        )
+
+    model = train(files, out, Plan(minutes=minutes, seed=seed), choose, report)
+    print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
+
+
+def evaluate(settings: Settings, file: Path, stream: bool, seed: int, as_json: bool) -> None:
+    """Print the figures of one labelled set."""
+    from engine.training import evaluate
+
+    labelled = evaluate.read_labelled(file)
+
+    def report(done: int) -> None:
+        complain(f"{done:,} of {len(labelled.keys):,} items")
+
+    order = evaluate.stream_order(labelled, seed)
+    if stream:
+        complain(f"in the order of time, ties by seed {seed}" if labelled.timed else f"shuffled, seed {seed}")
+        figures = evaluate.streamed(settings, labelled, order, report)
+    else:
+        figures = evaluate.in_bulk(settings, labelled)
+    print_figures(asdict(figures), as_json)
+
+
+def print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    """The figures of an evaluation, for programs or for people."""
+    if as_json:
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        if value is not None:
+            print(f"{name:12}{value:,.3f}" if isinstance(value, float) else f"{name:12}{value:,}")

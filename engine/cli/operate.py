@@ -1,0 +1,185 @@
+"""`check`, `backup`, `restore`, `rebuild`, `erase`, `compact`: operate a store.
+
+What changes a store goes through the daemon where one has it open, and is done here where none has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.cli.console import complain, moment, print_json, printable
+from engine.config import RENEWED, Settings
+from engine.daemon.control import Control
+from engine.errors import CorruptStore, NoStore, StoreLocked, WriterAway
+
+WAIT_S = 86_400.0  # for an answer of the daemon: a rebuild of a large store takes hours
+
+
+def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
+    """Look at everything. Raises CorruptStore where something is wrong."""
+    from engine.collection.check import check
+
+    start = time.monotonic()
+    report = check(settings, sample, seed)
+    if as_json:
+        facts = {**asdict(report), "counts": dict(report.counts), "seconds": time.monotonic() - start}
+        print_json({"ok": not report.total, **facts})
+    else:
+        print(
+            f"{settings.store.path}: version {report.version}, {report.items:,} items in"
+            f" {report.clusters:,} final clusters, {time.monotonic() - start:.1f} s."
+        )
+        print(f"looked at: {', '.join(report.looked_at)}")
+        if report.recall is not None:
+            print(f"recall:    {report.recall:.4f} of the nearest neighbours of {report.sample:,} items")
+        for reason in report.not_looked_at:
+            print(f"not looked at: {printable(reason)}")
+        for finding in report.findings:
+            complain(f"found: {printable(finding)}")
+    if report.total:
+        raise CorruptStore(
+            f"{settings.store.path}: {report.total:,} finding{'s' if report.total > 1 else ''}; "
+            "what each of them asks for mends it"
+        )
+    if not as_json:
+        print("nothing is wrong.")
+
+
+def backup(settings: Settings, target: Path, as_json: bool) -> None:
+    """Copy the store, whoever writes it."""
+    from engine.storage.backup import back_up
+
+    made = back_up(settings.store.path, target)
+    if as_json:
+        print_json({"path": str(target), **asdict(made)})
+        return
+    print(
+        f"{target}: version {made.version} of {made.collection}, {made.items:,} items,"
+        f" {made.bytes / 1e6:,.1f} MB, read again and good."
+    )
+
+
+def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> None:
+    """Put a backup in the place of the store."""
+    from engine.storage.backup import restore
+
+    made = restore(folder, settings.store.path, force)
+    if as_json:
+        aside = made.aside and str(made.aside)
+        print_json({"store": str(settings.store.path), "aside": aside, **asdict(made.backup)})
+        return
+    print(
+        f"{settings.store.path}: version {made.backup.version} of {moment(made.backup.time_ms)},"
+        f" {made.backup.items:,} items; input goes on from there."
+    )
+    if made.aside:
+        print(f"the store that was there is now {made.aside}")
+
+
+def rebuild(settings: Settings, as_json: bool) -> None:
+    """Make a new generation, with these settings; a daemon takes over those of them that are set."""
+    body = _renewed(settings)
+
+    def offline() -> dict[str, Any]:
+        from engine.collection.collection import rebuild
+
+        return asdict(rebuild(settings))
+
+    made = _through(settings, "rebuild", body, offline)
+    if as_json:
+        print_json(made)
+        return
+    print(
+        f"{settings.store.path}: {made['items']:,} items in {made['clusters']:,} final clusters"
+        f" after {made['seconds']:.1f} s, version {made['version']}."
+    )
+    if made["live"] and any(body.values()):
+        print("The daemon uses the new settings from now on: write them into its configuration, too.")
+
+
+def _renewed(settings: Settings) -> dict[str, Any]:
+    """What flags, file or environment say of model and index. For the rest a daemon has its own settings."""
+    told = {name: getattr(settings, name).model_dump(mode="json", exclude_unset=True) for name in RENEWED}
+    if settings.model.path:
+        told["model"]["path"] = str(settings.model.path.absolute())
+    return told
+
+
+def erase(settings: Settings, key: str, as_json: bool) -> None:
+    """Remove an item and every trace of it."""
+
+    def offline() -> dict[str, Any]:
+        from engine.collection.collection import Engine
+        from engine.collection.erase import erase
+
+        if settings.source.publishes:
+            raise WriterAway(
+                "the deletion has to be published before the log forgets the item, and only the daemon does "
+                "that: start `shoal serve`, then run this again"
+            )
+        with Engine.open(settings) as engine:
+            return asdict(erase(engine, key))
+
+    made = _through(settings, "erase", {"key": key}, offline)
+    made["elsewhere"] = elsewhere(settings)
+    if as_json:
+        print_json(made)
+        return
+    print(
+        f"{settings.store.path}: the item is gone, {made['events']:,} mentions in the event log with it,"
+        f" version {made['version']}; {made['bytes'] / 1e6:,.1f} MB after compaction."
+    )
+    print("It may remain elsewhere: " + "; ".join(made["elsewhere"]) + ".")
+
+
+def elsewhere(settings: Settings) -> list[str]:
+    """Where Shoal has put copies, or taken items from, that are not the store's."""
+    places = ["backups of the store, and what was moved aside by a restore", "logs of whoever sent it"]
+    kafka = settings.source.kafka
+    if kafka:
+        topics = ", ".join(f"{kafka.topic}{end}" for end in ("", ".assignments", ".dlq"))
+        places.insert(0, f"the Kafka topics {topics}, until they forget or compact it")
+    else:
+        places.insert(0, "the files or the source it was read from, and their topics")
+    return places
+
+
+def compact(settings: Settings, as_json: bool) -> None:
+    """Give unused space back."""
+
+    def offline() -> dict[str, Any]:
+        from engine.storage.store import Store
+
+        with Store.open(settings.store.path, map_bytes=settings.bounds.map_size_bytes) as store:
+            return asdict(store.compact())
+
+    made = _through(settings, "compact", {}, offline)
+    if as_json:
+        print_json(made)
+        return
+    print(f"{settings.store.path}: {made['before'] / 1e6:,.1f} MB before, {made['after'] / 1e6:,.1f} MB now.")
+
+
+def _through(
+    settings: Settings, op: str, body: Mapping[str, Any], offline: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Ask the daemon for it, or do it here where there is none. Raises as either does."""
+    path = settings.store.path
+    if not (path / "data.mdb").is_file():
+        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
+    start = time.monotonic()
+    with Control(path, WAIT_S) as control:
+        live = True
+        try:
+            made = control.call(op, body)
+        except WriterAway:
+            live = False
+            try:
+                made = offline()
+            except StoreLocked as held:
+                raise StoreLocked(f"{held}; or run it through a daemon that is ready") from None
+    return {**made, "live": live, "seconds": time.monotonic() - start}

@@ -1,0 +1,396 @@
+"""The levels of the hierarchy and how a change climbs through them.
+
+A level clusters its nodes: lists, then linkage, density, parents, and roots (the peaks). Each peak
+is a node of the next level, with the sums of its tree. What changes at one level is the next one's
+batch, as a difference; a level that adds no link is the top. Clustering from scratch is the same
+code, fed with everything at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numba import njit
+
+from engine.clustering import decode
+from engine.clustering.decode import ROOT
+from engine.clustering.neighborhood import Neighborhood
+from engine.index.base import ExactIndex
+from engine.index.columns import Columns, Nodes
+from engine.index.hnsw import HnswIndex
+from engine.system.stopwatch import Stopwatch
+from engine.types import Bool, Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph, UInt64
+from engine.vectors import round_means
+
+_NONE = np.empty(0, np.int32)
+
+
+class Model(Protocol):
+    """A linkage model; see `engine.model.linkage`."""
+
+    k: int
+    hidden: int  # floats of a node that `embed` returns
+    keeps: tuple[int, int]  # floats of a node and of an edge in `engine.types.Kept`
+
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32: ...
+
+    def link(
+        self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32
+    ) -> Float32: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What fixes the arrays of a hierarchy, and the clustering with them."""
+
+    dim: int
+    k: int
+    tau: float
+    max_levels: int
+    base_width: int = 16  # neighbours kept per item
+    peak_width: int = 32  # neighbours kept per supernode: peaks come and go
+    search_width: int = 100  # see `Neighborhood`
+    holders_max: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A level's batch: rows already added or removed, and what supernodes gained (or lost)."""
+
+    new: Int32
+    gone: Int32
+    touched: Int32
+    gained_sizes: Int64  # (touched,)
+    gained_sums: Int64  # (touched, d)
+    reshaped: Int32  # those of the touched whose size or rounded mean is another: what a model sees
+
+    @classmethod
+    def of(cls, new: Int32, gone: Int32) -> Delta:
+        """Nodes that come and go, no others touched."""
+        return cls(new, gone, _NONE, np.empty(0, np.int64), np.empty((0, 0), np.int64), _NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Rows whose tree changed: its root before and after, -1 for none."""
+
+    rows: Int32
+    before: Int32
+    after: Int32
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a change cost at one level."""
+
+    nodes: int
+    changed: int  # nodes whose lists or features changed
+    embedded: int  # nodes embedded again
+    linked: int  # edges whose linkage was computed again
+    moved: int
+
+
+class Level(Columns):
+    """One level's nodes, lists and clustering."""
+
+    sizes: Int64  # (capacity,) items in the supernode
+    sums: Int64  # (capacity, d) of their vectors; none at level 0
+    means: Int16  # (capacity, d); none at level 0
+    hidden: Float32  # (capacity, hidden)
+    linkage: Float32  # (capacity, k)
+    density: Float32
+    parent: Int32
+    root: Int32  # the peak of the node's tree, -1: not alive
+    above: Int32  # the peak's row at the next level, -1: none
+    below: Int32  # the row of the node's peak at the level below
+    kept_nodes: Float32  # what the model keeps, see `engine.types.Kept`
+    node_holds: Bool
+    kept_edges: Float32  # not at level 0, where edges are computed as fast as fetched
+    edge_holds: Bool
+
+    def __init__(
+        self, shape: Shape, model: Model, is_base: bool, index: Callable[[Nodes], ExactIndex | HnswIndex]
+    ) -> None:
+        own, edges = (0, 0) if is_base else (shape.dim, shape.k)
+        of_node, of_edge = model.keeps
+        super().__init__(
+            {
+                "sizes": (np.int64, 1, ()),
+                "sums": (np.int64, 0, (own,)),
+                "means": (np.int16, 0, (own,)),
+                "hidden": (np.float32, 0, (model.hidden,)),
+                "linkage": (np.float32, 0, (shape.k,)),
+                "density": (np.float32, 0, ()),
+                "parent": (np.int32, ROOT, ()),
+                "root": (np.int32, -1, ()),
+                "above": (np.int32, -1, ()),
+                "below": (np.int32, -1, ()),
+                "kept_nodes": (np.float32, 0, (of_node,)),
+                "node_holds": (np.bool_, False, ()),
+                "kept_edges": (np.float32, 0, (edges, of_edge)),
+                "edge_holds": (np.bool_, False, (edges,)),
+            }
+        )
+        self.shape, self.is_base = shape, is_base
+        self.nodes = Nodes(shape.dim)
+        width = shape.base_width if is_base else shape.peak_width
+        self.lists = Neighborhood(
+            self.nodes,
+            index(self.nodes),
+            k=shape.k,
+            width=max(width, shape.k),
+            search_width=shape.search_width,
+            holders_max=shape.holders_max,
+        )
+        self.peaks = 0
+        self.rewritten = _NONE  # rows whose list changed in the last update
+
+    @property
+    def links(self) -> int:
+        return self.nodes.live - self.peaks
+
+    @property
+    def graph(self) -> KnnGraph:
+        lists = self.lists
+        return KnnGraph(
+            k=self.shape.k,
+            neighbors=lists.neighbors,
+            dots=lists.dots,
+            degree=np.minimum(lists.lengths, self.shape.k),
+            size=self.sizes,
+            identity=self.nodes.vectors,
+            mean=self.nodes.vectors if self.is_base else self.means,
+            is_base=self.is_base,
+            kept=Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds),
+        )
+
+    def add(self, vectors: Int16, hashes: UInt64) -> Int32:
+        rows = self.nodes.add(vectors, hashes)
+        self.reserve(self.nodes.capacity)
+        self.parent[rows] = self.root[rows] = self.above[rows] = self.below[rows] = -1
+        return rows
+
+    def update(
+        self, delta: Delta, model: Model, epoch: Epoch, everything: bool, watch: Stopwatch
+    ) -> tuple[Moves, Work]:
+        """Cluster again what a batch affects; `everything`: all nodes (a new calibration)."""
+        changed, self.rewritten = self.lists.update(delta.new, delta.gone, watch)
+        changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.reshaped)
+        return self.recluster(delta, changed, model, epoch, watch)
+
+    def recluster(
+        self, delta: Delta, changed: Int32, model: Model, epoch: Epoch, watch: Stopwatch
+    ) -> tuple[Moves, Work]:
+        """The stages after the lists. `changed`: live rows whose N(i) or features changed.
+
+        Each stage goes on only with what changed in its bits.
+        """
+        embedded, differing = self._embed(changed, model, epoch)
+        watch.lap("embed")
+        linked, relinked = self._link(np.union1d(changed, differing), model, epoch)
+        watch.lap("link")
+        rehung = self._rehang(np.union1d(changed, relinked))
+        moves = self._move(delta, rehung)
+        watch.lap("decode")
+        return moves, Work(self.nodes.live, len(changed), embedded, linked, len(moves.rows))
+
+    def _embed(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
+        rows = self._by_tree(self.lists.affected_nodes(changed))
+        self.node_holds[changed] = False
+        if not self.is_base:
+            self.edge_holds[self.lists.affected_edges(rows, changed)] = False
+        fresh = model.embed(self.graph, epoch, rows)
+        return len(rows), _write_nodes(self.hidden, rows, fresh)
+
+    def _link(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
+        rows = self._by_tree(self.lists.affected_nodes(changed))
+        sources, ranks = self.lists.affected_edges(rows, changed)
+        fresh = model.link(self.graph, epoch, self.hidden, sources, ranks)
+        return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
+
+    def _by_tree(self, rows: Int32) -> Int32:
+        """The rows in another order: neighbours side by side, so that what they read stays in the cache."""
+        trees = self.root[rows]
+        homeless = trees < 0  # new: goes with its nearest neighbour
+        trees[homeless] = self.root[self.lists.neighbors[rows[homeless], 0]]
+        return rows[np.argsort(trees, kind="stable")]
+
+    def _rehang(self, rows: Int32) -> Int32:
+        """Densities and parents after a change of the rows' edges; returns rows with a new parent."""
+        lists, k = self.lists, self.shape.k
+        density = decode.densities(rows, k, lists.dots, lists.lengths, self.linkage)
+        differs = density != self.density[rows]
+        self.density[rows] = density
+        rows = np.union1d(rows, lists.affected_nodes(rows[differs]))
+        parent = decode.parents(
+            rows, k, np.float32(self.shape.tau), lists.neighbors, lists.lengths, self.nodes.hashes,
+            self.linkage, self.density,
+        )  # fmt: skip
+        rehung: Int32 = rows[parent != self.parent[rows]]
+        self.parent[rows] = parent
+        return rehung
+
+    def _move(self, delta: Delta, rehung: Int32) -> Moves:
+        lists, gone = self.lists, delta.gone
+        before_gone = self.root[gone]
+        self.parent[gone], self.root[gone] = ROOT, -1
+        rows, before = decode.roots(
+            np.union1d(rehung, delta.new), self.parent, self.root, lists.heads, lists.links, lists.marks
+        )
+        was_peak = np.count_nonzero(before == rows) + np.count_nonzero(before_gone == gone)
+        self.peaks += int(np.count_nonzero(self.root[rows] == rows) - was_peak)
+        return Moves(
+            np.concatenate([rows, gone]),
+            np.concatenate([before, before_gone]),
+            np.concatenate([self.root[rows], self.root[gone]]),
+        )
+
+
+class Hierarchy:
+    """All levels of one collection. `base_index` makes level 0's index."""
+
+    def __init__(
+        self, shape: Shape, model: Model, base_index: Callable[[Nodes], ExactIndex | HnswIndex]
+    ) -> None:
+        self.shape, self.model = shape, model
+        self.levels = [Level(shape, model, True, base_index)]
+
+    @property
+    def base(self) -> Level:
+        return self.levels[0]
+
+    def update(
+        self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch
+    ) -> tuple[Moves, list[Work]]:
+        """Cluster after items came and went (already so in `base.nodes`). Returns level 0's moves."""
+        delta = Delta.of(new, gone)
+        moves, work = self.base.update(delta, self.model, epoch, everything, watch)
+        return moves, [work, *self._climb(delta, moves, epoch, everything, watch)]
+
+    def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
+        """Cluster from the lists of level 0, which are already there."""
+        delta = Delta.of(self.base.nodes.all_rows(), _NONE)
+        moves, work = self.base.recluster(delta, delta.new, self.model, epoch, watch)
+        return [work, *self._climb(delta, moves, epoch, True, watch)]
+
+    def _climb(
+        self, delta: Delta, moves: Moves, epoch: Epoch, everything: bool, watch: Stopwatch
+    ) -> list[Work]:
+        works: list[Work] = []
+        for at in range(1, self.shape.max_levels):
+            lower = self.levels[at - 1]
+            released = delta.gone
+            if lower.links == 0:
+                del self.levels[at:]
+                lower.above[: lower.nodes.rows] = -1
+                lower.nodes.release(released)
+                return works
+            if at == len(self.levels):
+                self.levels.append(Level(self.shape, self.model, False, ExactIndex))
+                rows = lower.nodes.all_rows()
+                moves = Moves(rows, np.full(len(rows), -1, np.int32), lower.root[rows])
+                delta = Delta.of(_NONE, _NONE)
+            delta = self._lift(lower, self.levels[at], delta, moves)
+            lower.nodes.release(released)
+            watch.lap("supernodes")
+            moves, work = self.levels[at].update(delta, self.model, epoch, everything, watch)
+            works.append(work)
+        self.levels[-1].nodes.release(delta.gone)
+        return works
+
+    def _lift(self, lower: Level, upper: Level, delta: Delta, moves: Moves) -> Delta:
+        """The difference of the supernodes that a level's moves and gains make."""
+        roots, sizes, sums = _gains(lower, delta, moves)
+        is_peak = lower.nodes.alive[roots] & (lower.parent[roots] == ROOT)
+        was_peak = lower.above[roots] >= 0
+        appeared, vanished, stayed = is_peak & ~was_peak, was_peak & ~is_peak, is_peak & was_peak
+        stayed &= (sizes != 0) | (sums != 0).any(axis=1)
+
+        gone = lower.above[roots[vanished]]
+        assert not (upper.sizes[gone] + sizes[vanished]).any(), "a supernode vanished with items in it"
+        upper.nodes.remove(gone)
+        lower.above[roots[vanished]] = -1
+
+        peaks = roots[appeared]
+        new = upper.add(lower.nodes.vectors[peaks], lower.nodes.hashes[peaks])
+        upper.below[new], lower.above[peaks] = peaks, new
+        upper.sizes[new], upper.sums[new] = sizes[appeared], sums[appeared]
+
+        touched = lower.above[roots[stayed]]
+        upper.sizes[touched] += sizes[stayed]
+        upper.sums[touched] += sums[stayed]
+        fresh = np.concatenate([new, touched])
+        means = np.empty((len(fresh), self.shape.dim), np.int16)
+        round_means(upper.sums[fresh], upper.sizes[fresh], means)
+        differs = (means != upper.means[fresh]).any(axis=1)[len(new) :] | (sizes[stayed] != 0)
+        upper.means[fresh] = means
+        return Delta(new, gone, touched, sizes[stayed], sums[stayed], touched[differs])
+
+
+def _gains(lower: Level, delta: Delta, moves: Moves) -> tuple[Int32, Int64, Int64]:
+    """What each affected root's tree gained: roots (r,), sizes (r,), sums (r, d).
+
+    A moved row takes all it has now from its old root to its new one, so what it gained in the same
+    change is given to the old root first.
+    """
+    was = delta.touched
+    if len(was):
+        root_before = lower.root.copy()
+        root_before[moves.rows] = moves.before
+        was = root_before[delta.touched]
+    ends = np.concatenate([moves.before, moves.after, was])
+    roots, place = np.unique(ends, return_inverse=True)
+    before, after, gaining = np.split(place, [len(moves.rows), 2 * len(moves.rows)])
+    sizes = np.zeros(len(roots), np.int64)
+    sums = np.zeros((len(roots), lower.shape.dim), np.int64)
+    vectors = lower.nodes.vectors if lower.is_base else lower.sums
+    _carry(moves.rows, before, after, lower.sizes, vectors, sizes, sums)
+    np.add.at(sizes, gaining, delta.gained_sizes)
+    if len(gaining):
+        np.add.at(sums, gaining, delta.gained_sums)
+    real = roots >= 0
+    return roots[real], sizes[real], sums[real]
+
+
+@njit(cache=True, nogil=True)
+def _carry(rows: Any, before: Any, after: Any, sizes: Any, vectors: Any, out: Any, sums: Any) -> None:
+    for t in range(len(rows)):
+        row, old, new = rows[t], before[t], after[t]
+        out[old] -= sizes[row]
+        out[new] += sizes[row]
+        for c in range(vectors.shape[1]):
+            sums[old, c] -= vectors[row, c]
+            sums[new, c] += vectors[row, c]
+
+
+@njit(cache=True, nogil=True)
+def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
+    """values[rows] = fresh; returns the rows whose values changed (0 for -0 is none: p is the same)."""
+    differing = np.empty(len(rows), np.int32)
+    count = 0
+    for t, row in enumerate(rows):
+        same = True
+        for c in range(values.shape[1]):
+            same &= values[row, c] == fresh[t, c]
+            values[row, c] = fresh[t, c]
+        if not same:
+            differing[count] = row
+            count += 1
+    return differing[:count]
+
+
+@njit(cache=True, nogil=True)
+def _write_edges(values: Any, sources: Any, ranks: Any, fresh: Any) -> Any:
+    """values[sources, ranks] = fresh; returns the sources with a value that changed."""
+    differing = np.empty(len(sources), np.int32)
+    count = 0
+    for t, source in enumerate(sources):
+        if values[source, ranks[t]] != fresh[t]:
+            values[source, ranks[t]] = fresh[t]
+            if count == 0 or differing[count - 1] != source:
+                differing[count] = source
+                count += 1
+    return differing[:count]

@@ -1,0 +1,220 @@
+"""Where a hierarchy left off: its derived columns taken out of memory, and put back after a restart.
+
+A restart is a batch: what the snapshot has and the store has no more is gone, what it does not know is new,
+and a row that was computed from something else has changed. The stages then run on that alone, as they do
+for any batch; without a snapshot everything is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.clustering.decode import ROOT
+from engine.clustering.hierarchy import Delta, Hierarchy, Level, Work
+from engine.collection.derived import Saved
+from engine.index.base import ExactIndex
+from engine.system.stopwatch import Stopwatch
+from engine.types import Epoch, Int32, UInt64
+from engine.vectors import round_means
+
+_NONE = np.empty(0, np.int32)
+_LOST = np.int32(ROOT - 1)  # the parent is not there any more: whatever it is now, it is another
+
+
+def capture(hierarchy: Hierarchy, content: UInt64) -> list[Saved]:
+    """All levels as they are. `content`: by row of level 0."""
+    saved = []
+    for at, level in enumerate(hierarchy.levels):
+        if at:
+            content = np.where(level.below >= 0, content[level.below], 0).astype(np.uint64)
+        rows = level.nodes.all_rows()
+        number = np.full(level.capacity + 1, -1, np.int32)  # the last for -1
+        number[rows] = np.arange(len(rows), dtype=np.int32)
+        width = level.lists.width if at else 0
+        saved.append(
+            Saved(
+                content=content[rows],
+                basis=_basis(level, rows, content),
+                neighbors=number[level.lists.neighbors[rows, :width]],
+                dots=level.lists.dots[rows, :width],
+                hidden=level.hidden[rows],
+                linkage=level.linkage[rows],
+                density=level.density[rows],
+                parent=number[level.parent[rows]],
+                root=number[level.root[rows]],
+            )
+        )
+    return saved
+
+
+def resume(
+    hierarchy: Hierarchy, content: UInt64, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch
+) -> list[Work]:
+    """Cluster from the lists of level 0, which are there, taking from a snapshot what still holds.
+
+    `content`: by row of level 0. The snapshot has to be of this shape, model, arithmetic and epoch.
+    """
+    base, model = hierarchy.base, hierarchy.model
+    delta, changed = _begin(base, content, saved[0] if saved else None)
+    _, work = base.recluster(delta, changed, model, epoch, watch)
+    works = [work]
+    for at in range(1, hierarchy.shape.max_levels):
+        lower = hierarchy.levels[at - 1]
+        if lower.links == 0:
+            break
+        upper = Level(hierarchy.shape, model, False, ExactIndex)
+        hierarchy.levels.append(upper)
+        known = saved[at] if saved and at < len(saved) else None
+        delta, content = _lift(base, lower, upper, content, known)
+        _, work = upper.update(delta, model, epoch, False, watch)
+        upper.nodes.release(delta.gone)
+        works.append(work)
+    return works
+
+
+def _begin(base: Level, content: UInt64, saved: Saved | None) -> tuple[Delta, Int32]:
+    """Level 0 as saved, where it still is: the items that are new to it, and all rows that changed."""
+    rows = base.nodes.all_rows()
+    if saved is None:
+        return Delta.of(rows, _NONE), rows
+    at = _find(saved.content, content[rows])
+    known, at = rows[at >= 0], at[at >= 0]
+    row_of = np.full(len(saved.content) + 1, -1, np.int32)  # the last for -1
+    row_of[at] = known
+    base.hidden[known], base.linkage[known] = saved.hidden[at], saved.linkage[at]
+    base.density[known] = saved.density[at]
+    parent = row_of[saved.parent[at]]
+    base.parent[known] = np.where((parent < 0) & (saved.parent[at] >= 0), _LOST, parent)
+    base.root[known] = row_of[saved.root[at]]
+    base.peaks = int(np.count_nonzero(base.root[known] == known))
+    same = np.zeros(base.capacity, np.bool_)
+    same[known] = _basis(base, known, content) == saved.basis[at]
+    fresh = np.ones(base.capacity, np.bool_)
+    fresh[known] = False
+    return Delta.of(rows[fresh[rows]], _NONE), rows[~same[rows]]
+
+
+def _lift(
+    base: Level, lower: Level, upper: Level, content: UInt64, saved: Saved | None
+) -> tuple[Delta, UInt64]:
+    """The supernodes of a level's peaks: those that were saved, what has come and gone and changed since.
+
+    `content`: by row of the lower level. Returns it by row of the upper one, too.
+    """
+    peaks = lower.nodes.all_rows()
+    peaks = peaks[lower.parent[peaks] == ROOT]
+    lower.above[: lower.nodes.rows] = -1
+    at, gone = np.full(len(peaks), -1, np.int32), _NONE
+    if saved is not None:
+        at = _find(saved.content, content[peaks])
+        gone = _put_back(lower, upper, saved, peaks[at >= 0], at[at >= 0])
+    new = upper.add(lower.nodes.vectors[peaks[at < 0]], lower.nodes.hashes[peaks[at < 0]])
+    held = at.copy()
+    held[at < 0] = new
+    lower.above[peaks], upper.below[held] = held, peaks
+    above = np.zeros(upper.capacity, np.uint64)
+    above[held] = content[peaks]
+    _add_up(lower, upper)
+    stayed = held[at >= 0]
+    reshaped = _NONE
+    if saved is not None:
+        reshaped = stayed[_basis(upper, stayed, above) != saved.basis[at[at >= 0]]]
+    nothing = Delta.of(new, gone)
+    return Delta(new, gone, _NONE, nothing.gained_sizes, nothing.gained_sums, reshaped), above
+
+
+def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:
+    """All saved nodes, in rows 0, 1, ...; those that are no peaks now are gone. Returns them.
+
+    `peaks`: rows of the lower level that were peaks before, too; `at`: their saved rows.
+    """
+    count = len(saved.content)
+    vectors = np.zeros((count, upper.nodes.vectors.shape[1]), np.int16)  # what is gone is not looked at
+    hashes = np.zeros(count, np.uint64)
+    vectors[at], hashes[at] = lower.nodes.vectors[peaks], lower.nodes.hashes[peaks]
+    rows = upper.add(vectors, hashes)
+    upper.lists.restore(rows, saved.neighbors, saved.dots)
+    upper.lists.index.insert(rows)
+    upper.hidden[rows], upper.linkage[rows], upper.density[rows] = saved.hidden, saved.linkage, saved.density
+    upper.parent[rows], upper.root[rows] = saved.parent, saved.root
+    upper.peaks = int(np.count_nonzero(upper.root[rows] == rows))
+    gone = np.setdiff1d(rows, at).astype(np.int32)
+    upper.nodes.remove(gone)
+    return gone
+
+
+def _add_up(lower: Level, upper: Level) -> None:
+    """Sizes, sums and means of the supernodes, from what their trees hold."""
+    rows, held = lower.nodes.all_rows(), upper.nodes.all_rows()
+    upper.sizes[held], upper.sums[held] = 0, 0
+    vectors = lower.nodes.vectors if lower.is_base else lower.sums
+    _sum(rows, lower.above[lower.root[rows]], lower.sizes, vectors, upper.sizes, upper.sums)
+    means = np.empty((len(held), upper.sums.shape[1]), np.int16)
+    round_means(upper.sums[held], upper.sizes[held], means)
+    upper.means[held] = means
+
+
+def _basis(level: Level, rows: Int32, content: UInt64) -> UInt64:
+    """What a node's features are computed from beside itself and, above level 0, its neighbours."""
+    basis: UInt64
+    if level.is_base:
+        basis = _hash_lists(rows, level.shape.k, level.lists.neighbors, level.lists.lengths, content)
+    else:
+        basis = _hash_features(rows, level.sizes, level.means)
+    return basis
+
+
+def _find(saved: UInt64, wanted: UInt64) -> Int32:
+    """The place of each in `saved`, int32, -1: nowhere."""
+    order = np.argsort(saved)
+    at = np.minimum(np.searchsorted(saved[order], wanted), max(len(saved) - 1, 0))
+    if not len(saved):
+        return np.full(len(wanted), -1, np.int32)
+    return np.where(saved[order[at]] == wanted, order[at], -1).astype(np.int32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _mix(state: Any, word: Any) -> Any:
+    """One round of SplitMix64."""
+    z = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _hash_lists(rows: Any, k: Any, neighbors: Any, lengths: Any, content: Any) -> Any:
+    out = np.empty(len(rows), np.uint64)
+    for t in range(len(rows)):
+        row = rows[t]
+        used = min(k, lengths[row])
+        state = np.uint64(used)
+        for w in range(used):
+            state = _mix(state, content[neighbors[row, w]])
+        out[t] = state
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _hash_features(rows: Any, sizes: Any, means: Any) -> Any:
+    out = np.empty(len(rows), np.uint64)
+    for t in range(len(rows)):
+        row = rows[t]
+        state = np.uint64(sizes[row])
+        for c in range(means.shape[1]):
+            state = _mix(state, np.uint64(means[row, c] + 32768))
+        out[t] = state
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _sum(rows: Any, above: Any, sizes: Any, vectors: Any, out: Any, sums: Any) -> None:
+    for t in range(len(rows)):
+        row, node = rows[t], above[t]
+        out[node] += sizes[row]
+        for c in range(vectors.shape[1]):
+            sums[node, c] += vectors[row, c]

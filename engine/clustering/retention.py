@@ -1,0 +1,38 @@
+"""Which items have been kept long enough: by the age of their event, or by how many there are.
+
+Retention deletes as anybody does: in a batch, in its transaction, with its events. What is due depends on
+the state and the clock alone; of what is due a bounded part goes at a time, oldest event first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.clustering.state import State
+from engine.config import Settings
+from engine.types import Batch, Int32
+
+
+def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[bytes]:
+    """Keys to delete together with a batch, none of which it holds itself."""
+    kept = settings.retention
+    if kept.max_age_s is None and kept.max_items is None:
+        return []
+    held = {*batch.keys, *batch.deletes}
+    rows = state.hierarchy.base.nodes.all_rows()
+    if held:
+        own = [state.row_of[key] for key in held if key in state.row_of]
+        rows = np.setdiff1d(rows, own).astype(np.int32)
+    rows = _oldest_first(state, rows)
+    count = 0
+    if kept.max_age_s is not None:
+        count = int(np.searchsorted(state.times[rows], now_ms - int(kept.max_age_s * 1000)))
+    if kept.max_items is not None:
+        count = max(count, len(rows) + len(batch.keys) - kept.max_items)
+    most = max(settings.bounds.expire_items, 2 * len(batch.keys))
+    return [state.keys[row] for row in rows[: min(count, most)].tolist()]
+
+
+def _oldest_first(state: State, rows: Int32) -> Int32:
+    """By event time, then by when the key was first seen."""
+    return rows[np.lexsort((state.ids[rows], state.times[rows]))]

@@ -1,0 +1,229 @@
+"""Which cluster would a vector be in? Answered without inserting it, and without waiting for a batch.
+
+Another thread may be in the midst of a batch, so only *candidates* come from the live state: rows that may
+be near. What they are (vector, key, list, cluster) is read in one snapshot of the store, and what the model
+has to say of them is computed anew from their lists there; so an answer is of one committed version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.clustering.state import State
+from engine.errors import WriterBusy
+from engine.index.base import offer
+from engine.index.hnsw import HnswIndex
+from engine.model.linkage import LinkageModel
+from engine.storage import schema
+from engine.storage.store import Store
+from engine.storage.tables import Tables
+from engine.types import Epoch, Int16, Int32, Int64, Items, KnnGraph, Lists
+from engine.vectors import hash_keys, row_dots
+
+TRIES = 3  # a commit in between starts an answer anew, at most so often
+MORE = 4  # so many times more candidates are looked at when too few are committed
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A cluster id, or None for "new"; `probability` and `neighbor` of the best linkage."""
+
+    cluster: int | None
+    probability: float
+    neighbor: bytes | None
+
+
+NEW = Answer(None, 0.0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The nearest items of a vector, best first."""
+
+    items: Items
+    dots: Int32  # (n,)
+
+
+def assign(
+    store: Store, state: State | None, model: LinkageModel, vectors: Int16
+) -> tuple[int, list[Answer]]:
+    """The final cluster of the most probable linkage above tau of each grid vector (m, d), whatever the
+    densities. Features are as if it alone were inserted and no other list changed.
+
+    Returns the version that all answers are of.
+    """
+    for last in (False,) * (TRIES - 1) + (True,):
+        with store.snapshot() as found:
+            committed = found.json("state")
+            if committed is None or state is None:
+                return 0, [NEW] * len(vectors)
+            _check_generation(found, state, model)
+            near = [_nearest(found, state, vector) for vector in vectors]
+            # Rows of items deleted since this version may be in use again: without them, another try.
+            if store.version == committed["version"] or last:
+                epoch = Epoch(*committed["epoch"])
+                return committed["version"], _answers(found, state, model, epoch, near)
+    raise AssertionError("the last try returns")
+
+
+def _check_generation(found: Tables, state: State, model: LinkageModel) -> None:
+    """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
+    config, shape = found.json("config") or {}, state.hierarchy.shape
+    if (config.get("model"), config.get("k"), config.get("tau")) != (model.sha256, shape.k, shape.tau):
+        raise WriterBusy("a new generation is being put in place; try again")
+
+
+def _nearest(found: Tables, state: State, vector: Int16) -> Near:
+    """The k nearest committed items, by exact dot and then by the key's hash."""
+    base = state.hierarchy.base
+    k, index, width = base.shape.k, base.lists.index, base.lists.search_width
+    if not isinstance(index, HnswIndex):
+        return _committed(found, state, vector, _used(state))
+    while True:
+        rows = index.query(vector[None], width)[0]
+        near = _committed(found, state, vector, np.union1d(rows, index.leaving))
+        if len(near.dots) == k or len(rows) < width:
+            return near
+        width *= MORE
+
+
+def _used(state: State) -> Int32:
+    """All rows, also of the batch at work, those that it removes among them."""
+    nodes = state.hierarchy.base.nodes
+    return np.arange(min(nodes.rows, len(nodes.vectors), len(state.ids)), dtype=np.int32)
+
+
+def _committed(found: Tables, state: State, vector: Int16, rows: Int32) -> Near:
+    """The k best of these rows that are committed.
+
+    A row that holds a committed item holds its vector: rows are used again a batch after they were
+    freed. So the best are among those that look best.
+    """
+    nodes, k = state.hierarchy.base.nodes, state.hierarchy.shape.k
+    looks = row_dots(nodes.vectors, rows, vector)
+    count = min(2 * k, len(rows))
+    while True:
+        chosen = rows[looks >= _threshold(looks, count)]
+        items = _read_items(found, np.unique(state.ids[chosen]))
+        if len(items.ids) >= k or len(chosen) == len(rows):
+            break
+        count = min(MORE * count, len(rows))
+    return _best(items, vector, k)
+
+
+def _threshold(looks: Int32, count: int) -> int:
+    """The count-th largest."""
+    return int(np.partition(looks, len(looks) - count)[len(looks) - count]) if len(looks) else 0
+
+
+def _best(items: Items, vector: Int16, k: int) -> Near:
+    dots = row_dots(items.vectors, np.arange(len(items.ids), dtype=np.int32), vector)
+    hashes = hash_keys(items.keys)
+    best, best_dots = np.full(k, -1, np.int32), np.full(k, -1, np.int32)
+    length = 0
+    for row, exact in enumerate(dots):
+        length = offer(best, best_dots, length, np.int32(row), exact, hashes)
+    return Near(_pick(items, best[:length]), best_dots[:length])
+
+
+def _answers(
+    found: Tables, state: State, model: LinkageModel, epoch: Epoch, near: Sequence[Near]
+) -> list[Answer]:
+    """All vectors in one graph: each sees its neighbours only, and they the lists they have."""
+    asked = [at for at, one in enumerate(near) if len(one.dots)]
+    answers = [NEW] * len(near)
+    if not asked:
+        return answers
+    graph, sources, ranks = _local_graph(found, state.hierarchy.shape.k, [near[at] for at in asked])
+    rows = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
+    hidden = np.zeros((len(graph.degree), model.hidden), np.float32)
+    hidden[rows] = model.embed(graph, epoch, rows)
+    linkage = model.link(graph, epoch, hidden, sources, ranks)
+    for number, at in enumerate(asked):
+        mine = linkage[sources == number]
+        keys, hashes = near[at].items.keys, hash_keys(near[at].items.keys)
+        best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
+        links = mine[best] > np.float32(state.hierarchy.shape.tau)
+        cluster = _final_cluster(found, int(near[at].items.ids[best])) if links else None
+        answers[at] = Answer(cluster, float(mine[best]), keys[best])
+    return answers
+
+
+def _local_graph(found: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph, Int32, Int32]:
+    """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
+
+    A neighbour's embedding reads its own list and those of whoever is in it. Also returns the edges from
+    the vectors: their rows and ranks.
+    """
+    asked, width = len(near), max(len(one.dots) for one in near)
+    direct = np.full((asked, k), -1, np.int64)
+    dots = np.full((asked, k), -1, np.int32)
+    for row, one in enumerate(near):
+        direct[row, : len(one.dots)], dots[row, : len(one.dots)] = one.items.ids, one.dots
+    inner = np.unique(direct[direct >= 0])
+    first = _read_lists(found, inner, k)
+    outer = np.setdiff1d(first.neighbors[first.neighbors >= 0], inner)
+    second = _read_lists(found, outer, k)
+    ids = np.concatenate([inner, outer])
+    listed = np.concatenate([direct, first.neighbors, second.neighbors])
+    rest = np.setdiff1d(listed[listed >= 0], ids)  # in lists, but without one that is read
+    rows = _Rows(np.concatenate([ids, rest]), asked)
+    count = asked + len(ids) + len(rest)
+    neighbors, exact = np.full((count, k), -1, np.int32), np.full((count, k), -1, np.int32)
+    neighbors[: len(listed)] = rows.of(listed)
+    exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
+    degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
+    none = np.zeros((count, 0), np.int16)  # of vectors a model reads nothing at level 0
+    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), none, none, True)
+    sources, ranks = np.nonzero(direct[:, :width] >= 0)
+    return graph, sources.astype(np.int32), ranks.astype(np.int32)
+
+
+class _Rows:
+    """From item ids to rows of a local graph, from `first` on; -1 stays -1."""
+
+    def __init__(self, ids: Int64, first: int) -> None:
+        self._order = np.argsort(ids)
+        self._sorted, self._first = ids[self._order], first
+
+    def of(self, ids: Int64) -> Int32:
+        at = self._order[np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)]
+        rows: Int32 = np.where(ids >= 0, at + self._first, -1).astype(np.int32)
+        return rows
+
+
+def _read_items(found: Tables, ids: Int64) -> Items:
+    """Those of these items that are there."""
+    keys = schema.u64_keys(ids)
+    rows = [(key, body) for key in keys if (body := found.get("items", key)) is not None]
+    return schema.read_items([key for key, _ in rows], [body for _, body in rows])
+
+
+def _read_lists(found: Tables, ids: Int64, k: int) -> Lists:
+    """The k nearest of each item."""
+    keys = schema.u64_keys(ids)
+    lists = schema.read_lists(keys, [found.need("lists", key) for key in keys])
+    neighbors, dots = np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -1, np.int32)
+    width = min(k, lists.neighbors.shape[1])
+    neighbors[:, :width], dots[:, :width] = lists.neighbors[:, :width], lists.dots[:, :width]
+    return Lists(ids, neighbors, dots)
+
+
+def _final_cluster(found: Tables, item: int) -> int:
+    tree = schema.read_number(found.need("places", schema.u64(item)))
+    return schema.read_ids(found.need("trees", schema.u64(tree)))[0]
+
+
+def _pick(items: Items, rows: Int32) -> Items:
+    chosen = rows.tolist()
+    return Items(
+        items.ids[rows],
+        [items.keys[row] for row in chosen],
+        items.vectors[rows],
+        items.times[rows],
+        [items.payloads[row] for row in chosen],
+        items.versions[rows],
+    )

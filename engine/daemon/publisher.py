@@ -1,0 +1,197 @@
+"""From the event log to a sink: a process of its own that reads the store and publishes what was not yet.
+
+The sink keeps the place up to which events are published, in the transaction that publishes them; the
+writer is told, so that it does not forget events before they are out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import Any, Protocol
+
+from engine.config import Settings
+from engine.daemon.control import Control
+from engine.errors import BrokerError, NoStore, ShoalError
+from engine.storage.eventlog import BEGIN, Place
+from engine.storage.reader import View
+from engine.system import logs
+from engine.types import Event
+
+POLL_S = 0.01  # between two looks for a new version
+TELL_S = 0.5  # between two reports to the writer
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 5.0
+STORE_POLL_S = 0.1
+TELL_TIMEOUT_S = 1.0
+
+
+class SinkAway(Exception):
+    """The sink cannot be reached now, or what became of the last slice is not known: resume."""
+
+
+class Sink(Protocol):
+    """Where events go."""
+
+    def resume(self) -> Place | None:
+        """Connect, end what was left half done, and return the place of the last event published.
+
+        None: nothing was. Raises SinkAway; a ShoalError where only an operator helps.
+        """
+        ...
+
+    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
+        """All of these events or none, and that the last of them is the last one published."""
+        ...
+
+    def close(self) -> None: ...
+
+
+OpenSink = Callable[[Settings, str, str], Sink]  # settings, collection, the store's identity
+
+
+@dataclass(slots=True)
+class Published:
+    """What the writer and the metrics are told."""
+
+    place: Place = BEGIN
+    keep_from: int = 0  # the first version of which something is not published yet
+    version: int = 0  # of the store
+    assignments: int = 0
+    clusters: int = 0
+    dead_letters: int = 0
+
+
+class Publisher:
+    """`run` publishes until `stopping` is set. Not for more than one thread."""
+
+    def __init__(
+        self, view: View, sink: Sink, settings: Settings, tell: Callable[[Published], None], stopping: Flag
+    ) -> None:
+        self._view, self._sink, self._bounds = view, sink, settings.bounds
+        self._tell, self._stopping = tell, stopping
+        self.published = Published()
+        self._told_at = 0.0
+        self._log = logs.get()
+
+    def run(self) -> None:
+        """Raises BrokerError, StoreError."""
+        backoff_s = FIRST_BACKOFF_S
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._begin(self._sink.resume())
+                    while not self._stopping.is_set():
+                        if not self.advance():
+                            self._stopping.wait(POLL_S)
+                        else:
+                            backoff_s = FIRST_BACKOFF_S
+                except SinkAway as problem:
+                    self._log.warning("publishing paused", reason=str(problem), again_s=backoff_s)
+                    self._report(now=True)
+                    self._stopping.wait(backoff_s)
+                    backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+            self._report(now=True)
+        finally:
+            self._sink.close()
+
+    def advance(self) -> bool:
+        """Publish a slice; False: there was nothing new. Raises SinkAway, BrokerError, StoreError."""
+        done = self.published
+        version = self._view.version
+        if version == done.version and done.keep_from > version:
+            self._report()
+            return False
+        bounds = self._bounds
+        out = self._view.outgoing(done.place, bounds.publish_events, bounds.publish_bytes)
+        if out.forgot > done.place:
+            raise BrokerError(
+                f"Events behind version {done.place[0]} up to version {out.forgot[0]} were forgotten before "
+                "they were published: delete the outgoing topics and the store, and read the source into a "
+                "new one."
+            )
+        if out.events:
+            self._sink.publish(out.events)
+        self._count(out.events)
+        done.place, done.version = out.place, out.version
+        done.keep_from = out.place[0] if out.events else out.version + 1
+        self._report()
+        return bool(out.events)
+
+    def _begin(self, place: Place | None) -> None:
+        """Go on behind `place`, if the store has come so far and still knows what follows."""
+        head = self._view.head()
+        if place and place[0] > head.version:
+            raise BrokerError(
+                f"Version {place[0]} was published, but the store is at {head.version}: it is an older copy."
+                " Delete the outgoing topics, and it publishes anew."
+            )
+        if place != self.published.place or self.published.keep_from == 0:
+            self.published.place, self.published.keep_from = place or BEGIN, (place or BEGIN)[0]
+        self.published.version = 0
+        self._log.info("publishing", behind=f"{self.published.place[0]}-{self.published.place[1]}")
+
+    def _count(self, events: Sequence[tuple[Place, Event]]) -> None:
+        for _, event in events:
+            name = _COUNTED[type(event).__name__]
+            setattr(self.published, name, getattr(self.published, name) + 1)
+
+    def _report(self, now: bool = False) -> None:
+        if now or time.monotonic() - self._told_at >= TELL_S:
+            self._told_at = time.monotonic()
+            self._tell(self.published)
+
+
+_COUNTED = {"Assignment": "assignments", "LineageEvent": "clusters", "DeadLetter": "dead_letters"}
+
+
+def run(settings: Settings, open_sink: OpenSink) -> None:
+    """The process: waits for the store, then publishes until SIGTERM. Raises ShoalError."""
+    stopping = Flag()
+
+    def stop(number: int, frame: object) -> None:
+        if stopping.is_set():
+            return
+        stopping.set()
+        raise _Stopped  # also out of a call to a sink that is away; nothing is half done in the store
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(_Stopped):
+        view = _wait_for_store(settings, stopping)
+        with view, Control(settings.store.path, TELL_TIMEOUT_S, settings.control) as control:
+            sink = open_sink(settings, view.collection, view.identity)
+            publisher = Publisher(
+                view, sink, settings, lambda told: _tell_writer(control, view, told), stopping
+            )
+            publisher.run()
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""
+
+
+def _wait_for_store(settings: Settings, stopping: Flag) -> View:
+    while True:
+        try:
+            return View.open(settings.store.path, settings.bounds.map_size_bytes)
+        except NoStore:
+            stopping.wait(STORE_POLL_S)
+
+
+def _tell_writer(control: Control, view: View, published: Published) -> None:
+    """A writer that is not there hears it later."""
+    body: dict[str, Any] = {
+        "version": published.keep_from,
+        "lag_events": view.behind(published.place),
+        "events": {
+            "assignments": published.assignments,
+            "clusters": published.clusters,
+            "dlq": published.dead_letters,
+        },
+    }
+    with contextlib.suppress(ShoalError):
+        control.call("published", body)

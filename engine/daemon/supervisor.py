@@ -1,0 +1,277 @@
+"""`shoal serve`: one light process that starts the others, watches them, and ends with them.
+
+A part that fails is started again, later each time, and given up when it fails too often. One that ends with
+a sentence (a ShoalError) would do so again: it ends the daemon, which then has that sentence and exit code.
+No part outlives the daemon, however that ends. This process imports neither torch nor dgl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import config, errors
+from engine.config import ApiSettings, Settings
+from engine.daemon.control import Control
+from engine.errors import ConfigError, ShoalError
+from engine.storage.store import hold
+from engine.system import logs
+from engine.system.systemd import Notifier
+
+WRITER, API, PUBLISHER = "writer", "api", "publisher"
+LOOK_S = 0.1  # between two looks at the processes
+ASK_S = 0.5, 5.0  # between two questions to the writer, until it is ready and then
+BACK_OFF_S = 1.0, 30.0  # before a failed part is started again: at first, at most
+API_STOP_S = 20.0
+NICENESS = 5
+BACKLOG = 512
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A process of the daemon. `handles` are file descriptors that it inherits."""
+
+    name: str
+    arguments: Sequence[str] = ()
+    handles: Sequence[int] = ()
+    stop_s: float = API_STOP_S  # to end after SIGTERM
+
+
+class Child:
+    """A part at work, started again when it fails."""
+
+    def __init__(self, part: Part, settings: Settings, log: Any) -> None:
+        self.part, self._bounds, self._log = part, settings.bounds, log.bind(part=part.name)
+        self._frozen = config.freeze(settings)
+        self._failures: deque[float] = deque()
+        self._process: subprocess.Popen[str] | None = None
+        self._again_at = 0.0
+        self.started = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "engine", "part", self.part.name, "--parent", str(os.getpid())]
+        self._process = subprocess.Popen(
+            [*command, *self.part.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # its last words: see `work_as`
+            text=True,
+            env=config.without_settings(os.environ),
+            pass_fds=self.part.handles,
+        )
+        self.started = time.monotonic()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(self._frozen)
+        self._log.info("started", pid=self._process.pid)
+
+    def look(self) -> None:
+        """Start it again if it failed and its time has come. Raises what it ended with."""
+        if self._process is None:
+            if time.monotonic() >= self._again_at:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is not None:
+            self._ended(self._process, code)
+
+    def stop(self) -> None:
+        """Waits for its end within its bound, then kills it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.wait(self.part.stop_s)
+        except subprocess.TimeoutExpired:
+            self._log.error("killed", reason="it did not stop in time")
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+
+    def _ended(self, process: subprocess.Popen[str], code: int) -> None:
+        self._process = None
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            words = stdout.read()
+        if words.endswith("}"):
+            told = json.loads(words)
+            raise getattr(errors, told["error"], ShoalError)(told["sentence"])
+        now = time.monotonic()
+        self._failures.append(now)
+        while self._failures[0] < now - self._bounds.restarts_window_s:
+            self._failures.popleft()
+        count = len(self._failures)
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+        if count > self._bounds.restarts_max:
+            raise ShoalError(
+                f"the {self.part.name} failed {count} times within {self._bounds.restarts_window_s:g} s, the "
+                f"last time with {cause}: see the log above"
+            )
+        delay = min(BACK_OFF_S[1], BACK_OFF_S[0] * 2.0 ** (count - 1))
+        self._again_at = now + delay
+        self._log.error("failed", cause=cause, again_in_s=delay, failures=count)
+
+
+class Daemon:
+    """The parts of one store, the API among them."""
+
+    def __init__(self, settings: Settings, parts: Sequence[Part], log: Any = None) -> None:
+        self._settings, self._log = settings, log or logs.get()
+        self.children = {part.name: Child(part, settings, self._log) for part in parts}
+        self._notifier = Notifier()
+        self._control = Control(settings.store.path, 2.0, settings.control)
+        self._asked_at = 0.0
+        self.ready = False
+        self.stopping = False
+
+    def run(self) -> None:
+        """Until `stopping` is set, by a signal's handler. Raises ShoalError: why it cannot go on."""
+        try:
+            for child in self.children.values():
+                child.start()
+            while not self.stopping:
+                for child in self.children.values():
+                    child.look()
+                self._ask()
+                time.sleep(LOOK_S)
+        finally:
+            self._stop()
+
+    def _ask(self) -> None:
+        """How the writer does; tells whoever supervises us."""
+        now = time.monotonic()
+        if now - self._asked_at < ASK_S[self.ready]:
+            return
+        self._asked_at = now
+        bounds = self._settings.bounds
+        try:
+            status = self._control.call("status")
+        except ShoalError:
+            writer = self.children.get(WRITER)
+            well = writer is None or now - writer.started < bounds.start_timeout_s
+        else:
+            well = status["stalled_s"] < bounds.progress_timeout_s
+            if not self.ready:
+                self.ready = True
+                self._notifier.tell("READY=1", f"STATUS=version {status['version']}")
+        if well:
+            self._notifier.beat()
+
+    def _stop(self) -> None:
+        """The API last: its callers still get their answers."""
+        self._notifier.tell("STOPPING=1")
+        self._control.close()
+        for together in [c for c in self.children.values() if c.part.name != API], [self.children[API]]:
+            for child in together:
+                child.terminate()
+            for child in together:
+                child.stop()
+
+
+def listen(api: ApiSettings) -> socket.socket:
+    """The API's socket. Raises ConfigError: the port is taken, or the host is not this machine's."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            api.host, api.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as problem:
+        raise ConfigError(
+            f"The API cannot listen on {api.host}, port {api.port} ({problem.strerror or problem}): stop "
+            "what listens there, or choose others with [api] host and port."
+        ) from None
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where to ask from this machine."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def api_part(listening: socket.socket) -> Part:
+    handle = listening.fileno()
+    return Part(API, ["--listen", str(handle)], [handle])
+
+
+def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
+    """What `shoal serve` starts: the API at once, for queries do not need the writer."""
+    parts = [
+        api_part(listening),
+        Part(WRITER, stop_s=settings.bounds.stop_timeout_s + 2.0),
+    ]
+    if settings.source.publishes:
+        parts.append(Part(PUBLISHER, stop_s=settings.bounds.stop_timeout_s))
+    return parts
+
+
+def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
+    """A part's process: settings come on standard input; a ShoalError goes to standard output, and its
+    exit code is the process's."""
+    end_with_parent(parent)
+    if name != API:
+        os.nice(NICENESS)  # queries come first
+    last_words = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may be printed there
+    logs.configure(name)
+    try:
+        work(config.thaw(sys.stdin.read()))
+    except ShoalError as problem:
+        logs.get().error("cannot go on", error=type(problem).__name__, reason=str(problem))
+        with contextlib.suppress(BrokenPipeError), last_words:
+            json.dump({"error": type(problem).__name__, "sentence": str(problem)}, last_words)
+        sys.exit(problem.exit_code)
+    except Exception:
+        logs.get().exception("a mistake of ours")
+        sys.exit(1)
+
+
+def end_with_parent(parent: int) -> None:
+    """SIGTERM comes when the parent ends, however it does (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. Raises ShoalError."""
+    log = logs.get()
+    _refuse_a_second(settings)
+    with listen(settings.api) as listening:
+        daemon = Daemon(settings, parts_of(settings, listening), log)
+
+        def stop(number: int, frame: object) -> None:
+            daemon.stopping = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        log.info("serving", url=url_of(listening), store=str(settings.store.path))
+        daemon.run()
+        log.info("stopped")
+
+
+def _refuse_a_second(settings: Settings) -> None:
+    """Raises StoreLocked while another process writes the store; the writer would find out much later."""
+    if settings.store.path.is_dir():
+        os.close(hold(settings.store.path))

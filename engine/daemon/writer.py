@@ -1,0 +1,309 @@
+"""The writer: the process that holds the engine, takes batches from a source, and answers at its socket.
+
+    source.poll -> engine.apply -> source.committed      again and again, in the one thread of `Writer.run`
+
+Handlers run in threads of their own. What must not meet a batch runs in that one thread, between two
+batches: `Writer.between`. What comes with more operations is plugged in as an `Extension`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one of its own
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from engine.collection.collection import Engine
+from engine.config import BatchSettings, Settings
+from engine.daemon.assign_queue import Prober
+from engine.daemon.control import Body, Handler, Listener
+from engine.daemon.metrics import Metrics
+from engine.errors import InputError, WriterAway, WriterBusy
+from engine.streams import Ground, OpenSource, Source
+from engine.system import logs, scheduling
+from engine.types import Applied, Batch, Float32
+
+POLL_S = 0.05  # the longest wait for a record: what runs between batches waits as long
+CHORES_S = 1.0  # between two rounds of chores
+TOLD_S = 1.0  # between two lines of the log on batches
+READERS_S = 60.0  # between two looks for readers that died
+ANSWERING = ("control", "caller", "prober")  # threads that need not wait behind a batch
+SWITCH_S = 0.0005  # a thread that wants the interpreter gets it after so long
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """More operations of the control socket, and chores: run between batches, every second or so."""
+
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    chores: Sequence[Callable[[], None]] = ()
+
+
+Extend = Callable[["Writer"], Extension]
+
+
+class Pace:
+    """How many records a batch may have: few come together when it is quiet, many when there is a backlog.
+
+    Not more than are expected to take `target_s`, so that nobody waits long; or a fixed number.
+    """
+
+    def __init__(self, settings: BatchSettings) -> None:
+        self._settings = settings
+        self.size = settings.size or min(max(256, settings.least), settings.most)
+
+    def took(self, records: int, seconds: float) -> None:
+        """Learn from a batch; one that was not full says nothing of a full one."""
+        chosen = self._settings
+        if chosen.size is None and records >= self.size // 2:
+            factor = min(2.0, max(0.5, chosen.target_s / max(seconds, 1e-6)))
+            self.size = int(min(chosen.most, max(chosen.least, self.size * factor)))
+
+
+class Writer:
+    """The loop, and what is answered beside it."""
+
+    def __init__(self, settings: Settings, engine: Engine, source: Source, log: Any = None) -> None:
+        self.settings, self.engine, self.source = settings, engine, source
+        self.metrics = Metrics(engine.store, source.lag)
+        self._prober = Prober(engine.probe, settings.bounds.probe_together, settings.bounds.probe_waiting)
+        self.log = log or logs.get()
+        self.pace = Pace(settings.batch)
+        self.stopping = threading.Event()
+        self._handlers: dict[str, Handler] = {
+            "status": self._status,
+            "metrics": lambda body, vectors: {"text": self.metrics.text()},
+            "assign": self._assign,
+            "explain": self._explain,
+            "published": self._published,
+        }
+        self._chores: list[Callable[[], None]] = []
+        self._visits: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._paused = ""
+        self._started_ms, self._progress = int(time.time() * 1000), time.monotonic()
+        self._chores_at = self._readers_at = 0.0
+        self._told, self._told_at = (0, 0), 0.0
+        self._batch_s = 0.0
+        self.extend(Extension(source.handlers))
+
+    def extend(self, extension: Extension) -> None:
+        """Before `listen`."""
+        self._handlers.update(extension.handlers)
+        self._chores.extend(extension.chores)
+
+    def listen(self) -> Listener:
+        """Answer at the control socket from now on."""
+        return Listener(self.settings.store.path, self._handlers, self.settings.control, self._bug)
+
+    def run(self) -> None:
+        """Until `stopping` is set; the batch at work is finished. Raises what engine and source raise."""
+        while not self.stopping.is_set():
+            self.rest()
+            if batch := self._next():
+                self.source.committed(self.take(batch))
+        self._tell(now=True)
+        self._receive_visits()
+
+    def close(self) -> None:
+        """Before the engine: questions that wait are turned away."""
+        self.stopping.set()
+        self._prober.close()
+        self.source.close()
+
+    def rest(self) -> None:
+        """What is done between two batches."""
+        self._progress = time.monotonic()
+        self._receive_visits()
+        self._do_chores()
+
+    def take(self, batch: Batch) -> Applied:
+        """A batch, durable when this returns."""
+        start = time.perf_counter()
+        applied = self.engine.apply(batch)
+        self._batch_s = seconds = time.perf_counter() - start
+        self.metrics.committed(applied, seconds)
+        self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
+        self._tell()
+        return applied
+
+    def between(self, work: Callable[[], T], timeout_s: float) -> T:
+        """The result of `work`, run by the loop between two batches. For handlers; not for chores.
+
+        Raises WriterBusy: it was not begun in time; and what `work` raises.
+        """
+        visit: Future[T] = Future()
+        self._visits.put((visit, work))
+        try:
+            return visit.result(timeout_s)
+        except NotInTime:
+            if visit.cancel():
+                raise WriterBusy("the writer is at work on a large batch; try again") from None
+            return visit.result()  # it has begun
+        except CancelledError:
+            raise WriterAway("the writer is stopping; try again when it is back") from None
+
+    def _next(self) -> Batch | None:
+        full = self.engine.store.log_is_full()
+        if full != bool(self._paused):
+            self._paused = "the event log is full of what is not published yet" if full else ""
+            self.log.warning("paused" if full else "goes on", reason=self._paused)
+        if full:
+            time.sleep(POLL_S)
+            return None
+        return self.source.poll(self.pace.size, POLL_S)
+
+    def _receive_visits(self) -> None:
+        """Those that have come by now; the last ones when the loop ends are turned away."""
+        for _ in range(self._visits.qsize()):
+            visit, work = self._visits.get()
+            if self.stopping.is_set():
+                visit.cancel()
+                visit.set_running_or_notify_cancel()
+            elif visit.set_running_or_notify_cancel():
+                try:
+                    visit.set_result(work())
+                except BaseException as problem:
+                    visit.set_exception(problem)
+
+    def _do_chores(self) -> None:
+        now = time.monotonic()
+        if now - self._chores_at >= CHORES_S:
+            self._chores_at = now
+            for chore in self._chores:
+                chore()
+        if now - self._readers_at >= READERS_S:
+            self._readers_at = now
+            self.engine.store.env.reader_check()
+
+    def _tell(self, now: bool = False) -> None:
+        """A line for the batches since the last one."""
+        metrics = self.metrics
+        batches, records = metrics.batches, metrics.outcomes.total()
+        if batches > self._told[0] and (now or time.monotonic() - self._told_at >= TOLD_S):
+            self.log.info(
+                "batches",
+                batches=batches - self._told[0],
+                records=records - self._told[1],
+                version=self.engine.version,
+                items=len(self.engine),
+                lag=self.source.lag().total,
+                size=self.pace.size,
+            )
+            self._told, self._told_at = (batches, records), time.monotonic()
+
+    def _bug(self, op: str, problem: Exception) -> None:
+        self.log.error("a handler failed", op=op, exc_info=problem)
+
+    def _status(self, body: Body, vectors: Float32 | None) -> Body:
+        """How the loop does. `stalled_s`: since it last came round; a batch at work counts. `batch_s`: the
+        last batch took, until it was durable.
+        """
+        lag = self.source.lag()
+        state = "stopping" if self.stopping.is_set() else "paused" if self._paused else "running"
+        return {
+            "state": state,
+            "reason": self._paused,
+            "pid": os.getpid(),
+            "started": self._started_ms,
+            "source": self.source.name,
+            "version": self.engine.version,
+            "dim": self.engine.dim,
+            "batches": self.metrics.batches,
+            "records": self.metrics.outcomes.total(),
+            "lag_records": lag.total,
+            "oldest_unread_s": lag.oldest_unread_s,
+            "stalled_s": time.monotonic() - self._progress,
+            "batch_s": self._batch_s,
+        }
+
+    def _assign(self, body: Body, vectors: Float32 | None) -> Body:
+        if vectors is None:
+            raise InputError("assign needs vectors")
+        version, answers = self._prober.ask(self.engine.on_grid(vectors), float(body["timeout_s"]))
+        shown = [
+            {
+                "cluster": "new" if answer.cluster is None else answer.cluster,
+                "probability": answer.probability,
+                "neighbor": None if answer.neighbor is None else answer.neighbor.decode(),
+            }
+            for answer in answers
+        ]
+        return {"collection": self.settings.collection.name, "version": version, "answers": shown}
+
+    def _explain(self, body: Body, vectors: Float32 | None) -> Body:
+        key, level = str(body["key"]).encode(), body.get("level")
+        return self.between(lambda: self.engine.explain(key, level), float(body["timeout_s"]))
+
+    def _published(self, body: Body, vectors: Float32 | None) -> Body:
+        """The publisher's cursor, the first version not published in full: later ones are not forgotten."""
+        self.engine.store.keep_from = int(body["version"])
+        self.metrics.published(body)
+        return {"version": self.engine.version}
+
+
+def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend] = ()) -> None:
+    """The writer's process: until SIGTERM. Raises ShoalError."""
+    sys.setswitchinterval(SWITCH_S)
+    log = logs.get()
+    stop = _stop_on_signals(settings, log)
+    start = time.monotonic()
+    with ThreadPoolExecutor(1, "snapshots") as aside, Engine.open(settings, executor=aside) as engine:
+        source = open_source(ground_of(settings, engine))
+        writer = Writer(settings, engine, source, log)
+        stop(writer.stopping)
+        for extend in extensions:
+            writer.extend(extend(writer))
+        try:
+            with writer.listen():
+                log.info("ready", store=str(settings.store.path), source=source.name, items=len(engine),
+                         version=engine.version, seconds=round(time.monotonic() - start, 3))  # fmt: skip
+                scheduling.keep_for_good()
+                scheduling.give_way_to(ANSWERING)
+                writer.run()
+                writer.close()
+        finally:
+            writer.close()
+    log.info("stopped", version=engine.store.version)
+
+
+def ground_of(settings: Settings, engine: Engine) -> Ground:
+    store = engine.store
+    return Ground(settings, store.identity, store.position, lambda: engine.version, lambda: engine.dim)
+
+
+def _stop_on_signals(settings: Settings, log: Any) -> Callable[[threading.Event], None]:
+    """SIGTERM sets the event that is given later, and ends the process where stopping takes too long."""
+    asked: list[bool] = []
+    events: list[threading.Event] = []
+    limit_s = settings.bounds.stop_timeout_s
+
+    def too_long() -> None:
+        log.error("stopping took too long", limit_s=limit_s)
+        os._exit(1)
+
+    def ask(number: int, frame: object) -> None:
+        if not asked:
+            timer = threading.Timer(limit_s, too_long)
+            timer.daemon = True
+            timer.start()
+        asked.append(True)
+        for event in events:
+            event.set()
+
+    def give(event: threading.Event) -> None:
+        events.append(event)
+        if asked:
+            event.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the supervisor decides
+    return give

@@ -1,0 +1,235 @@
+"""The HNSW graph behind the index's interface: it proposes, the integer dot scores.
+
+hnswlib's elements are never used again: an insert has a fresh label, a delete leaves a tombstone. When
+tombstones are many, a next graph of the live rows grows beside the one that answers, a few rows whenever
+others change, and takes its place when it has them all. So no batch waits for a graph to be built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hnswlib
+import numpy as np
+from numba import njit, prange
+
+from engine import vectors
+from engine.index.base import ExactIndex, Points, offer
+from engine.index.lock import Turnstile
+from engine.types import Bool, Float32, Int16, Int32, Int64
+from engine.vectors import dot
+
+_SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; while there are questions, some milliseconds' worth
+_LEAST_TOMBSTONES = 1024  # fewer are not worth another graph
+_BESIDE = 2  # rows that the next graph gets for each that is inserted or removed
+
+
+class Graph:
+    """An hnswlib graph, and which row each of its elements is."""
+
+    def __init__(self, made: Any, row_of: Int32, live: int) -> None:
+        """`made`: an hnswlib.Index; `row_of`: of its elements so far, `live` of which are not deleted."""
+        self.made = made
+        self.row_of = row_of  # label -> row; longer than there are elements
+        self.count, self.live = len(row_of), live
+        self.label_of = np.empty(0, np.int64)  # row -> label, -1: not in the graph
+
+    @property
+    def tombstones(self) -> int:
+        return self.count - self.live
+
+    def reserve(self, rows: int) -> None:
+        """Room for the labels of so many rows."""
+        if len(self.label_of) < rows:
+            grown = np.full(rows, -1, np.int64)
+            grown[: len(self.label_of)] = self.label_of
+            self.label_of = grown
+
+    def add(self, rows: Int32, floats: Float32, threads: int) -> None:
+        end = self.count + len(rows)
+        if end > self.made.get_max_elements():
+            self.made.resize_index(2 * end)
+        if end > len(self.row_of):
+            self.row_of = np.concatenate([self.row_of, np.full(2 * end - len(self.row_of), -1, np.int32)])
+        labels = np.arange(self.count, end, dtype=np.int64)
+        self.row_of[labels] = rows
+        self.made.add_items(floats, labels, threads)
+        self.label_of[rows] = labels
+        self.count, self.live = end, self.live + len(rows)
+
+    def remove(self, rows: Int32) -> None:
+        for label in self.label_of[rows].tolist():
+            self.made.mark_deleted(label)
+        self.label_of[rows] = -1
+        self.live -= len(rows)
+
+    def holds(self, rows: Int32) -> Bool:
+        """Which of the rows are in it."""
+        held: Bool = self.label_of[rows] >= 0
+        return held
+
+    def live_rows(self) -> Int32:
+        return np.flatnonzero(self.label_of >= 0).astype(np.int32)
+
+
+class HnswIndex:
+    """hnswlib behind the interface.
+
+    M, ef_construction, ef: hnswlib's. `threads`: for inserts and searches, which never overlap in one graph.
+    When more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        points: Points,
+        *,
+        M: int = 16,
+        ef_construction: int = 200,
+        ef: int = 200,
+        threads: int = 2,
+        seed: int = 100,
+        tombstone_share: float = 0.15,
+    ) -> None:
+        self.points = points
+        self.M, self.ef_construction, self.ef = M, ef_construction, ef
+        self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
+        self._turns = Turnstile()  # hnswlib must not insert and search at once
+        self._graph = self._new_graph(1024)
+        self._next: Graph | None = None  # grows beside; nobody searches in it
+        self._awaited = np.empty(0, np.int32)  # rows that it is still to get
+        self.leaving = np.empty(0, np.int32)  # removed last; until the commit their items are still there
+
+    def _new_graph(self, capacity: int) -> Graph:
+        made = hnswlib.Index(space="ip", dim=self.dim)
+        made.init_index(capacity, M=self.M, ef_construction=self.ef_construction, random_seed=self.seed)
+        made.set_ef(self.ef)
+        return Graph(made, np.empty(0, np.int32), 0)
+
+    @property
+    def dim(self) -> int:
+        return int(self.points.vectors.shape[1])
+
+    @property
+    def tombstones(self) -> int:
+        return self._graph.tombstones
+
+    @property
+    def renewing(self) -> bool:
+        """Whether a next graph is growing."""
+        return self._next is not None
+
+    def insert(self, rows: Int32) -> None:
+        floats = vectors.as_float(self.points.vectors[rows])
+        self._graph.reserve(len(self.points.alive))
+        at = 0
+        while at < len(rows):
+            part = slice(at, at + (_SLICE_BUSY if self._turns.busy else _SLICE))
+            with self._turns.insert():
+                self._graph.add(rows[part], floats[part], self.threads)
+            at = part.stop
+        if self._next is not None and len(rows):
+            self._next.reserve(len(self.points.alive))
+            self._next.add(rows, floats, self.threads)
+        self._renew(len(rows))
+
+    def remove(self, rows: Int32) -> None:
+        """Once a batch, before its inserts: rows of the one before are committed by then."""
+        self.leaving = rows
+        with self._turns.insert():
+            self._graph.remove(rows)
+        if self._next is not None:
+            self._next.remove(rows[self._next.holds(rows)])
+        self._renew(len(rows))
+
+    def _renew(self, changed: int) -> None:
+        """The next graph begins when it is due, grows as far as so many changed rows let it, takes over."""
+        if self._next is None:
+            if self.tombstones <= max(_LEAST_TOMBSTONES, self.tombstone_share * self._graph.count):
+                return
+            self._awaited = self._graph.live_rows()
+            self._next = self._new_graph(max(1024, 2 * len(self._awaited)))
+            self._next.reserve(len(self._graph.label_of))
+        some, self._awaited = np.split(self._awaited, [_BESIDE * changed])
+        # One that left is no more; where another took its row, that one came in by its insert.
+        some = some[self._graph.holds(some) & ~self._next.holds(some)]
+        if len(some):
+            self._next.add(some, vectors.as_float(self.points.vectors[some]), self.threads)
+        if not len(self._awaited):
+            with self._turns.insert():
+                self._graph, self._next = self._next, None
+
+    def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
+        """As `Index.search`; a graph that cannot answer (torn apart by deletes) is passed over."""
+        neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
+        if neighbors is None:
+            return self._scan().search(rows, width)
+        found, found_dots = _score(self.points.vectors, self.points.hashes, rows, neighbors, width)
+        return found, found_dots
+
+    def query(self, queries: Int16, width: int) -> Int32:
+        """Live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
+        neighbors = self._propose(vectors.as_float(queries), width)
+        if neighbors is None:
+            live = self._graph.live_rows()
+            return np.broadcast_to(live, (len(queries), len(live)))
+        return neighbors
+
+    def _propose(self, floats: Float32, width: int) -> Int32 | None:
+        with self._turns.search():
+            count = min(width, self._graph.live)
+            if count == 0:
+                return np.empty((len(floats), 0), np.int32)
+            try:
+                labels, _ = self._graph.made.knn_query(floats, k=count, num_threads=self.threads)
+            except RuntimeError:  # fewer than `count` elements were reachable
+                return None
+            found: Int32 = self._graph.row_of[labels.astype(np.int64)]
+            return found
+
+    def _scan(self) -> ExactIndex:
+        scan = ExactIndex(self.points)
+        scan.insert(self._graph.live_rows())
+        return scan
+
+    def save(self, path: Path) -> tuple[Int64, Int32, int]:
+        """Write the graph; returns live labels and their rows, which the caller must keep, and its bytes."""
+        with self._turns.search():
+            self._graph.made.save_index(str(path))
+            live = self._graph.live_rows()
+            return self._graph.label_of[live], live, int(self._graph.made.index_file_size())
+
+    def load(self, path: Path, labels: Int64, rows: Int32) -> None:
+        """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
+        made = hnswlib.Index(space="ip", dim=self.dim)
+        made.load_index(str(path))
+        made.set_ef(self.ef)  # a load sets it back to 10
+        row_of = np.full(made.get_current_count(), -1, np.int32)
+        row_of[labels] = rows
+        graph = Graph(made, row_of, len(rows))
+        graph.reserve(len(self.points.alive))
+        graph.label_of[rows] = labels
+        for label in np.flatnonzero(row_of < 0).tolist():
+            try:
+                made.mark_deleted(label)
+            except RuntimeError:  # was deleted before it was saved
+                continue
+        with self._turns.insert():
+            self._graph, self._next = graph, None
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _score(points: Any, hashes: Any, rows: Any, neighbors: Any, width: Any) -> Any:
+    found = np.full((len(rows), width), np.int32(-1))
+    found_dots = np.full((len(rows), width), np.int32(-1))
+    for q in prange(len(rows)):
+        length = 0
+        for t in range(neighbors.shape[1]):
+            j = neighbors[q, t]
+            if j == rows[q]:
+                continue
+            exact = dot(points[rows[q]], points[j])
+            length = offer(found[q], found_dots[q], length, j, exact, hashes)
+    return found, found_dots

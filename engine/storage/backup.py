@@ -1,0 +1,232 @@
+"""Copies of a store that are known to be good: made beside a running writer, checked before they are used.
+
+    data.mdb      LMDB's compacted copy of one version: items, clusters, event log and input positions
+    backup.json   what it is, and the SHA-256 of data.mdb
+    closed        as in a store
+
+A copy has its name only when it is complete, checked and durable. It holds the input positions, so whoever
+restores it goes on reading where it was made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import lmdb
+import orjson
+
+from engine.errors import CorruptStore, InputError, NoStore, StoreError, StoreFull
+from engine.storage import schema, seal
+from engine.storage.store import hold
+from engine.storage.verify import reading
+from engine.system import files, isolation
+
+MANIFEST = "backup.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What a backup says of itself."""
+
+    collection: str
+    identity: str
+    version: int
+    items: int
+    time_ms: int  # of the version's commit
+    format: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What `restore` put in place, and where the store that was there is now."""
+
+    backup: Backup
+    aside: Path | None
+
+
+def back_up(store: Path, target: Path) -> Backup:
+    """Copy a store as of its last version, also while another process writes it.
+
+    Not within the process that writes it: see `copy_open`. Raises NoStore, InputError (the target is
+    there already), StoreFull, CorruptStore; then nothing is left of the copy.
+    """
+    if not (store / "data.mdb").is_file():
+        raise NoStore(f"there is no store in {store}; name another")
+    with _new_folder(target) as folder:
+        _call("engine.storage.backup.copy", store, folder)
+        return _finish(folder)
+
+
+def copy_open(env: lmdb.Environment, target: Path) -> Backup:
+    """`back_up` of a store that this process has open."""
+    with _new_folder(target) as folder:
+        _copy(env, folder)
+        return _finish(folder)
+
+
+def read(folder: Path) -> Backup:
+    """What a backup says of itself. Raises InputError, CorruptStore, StoreError."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no backup: it has no {MANIFEST}; name another") from None
+    except OSError as error:
+        raise StoreError(f"{folder / MANIFEST} cannot be read ({error.strerror})") from error
+    try:
+        backup = Backup(**orjson.loads(raw))
+    except (ValueError, TypeError):
+        raise CorruptStore(f"{folder / MANIFEST} is damaged; use another backup") from None
+    if backup.format != schema.FORMAT:
+        raise StoreError(
+            f"{folder} has format {backup.format}, this release reads {schema.FORMAT}; "
+            "use the release that made it"
+        )
+    return backup
+
+
+def verify(folder: Path) -> Backup:
+    """Compare a backup with its digest and every value with its checksum. Raises as `read`."""
+    backup = read(folder)
+    try:
+        good = files.sha256(folder / "data.mdb") == backup.sha256
+    except OSError as error:
+        raise CorruptStore(f"{folder}: data.mdb cannot be read ({error.strerror}); use another") from error
+    if not good:
+        raise CorruptStore(f"{folder} is damaged: data.mdb is not what was written; use another backup")
+    isolation.call("engine.storage.verify.walk", folder)
+    return backup
+
+
+def restore(folder: Path, store: Path, force: bool = False) -> Restored:
+    """Put a backup in the place of a store. `force`: a store that is there is moved aside.
+
+    Raises InputError (something is there already, or no backup), StoreLocked, StoreFull, CorruptStore; then
+    the store is as it was.
+    """
+    read(folder)
+    there = store.exists() and (not store.is_dir() or any(store.iterdir()))
+    if there and not (force and store.is_dir()):
+        raise InputError(f"{store} is not empty; name another place, or move it aside with --force")
+    with _scratch(store, "restoring") as scratch:
+        shutil.copyfile(folder / "data.mdb", scratch / "data.mdb")
+        shutil.copyfile(folder / MANIFEST, scratch / MANIFEST)
+        files.sync(scratch / "data.mdb")
+        backup = verify(scratch)  # of what was written, not of what was read
+        (scratch / MANIFEST).unlink()
+        seal.seal(scratch)
+        aside = _move_aside(store) if there else None
+        try:
+            files.put_in_place(scratch, store)
+        except OSError:
+            if aside:
+                os.rename(aside, store)
+            raise
+    return Restored(backup, aside)
+
+
+def copy(store: str, folder: str) -> int:
+    """The work of `back_up` in a process of its own."""
+    with reading(store, lock=True) as (env, found):
+        if found is None:
+            raise NoStore(f"{store} holds no version yet; there is nothing to copy")
+        _copy(env, Path(folder))
+    return 0
+
+
+def _copy(env: lmdb.Environment, folder: Path) -> None:
+    try:
+        env.copy(os.fspath(folder), compact=True)
+        files.sync(folder / "data.mdb")
+    except (lmdb.Error, OSError) as error:
+        raise _refused(folder, error) from error
+
+
+def _finish(folder: Path) -> Backup:
+    """Check a copy and say what it is."""
+    isolation.call("engine.storage.verify.walk", folder)
+    backup = Backup(**orjson.loads(isolation.call("engine.storage.backup.describe", folder)))
+    (folder / MANIFEST).write_bytes(orjson.dumps(asdict(backup), option=orjson.OPT_INDENT_2))
+    files.sync(folder / MANIFEST)
+    seal.seal(folder)
+    return backup
+
+
+def describe(folder: str) -> str:
+    """The manifest of a copy, JSON."""
+    with reading(folder, lock=False) as (_, found):
+        if found is None:
+            raise NoStore(f"{folder} holds no version yet; there is nothing to copy")
+        config, state = found.json("config") or {}, found.json("state") or {}
+        identity = (found.json("identity") or {}).get("id", "")
+        items = found.count("items")
+    data = Path(folder) / "data.mdb"
+    backup = Backup(
+        collection=config.get("collection") or "",
+        identity=identity,
+        version=int(state.get("version", 0)),
+        items=items,
+        time_ms=int(state.get("time_ms", 0)),
+        format=int(config.get("format", 0)),
+        bytes=data.stat().st_size,
+        sha256=files.sha256(data),
+    )
+    return orjson.dumps(asdict(backup)).decode()
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} is there already; name a folder that is not")
+    with _scratch(target, "partial") as folder:
+        yield folder
+        if target.exists():
+            raise InputError(f"{target} has come to be meanwhile; name a folder that is not there")
+        files.put_in_place(folder, target)
+
+
+@contextmanager
+def _scratch(goal: Path, what: str) -> Iterator[Path]:
+    """A folder beside the goal, which is gone afterwards if it has not got another name."""
+    folder = goal.absolute().with_name(f"{goal.absolute().name}.{what}-{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise _refused(folder, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_aside(store: Path) -> Path:
+    """Out of the way, unless somebody writes it. Raises StoreLocked."""
+    moment = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%d-%H%M%S")
+    aside = store.absolute().with_name(f"{store.absolute().name}.before-{moment}")
+    lock = hold(store)
+    try:
+        os.rename(store, aside)
+    finally:
+        os.close(lock)
+    return aside
+
+
+def _call(function: str, *arguments: Path) -> None:
+    try:
+        isolation.call(function, *arguments)
+    except CorruptStore as damage:
+        raise CorruptStore(f"{arguments[0]} is damaged: {damage}") from None
+
+
+def _refused(folder: Path, error: Exception) -> StoreError:
+    words = getattr(error, "strerror", None) or str(error)
+    near = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(near).free / 1e6
+    return StoreFull(f"{near} refused a write ({words}; {free:.0f} MB free); make room, then run it again")

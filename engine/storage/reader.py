@@ -1,0 +1,423 @@
+"""Reads a store, also while another process writes it. Each answer is of one version, and says which.
+
+Answers are JSON-ready. `level` asks for another granularity than the final clusters: 0 is the finest, a
+level beyond the top is the final one. Pages go on with the `cursor` of the one before, null at the end; a
+later page may be of a later version. Transactions last as long as one answer: a reader that stays open
+keeps the writer from using pages again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from threading import Condition
+from types import TracebackType
+from typing import Any
+
+import lmdb
+import orjson
+
+from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
+from engine.storage import eventlog, moment, schema, seal
+from engine.storage.moment import Moment
+from engine.storage.tables import Tables
+from engine.system import isolation
+from engine.types import Items
+
+MAP_BYTES = 1 << 36
+MAX_READERS = 126
+MAX_PAGE = 10_000
+ORDERS = ("size", "id", "newest")
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a store is."""
+
+    version: int
+    time_ms: int  # of its commit
+    oldest: int  # the first version of which the log still tells; 0: there is none
+    forgot: eventlog.Place  # the last event of which it does not
+    place: eventlog.Place  # behind it are the events of later versions
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The largest final clusters, and the items that stand for them."""
+
+    version: int
+    total: int  # final clusters there are
+    clusters: list[Answer]
+    items: Items | None  # in the clusters' order; None: there are none
+
+
+class View:
+    """A store open for reading. Any number of threads may ask.
+
+    Within the process that writes the store, use `View.beside`, in the writer's thread: LMDB must
+    not be opened twice, and the writer may change the map between transactions.
+    """
+
+    def __init__(self, env: lmdb.Environment, handles: Mapping[str, Any], path: str, owned: bool) -> None:
+        self._env, self._path, self._owned = env, path, owned
+        self._gate, self._active = Condition(), 0  # the map changes only while no transaction is open
+        self._sizes: tuple[int, list[Answer]] = (-1, [])  # version and summary of each level
+        self._handles = dict(handles)
+        self._files, self._map_bytes = _files(path), MAP_BYTES
+        try:
+            with env.begin() as txn:
+                config = Tables(txn, self._handles).json("config")
+        except lmdb.Error as error:
+            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+        if config is None:
+            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+        if config.get("format") != schema.FORMAT:
+            raise StoreError(
+                f"{path} has format {config.get('format')}, this release reads {schema.FORMAT}; "
+                "use the release that made it"
+            )
+        self.collection = str(config.get("collection") or "")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], map_bytes: int = MAP_BYTES) -> View:
+        """`map_bytes`: as the writer's. Raises NoStore, CorruptStore, StoreError."""
+        name = os.fspath(path)
+        if not (Path(name) / "data.mdb").is_file():
+            raise NoStore(f"there is no store in {name}; name another, or make one with `shoal ingest`")
+        if not seal.is_sealed(Path(name)) and seal.is_orphaned(Path(name)):
+            # Nothing vouches for the way to its values.
+            isolation.call("engine.storage.verify.walk", name, "beside")
+        files = _files(name)
+        env, handles = _open(name, map_bytes)
+        try:
+            view = cls(env, handles, name, owned=True)
+        except BaseException:
+            env.close()
+            raise
+        view._files, view._map_bytes = files, map_bytes
+        return view
+
+    @classmethod
+    def beside(cls, env: lmdb.Environment, handles: Mapping[str, Any]) -> View:
+        """A view within the writer's process: `View.beside(store.env, store.handles)`."""
+        return cls(env, handles, env.path(), owned=False)
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owned:
+            self._env.close()
+
+    @property
+    def version(self) -> int:
+        with self._snapshot() as found:
+            return found.version
+
+    @property
+    def dim(self) -> int | None:
+        """Of the vectors; None before the first one."""
+        with self._snapshot() as found:
+            dim = (found.tables.json("config") or {}).get("dim")
+            return None if dim is None else int(dim)
+
+    @property
+    def config(self) -> Answer:
+        """What the stored clusters depend on."""
+        with self._snapshot() as found:
+            return found.tables.json("config") or {}
+
+    def positions(self) -> dict[str, bytes]:
+        """The next position of each source."""
+        with self._snapshot() as found:
+            return {name.decode(): position for name, position in found.tables.rows("positions")}
+
+    def check_readers(self) -> int:
+        """Frees the places of readers that died; returns how many."""
+        return int(self._env.reader_check())
+
+    def summary(self) -> Answer:
+        """What the store holds."""
+        with self._snapshot() as found:
+            return self._answer(
+                found,
+                items=found.tables.count("items"),
+                clusters=found.tables.count("sizes"),
+                levels=found.levels,
+                time=found.time_ms,
+                epoch=found.epoch,
+                changes_from=eventlog.oldest(found.tables),
+            )
+
+    def levels(self) -> Answer:
+        """How many clusters each level has, and how many of them have one item; finest first."""
+        with self._snapshot() as found:
+            version, sizes = self._sizes
+            if version != found.version:
+                sizes = moment.measure_levels(found)
+                self._sizes = (found.version, sizes)
+            return self._answer(found, levels=sizes)
+
+    def item(self, key: str | bytes, level: int | None = None) -> Answer:
+        """An item and where it is. Raises NotFound: there is none under this key."""
+        with self._snapshot() as found:
+            name = key.encode() if isinstance(key, str) else key
+            number = found.tables.get("keys", name) if 0 < len(name) <= schema.MAX_KEY_BYTES else None
+            if number is None:
+                raise NotFound(f"no item has the key {name.decode(errors='backslashreplace')!r}")
+            row = schema.u64(schema.read_number(number))
+            record = schema.read_items([row], [found.need("items", row)])
+            tree = schema.read_number(found.need("places", row))
+            path = schema.read_ids(found.need("trees", schema.u64(tree)))
+            return self._answer(
+                found,
+                key=record.keys[0].decode(),
+                cluster=found.at_level(path, level),
+                path=list(path),
+                time=int(record.times[0]),
+                payload=orjson.loads(record.payloads[0]) if record.payloads[0] else None,
+                updated=int(record.versions[0]),
+            )
+
+    def clusters(
+        self, level: int | None = None, order: str = "size", cursor: str | None = None, limit: int = 100
+    ) -> Answer:
+        """The clusters of a level: largest first (`order` "size"), newest first, or by rising id ("id")."""
+        if order not in ORDERS:
+            raise InputError(
+                f"clusters are ordered by 'size' or by 'id', or 'newest' first, not by {order!r}"
+            )
+        with self._snapshot() as found:
+            if order == "size" and (level is None or level >= found.levels - 1):
+                start = schema.size_key(*moment.read_cursor(cursor, 2)) if cursor else b""
+                keys = found.tables.rows("sizes", start)
+                page: Iterator[Answer] = (found.cluster(schema.read_size_key(key)[1]) for key, _ in keys)
+            elif order == "newest":
+                page = moment.newest(found, level, cursor)
+            else:
+                page = moment.clusters_at(found, level, order, cursor)
+            rows, following = _page(page, limit)
+            place = (following["size"], following["cluster"]) if following else ()
+            after = "-".join(map(str, place if order == "size" else place[1:])) or None  # newest, id: the id
+            return self._answer(found, clusters=rows, cursor=after)
+
+    def final(self, clusters: Iterable[int], limit: int) -> tuple[int, list[Answer]]:
+        """The version, and the first `limit` of these clusters that are living final ones."""
+        with self._snapshot() as found:
+            known = ((key, found.tables.get("clusters", key)) for key in map(schema.u64, clusters))
+            records = (found.describe(key, body) for key, body in known if body is not None)
+            living = (record for record in records if not (record["ended"] or record["parent"]))
+            return found.version, list(islice(living, limit))
+
+    def cluster(self, cluster: int) -> Answer:
+        """A cluster, its next finer ones, and what became of it if it ended: `into`, the clusters that took
+        its members, and `now`, the living final ones to which that has led. Raises NotFound.
+        """
+        with self._snapshot() as found:
+            record = found.cluster(cluster)
+            finer: dict[int, None] = {}
+            for tree in islice(found.trees(cluster), MAX_PAGE):
+                path = schema.read_ids(found.need("trees", schema.u64(tree)))
+                below = path.index(cluster) + 1
+                finer |= dict.fromkeys(path[below : below + 1])
+            now = found.successors(cluster) if record["ended"] else []
+            return self._answer(found, **record, children=sorted(finer), now=now)
+
+    def members(
+        self, cluster: int, cursor: str | None = None, limit: int = 100, payload_bytes: int | None = None
+    ) -> Answer:
+        """The items of a cluster, tree by tree. Raises NotFound.
+
+        `payload_bytes`: with their payloads, and a page ends where they exceed so many bytes.
+        """
+        with self._snapshot() as found:
+            record = found.cluster(cluster)
+            start = moment.read_cursor(cursor, 2) if cursor else (0, 0)
+            rows = islice(moment.members(found, cluster, *start), _bound(limit) + 1)
+            items: list[Answer] = []
+            spent, after = 0, None
+            for row in rows:
+                if len(items) == limit or spent > (payload_bytes or 0):
+                    after = f"{row['tree']}-{row['item']}"
+                    break
+                key = schema.u64(row["item"])
+                item = schema.read_items([key], [found.need("items", key)])
+                entry = {"key": item.keys[0].decode(), "time": int(item.times[0]), "tree": row["tree"]}
+                if payload_bytes is not None:
+                    entry["payload"] = orjson.loads(item.payloads[0]) if item.payloads[0] else None
+                    spent += len(item.payloads[0])
+                items.append(entry)
+            return self._answer(found, cluster=cluster, size=record["size"], items=items, cursor=after)
+
+    def peaks(self, limit: int) -> Peaks:
+        """The largest final clusters, with the item at the peak of each."""
+        with self._snapshot() as found:
+            largest = islice(found.tables.rows("sizes"), limit)
+            keys = [schema.u64(schema.read_size_key(key)[1]) for key, _ in largest]
+            bodies = [found.need("clusters", key) for key in keys]
+            peaks = [schema.u64(schema.read_cluster(*row).peak) for row in zip(keys, bodies, strict=True)]
+            items = [found.need("items", peak) for peak in peaks]
+            return Peaks(
+                version=found.version,
+                total=found.tables.count("sizes"),
+                clusters=[found.describe(*row) for row in zip(keys, bodies, strict=True)],
+                items=schema.read_items(peaks, items) if items else None,
+            )
+
+    def changes(
+        self, after: tuple[int, int] | None = None, limit: int = 100, kind: str | None = None
+    ) -> Answer:
+        """Events behind `after` (version, ordinal), oldest first; None: from the oldest there is.
+
+        `kind`: of "items" or of "clusters" alone. `cursor` names the last one looked at, to go on from, also
+        when there are none; `more`: there are further ones by now. `gap`: events between `after` and the
+        first one here were forgotten.
+        """
+        version, ordinal = after or eventlog.BEGIN
+        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
+            raise InputError(f"{version}-{ordinal} is no place in the log")
+        with self._snapshot() as found:
+            gap = after is not None and (version, ordinal) < eventlog.forgot(found.tables)
+            page = eventlog.read(found.tables, (version, ordinal), _bound(limit), kind)
+            events = [schema.read_event(self.collection, raw.key, raw.body) for raw in page.events]
+            cursor = f"{page.place[0]}-{page.place[1]}" if page.place != eventlog.BEGIN else None
+            return self._answer(found, changes=events, cursor=cursor, gap=gap, more=page.more)
+
+    def head(self) -> Head:
+        """Where the store is now."""
+        with self._snapshot() as found:
+            newest = eventlog.commit(found.tables, found.version)
+            place = newest.last if newest else (found.version, 0)
+            oldest, forgot = eventlog.oldest(found.tables), eventlog.forgot(found.tables)
+            return Head(found.version, found.time_ms, oldest, forgot, place)
+
+    def follow(self, after: eventlog.Place, limit: int, kind: str | None = None) -> eventlog.Slice:
+        """Events as they are stored, for what rolls them up or sends them on."""
+        with self._snapshot() as found:
+            return eventlog.read(found.tables, after, limit, kind)
+
+    def outgoing(self, after: eventlog.Place, max_events: int, max_bytes: int) -> eventlog.Outgoing:
+        """Events to publish, for what follows the log without missing one."""
+        with self._snapshot() as found:
+            return eventlog.outgoing(found.tables, after, found.version, max_events, max_bytes)
+
+    def behind(self, place: eventlog.Place) -> int:
+        """How many events are not published yet."""
+        with self._snapshot() as found:
+            return eventlog.behind(found.tables, place)
+
+    @property
+    def identity(self) -> str:
+        """Of the store; a copy has the same."""
+        with self._snapshot() as found:
+            return str((found.tables.json("identity") or {}).get("id", ""))
+
+    def commits(self, versions: Iterable[int]) -> list[eventlog.Commit]:
+        """What the log knows of these versions, but for the forgotten ones."""
+        with self._snapshot() as found:
+            return [told for version in versions if (told := eventlog.commit(found.tables, version))]
+
+    def lineages(self, versions: Iterable[int]) -> list[eventlog.Raw]:
+        """What happened to clusters in these versions, in their order."""
+        with self._snapshot() as found:
+            return [event for version in versions for event in eventlog.lineage(found.tables, version)]
+
+    def events(self, places: Collection[eventlog.Place]) -> list[Answer]:
+        """The events at these places that are not forgotten."""
+        with self._snapshot() as found:
+            stored = eventlog.at(found.tables, places)
+            return [schema.read_event(self.collection, raw.key, raw.body) for raw in stored]
+
+    def _answer(self, found: Moment, **fields: Any) -> Answer:
+        return {"collection": self.collection, "version": found.version, **fields}
+
+    def _follow(self) -> None:
+        """Go over to the file that compaction has put in the store's place; no snapshot is open."""
+        files = _files(self._path)
+        if files not in (None, self._files):  # else another thread has done it
+            self._env.close()
+            self._env, self._handles = _open(self._path, self._map_bytes)
+            self._files = files
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[Moment]:
+        with self._gate:
+            if self._owned and _files(self._path) not in (None, self._files):
+                self._gate.wait_for(lambda: self._active == 0)
+                self._follow()
+            try:
+                txn = self._env.begin()
+            except lmdb.MapResizedError:  # the writer made the map larger
+                self._gate.wait_for(lambda: self._active == 0)
+                self._env.set_mapsize(0)
+                txn = self._env.begin()
+            except lmdb.ReadersFullError as error:
+                raise StoreError(f"{self._path} has {MAX_READERS} readers already; try again") from error
+            self._active += 1
+        try:
+            yield Moment(txn, self._handles)
+        except lmdb.Error as error:
+            raise CorruptStore(f"{self._path} is damaged ({error}); restore a backup") from error
+        finally:
+            with self._gate:
+                txn.abort()
+                self._active -= 1
+                self._gate.notify_all()
+
+
+Files = tuple[int, int] | None
+
+
+def _files(path: str) -> Files:
+    """Which files a store consists of now; None: the writer is just putting others in place."""
+    try:
+        return os.stat(f"{path}/data.mdb").st_ino, os.stat(f"{path}/lock.mdb").st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _open(path: str, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
+    try:
+        env = lmdb.open(
+            path,
+            map_size=map_bytes,
+            max_dbs=len(schema.TABLES),
+            max_readers=MAX_READERS,
+            readonly=True,
+            create=False,
+        )
+    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+    except lmdb.Error as error:
+        raise StoreError(f"{path} cannot be read ({error})") from error
+    try:
+        env.reader_check()
+        return env, {table: env.open_db(table.encode(), create=False) for table in schema.TABLES}
+    except BaseException as error:
+        env.close()
+        if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
+            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one") from error
+        if isinstance(error, lmdb.Error):
+            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+        raise
+
+
+def _page(rows: Iterator[Answer], limit: int) -> tuple[list[Answer], Answer | None]:
+    """The page, and the first row of the next one."""
+    return list(islice(rows, _bound(limit))), next(rows, None)
+
+
+def _bound(limit: int) -> int:
+    if not 1 <= limit <= MAX_PAGE:
+        raise InputError(f"a page has 1 to {MAX_PAGE} entries, not {limit}")
+    return limit

@@ -1,0 +1,153 @@
+"""Training graphs: the levels that a model makes of a labelled collection, with soft targets.
+
+Supernodes of a real hierarchy are impure, so a model trained on pure ones fails above level 0.
+Here the hierarchy is built by the model itself (a roll-out), and the target of an edge between two
+supernodes is the probability that a random pair of items across them is of one class:
+sum_c n_ic n_jc / (n_i n_j).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from engine.clustering.calibration import LEAST_ITEMS, Calibration
+from engine.clustering.hierarchy import Hierarchy, Level, Model, Shape
+from engine.index.base import ExactIndex
+from engine.model.features import list_edges, raw_features
+from engine.system.stopwatch import Stopwatch
+from engine.types import Epoch, Float32, Int32, Int64, KnnGraph
+from engine.vectors import DOT_SCALE, quantize
+
+_NONE = np.empty(0, np.int32)
+ASSUMED = Epoch(0.1, 0.1, 0)  # the calibration of collections too small to measure
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One level of one hierarchy, as the network reads it. n nodes, e edges."""
+
+    x: Float32  # (n, F) raw, then standardised
+    e: Float32  # (e, G)
+    degrees: Int32  # (n,)
+    heads: Int64  # (e,) rows of x
+    tails: Int64
+    target: Float32  # (e,) probability of one class
+    similarity: Float32  # (e,)
+    size: Float32  # (n,) items
+    level: int
+
+
+class Oracle:
+    """Links by true labels, wrong now and then: makes impure supernodes before there is a model."""
+
+    def __init__(self, labels: Int64, rng: np.random.Generator, k: int = 10) -> None:
+        self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
+        self.wrong = rng.uniform(0.0, 0.12)
+
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
+        """Nothing to see: zeros (m, 1)."""
+        return np.zeros((len(rows), 1), np.float32)
+
+    def link(self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32) -> Float32:
+        """p (e,): above 1/2 for edges within a class, at level 0; 0 above it."""
+        if not graph.is_base:
+            return np.zeros(len(sources), np.float32)
+        same = self.labels[sources] == self.labels[graph.neighbors[sources, ranks]]
+        same ^= self.rng.random(len(sources)) < self.wrong
+        p: Float32 = (0.5 * same + 0.5 * self.rng.random(len(sources))).astype(np.float32)
+        return p
+
+
+def hierarchy(
+    emb: Float32, model: Model, tau: float, max_levels: int, epoch: Epoch | None = None, seed: int = 0
+) -> Hierarchy:
+    """Cluster embeddings (n, d), none of them zero, in bulk with the exact index.
+
+    `epoch`: the collection's own by default. Row i of level 0 is item i. Ties fall by `seed`.
+    """
+    grid, reasons = quantize(emb)
+    assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
+    shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels)
+    built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
+    hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
+    rows = built.base.add(grid, hashes)
+    built.update(rows, _NONE, epoch or measured_epoch(emb), True, Stopwatch())
+    return built
+
+
+def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
+    """The calibration of a collection (n, d), as the engine takes it; `card` for the smallest."""
+    if len(emb) < LEAST_ITEMS:
+        return card
+    calibration = Calibration(emb.shape[1], card)
+    calibration.add(quantize(emb)[0])
+    return calibration.measure()
+
+
+def partitions(built: Hierarchy) -> list[Int64]:
+    """The clusters (n,) of all items after each level, named by the peak's row at its level."""
+    out, place = [], built.base.nodes.all_rows()
+    for level in built.levels:
+        roots = level.root[place]
+        out.append(roots.astype(np.int64))
+        place = level.above[roots]
+    return out
+
+
+def scenes(built: Hierarchy, labels: Int64, epoch: Epoch) -> list[Scene]:
+    """Each level of a hierarchy as a training graph; features raw."""
+    _, of = np.unique(labels, return_inverse=True)
+    n = len(of)
+    counts = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), of)))  # (nodes, classes) items
+    place, out = built.base.nodes.all_rows(), []
+    for depth, level in enumerate(built.levels):
+        if depth:
+            lower = built.levels[depth - 1]
+            lifted = lower.above[lower.root[lower.nodes.all_rows()]]
+            rows = level.nodes.rows
+            counts = (
+                scipy.sparse.csr_matrix((np.ones(len(lifted)), (lifted, place)), (rows, counts.shape[0]))
+                @ counts
+            )
+        place = level.nodes.all_rows()
+        if len(place) > 1:
+            out.append(_scene(level, counts, epoch, depth))
+    return out
+
+
+def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> Scene:
+    graph, n = level.graph, level.nodes.rows
+    rows = np.arange(n, dtype=np.int32)
+    sources, ranks = list_edges(graph, rows)
+    tails = graph.neighbors[sources, ranks]
+    size = np.asarray(counts.sum(axis=1)).ravel()
+    both = np.asarray(counts[sources].multiply(counts[tails]).sum(axis=1)).ravel()
+    target = both / np.maximum(size[sources] * size[tails], 1.0)
+    cut = KnnGraph(
+        graph.k, graph.neighbors[:n], graph.dots[:n], graph.degree[:n], graph.size[:n],
+        graph.identity[:n], graph.mean[:n], graph.is_base,
+    )  # fmt: skip
+    x, e = raw_features(cut, epoch, sources, ranks)
+    similarity = (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32)
+    return Scene(
+        x, e, cut.degree.astype(np.int32), sources.astype(np.int64), tails.astype(np.int64),
+        target.astype(np.float32), similarity, size.astype(np.float32), depth,
+    )  # fmt: skip
+
+
+def joined(parts: Sequence[Scene]) -> Scene:
+    """Scenes side by side as one graph."""
+    offsets = np.concatenate([[0], np.cumsum([len(p.x) for p in parts])[:-1]])
+    columns = {
+        name: np.concatenate([getattr(p, name) for p in parts])
+        for name in ("x", "e", "degrees", "target", "similarity", "size")
+    }
+    ends = {
+        name: np.concatenate([getattr(p, name) + o for p, o in zip(parts, offsets, strict=True)])
+        for name in ("heads", "tails")
+    }
+    return Scene(**columns, **ends, level=0)

@@ -1,0 +1,402 @@
+"""The API with a real writer behind it: what it answers is what the store holds, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import pytest
+
+from engine.api.app import make_app
+from engine.api.context import Service
+from engine.api.middleware import Keys
+from engine.storage.store import Store
+from tests.conftest import ROOT
+from tests.support.fake_collection import Toy
+from tests.support.live_api import Api, api, settings_of, writer
+
+SEED = 11
+DIM = 8
+ODD_KEYS = [
+    "a/b",
+    "a/b/explain",
+    "explain",
+    "/",
+    "//",
+    "%2F",
+    "sp ace",
+    "q?a=b#c",
+    "Gr\u00fc\u00dfe \u2603 \U0001f41f",
+    "a+b&c",
+    "\x00\x7f",
+    "x" * 511,
+]
+
+
+def blobs(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(6, DIM))
+    return centres[rng.integers(0, 6, count)] + 0.15 * rng.normal(size=(count, DIM))
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A collection of 240 items that came in several versions."""
+    from engine.model.linkage import random_model
+
+    folder = tmp_path_factory.mktemp("api")
+    random_model(7).save(folder / "model.safetensors")
+    settings = settings_of(folder / "store", model__path=str(folder / "model.safetensors"), source__http=True)
+    with writer(settings), api(settings) as found:
+        found.wait_ready()
+        vectors = blobs(SEED, 240)
+        for start in range(0, 240, 24):
+            rows = [
+                {"key": f"item:{row}", "embedding": vectors[row].tolist(), "payload": {"n": row}, "time": row}
+                for row in range(start, start + 24)
+            ]
+            answer = found.http.post("/v1/items", content=lines(rows), headers=NDJSON)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["written"] == 24
+        found.wait_counted()
+        yield found
+
+
+def pages(served: Api, path: str, field: str, **parameters: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        given = {**parameters, **({"cursor": cursor} if cursor else {})}
+        answer = served.http.get(path, params=given)
+        assert answer.status_code == 200, answer.text
+        rows += answer.json()[field]
+        cursor = answer.json()["cursor"]
+        if cursor is None:
+            return rows
+
+
+def test_items_clusters_and_members_agree(served: Api) -> None:
+    clusters = pages(served, "/v1/clusters", "clusters", limit=3)
+    assert [row["size"] for row in clusters] == sorted((row["size"] for row in clusters), reverse=True)
+    assert sum(row["size"] for row in clusters) == 240
+    for row in clusters:
+        members = pages(served, f"/v1/clusters/{row['cluster']}/items", "items", limit=7)
+        assert len(members) == row["size"]
+        assert row["peak"] in {member["key"] for member in members}
+        for member in members:
+            item = served.http.get(f"/v1/items/{member['key']}").json()
+            assert item["cluster"] == row["cluster"] == item["path"][0]
+            assert item["payload"] == member["payload"] == {"n": item["time"]}
+            assert (item["collection"], item["key"]) == ("shoal", member["key"])
+
+
+def test_levels_are_those_that_can_be_asked_for(served: Api) -> None:
+    levels = served.http.get("/v1/levels").json()["levels"]
+    assert [level["level"] for level in levels] == list(range(len(levels)))
+    for level in levels:
+        clusters = pages(served, "/v1/clusters", "clusters", level=level["level"], limit=50)
+        assert len(clusters) == level["clusters"]
+        assert sum(row["size"] == 1 for row in clusters) == level["singletons"]
+        for row in clusters[:3]:
+            member = pages(served, f"/v1/clusters/{row['cluster']}/items", "items")[0]
+            item = served.http.get(f"/v1/items/{member['key']}", params={"level": level["level"]}).json()
+            assert item["cluster"] == row["cluster"]
+
+
+def test_clusters_by_growth_and_by_age(served: Api) -> None:
+    by_size = {row["cluster"]: row for row in pages(served, "/v1/clusters", "clusters")}
+    grown = pages(served, "/v1/clusters", "clusters", order="growth", limit=2)
+    # The whole log lies in the window, so a cluster has grown by all that is in it.
+    assert {row["cluster"]: row["growth"] for row in grown} == {c: row["size"] for c, row in by_size.items()}
+    assert [row["growth"] for row in grown] == sorted((row["growth"] for row in grown), reverse=True)
+    newest = pages(served, "/v1/clusters", "clusters", order="newest", limit=2)
+    assert [row["cluster"] for row in newest] == sorted(by_size, reverse=True)
+    assert {row["cluster"]: row["growth"] for row in newest} == {
+        row["cluster"]: row["growth"] for row in grown
+    }
+
+
+def test_a_cluster_has_its_history_and_an_ended_one_says_where_it_went(served: Api) -> None:
+    log = served.http.get("/v1/changes", params={"limit": 1000, "kind": "clusters"}).json()["changes"]
+    mentioned: dict[int, list[dict[str, Any]]] = {}
+    for event in log:
+        for cluster in {event["cluster"], *event["from"], *event["into"]}:
+            mentioned.setdefault(cluster, []).append(event)
+    living = {row["cluster"] for row in pages(served, "/v1/clusters", "clusters")}
+    ended = 0
+    for cluster, events in mentioned.items():
+        found = served.http.get(f"/v1/clusters/{cluster}").json()
+        assert found["history"] == events[-100:]
+        assert found["history_from"] == 1
+        if found["ended"]:
+            ended += 1
+            assert found["now"]
+            assert set(found["now"]) <= living
+            assert served.http.get(f"/v1/clusters/{cluster}/items").json()["items"] == []
+        else:
+            assert found["now"] == []
+    assert ended, "the data should make some clusters end"
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_any_key_comes_in_is_found_and_goes(served: Api, key: str) -> None:
+    path = f"/v1/items/{quote(key, safe='')}"
+    vector = blobs(sum(key.encode()), 1)[0].tolist()
+    put = served.http.put(path, json={"embedding": vector, "payload": {"odd": key}, "time": 5})
+    assert put.status_code == 200, put.text
+    assert put.json()["written"] == 1
+    item = served.http.get(path).json()
+    assert (item["key"], item["payload"], item["time"]) == (key, {"odd": key}, 5)
+    assert item["version"] >= put.json()["version"]
+    gone = served.http.delete(path)
+    assert gone.status_code == 200
+    assert served.http.get(path).status_code == 404
+
+
+def test_a_key_with_plain_slashes_is_found_too(served: Api) -> None:
+    vector = blobs(1, 1)[0].tolist()
+    assert served.http.put("/v1/items/shop/shoes/7", json={"embedding": vector}).status_code == 200
+    assert served.http.get("/v1/items/shop%2Fshoes%2F7").json()["key"] == "shop/shoes/7"
+    assert served.http.delete("/v1/items/shop/shoes/7").status_code == 200
+
+
+def test_what_was_answered_is_durable(served: Api) -> None:
+    """Each answer's version is at least the one before, and what it says is there at that version."""
+    before = 0
+    for number in range(5):
+        answer = served.http.put("/v1/items/again", json={"embedding": blobs(number, 1)[0].tolist()}).json()
+        assert answer["version"] > before
+        before = answer["version"]
+        assert served.http.get("/v1/items/again").json()["updated"] == before
+    assert served.http.delete("/v1/items/again").json()["version"] > before
+    unknown = served.http.delete("/v1/items/again")
+    assert unknown.status_code == 200
+
+
+def test_assign_says_where_vectors_would_go_and_changes_nothing(served: Api) -> None:
+    version = served.http.get("/v1/summary").json()["version"]
+    vectors = blobs(SEED, 240)[:6]
+    many = served.http.post("/v1/assign", json={"embeddings": vectors.tolist()}).json()
+    assert len(many["answers"]) == 6
+    for vector, answer in zip(vectors, many["answers"], strict=True):
+        one = served.http.post("/v1/assign", json={"embedding": vector.tolist()}).json()
+        assert one["answers"] == [answer]
+        assert answer["cluster"] == "new" or served.http.get(f"/v1/clusters/{answer['cluster']}").is_success
+    assert {answer["cluster"] for answer in many["answers"]} != {"new"}
+    assert served.http.get("/v1/summary").json()["version"] == version == many["version"]
+
+
+def test_an_explanation_leads_from_the_item_to_its_cluster(served: Api) -> None:
+    for number in range(0, 240, 31):
+        item = served.http.get(f"/v1/items/item:{number}").json()
+        why = served.http.get(f"/v1/items/item:{number}/explain").json()
+        assert (why["collection"], why["key"]) == ("shoal", item["key"])
+        assert why["path"] == item["path"]
+        for level in why["levels"]:
+            at = served.http.get(f"/v1/items/item:{number}", params={"level": level["level"]}).json()
+            assert level["cluster"] == at["cluster"]
+        finest = served.http.get(f"/v1/items/item:{number}/explain", params={"level": 0}).json()
+        assert finest["levels"] == why["levels"][:1]
+    unknown = served.http.get("/v1/items/nobody/explain")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:shoal:problem:no-such-item")
+
+
+def test_an_etag_holds_as_long_as_the_version(served: Api) -> None:
+    served.wait_counted()
+    for path in ("/v1/items/item:3", "/v1/clusters", "/v1/levels", "/v1/clusters?order=growth"):
+        first = served.http.get(path)
+        tag = first.headers["etag"]
+        again = served.http.get(path, headers={"if-none-match": f'"x", W/{tag}'})
+        assert (again.status_code, again.content) == (304, b"")
+        assert served.http.get(path, headers={"if-none-match": '"x"'}).status_code == 200
+        assert served.http.get("/v1/items/item:4", headers={"if-none-match": tag}).status_code == 200
+        served.http.put("/v1/items/other", json={"embedding": blobs(9, 1)[0].tolist()})
+        served.http.delete("/v1/items/other")
+        served.wait_counted()
+        changed = served.http.get(path, headers={"if-none-match": tag})
+        assert changed.status_code == 200
+        assert changed.json()["version"] > first.json()["version"]
+
+
+def test_a_bulk_names_broken_lines_and_takes_the_rest(served: Api) -> None:
+    vector = blobs(2, 1)[0].tolist()
+    body = lines(
+        [
+            {"key": "bulk:1", "embedding": vector},
+            {"key": "bulk:2", "embedding": vector[:-1]},
+            {"key": "", "embedding": vector},
+            {"key": "x" * 512, "embedding": vector},
+            {"embedding": vector},
+            {"key": "bulk:3"},
+            {"key": "bulk:4", "embedding": [0.0] * DIM},
+            {"key": "bulk:5", "embedding": [1e39, *vector[1:]]},
+            {"key": "bulk:6", "embedding": [*vector[:-1], "x"]},
+            {"key": "bulk:7", "embedding": vector, "time": "now"},
+        ]
+    )
+    body += b'{"key": "bulk:8", "embedding": [NaN]}\n[1]\n\n{"key": "bulk:9"\n'
+    body += lines([{"key": "bulk:1", "delete": True}, {"key": "bulk:10", "embedding": vector}]).rstrip()
+    answer = served.http.post("/v1/items", content=body, headers=NDJSON)
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["lines"], told["written"], told["refused"]) == (16, 3, 12)
+    reasons = {one["line"]: one["reason"] for one in told["errors"]}
+    assert sorted(reasons) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14]
+    for line, words in (
+        (2, "7 dimensions, the collection 8"),
+        (3, "key is empty"),
+        (4, "512 bytes"),
+        (5, "key is missing"),
+        (6, "embedding is missing"),
+        (7, "all zeros"),
+        (8, "too large"),
+        (9, "'x'"),
+        (10, "time"),
+        (11, "broken JSON"),
+        (12, "JSON object"),
+        (14, "broken JSON"),
+    ):
+        assert words in reasons[line], reasons[line]
+    assert served.http.get("/v1/items/bulk:1").status_code == 404
+    assert served.http.delete("/v1/items/bulk:10").is_success
+
+
+def test_a_bulk_of_several_pieces_keeps_order(served: Api) -> None:
+    """The last line of a key counts, whether it is in the same piece or not."""
+    vectors = blobs(5, 3000)
+    rows = [{"key": f"p:{n % 50}", "embedding": vectors[n].tolist(), "payload": n} for n in range(3000)]
+    answer = served.http.post("/v1/items", content=lines(rows), headers=NDJSON)
+    assert answer.json()["written"] == 3000
+    for n in range(0, 50, 7):
+        assert served.http.get(f"/v1/items/p:{n}").json()["payload"] == 2950 + n
+    gone = lines([{"key": f"p:{n}", "delete": True} for n in range(50)])
+    assert served.http.post("/v1/items", content=gone, headers=NDJSON).json()["refused"] == 0
+
+
+def test_the_map_the_summary_and_the_metrics(served: Api) -> None:
+    served.wait_counted()
+    summary = served.http.get("/v1/summary").json()
+    assert (summary["items"], summary["dim"], summary["writes"]) == (240, DIM, True)
+    assert summary["writer"]["source"] == "http"
+    drawn = served.http.get("/v1/map").json()
+    assert len(drawn["clusters"]) == min(summary["clusters"], 200)
+    text = served.http.get("/metrics").text
+    assert 'shoal_http_requests_total{method="GET",route="/v1/summary",status="200"}' in text
+    assert "shoal_items 240" in text, "the writer's figures are there too"
+
+
+def test_files_of_the_page_are_asked_for_anew_after_an_upgrade(served: Api) -> None:
+    for path in ("/", "/js/dom.js", "/css/base.css", "/docs", "/docs/start.js"):
+        first = served.http.get(path)
+        assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache"), path
+    again = served.http.get(path, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
+
+
+def test_documents_need_no_other_host(served: Api) -> None:
+    document = served.http.get("/openapi.json").json()
+    assert {
+        "/v1/items/{key}",
+        "/v1/items/{key}/explain",
+        "/v1/items",
+        "/v1/clusters",
+        "/v1/clusters/{cluster}",
+        "/v1/clusters/{cluster}/items",
+        "/v1/levels",
+        "/v1/assign",
+        "/v1/changes",
+        "/v1/map",
+        "/v1/summary",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    } == document["paths"].keys()
+    for name in ("Item", "Cluster", "ClusterPage", "Changes", "Assigned", "BulkWritten", "ProblemDocument"):
+        assert document["components"]["schemas"][name]["examples"]
+    for path in ("/docs", "/"):
+        page = served.http.get(path)
+        assert page.status_code == 200
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "http://" not in page.text.replace("http://www.w3.org", "")
+        assert "https://" not in page.text
+    for path in ("/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js"):
+        assert served.http.get(path).status_code == 200
+
+
+def test_an_answer_costs_under_a_millisecond(tmp_path: Path) -> None:
+    """The processor's time for an item, from gate to last byte: load on the machine does not count."""
+    toy = Toy(SEED)
+    with Store.open(tmp_path / "store", {"collection": "toy", "dim": None}) as store:
+        store.commit(toy.step(12))
+    service = Service(settings_of(tmp_path / "store"))
+    app = make_app(service, Keys([]))
+    paths = [f"/v1/items/{key.decode()}" for key, *_ in toy.rows.values()]
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def ask(count: int) -> float:
+        start = time.process_time()
+        for number in range(count):
+            path = paths[number % len(paths)]
+            await app(
+                {
+                    "type": "http",
+                    "asgi": {"version": "3.0"},
+                    "http_version": "1.1",
+                    "scheme": "http",
+                    "method": "GET",
+                    "path": path,
+                    "raw_path": path.encode(),
+                    "query_string": b"",
+                    "root_path": "",
+                    "headers": [(b"host", b"127.0.0.1")],
+                },
+                receive,
+                send,
+            )
+        return (time.process_time() - start) / count
+
+    async def measure() -> float:
+        await ask(50)
+        return min([await ask(200) for _ in range(5)])
+
+    assert asyncio.run(measure()) < 0.001
+    assert set(statuses) == {200}
+    service.close()
+
+
+def test_the_api_needs_no_torch() -> None:
+    script = (
+        "import sys, engine.api.server; "
+        "sys.exit(bool({'torch', 'dgl', 'numba', 'sklearn'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT).returncode == 0
+
+
+def test_httpx_reads_a_page_as_the_readme_says(served: Api) -> None:
+    with httpx.Client(base_url=served.url) as shoal:
+        item = shoal.get("/v1/items/item:7").raise_for_status().json()
+        page = shoal.get(f"/v1/clusters/{item['cluster']}/items", params={"limit": 5}).json()
+        assert page["items"]

@@ -1,0 +1,492 @@
+"""What the API is not meant for: each is answered by a problem document that says what to do, and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.api.app import make_routes
+from engine.api.context import Service, Status
+from engine.api.middleware import read_keys
+from engine.api.problems import KINDS
+from engine.config import load
+from engine.daemon.control import Listener
+from engine.daemon.supervisor import listen
+from engine.errors import ConfigError, InputError, WriterBusy
+from engine.storage.store import Store
+from tests.support.fake_collection import Toy
+from tests.support.live_api import Api, api, settings_of
+
+CONFIG = {"collection": "toy", "dim": None}
+KEY = "0123456789abcdef0123"
+VECTOR = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+@pytest.fixture(scope="module")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some versions of a collection of six dimensions; nothing writes it."""
+    path = tmp_path_factory.mktemp("toy") / "store"
+    toy = Toy(21)
+    with Store.open(path, CONFIG) as store:
+        for _ in range(6):
+            store.commit(toy.step(12))
+    return path
+
+
+@pytest.fixture(scope="module")
+def quiet(toy_store: Path) -> Iterator[Api]:
+    """The API of that store, writes on, with no writer."""
+    with api(settings_of(toy_store, source__http=True)) as served:
+        served.wait_counted()
+        yield served
+
+
+@pytest.fixture
+def store(toy_store: Path, tmp_path: Path) -> Path:
+    """A copy: LMDB must not be opened twice in one process."""
+    return Path(shutil.copytree(toy_store, tmp_path / "store"))
+
+
+def problem(answer: httpx.Response, kind: str) -> dict[str, Any]:
+    """The document, which must be whole."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    found: dict[str, Any] = answer.json()
+    wanted = KINDS[kind]
+    assert (found["type"], answer.status_code, found["status"]) == (
+        wanted.type,
+        wanted.status,
+        wanted.status,
+    ), found
+    assert found["title"] == wanted.title
+    assert found["detail"]
+    assert found["do"]
+    assert "Traceback" not in answer.text
+    if wanted.status == 503:
+        assert int(answer.headers["retry-after"]) >= 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/items/nobody", "no-such-item"),
+        ("/v1/items/%E2%98%83", "no-such-item"),
+        ("/v1/items/", "bad-key"),
+        ("/v1/items/%ff%fe", "bad-key"),
+        ("/v1/items/" + "x" * 512, "bad-key"),
+        ("/v1/items/" + "%C3%A4" * 256, "bad-key"),
+        ("/v1/items/a?level=-1", "invalid"),
+        ("/v1/items/a?level=x", "invalid"),
+        ("/v1/clusters/999999", "no-such-cluster"),
+        ("/v1/clusters/999999/items", "no-such-cluster"),
+        ("/v1/clusters/0", "invalid"),
+        ("/v1/clusters/x", "invalid"),
+        ("/v1/clusters/99999999999999999999", "invalid"),
+        ("/v1/clusters?order=age", "invalid"),
+        ("/v1/clusters?limit=0", "invalid"),
+        ("/v1/clusters?limit=1e9", "invalid"),
+        ("/v1/clusters?cursor=x", "invalid"),
+        ("/v1/clusters?cursor=1:2", "invalid"),
+        ("/v1/clusters?order=growth&cursor=1-2", "invalid"),
+        ("/v1/clusters?order=growth&level=0", "invalid"),
+        ("/v1/clusters?order=newest&cursor=1-2", "invalid"),
+        ("/v1/clusters/1/items?cursor=7", "invalid"),
+        ("/v1/changes?after=x", "invalid"),
+        ("/v1/changes?after=1--1", "invalid"),
+        ("/v1/changes?kind=all", "invalid"),
+        ("/v1/changes?after=99-0", "stale-cursor"),
+        ("/v1/nothing", "not-found"),
+        ("/nothing.html", "not-found"),
+        ("/v1", "not-found"),
+    ],
+)
+def test_a_question_that_has_no_answer(quiet: Api, path: str, kind: str) -> None:
+    problem(quiet.http.get(path), kind)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../engine/api.py",
+        "/%2e%2e/api.py",
+        "/..%2fapi.py",
+        "/docs/../api.py",
+        "/docs/%2e%2e/api.py",
+        "/docs/..%2f..%2fpyproject.toml",
+        "//etc/passwd",
+        "/%2fetc%2fpasswd",
+        "/css/..%5c..%5capi.py",
+        "/index.html%00",
+    ],
+)
+def test_a_path_leads_nowhere_else(quiet: Api, path: str) -> None:
+    """Sent as it stands: clients tidy such paths up."""
+    with socket.create_connection(("127.0.0.1", quiet.port), 5) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400")), answer[:200]
+    assert b"application/problem+json" in answer
+    assert b"def " not in answer
+    assert b"root:" not in answer
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ({"embedding": VECTOR[:5]}, "invalid", "5 dimensions, the collection 6"),
+        ({"embedding": [0.0] * 6}, "invalid", "all zeros"),
+        ({"embedding": [*VECTOR[:5], 1e39]}, "invalid", "too large"),
+        ({"embedding": [*VECTOR[:5], "x"]}, "invalid", "'x'"),
+        ({"embedding": [*VECTOR[:5], True]}, "invalid", "True"),
+        ({"embedding": [*VECTOR[:5], None]}, "invalid", "None"),
+        ({"embedding": []}, "invalid", "1 to 16384"),
+        ({"embedding": {}}, "invalid", "list of numbers"),
+        ({"embeddings": []}, "invalid", "not an empty one"),
+        ({"embeddings": [VECTOR, VECTOR[:5]]}, "invalid", "vector 1"),
+        ({"embeddings": [VECTOR] * 257}, "too-large", "257 vectors"),
+        ({"embedding": VECTOR, "embeddings": [VECTOR]}, "invalid", "either"),
+        ({"vector": VECTOR}, "invalid", "vector"),
+        ({}, "invalid", "either"),
+        ([VECTOR], "invalid", "object"),
+    ],
+)
+def test_a_vector_that_cannot_be_placed(quiet: Api, body: Any, kind: str, words: str) -> None:
+    assert words in problem(quiet.http.post("/v1/assign", json=body), kind)["detail"]
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b'{"embedding": [NaN]}', b'{"embedding": [1, Infinity]}', b"\xff"]
+)
+def test_a_body_that_is_not_json(quiet: Api, text: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    problem(quiet.http.post("/v1/assign", content=text, headers=headers), "bad-json")
+    problem(quiet.http.put("/v1/items/a", content=text, headers=headers), "bad-json")
+
+
+def test_a_body_of_another_kind(quiet: Api) -> None:
+    """A page elsewhere may send plain text without asking; JSON it may not."""
+    problem(quiet.http.post("/v1/assign", content=b"{}"), "wrong-type")
+    problem(
+        quiet.http.put("/v1/items/a", content=b"{}", headers={"content-type": "text/plain"}), "wrong-type"
+    )
+    problem(quiet.http.post("/v1/items", json={"key": "a"}), "wrong-type")
+
+
+def test_an_item_that_cannot_be_put(quiet: Api) -> None:
+    for body, words in (
+        ({"embedding": [0.0, 0.0]}, "all zeros"),
+        ({"payload": {}}, "embedding"),
+        ({"embedding": VECTOR, "time": "now"}, "time"),
+        ({"embedding": VECTOR, "tag": 1}, "tag"),
+    ):
+        assert words in problem(quiet.http.put("/v1/items/a", json=body), "invalid")["detail"]
+    problem(quiet.http.put("/v1/items/" + "x" * 512, json={"embedding": VECTOR}), "bad-key")
+    problem(quiet.http.delete("/v1/items/%ff"), "bad-key")
+
+
+def test_another_method_is_told_which_there_are(quiet: Api) -> None:
+    answer = quiet.http.post("/v1/clusters")
+    problem(answer, "wrong-method")
+    assert "GET" in answer.headers["allow"]
+    problem(quiet.http.delete("/v1/items"), "wrong-method")
+
+
+def test_without_a_writer_queries_answer_and_the_rest_says_so(quiet: Api) -> None:
+    assert quiet.http.get("/v1/clusters").status_code == 200
+    assert quiet.http.get("/v1/summary").json()["writer"] is None
+    assert quiet.http.get("/livez").status_code == 200
+    ready = quiet.http.get("/readyz")
+    assert ready.status_code == 503
+    assert "the writer does not run" in ready.json()["reasons"][0]
+    key = quiet.service.view().changes(kind="items")["changes"][0]["key"]
+    for answer in (
+        quiet.http.get(f"/v1/items/{key}/explain"),
+        quiet.http.post("/v1/assign", json={"embedding": VECTOR}),
+        quiet.http.put("/v1/items/a", json={"embedding": VECTOR}),
+        quiet.http.delete("/v1/items/a"),
+    ):
+        problem(answer, "writer-away")
+    bulk = quiet.http.post("/v1/items", content=b'{"key": "a", "delete": true}', headers=NDJSON)
+    assert problem(bulk, "writer-away")["lines"] == 0
+    assert "shoal_http_requests_total" in quiet.http.get("/metrics").text
+
+
+def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
+    """A real socket whose handlers wait, or refuse: no answer takes longer than its bound."""
+    release = threading.Event()
+
+    def busy(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
+        release.wait(10)
+        raise WriterBusy("the writer is at work on a large batch; try again")
+
+    def refuse(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
+        raise InputError("there is no such level")
+
+    settings = settings_of(store, source__http=True, api__forward_timeout_s=0.5, api__forwards_max=2)
+    with Listener(store, {"assign": busy, "explain": refuse}), api(settings) as served:
+        start = time.monotonic()
+        problem(served.http.post("/v1/assign", json={"embedding": VECTOR}), "writer-busy")
+        assert time.monotonic() - start < 5
+        assert "level" in problem(served.http.get("/v1/items/a/explain"), "invalid")["detail"]
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{served.url}/v1/assign", json={"embedding": VECTOR}, timeout=10))
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for answer in answers:
+            problem(answer, "writer-busy")
+        assert any("wait for the writer already" in answer.json()["detail"] for answer in answers)
+        release.set()
+
+
+def test_writes_are_off_unless_they_are_on(store: Path) -> None:
+    with api(settings_of(store)) as served:
+        problem(served.http.put("/v1/items/a", json={"embedding": VECTOR}), "writes-off")
+        problem(served.http.delete("/v1/items/a"), "writes-off")
+        problem(served.http.post("/v1/items", content=b"", headers=NDJSON), "writes-off")
+
+
+def test_a_body_over_the_limit(store: Path) -> None:
+    settings = settings_of(store, source__http=True, api__body_max_bytes=2048, api__bulk_max_bytes=4096)
+    with api(settings) as served:
+        large = {"content-type": "application/json"}
+        problem(served.http.post("/v1/assign", content=b" " * 2049, headers=large), "too-large")
+        pieces = (b" " * 100 for _ in range(100))  # of a length that nobody declares
+        problem(served.http.post("/v1/assign", content=pieces, headers=large), "too-large")
+        problem(served.http.put("/v1/items/a", content=b" " * 5000, headers=large), "too-large")
+        lines = b"\n" * 5000
+        problem(served.http.post("/v1/items", content=lines, headers=NDJSON), "too-large")
+
+
+def test_a_line_over_the_limit_is_named_and_the_rest_goes_on(store: Path) -> None:
+    with api(settings_of(store, source__http=True, bounds__record_max_bytes=1024)) as served:
+        body = b"[" + b" " * 3000 + b"]\n[]\n" + b" " * 2000
+        told = served.http.post("/v1/items", content=body, headers=NDJSON).json()
+        assert [one["line"] for one in told["errors"]] == [1, 2, 3]
+        assert "record_max_bytes" in told["errors"][0]["reason"]
+        assert told["lines"] == 3
+
+
+def held(served: Api, count: int) -> list[socket.socket]:
+    """Requests that are at work: their bodies do not come."""
+    clients = []
+    for _ in range(count):
+        client = socket.create_connection(("127.0.0.1", served.port), 10)
+        client.sendall(
+            b"POST /v1/assign HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        clients.append(client)
+    return clients
+
+
+def test_too_many_requests_at_once_are_told_to_come_again(store: Path) -> None:
+    with api(settings_of(store, api__requests_max=3, api__patience_s=1.0)) as served:
+        assert served.http.get("/v1/clusters").status_code == 200
+        clients = held(served, 3)
+        time.sleep(0.2)
+        start = time.monotonic()
+        assert "requests_max" in problem(served.http.get("/v1/clusters"), "busy")["detail"]
+        assert time.monotonic() - start < 0.5
+        assert served.http.get("/livez").status_code == 200
+        for client in clients:  # patience with them ends
+            answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 408"), answer
+            client.close()
+        assert served.http.get("/v1/clusters").status_code == 200
+
+
+def test_a_slow_head_is_not_waited_for(store: Path) -> None:
+    with api(settings_of(store, api__patience_s=0.5, api__header_max_bytes=4096)) as served:
+        with socket.create_connection(("127.0.0.1", served.port), 5) as silent:
+            with socket.create_connection(("127.0.0.1", served.port), 5) as slow:
+                slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
+                answer = b"".join(iter(lambda: slow.recv(4096), b""))
+                assert answer.startswith(b"HTTP/1.1 408"), answer
+                assert b"urn:shoal:problem:too-slow" in answer
+            silent.settimeout(5)
+            assert b"408" in silent.recv(4096)
+        with socket.create_connection(("127.0.0.1", served.port), 5) as wide:
+            wide.sendall(b"GET /livez HTTP/1.1\r\nX-Wide: " + b"x" * 8192)
+            assert b"too large" in wide.recv(4096)
+        with socket.create_connection(("127.0.0.1", served.port), 5) as odd:
+            odd.sendall(b"\x16\x03\x01\x00\x00 what\r\n\r\n")
+            assert b"application/problem+json" in odd.recv(4096)
+        # A connection that rests between two requests is not slow.
+        assert served.http.get("/livez").status_code == 200
+        time.sleep(1.0)
+        assert served.http.get("/livez").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_let_go(store: Path) -> None:
+    with api(settings_of(store, api__patience_s=0.5)) as served:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", served.port))
+        request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        client.sendall(20 * request)  # more than the system takes in for a client
+        deadline = time.monotonic() + 10
+        while not served.server.server_state.connections:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        while served.server.server_state.connections:
+            assert time.monotonic() < deadline, "still held"
+            time.sleep(0.05)
+        client.close()
+
+
+def test_connections_are_bounded(store: Path) -> None:
+    with api(settings_of(store, api__connections_max=4)) as served:
+        clients = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(4)]
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", served.port), 5) as late:
+            answer = late.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in answer
+        for client in clients:
+            client.close()
+        time.sleep(0.2)
+        assert served.http.get("/livez").status_code == 200
+
+
+def test_an_api_key_is_asked_for(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"# the first is the old one\nold-old-old-old-old\n{KEY}\n")
+    with api(settings_of(store, api__key_file=str(tmp_path / "keys"))) as served:
+        for headers in (
+            {},
+            {"authorization": f"Bearer {KEY}x"},
+            {"authorization": f"Bearer {KEY[:-1]}"},
+            {"authorization": f"Basic {KEY}"},
+            {"authorization": "Bearer"},
+            {"authorization": "Bearer \u00e4".encode("latin-1")},
+            {"x-api-key": ""},
+        ):
+            for path in ("/v1/clusters", "/metrics", "/v1/nothing", "/v1/items/a"):
+                answer = served.http.get(path, headers=headers)
+                problem(answer, "no-key")
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+                assert KEY not in answer.text
+        for headers in (
+            {"authorization": f"Bearer {KEY}"},
+            {"authorization": "bearer old-old-old-old-old"},
+            {"x-api-key": KEY},
+        ):
+            assert served.http.get("/v1/clusters", headers=headers).status_code == 200
+        for path in ("/livez", "/docs", "/openapi.json"):
+            assert served.http.get(path).status_code == 200, "nothing of the collection is in there"
+        # With a key it may be asked under any name.
+        named = {"authorization": f"Bearer {KEY}", "host": "shoal.example"}
+        assert served.http.get("/v1/clusters", headers=named).status_code == 200
+
+
+def test_without_a_key_it_answers_to_no_foreign_name(quiet: Api) -> None:
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", ""):
+        problem(quiet.http.get("/v1/clusters", headers={"host": host}), "wrong-host")
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "shoal.localhost", "10.0.0.7"):
+        assert quiet.http.get("/v1/clusters", headers={"host": host}).status_code == 200
+
+
+def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "10.1.2.3", "shoal.example"):
+        with pytest.raises(ConfigError, match="key_file"):
+            read_keys(load(None, {"api.host": host}).api)
+    for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3"):
+        assert not read_keys(load(None, {"api.host": host}).api)
+    for text in ("", "short\n", "# only a comment\n"):
+        (tmp_path / "key").write_text(text)
+        with pytest.raises(ConfigError, match="16 characters"):
+            read_keys(load(None, {"api.key_file": str(tmp_path / "key")}).api)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(load(None, {"api.key_file": str(tmp_path / "none")}).api)
+
+
+def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
+    service = Service(settings_of(store, bounds__progress_timeout_s=9.0))
+
+    async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        service.status = Status(told)
+        transport = httpx.ASGITransport(app=make_routes(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answer = await http.get("/livez")
+        return answer.status_code, answer.json()
+
+    assert asyncio.run(ask(None)) == (200, {"live": True})
+    assert asyncio.run(ask({"stalled_s": 8.9})) == (200, {"live": True})
+    assert asyncio.run(ask({"stalled_s": 9.0})) == (503, {"live": False})
+    service.close()
+
+
+def test_a_port_in_use_is_said(quiet: Api) -> None:
+    with pytest.raises(ConfigError, match=f"{quiet.port}"):
+        listen(load(None, {"api.port": quiet.port}).api)
+
+
+def test_a_stale_cursor_says_where_to_go_on(tmp_path: Path) -> None:
+    toy = Toy(3)
+    with Store.open(tmp_path / "store", CONFIG, events_max_bytes=1) as store:
+        for _ in range(5):
+            store.commit(toy.step())
+    with api(settings_of(tmp_path / "store")) as served:
+        for headers in ({}, {"accept": "text/event-stream"}):
+            found = problem(served.http.get("/v1/changes?after=2-0", headers=headers), "stale-cursor")
+            assert "begins with version 5" in found["detail"]
+            onward = served.http.get("/v1/changes", params={"after": found["cursor"]})
+            assert onward.json()["changes"] == []
+            ahead = problem(served.http.get("/v1/changes?after=6-0", headers=headers), "stale-cursor")
+            assert "ahead" in ahead["detail"]
+        last = {"accept": "text/event-stream", "last-event-id": "3-1"}
+        problem(served.http.get("/v1/changes", headers=last), "stale-cursor")
+        problem(served.http.get("/v1/changes?after=4-0"), "stale-cursor")
+        assert served.http.get("/v1/changes?after=4-99999").json()["changes"][0]["version"] == 5
+
+
+def test_before_there_is_a_store_it_says_not_ready(tmp_path: Path) -> None:
+    with api(settings_of(tmp_path / "store")) as served:
+        assert served.http.get("/livez").status_code == 200
+        problem(served.http.get("/v1/clusters"), "not-ready")
+        assert "there is no store" in served.http.get("/readyz").json()["reasons"][0]
+        with Store.open(tmp_path / "made", CONFIG) as store:
+            store.commit(Toy(1).step())
+        shutil.copytree(tmp_path / "made", tmp_path / "store")
+        assert served.http.get("/v1/clusters").status_code == 200
+
+
+def test_damage_is_a_problem_and_never_an_answer(tmp_path: Path) -> None:
+    toy = Toy(21)
+    with Store.open(tmp_path / "store", CONFIG) as store:
+        for _ in range(3):
+            store.commit(toy.step(12))
+    data = bytearray((tmp_path / "store" / "data.mdb").read_bytes())
+    for _, vector, *_ in toy.rows.values():
+        at = data.find(vector.tobytes())
+        while at >= 0:
+            data[at] ^= 1
+            at = data.find(vector.tobytes(), at + 1)
+    (tmp_path / "store" / "data.mdb").write_bytes(data)
+    (tmp_path / "store" / "closed").unlink()  # as if a writer had it open; else it would not be opened
+    with api(settings_of(tmp_path / "store")) as served:
+        for key, *_ in toy.rows.values():
+            answer = served.http.get(f"/v1/items/{key.decode()}")
+            assert "the checksum does not match" in problem(answer, "damaged")["detail"]
+
+
+def test_a_mistake_of_ours_shows_no_traceback(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with api(settings_of(store)) as served:
+        monkeypatch.setattr(served.service, "view", lambda: json.loads("{"))
+        problem(served.http.get("/v1/levels"), "bug")

@@ -1,0 +1,98 @@
+"""schemathesis over the whole OpenAPI document: no 5xx, no answer outside its schema, whatever is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from engine.api.app import describe, make_routes
+from engine.api.context import Service
+from tests.api.test_api import NDJSON, blobs, lines
+from tests.support.live_api import Api, api, settings_of, writer
+
+EXAMPLES, LONG_EXAMPLES = 10, 300
+SEED = 5
+# What fits the schema need not fit the state: a cursor, a dimension, an event that has not happened yet.
+NOT_CHECKED = [schemathesis.checks.positive_data_acceptance]
+ANY_TEXT = "POST /v1/items"  # its lines are refused one by one, in an answer that is none of an error
+NOTHING_TO_VIOLATE = {
+    "GET /livez",
+    "GET /readyz",
+    "GET /metrics",
+    "GET /v1/summary",
+    "GET /v1/levels",
+    "GET /v1/map",
+    "DELETE /v1/items/{key}",
+}
+
+
+@schemathesis.serializer("application/x-ndjson")
+def ndjson(context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def operations() -> dict[str, Any]:
+    """All of the document, by name."""
+    document = describe(make_routes(Service(settings_of(Path("unused"), source__http=True))))
+    schema = schemathesis.openapi.from_dict(document)
+    found = {one.ok().label: one.ok() for one in schema.get_all_operations()}
+    assert len(found) == 16
+    return found
+
+
+OPERATIONS = operations()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A small collection with a real writer."""
+    from engine.model.linkage import random_model
+
+    folder = tmp_path_factory.mktemp("schema")
+    random_model(7).save(folder / "model.safetensors")
+    chosen = settings_of(folder / "store", model__path=str(folder / "model.safetensors"), source__http=True)
+    with writer(chosen), api(chosen) as found:
+        found.wait_ready()
+        rows = [{"key": f"{n}", "embedding": vector.tolist()} for n, vector in enumerate(blobs(SEED, 60))]
+        assert found.http.post("/v1/items", content=lines(rows), headers=NDJSON).status_code == 200
+        found.wait_counted()
+        yield found
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_fits_is_answered_as_documented(served: Api, name: str, long: bool) -> None:
+    ask(served, name, GenerationMode.POSITIVE, LONG_EXAMPLES if long else EXAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - NOTHING_TO_VIOLATE))
+def test_what_does_not_fit_is_refused_as_documented(served: Api, name: str, long: bool) -> None:
+    ask(served, name, GenerationMode.NEGATIVE, LONG_EXAMPLES if long else EXAMPLES)
+
+
+def ask(served: Api, name: str, mode: GenerationMode, examples: int) -> None:
+    """So many requests, drawn from the schema, or against it."""
+    unchecked = list(NOT_CHECKED)
+    if name == ANY_TEXT:
+        unchecked.append(schemathesis.checks.negative_data_rejection)
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        case = data.draw(OPERATIONS[name].as_strategy(generation_mode=mode))
+        case.call_and_validate(base_url=served.url, timeout=20, excluded_checks=unchecked)
+
+    check()

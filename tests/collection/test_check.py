@@ -1,0 +1,369 @@
+"""`shoal check`: nothing is found in a good store, whoever writes it; and whatever is wrong is found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from engine.collection import derived
+from engine.collection.check import Report, check
+from engine.collection.collection import Engine, rebuild
+from engine.config import Settings
+from engine.errors import NoStore
+from engine.model.linkage import random_model
+from engine.storage import schema
+from engine.storage.store import Store
+from engine.storage.tables import Tables
+from engine.types import Assignment
+from tests.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    random_model(7).save(path)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, model_file: Path) -> Settings:
+    return settings_of(tmp_path / "store", model_file)
+
+
+def settings_of(path: Path, model: Path, kind: str = "exact", **more: Any) -> Settings:
+    return Settings.model_validate(
+        {"store": {"path": path}, "index": {"kind": kind}, "model": {"path": model, "tau": 0.3}, **more}
+    )
+
+
+def draw(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).normal(size=(15, DIM))
+    return centres[rng.integers(15, size=count)] + 0.1 * rng.normal(size=(count, DIM))
+
+
+def fill(settings: Settings, seed: int = 0) -> None:
+    """Upserts, moves and deletes in a few batches; what was made once is copied."""
+    made = _MADE.setdefault((settings.index.kind, seed), Path(tempfile.mkdtemp()) / "store")
+    if made.exists():
+        shutil.copytree(made, settings.store.path)
+        return
+    with Engine.open(settings, clock=lambda: 5.0) as engine:
+        for at in range(5):
+            names = [f"k{i}" for i in range(40 * at, 40 * at + 60)]
+            engine.upsert(names, draw(seed + at, 60))
+            engine.delete(names[::7])
+    shutil.copytree(settings.store.path, made)
+
+
+_MADE: dict[tuple[str, int], Path] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    for made in _MADE.values():
+        shutil.rmtree(made.parent)
+    _MADE.clear()
+
+
+def wrong(settings: Settings) -> str:
+    report = check(settings, 0)
+    assert report.total == len(report.findings) or report.total > 20
+    return "\n".join(report.findings)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_nothing_is_found_in_a_good_store(tmp_path: Path, model_file: Path, kind: str) -> None:
+    settings = settings_of(tmp_path / "store", model_file, kind)
+    fill(settings)
+    report = check(settings, 0)
+    assert report.findings == report.not_looked_at == []
+    assert len(report.looked_at) == 7
+    assert report.recall == 1.0 if kind == "exact" else report.recall > 0.97
+    assert report.items > 100
+    assert report.sample == report.items
+
+
+def test_an_empty_store_and_none(tmp_path: Path, model_file: Path) -> None:
+    settings = settings_of(tmp_path / "store", model_file)
+    with pytest.raises(NoStore, match="there is no store"):
+        check(settings)
+    with Engine.open(settings) as engine:
+        engine.delete(["nobody"])
+    assert check(settings).findings == []
+    with Engine.open(settings) as engine:
+        engine.upsert(["one"], draw(0, 1))
+    assert check(settings).findings == []
+    with Engine.open(settings) as engine:
+        engine.delete(["one"])
+    assert check(settings).findings == []
+
+
+Harm = Callable[[Tables], None]
+
+
+def first(found: Tables, table: str) -> schema.Row:
+    return next(iter(found.rows(table)))
+
+
+def swap_two_neighbours(found: Tables) -> None:
+    key, body = first(found, "lists")
+    lists = schema.read_lists([key], [body])
+    lists.neighbors[0, [2, 5]] = lists.neighbors[0, [5, 2]]
+    found.put("lists", key, schema.list_bodies(lists)[0])
+
+
+def forget_a_neighbour(found: Tables) -> None:
+    """The list is still sorted, but not what exact search finds."""
+    key, body = first(found, "lists")
+    lists = schema.read_lists([key], [body])
+    lists.neighbors[0] = np.append(np.delete(lists.neighbors[0], 3), -1)
+    lists.dots[0] = np.append(np.delete(lists.dots[0], 3), -1)
+    found.put("lists", key, schema.list_bodies(lists)[0])
+
+
+def cut_a_list(found: Tables) -> None:
+    key, body = first(found, "lists")
+    lists = schema.read_lists([key], [body])
+    lists.neighbors[0, 4:], lists.dots[0, 4:] = -1, -1
+    found.put("lists", key, schema.list_bodies(lists)[0])
+
+
+def change_a_vector(found: Tables) -> None:
+    key, body = first(found, "items")
+    item = schema.read_items([key], [body])
+    item.vectors[0, 0] += 9
+    found.put("items", key, schema.item_bodies(item)[0])
+
+
+def lose_a_key(found: Tables) -> None:
+    found.delete("keys", first(found, "keys")[0])
+
+
+def lose_a_place(found: Tables) -> None:
+    found.delete("places", first(found, "places")[0])
+
+
+def lose_a_member(found: Tables) -> None:
+    found.delete("members", first(found, "members")[0])
+
+
+def lose_a_cluster_tree(found: Tables) -> None:
+    found.delete("cluster_trees", first(found, "cluster_trees")[0])
+
+
+def lose_a_size(found: Tables) -> None:
+    found.delete("sizes", first(found, "sizes")[0])
+
+
+def enlarge_a_cluster(found: Tables) -> None:
+    for key, body in found.rows("clusters"):
+        cluster = schema.read_cluster(key, body)
+        if not cluster.ended:
+            grown = bytearray(body)
+            grown[0] += 1
+            found.put("clusters", key, bytes(grown))
+            return
+
+
+def move_an_item(found: Tables) -> None:
+    """The tables agree with each other, but not with the lists."""
+    places = [(key, schema.read_number(body)) for key, body in found.rows("places")]
+    sizes: dict[int, int] = {}
+    for _, tree in places:
+        sizes[tree] = sizes.get(tree, 0) + 1
+    (one, was), (_, other) = next(
+        (mine, theirs)
+        for mine in places
+        for theirs in places
+        if mine[1] != theirs[1] and sizes[mine[1]] == sizes[theirs[1]] + 1
+    )
+    number = schema.read_u64(one)
+    found.put("places", one, schema.number_bodies(np.array([other]))[0])
+    found.delete("members", schema.pair(was, number))
+    found.put("members", schema.pair(other, number))
+
+
+def lose_an_event(found: Tables) -> None:
+    found.delete("events", first(found, "events")[0])
+
+
+def lose_a_commit(found: Tables) -> None:
+    rows = list(found.rows("commits"))
+    found.delete("commits", rows[2][0])
+
+
+def tell_a_lie(found: Tables) -> None:
+    """The last event of an item says it is elsewhere."""
+    for key, body in reversed(list(found.rows("events"))):
+        event = schema.parse_event(body)
+        if isinstance(event, Assignment) and event.cluster:
+            lie = schema.event_body(Assignment(event.key, event.cluster + 1, event.previous, event.path))
+            found.put("events", key, lie.ljust(len(body)))
+            return
+
+
+def give_an_id_twice(found: Tables) -> None:
+    state = found.json("state") or {}
+    state["counters"]["next_item"] = 3
+    found.put("meta", b"state", schema.dump_json(state))
+
+
+HARM: list[tuple[Harm, str]] = [
+    (swap_two_neighbours, "is not sorted|is not that of the vectors"),
+    (forget_a_neighbour, "is not what exact search finds"),
+    (cut_a_list, "has fewer than 10 neighbours"),
+    (change_a_vector, "has a similarity that is not that of the vectors"),
+    (lose_a_key, "keys and items do not name the same"),
+    (lose_a_place, "items and places do not hold the same"),
+    (lose_a_member, "members and places do not say the same"),
+    (lose_a_cluster_tree, "cluster_trees and trees do not say the same"),
+    (lose_a_size, "sizes does not hold the final clusters"),
+    (enlarge_a_cluster, r"cluster \d+ has \d+ items, not \d+"),
+    (move_an_item, r"cluster \d+ has|item \d+ is in another tree"),
+    (lose_an_event, r"event \d+-1 stands where"),
+    (lose_a_commit, "do not lead without a gap"),
+    (tell_a_lie, "is not where the item is|has not the events"),
+    (give_an_id_twice, "has an id that is still to be given"),
+]
+
+
+@pytest.mark.parametrize(("harm", "words"), HARM, ids=[harm.__name__ for harm, _ in HARM])
+def test_what_is_wrong_is_found(settings: Settings, harm: Harm, words: str) -> None:
+    """All checksums match: only what the tables mean tells."""
+    fill(settings)
+    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
+        harm(Tables(txn, opened.handles))
+    for file in settings.store.path.glob("derived-*"):
+        file.unlink()
+    found = wrong(settings)
+    assert re.search(words, found), found
+
+
+@pytest.mark.parametrize("harm", [harm for harm, _ in HARM], ids=[harm.__name__ for harm, _ in HARM])
+def test_a_rebuild_mends_what_it_is_said_to_mend(settings: Settings, harm: Harm) -> None:
+    fill(settings)
+    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
+        harm(Tables(txn, opened.handles))
+    findings = check(settings, 0).findings
+    if all("shoal rebuild" in finding for finding in findings if "derived-" not in finding):
+        rebuild(settings, clock=lambda: 6.0)
+        for file in settings.store.path.glob("derived-*"):
+            file.unlink()
+        assert check(settings, 0).findings == []
+        with Engine.open(settings) as engine:
+            engine.upsert(["one more"], draw(80, 1))
+        assert check(settings, 0).findings == []
+    else:
+        assert any("restore a backup" in finding for finding in findings)
+
+
+def test_every_flipped_byte_of_a_closed_store_is_found(settings: Settings) -> None:
+    fill(settings)
+    file = settings.store.path / "data.mdb"
+    good = file.read_bytes()
+    for at in np.random.default_rng(5).integers(len(good), size=20).tolist():
+        bad = bytearray(good)
+        bad[at] ^= 0x40
+        file.write_bytes(bad)
+        assert "is not what was written" in wrong(settings), f"{at=}"
+
+
+@pytest.mark.parametrize(
+    "file", ["index-*.hnsw", "index-*.npz", "index-*.json", "derived-*.npz", "derived-*.json"]
+)
+def test_damaged_snapshots_are_found(tmp_path: Path, model_file: Path, file: str) -> None:
+    settings = settings_of(tmp_path / "store", model_file, "hnsw")
+    fill(settings)
+    path = max(settings.store.path.glob(file))
+    path.write_bytes(path.read_bytes()[:-7])
+    assert "is damaged; delete it" in wrong(settings)
+    assert check(settings).total == 1
+
+
+def test_snapshots_of_something_else_are_found(tmp_path: Path, model_file: Path) -> None:
+    one, other = (settings_of(tmp_path / name, model_file, "hnsw") for name in ("one", "other"))
+    fill(one)
+    fill(other, seed=50)
+    for file in [*one.store.path.glob("index-*"), *one.store.path.glob("derived-*")]:
+        (other.store.path / file.name).write_bytes(file.read_bytes())
+    assert "has other vectors than the store" in wrong(other)
+
+
+def test_wrong_columns_of_what_is_derived_are_found(settings: Settings) -> None:
+    """All digests match."""
+    fill(settings)
+    folder = settings.store.path
+    version = derived.versions(folder)[0]
+    depends = orjson.loads((folder / f"derived-{version}.json").read_bytes())["depends"]
+    saved = derived.read(folder, version, depends)
+    assert saved is not None
+    derived.save(folder, version, depends, [replace(saved[0], density=saved[0].density + 1), *saved[1:]])
+    assert "is not what follows from the lists" in wrong(settings)
+
+
+def test_other_settings_are_no_finding_but_said(settings: Settings) -> None:
+    fill(settings)
+    other = settings.model.model_copy(update={"tau": 0.9})
+    report = check(settings.model_copy(update={"model": other}))
+    assert report.findings == []
+    assert "was made with tau 0.3, not 0.9" in report.not_looked_at[0]
+
+
+def test_beside_a_writer(settings: Settings, shoal: Run, model_file: Path) -> None:
+    """From another process, of a version that stays as it is while others are committed."""
+    with Engine.open(settings, clock=lambda: 5.0) as engine:
+        for at in range(6):
+            engine.upsert([f"k{i}" for i in range(20 * at, 20 * at + 40)], draw(at, 40))
+        done = shoal(
+            "check",
+            "--store",
+            settings.store.path,
+            "--index",
+            "exact",
+            "-m",
+            model_file,
+            "--tau",
+            "0.3",
+            "--json",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        answer = orjson.loads(done.stdout)
+        assert answer["ok"]
+        assert answer["version"] == engine.version
+
+
+def test_the_command_ends_with_the_exit_code_of_damage(
+    settings: Settings, shoal: Run, model_file: Path
+) -> None:
+    fill(settings)
+    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
+        lose_a_member(Tables(txn, opened.handles))
+    done = shoal(
+        "check", "--store", settings.store.path, "--index", "exact", "-m", model_file, "--tau", "0.3"
+    )
+    assert done.returncode == 8
+    assert "found: tables: the tables members and places do not say the same" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert shoal("check", "--store", "nowhere").returncode == 5
+
+
+def test_report_counts_what_it_does_not_tell() -> None:
+    report = Report("x")
+    report.note("lists", [f"finding {i}" for i in range(50)])
+    assert report.total == 50
+    assert len(report.findings) == 21
+    assert report.findings[-1] == "lists: and 30 more"

@@ -1,0 +1,506 @@
+"""The Kafka source against a real broker: formats, bad records, positions, topics that change."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from kafka import KafkaConsumer
+from kafka.errors import KafkaConnectionError
+
+from connectors.kafka.client import KafkaCluster
+from connectors.kafka.source import KafkaSource
+from engine.config import KafkaSettings, Settings, load
+from engine.errors import BrokerError, ConfigError
+from engine.streams import Ground, Lag
+from engine.types import Applied, Batch
+from engine.vectors import quantize
+from tests.broker import PASSWORD, USER, Broker
+from tests.broker.topics import RAW, Sent, Topics, document, until
+
+DIM = 4
+RNG = np.random.default_rng(1)
+
+
+def settings_of(broker: Broker, topic: str, **flags: Any) -> Settings:
+    """`queue_records=5` sets a bound, `kafka__username="a"` the source."""
+    bounds = {"discovery_interval_s": 0.3, **{k: v for k, v in flags.items() if "__" not in k}}
+    kafka = {k.removeprefix("kafka__"): v for k, v in flags.items() if "__" in k}
+    source = {"kafka": {"bootstrap": broker.bootstrap, "topic": topic, **kafka}}
+    plain = load()
+    return plain.model_copy(
+        update={
+            "source": type(plain.source).model_validate(source),
+            "bounds": type(plain.bounds).model_validate(bounds),
+        }
+    )
+
+
+class Reading:
+    """A source and what a store would keep of it."""
+
+    def __init__(self, settings: Settings, positions: dict[str, bytes] | None = None) -> None:
+        self.positions = {} if positions is None else positions
+        self.live: dict[bytes, Any] = {}
+        self.rejected: list[Any] = []
+        self.batches: list[Batch] = []
+        ground = Ground(settings, "id", self.positions.get, lambda: len(self.batches), lambda: None)
+        self.source = KafkaSource(ground)
+
+    def take(self, size: int = 100, timeout_s: float = 0.2) -> Batch | None:
+        batch = self.source.poll(size, timeout_s)
+        if batch is None:
+            return None
+        for key, vector, time_ms, payload in zip(
+            batch.keys, batch.vectors, batch.times.tolist(), batch.payloads, strict=True
+        ):
+            self.live[key] = (vector.tolist(), time_ms, payload)
+        for key in batch.deletes:
+            self.live.pop(key, None)
+        self.rejected += batch.rejected
+        self.positions |= batch.positions
+        self.batches.append(batch)
+        self.source.committed(Applied(len(self.batches)))
+        return batch
+
+    def take_until(self, holds: Callable[[], Any], limit_s: float = 30, size: int = 100) -> None:
+        deadline = time.monotonic() + limit_s
+        while not holds():
+            assert time.monotonic() < deadline, (len(self.live), self.positions)
+            self.take(size)
+
+    def fail(self, limit_s: float = 30) -> str:
+        """The sentence of the error with which it ends."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                self.take()
+            except BrokerError as error:
+                return str(error)
+            assert time.monotonic() < deadline
+
+    def offsets(self) -> dict[str, int]:
+        found: dict[str, int] = orjson.loads(self.positions["kafka"])["offsets"]
+        return found
+
+
+Open = Callable[..., Reading]
+
+
+@pytest.fixture
+def reading(broker: Broker) -> Iterator[Open]:
+    """`reading(topic)` opens a source that is closed in the end."""
+    opened: list[Reading] = []
+
+    def make(topic: str, positions: dict[str, bytes] | None = None, **flags: Any) -> Reading:
+        opened.append(Reading(settings_of(broker, topic, **flags), positions))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.source.close()
+
+
+@pytest.fixture
+def topics(broker: Broker) -> Topics:
+    return Topics(broker.bootstrap)
+
+
+def vector() -> Any:
+    return RNG.normal(size=DIM)
+
+
+def grid(values: Any) -> list[int]:
+    found: list[int] = quantize([values])[0][0].tolist()
+    return found
+
+
+def numbered(count: int, start: int = 0) -> list[Sent]:
+    return [Sent(b"k%d" % i, document(vector())) for i in range(start, start + count)]
+
+
+def test_the_formats(topics: Topics, reading: Open) -> None:
+    topic = topics.make()
+    a, b, c = vector(), vector(), vector().astype("<f4")
+    topics.produce(
+        topic,
+        [
+            Sent(b"json", document(a, payload={"text": "ä"}), time_ms=1_700_000_000_000),
+            Sent("schlüssel".encode(), document(b), [("x-time", b"12345")], time_ms=1_700_000_000_000),
+            Sent(b"raw", c.tobytes(), [RAW], time_ms=7),
+            Sent(b"typed", document(a), [("content-type", b"application/json; charset=utf-8")]),
+            Sent(b"gone", document(a)),
+            Sent(b"gone", None),
+            Sent(b"moved", document(a)),
+            Sent(b"moved", document(b), time_ms=8),
+            Sent(b"back", None),
+            Sent(b"back", document(b), time_ms=9),
+            Sent(b"never", None),
+        ],
+    )
+    read = reading(topic)
+    read.take_until(lambda: "kafka" in read.positions and read.offsets() == {"0": 11})
+    typed = read.live.pop(b"typed")
+    assert typed[0] == grid(a)
+    assert abs(typed[1] - time.time() * 1000) < 60_000
+    assert read.live == {
+        b"json": (grid(a), 1_700_000_000_000, '{"text":"ä"}'.encode()),
+        "schlüssel".encode(): (grid(b), 12345, b""),
+        b"raw": (grid(c), 7, b""),
+        b"moved": (grid(b), 8, b""),
+        b"back": (grid(b), 9, b""),
+    }
+    assert not read.rejected
+    assert b"never" in [key for batch in read.batches for key in batch.deletes]
+
+
+POISON = {
+    "5 dimensions, not the 4 expected": Sent(b"p", document([1, 2, 3, 4, 5])),
+    "NaN or an infinity": Sent(b"p", np.array([1, np.nan, 0, 0], "<f4").tobytes(), [RAW]),
+    "the vector has a NaN or an infinity": Sent(b"p", np.array([1, np.inf, 0, 0], "<f4").tobytes(), [RAW]),
+    "broken JSON: number is infinity": Sent(b"p", b'{"embedding": [1, 1e999, 0, 0]}'),
+    "the vector is zero": Sent(b"p", document([0, 0, 0, 0])),
+    "broken JSON": Sent(b"p", b'{"embedding": [1, NaN, 0, 0]}'),
+    "broken JSON: ": Sent(b"p", b"\xff\xfe\x00"),
+    "a JSON object with an embedding": Sent(b"p", b"[1, 2, 3, 4]"),
+    "the value must be a JSON object": Sent(b"p", b'{"vector": [1, 2, 3, 4]}'),
+    "a list of numbers": Sent(b"p", b'{"embedding": [1, "2", 3, 4]}'),
+    "must be a list of": Sent(b"p", b'{"embedding": [[1, 2], [3, 4]]}'),
+    "0 dimensions": Sent(b"p", b'{"embedding": []}'),
+    "the payload must be a JSON object": Sent(b"p", document([1, 2, 3, 4], payload=[1])),
+    "the payload has 300013 bytes": Sent(b"p", document([1, 2, 3, 4], payload={"text": "a" * 300_002})),
+    "the content-type is 'text/csv'": Sent(b"p", b"1,2,3,4", [("content-type", b"text/csv")]),
+    "7 bytes are no float32 numbers": Sent(b"p", b"1234567", [RAW]),
+    "the header x-time": Sent(b"p", document([1, 2, 3, 4]), [("x-time", b"yesterday")]),
+    "3000000 bytes, more than the 1048576 allowed": Sent(b"p", bytes(3_000_000), [RAW]),
+    "the key is missing": Sent(None, document([1, 2, 3, 4])),
+    "the key is empty": Sent(b"", document([1, 2, 3, 4])),
+    "the key has 512 bytes": Sent(b"k" * 512, document([1, 2, 3, 4])),
+    "the key is not valid UTF-8": Sent(b"\xff", document([1, 2, 3, 4])),
+    "the key is empty ": Sent(b"", None),
+}
+
+
+def test_poisoned_records_are_dead_letters_and_the_rest_goes_on(topics: Topics, reading: Open) -> None:
+    topic = topics.make(max_message_bytes=8_000_000)
+    sent = [Sent(b"first", document(vector()))]
+    for number, poison in enumerate(POISON.values()):
+        sent += [poison, Sent(b"good %d" % number, document(vector()))]
+    topics.produce(topic, sent)
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) == 1 + len(POISON), size=7)
+    assert len(read.rejected) == len(POISON)
+    for number, (reason, poison) in enumerate(POISON.items()):
+        letter = read.rejected[number]
+        assert reason.rstrip() in letter.reason, letter.reason
+        assert letter.origin == f"{topic}/0/{2 * number + 1}"
+        assert (letter.key, letter.value, letter.headers) == (poison.key, poison.value, poison.headers)
+
+
+def test_a_dead_letter_beyond_the_bound_has_no_bytes(topics: Topics, reading: Open) -> None:
+    topic = topics.make(max_message_bytes=8_000_000)
+    topics.produce(topic, [Sent(b"key", bytes(3_000_000)), Sent(b"other", document(vector()))])
+    read = reading(topic, dead_letter_max_bytes=2_000_000)
+    read.take_until(lambda: read.live)
+    (letter,) = read.rejected
+    assert (letter.key, letter.value) == (None, None)
+    assert letter.reason.startswith("the value has 3000000 bytes, more than the 1048576 allowed; its 3000003")
+    assert letter.origin == f"{topic}/0/0"
+
+
+def test_reading_goes_on_behind_what_is_stored(topics: Topics, reading: Open) -> None:
+    topic = topics.make(3)
+    topics.produce(topic, numbered(200))
+    positions: dict[str, bytes] = {}
+    seen: list[bytes] = []
+    while len(seen) < 200:
+        read = reading(topic, positions)
+        read.take_until(lambda read=read: sum(len(batch.keys) for batch in read.batches) >= 30, size=7)
+        seen += [key for batch in read.batches for key in batch.keys]
+        if len(seen) + 30 > 200:
+            read.take_until(lambda read=read: sum(read.offsets().values()) == 200, size=7)
+            seen += [key for batch in read.batches for key in batch.keys if key not in seen]
+        read.source.close()
+    assert sorted(seen) == sorted(sent.key or b"" for sent in numbered(200))
+
+
+def test_a_batch_that_was_not_committed_comes_again(topics: Topics, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(20))
+    read = reading(topic)
+    read.take_until(lambda: read.batches, size=5)
+    before = dict(read.positions)
+    taken = len(read.live)
+    assert read.source.poll(100, 5) is not None  # and then the process dies
+    again = reading(topic, before)
+    again.take_until(lambda: taken + len(again.live) == 20)
+    assert not read.live.keys() & again.live.keys()
+
+
+def test_new_partitions_are_found(topics: Topics, reading: Open) -> None:
+    topic = topics.make(1)
+    topics.produce(topic, numbered(5))
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) == 5)
+    topics.add_partitions(topic, 3)
+    records = [Sent(b"new %d" % i, document(vector()), partition=i % 3) for i in range(30)]
+    until(lambda: topics.produce(topic, records) is None, 10)
+    read.take_until(lambda: len(read.live) == 35)
+    assert read.offsets() == {"0": 15, "1": 10, "2": 10}
+    again = reading(topic, read.positions)
+    topics.produce(topic, [Sent(b"last", document(vector()), partition=2)])
+    again.take_until(lambda: again.live)
+    assert list(again.live) == [b"last"]
+
+
+def test_only_committed_records_are_read_and_marks_are_passed(
+    topics: Topics, reading: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.kafka.source.MARKS_S", 0.2)
+    topic = topics.make()
+    producer = topics.producer(transactional_id="test-marks")
+    producer.init_transactions()
+    for key, commit in (b"yes", True), (b"no", False), (b"also", True):
+        producer.begin_transaction()
+        producer.send(topic, document(vector()), key)
+        producer.flush()
+        producer.commit_transaction() if commit else producer.abort_transaction()
+    producer.close()
+    read = reading(topic)
+    read.take_until(lambda: "kafka" in read.positions and read.offsets() == {"0": 6})
+    assert list(read.live) == [b"yes", b"also"]
+    until(lambda: read.source.lag().total == 0, 30)
+
+
+def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open) -> None:
+    topic = topics.make(2)
+    topics.produce(topic, numbered(600))
+    read = reading(topic, queue_records=50)
+    inbox = read.source._reader._inbox
+    until(lambda: len(inbox.records) >= 50, 30)
+    time.sleep(1.0)
+    assert len(inbox.records) <= 100
+    assert read.source.lag().total == 600
+    most = 0
+    while len(read.live) < 600:
+        most = max(most, len(inbox.records))
+        read.take(40)
+    assert most <= 100
+    assert sum(len(batch.keys) for batch in read.batches) == 600
+
+
+def test_lag_and_what_monitors_see(topics: Topics, reading: Open) -> None:
+    topic = topics.make(2)
+    topics.produce(
+        topic, [Sent(b"old", document(vector()), partition=0, time_ms=int(time.time() * 1000) - 60_000)]
+    )
+    topics.produce(topic, [Sent(b"k%d" % i, document(vector()), partition=1) for i in range(9)])
+    read = reading(topic)
+    until(lambda: read.source.lag().total == 10, 30)
+    assert read.source.lag().records == {"0": 1, "1": 9}
+    read.take_until(lambda: len(read.live) == 10)
+    until(lambda: read.source.lag().total == 0, 30)
+    assert read.source.lag().oldest_unread_s == 0
+    until(lambda: topics.group("shoal-shoal").get((topic, 1)) == 9, 60)
+
+
+def test_topics_that_are_not_there_or_not_the_same(topics: Topics, reading: Open) -> None:
+    assert "does not exist: make it" in reading("no-such-topic").fail()
+    one, other = topics.make(), topics.make()
+    topics.produce(one, numbered(5))
+    read = reading(one)
+    read.take_until(lambda: len(read.live) == 5)
+    words = reading(other, read.positions).fail()
+    assert f"read from the topic {one}, not from {other}" in words
+    topics.delete(one)
+    assert "was deleted" in read.fail()
+    topics.make(name=one)
+    topics.produce(one, numbered(50))
+    again = reading(one, read.positions)
+    assert "deleted and made again" in again.fail()
+    assert not again.live
+    moved = orjson.loads(read.positions["kafka"]) | {"cluster": "another"}
+    words = reading(one, {"kafka": orjson.dumps(moved)}).fail()
+    assert "Kafka cluster another" in words
+
+
+def test_a_topic_made_again_while_it_is_read(topics: Topics, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) == 5)
+    topics.delete(topic)
+    topics.make(name=topic)
+    words = read.fail()
+    assert "deleted and made again" in words or "was deleted" in words
+
+
+def test_expired_offsets(topics: Topics, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(10))
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) == 10)
+    read.source.close()
+    topics.produce(topic, numbered(20, start=10))
+    topics.forget(topic, 17)
+    words = reading(topic, dict(read.positions)).fail()
+    assert f"Partition 0 of the topic {topic}: records 10 to 16 expired" in words
+    assert "skip_expired = true" in words
+    lenient = reading(topic, dict(read.positions), kafka__skip_expired=True)
+    lenient.take_until(lambda: len(lenient.live) == 13)
+    assert min(lenient.live) == b"k17"
+    beyond = orjson.loads(read.positions["kafka"]) | {"offsets": {"0": 99}}
+    words = reading(topic, {"kafka": orjson.dumps(beyond)}).fail()
+    assert "ends at offset 30, but was read up to 99" in words
+
+
+def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Path) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(3))
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    sasl = {
+        "kafka__bootstrap": broker.sasl_bootstrap,
+        "kafka__security": "SASL_PLAINTEXT",
+        "kafka__sasl_mechanism": "PLAIN",
+    }
+    right = reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "password")
+    right.take_until(lambda: len(right.live) == 3)
+    words = reading(topic, **sasl, kafka__username="me", kafka__password="wrong").fail(120)
+    assert "refuses user 'me'" in words
+    assert "wrong" not in words
+    with pytest.raises(ConfigError, match=r"password file .* cannot be read"):
+        reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
+
+
+def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(3))
+    tls = {
+        "kafka__bootstrap": broker.tls_bootstrap,
+        "kafka__security": "SASL_SSL",
+        "kafka__sasl_mechanism": "SCRAM-SHA-512",
+        "kafka__username": USER,
+    }
+    trusted = {**tls, "kafka__tls_ca_file": broker.certificate}
+    read = reading(topic, **trusted, kafka__password=PASSWORD)
+    read.take_until(lambda: len(read.live) == 3)
+    words = reading(topic, **trusted, kafka__password="wrong").fail(120)
+    assert f"refuses user {USER!r}" in words
+    assert "wrong" not in words
+    words = reading(topic, **tls, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "tls_ca_file" in words
+    elsewhere = {**trusted, "kafka__bootstrap": f"localhost:{broker.tls_port}"}
+    words = reading(topic, **elsewhere, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "name it in bootstrap" in words
+
+
+@pytest.mark.parametrize(("code", "is_final"), [(9, False), (10, False), (18, True), (62, True)])
+def test_a_certificate_that_time_mends_is_tried_again(code: int, is_final: bool) -> None:
+    cause = ssl.SSLCertVerificationError("certificate verify failed")
+    cause.verify_code = code
+    error = KafkaConnectionError("Handshake failed")
+    error.__context__ = cause
+    cluster = KafkaCluster(KafkaSettings(bootstrap="127.0.0.1:9", topic="t"))
+    assert (cluster.refusal(error) is not None) == is_final
+
+
+@pytest.fixture
+def restored(broker: Broker) -> Iterator[Broker]:
+    """A broker that may be disturbed, and is there again afterwards."""
+    yield broker
+    if broker.is_running:
+        broker.resume()
+    else:
+        broker.start()
+
+
+def test_a_broker_that_is_killed_paused_and_restarted(
+    topics: Topics, reading: Open, restored: Broker
+) -> None:
+    topic = topics.make(2)
+    topics.produce(topic, numbered(300))
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) >= 100, size=20)
+    restored.kill()
+    while read.take(timeout_s=1.0):  # what the client has fetched by now
+        pass
+    restored.start()
+    topics.produce(topic, numbered(300, start=300))
+    read.take_until(lambda: len(read.live) == 600)
+    restored.pause()
+    assert read.take(timeout_s=2.0) is None
+    restored.resume()
+    topics.produce(topic, numbered(50, start=600))
+    read.take_until(lambda: len(read.live) == 650)
+    restored.stop()
+    restored.start()
+    topics.produce(topic, numbered(50, start=650))
+    read.take_until(lambda: len(read.live) == 700)
+    assert sum(len(batch.keys) for batch in read.batches) == 700
+    until(lambda: read.source.lag().total == 0, 20)
+
+
+def test_a_broker_that_is_not_there_at_the_start(topics: Topics, reading: Open, restored: Broker) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    restored.stop()
+    read = reading(topic, stall_timeout_s=1.0, discovery_interval_s=0.5)
+    assert read.take(timeout_s=2.0) is None
+    lag = read.source.lag()
+    assert lag.records == {}
+    assert lag.oldest_unread_s > 1.5  # not known, which is not nothing
+    restored.start()
+    read.take_until(lambda: len(read.live) == 5)
+    until(lambda: read.source.lag() == Lag({"0": 0}), 20)
+
+
+class _Stalled(KafkaConsumer):
+    """As kafka-python was seen to be: it polls, and no record comes."""
+
+    def poll(self, timeout_ms: int = 0, **more: Any) -> dict[Any, Any]:
+        time.sleep(timeout_ms / 1000)
+        return {}
+
+
+def test_a_client_that_stalls_is_replaced(
+    topics: Topics, reading: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    kinds = iter([_Stalled, _Stalled])
+    monkeypatch.setattr(
+        "connectors.kafka.reader.KafkaConsumer", lambda **options: next(kinds, KafkaConsumer)(**options)
+    )
+    read = reading(topic, stall_timeout_s=0.5)
+    read.take_until(lambda: len(read.live) == 5)
+    assert "there are unread records and none came" in caplog.text
+
+
+def test_a_client_that_hangs_is_left_to_itself(
+    topics: Topics, reading: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(5))
+    hung, release = threading.Event(), threading.Event()
+
+    def make(**options: Any) -> Any:
+        if not hung.is_set():
+            hung.set()
+            release.wait(120)
+        return KafkaConsumer(**options)
+
+    monkeypatch.setattr("connectors.kafka.reader.KafkaConsumer", make)
+    read = reading(topic, stall_timeout_s=0.5)
+    read.take_until(lambda: len(read.live) == 5)
+    release.set()
+    assert read.take(timeout_s=2.0) is None
+    assert sum(len(batch.keys) for batch in read.batches) == 5

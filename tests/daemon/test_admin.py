@@ -1,0 +1,156 @@
+"""What an operator does to a running daemon's store: each command, while batches and queries go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from engine.cli import operate
+from engine.collection import erase
+from engine.collection.collection import Engine
+from engine.config import load
+from engine.daemon import admin
+from engine.daemon.control import Control
+from engine.daemon.writer import Writer
+from engine.errors import InputError, NotFound, WriterBusy
+from engine.model.linkage import random_model
+from engine.storage.reader import View
+from engine.streams import NoSource
+from tests.conftest import Run
+from tests.support.live_api import settings_of, writer
+
+DIM = 8
+
+
+def draw(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(1).normal(size=(12, DIM))
+    return (centres[rng.integers(12, size=count)] + 0.1 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+@contextmanager
+def stream(store: Path) -> Iterator[list[int]]:
+    """Records all the time; the versions that brought them."""
+    versions: list[int] = []
+    stopping = threading.Event()
+
+    def send() -> None:
+        with Control(store, 60.0) as control:
+            while not stopping.is_set():
+                at = len(versions)
+                body = {"keys": [f"s{at}", f"s{at - 5}"], "rows": [0, -1]}
+                versions.append(control.call("submit", body, draw(at, 1))["version"])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield versions
+    finally:
+        stopping.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
+    random_model(7).save(tmp_path / "model")
+    store = tmp_path / "shoal-store"
+    flags = {"model__path": str(tmp_path / "model"), "model__tau": 0.3, "retention__max_items": 250}
+    env = {
+        "SHOAL_INDEX__KIND": "exact",
+        "SHOAL_MODEL__PATH": str(tmp_path / "model"),
+        "SHOAL_MODEL__TAU": "0.3",
+    }
+    with writer(settings_of(store, **flags)), Control(store, 60.0) as control, View.open(store) as view:
+        names = [f"the item {i}" for i in range(300)]
+        control.call(
+            "submit", {"keys": names, "rows": list(range(300)), "times": list(range(300))}, draw(0, 300)
+        )
+        deadline = time.monotonic() + 30
+        while view.summary()["items"] > 250:  # nothing comes: the clock alone does it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(NotFound):
+            view.item("the item 3")
+        with stream(store) as versions:
+            done = shoal("check", "--sample", "0", env=env)
+            assert done.returncode == 0, done.stdout + done.stderr
+            done = shoal("backup", "copy", env=env)
+            assert done.returncode == 0, done.stderr
+            done = shoal("restore", "copy", "--force", env=env)
+            assert done.returncode == 6, "a daemon has the store"
+            sent = len(versions)
+            done = shoal("rebuild", "--tau", "0.6", "--json", env=env)
+            made = orjson.loads(done.stdout)
+            assert made["live"], done.stderr
+            assert made["items"] >= 240
+            assert len(versions) > sent, "records go on"
+            done = shoal("erase", "the item 200", env=env)
+            assert done.returncode == 0, done.stderr
+            done = shoal("compact", "--json", env=env)
+            assert orjson.loads(done.stdout)["live"], done.stderr
+            before, sent = view.version, len(versions)
+            while len(versions) < sent + 5:
+                time.sleep(0.01)
+            assert view.version > before, "this reader went over to the new file"
+        assert versions == sorted(versions)
+        with pytest.raises(NotFound):
+            view.item("the item 200")
+        assert view.item("the item 299")["key"] == "the item 299"
+        assert control.call("status")["state"] == "running"
+    assert not any(b"the item 200" in path.read_bytes() for path in store.iterdir() if path.is_file())
+    done = shoal("check", "--sample", "0", env=env | {"SHOAL_MODEL__TAU": "0.6"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not looked at" not in done.stdout
+
+
+def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine.open(settings_of(tmp_path), random_model(7)) as engine:
+        found = admin.operations(Writer(engine.settings, engine, NoSource())).handlers
+        body = {"key": "a", "model": None}
+
+        def beside(*_: object, **__: object) -> erase.Erasure:
+            for op in "erase", "rebuild":
+                with pytest.raises(WriterBusy, match="another rebuild or erasure is at work"):
+                    found[op](body, None)
+            return erase.Erasure(True, 0, 1, 0)
+
+        monkeypatch.setattr(erase, "erase", beside)
+        for _ in range(2):  # the first one has ended
+            assert found["erase"](body, None)["found"]
+
+
+def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "store", retention__max_items=5)
+    with writer(settings), Control(tmp_path / "store", 30.0) as control:
+        control.call("submit", {"keys": [f"k{i}" for i in range(9)], "rows": list(range(9))}, draw(0, 9))
+        deadline = time.monotonic() + 20
+        while 'shoal_records_total{outcome="expired"} 4.0' not in control.call("metrics")["text"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    changed = admin._changed(settings, {"model": {"tau": 0.4}, "index": {}})
+    assert (changed.model.tau, changed.index) == (0.4, settings.index)
+    with pytest.raises(InputError, match="cannot rebuild with these settings"):
+        admin._changed(settings, {"index": {"kind": "other"}})
+
+
+def test_a_daemon_is_told_what_is_set_and_nothing_else(tmp_path: Path) -> None:
+    """By file, flag or variable; the defaults here are not to take the place of its settings."""
+    config = tmp_path / "shoal.toml"
+    config.write_text('[model]\nmax_levels = 3\npath = "a.safetensors"\n[bounds]\nslack = 7\n')
+    told = operate._renewed(load(config, {"model.tau": 0.4}))
+    assert told == {
+        "model": {"max_levels": 3, "tau": 0.4, "path": str(Path("a.safetensors").absolute())},
+        "index": {},
+    }
+    assert operate._renewed(load(None, {})) == {"model": {}, "index": {}}

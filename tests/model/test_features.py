@@ -1,0 +1,172 @@
+"""Features against their definitions, and the receptive field they are bound to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_model import mixture
+
+from engine.model.features import (
+    BEND,
+    EDGE_FEATURES,
+    FLOOR,
+    Ranges,
+    list_edges,
+    node_feature_names,
+    raw_features,
+)
+from engine.model.linkage import mean_messages
+from engine.types import Epoch, KnnGraph
+
+EPOCH = Epoch(0.05, 0.2, 500)
+NODE = {name: column for column, name in enumerate(node_feature_names(10))}
+EDGE = {name: column for column, name in enumerate(EDGE_FEATURES)}
+
+
+def all_edges(graph: KnnGraph) -> tuple[np.ndarray, np.ndarray]:
+    return list_edges(graph, np.arange(len(graph.degree), dtype=np.int32))
+
+
+def z(s: float) -> float:
+    value = (s - EPOCH.mean) / EPOCH.deviation
+    return value / (1 + abs(value) / BEND)
+
+
+def log_distance(s: float) -> float:
+    return math.log(max(1 - s, FLOOR)) - math.log(1 - EPOCH.mean)
+
+
+def dot(a: np.ndarray, b: np.ndarray) -> float:
+    return int(a.astype(np.int64) @ b.astype(np.int64)) / 2**28
+
+
+def node_by_definition(graph: KnnGraph, i: int) -> dict[str, float]:
+    s = [int(v) / 2**28 for v in graph.dots[i, : graph.degree[i]]]
+    padded = s + s[-1:] * (10 - len(s))
+    size, tightness = int(graph.size[i]), math.sqrt(dot(graph.mean[i], graph.mean[i]))
+    inner = (size * tightness**2 - 1) / (size - 1) if size > 1 else padded[0]
+    logs = [log_distance(v) for v in s]
+    return {
+        **{f"similarity_{r}": z(v) for r, v in enumerate(padded)},
+        **{f"log_distance_{r}": log_distance(v) for r, v in enumerate(padded)},
+        **{f"jump_{r}": logs[r + 1] - logs[r] if r + 1 < len(s) else 0.0 for r in range(9)},
+        "similarity_mean": np.mean([z(v) for v in s]),
+        "similarity_spread": np.std([z(v) for v in s]),
+        "log_mean": np.mean(logs),
+        "log_spread": np.std(logs),
+        "degree": len(s) / 10,
+        "size": math.log(size),
+        "tightness": tightness,
+        "inner": z(inner),
+        "base": 0.0,
+    }
+
+
+def edge_by_definition(graph: KnnGraph, i: int, rank: int) -> dict[str, float]:
+    lists = [
+        [int(v) for v in graph.neighbors[t, : graph.degree[t]]] for t in (i, int(graph.neighbors[i, rank]))
+    ]
+    j, s = lists[0][rank], int(graph.dots[i, rank]) / 2**28
+    back = lists[1].index(i) if i in lists[1] else 10
+    out = {
+        "similarity": z(s),
+        "log_distance": log_distance(s),
+        "rank": rank / 10,
+        "rank_back": back / 10,
+        "mutual": float(back < 10),
+        "common": len(set(lists[0]) & set(lists[1])) / 10,
+        "common_near": len(set(lists[0][:5]) & set(lists[1][:5])) / 5,
+    }
+    for end, row in (("source", i), ("target", j)):
+        own = [int(v) / 2**28 for v in graph.dots[row, : graph.degree[row]]] or [s]
+        for name, value in (("first", own[0]), ("mean", sum(own) / len(own)), ("last", own[-1])):
+            out[f"similarity_to_{end}_{name}"] = z(s) - z(value)
+            out[f"log_to_{end}_{name}"] = log_distance(s) - log_distance(value)
+    tight = [math.sqrt(dot(graph.mean[t], graph.mean[t])) for t in (i, j)]
+    across = (
+        dot(graph.identity[i], graph.mean[j]),
+        dot(graph.mean[i], graph.identity[j]),
+        dot(graph.mean[i], graph.mean[j]),
+    )
+    lengths = tight[1], tight[0], tight[0] * tight[1]
+    for name, value, length in zip(
+        ("identity_average", "average_identity", "average_average"), across, lengths, strict=True
+    ):
+        out[name] = z(value)
+        out[f"log_{name}"] = log_distance(value / length)
+    for end, row, t in (("source", i, tight[0]), ("target", j, tight[1])):
+        size = int(graph.size[row])
+        inner = z((size * t * t - 1) / (size - 1)) if size > 1 else z(across[2])
+        out[f"average_to_{end}_inner"] = z(across[2]) - inner
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_are_their_definitions(seed: int) -> None:
+    graph = mixture(seed, 150)
+    sources, ranks = all_edges(graph)
+    x, e = raw_features(graph, EPOCH, sources, ranks)
+    for i in np.flatnonzero(graph.degree > 0):
+        wanted = node_by_definition(graph, int(i))
+        np.testing.assert_allclose(x[i], [wanted[name] for name in NODE], atol=2e-5, err_msg=f"{seed=} {i=}")
+    for t in range(0, len(sources), 7):
+        wanted = edge_by_definition(graph, int(sources[t]), int(ranks[t]))
+        np.testing.assert_allclose(e[t], [wanted[name] for name in EDGE], atol=2e-5, err_msg=f"{seed=} {t=}")
+
+
+def test_a_base_level_reads_no_means() -> None:
+    graph = replace(mixture(0, 120), is_base=True, size=np.ones(120, np.int64))
+    blank = replace(graph, mean=np.zeros_like(graph.mean))
+    sources, ranks = all_edges(graph)
+    e = raw_features(graph, EPOCH, sources, ranks)[1]
+    assert (e == raw_features(blank, EPOCH, sources, ranks)[1]).all()
+    assert (e[:, EDGE["average_average"]] == e[:, EDGE["similarity"]]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_read_beyond_the_receptive_field(seed: int) -> None:
+    """One node's list, size and mean change: only its features and those of the edges at it may."""
+    rng = np.random.default_rng(seed)
+    graph = mixture(seed, 300)
+    node = int(rng.choice(np.flatnonzero(graph.degree == 10)))
+    dots, neighbors, size, mean = (a.copy() for a in (graph.dots, graph.neighbors, graph.size, graph.mean))
+    dots[node] -= 2**22
+    neighbors[node] = rng.choice(np.delete(np.arange(300), node), 10, replace=False)
+    size[node] += 5
+    mean[node] = mean[node] // 2
+    other = replace(graph, dots=dots, neighbors=neighbors, size=size, mean=mean)
+    sources, ranks = all_edges(graph)
+    before, after = raw_features(graph, EPOCH, sources, ranks), raw_features(other, EPOCH, sources, ranks)
+    assert set(np.flatnonzero((before[0] != after[0]).any(axis=1))) == {node}, f"{seed=}"
+    touched = np.flatnonzero((before[1] != after[1]).any(axis=1))
+    at_node = (sources == node) | (graph.neighbors[sources, ranks] == node)
+    assert at_node[touched].all(), f"{seed=}"
+    assert len(touched) > 0
+
+
+def test_extreme_calibrations_stay_bounded() -> None:
+    graph = mixture(1, 200)
+    sources, ranks = all_edges(graph)
+    for epoch in (Epoch(1.0, 0.0, 9), Epoch(-1.0, 0.0, 9), Epoch(0.999, 1e-9, 9)):
+        for features in raw_features(graph, epoch, sources, ranks):
+            assert np.isfinite(features).all()
+            assert np.abs(features).max() <= 2 * BEND
+
+
+def test_ranges_clip_what_was_never_seen() -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(5000, 3)).astype(np.float32) * [1, 10, 0] + [0, 5, 2]
+    ranges = Ranges.measured(seen.astype(np.float32), tail=0.01)
+    far = ranges.apply(np.array([[1e6, -1e6, 7.0]], np.float32))[0]
+    assert 2.0 < far[0] < 3.0
+    assert -3.0 < far[1] < -2.0
+    assert far[2] == 0.0
+
+
+def test_the_mean_of_messages_is_that_of_each_node() -> None:
+    mean = mean_messages(torch.tensor([2, 0, 1]), torch.tensor([[1.0], [2.0], [5.0]]))
+    assert mean[:, 0].tolist() == [1.5, 0.0, 5.0]

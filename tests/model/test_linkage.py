@@ -1,0 +1,203 @@
+"""The model's answers are a function of the graph's content, to the bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InputError
+from engine.model.features import Ranges, edge_features, list_edges, node_features
+from engine.model.linkage import BLOCK, CHUNK, LinkageModel, random_model
+from engine.types import Epoch, Float32, Int32, KnnGraph
+
+EPOCH = Epoch(0.1, 0.15, 100)
+
+
+def mixture(seed: int, n: int, d: int = 24) -> KnnGraph:
+    """Clusters with short lists, duplicates and supernodes among them, as a level above the base."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(n // 12 + 1, d))
+    x = centers[rng.integers(0, len(centers), n)] + 0.7 * rng.normal(size=(n, d))
+    x[: n // 20] = x[0]
+    mean = x + 0.2 * rng.normal(size=(n, d))
+    identity = on_grid(x)
+    size = rng.integers(1, 40, n)
+    average = np.where((size > 1)[:, None], on_grid(mean) * 0.8, identity).astype(np.int16)
+    degree = np.where(rng.random(n) < 0.1, rng.integers(0, 10, n), 10).clip(0, max(n - 1, 0))
+    return knn(identity, average, size, degree, is_base=False)
+
+
+def on_grid(x: np.ndarray) -> np.ndarray:
+    return np.round(x / np.linalg.norm(x, axis=1, keepdims=True) * 2**14).astype(np.int16)
+
+
+def knn(
+    identity: np.ndarray, mean: np.ndarray, size: np.ndarray, degree: np.ndarray, is_base: bool
+) -> KnnGraph:
+    n, k = len(identity), 10
+    dots = identity.astype(np.int32) @ identity.astype(np.int32).T
+    order = np.argsort(np.where(np.eye(n, dtype=bool), np.iinfo(np.int32).max, -dots), axis=1, kind="stable")[
+        :, :k
+    ]
+    neighbors = np.full((n, k), -1, dtype=np.int32)
+    neighbors[:, : order.shape[1]] = order
+    kept = np.take_along_axis(dots, np.maximum(neighbors, 0), axis=1).astype(np.int32)
+    hidden = np.arange(k) >= degree[:, None]
+    neighbors[hidden], kept[hidden] = -1, 0
+    size = np.asarray(size, dtype=np.int64)
+    return KnnGraph(k, neighbors, kept, degree.astype(np.int32), size, identity, mean, is_base)
+
+
+def renumber(graph: KnnGraph, order: np.ndarray) -> KnnGraph:
+    """The same graph with row `order[t]` in place t."""
+    place = np.argsort(order).astype(np.int32)
+    neighbors = graph.neighbors[order]
+    neighbors = np.where(neighbors >= 0, place[neighbors], -1).astype(np.int32)
+    return KnnGraph(
+        graph.k, neighbors, graph.dots[order], graph.degree[order], graph.size[order],
+        graph.identity[order], graph.mean[order], graph.is_base,
+    )  # fmt: skip
+
+
+def answers(model: LinkageModel, graph: KnnGraph) -> tuple[Float32, Int32, Int32, Float32]:
+    rows = np.arange(len(graph.degree), dtype=np.int32)
+    hidden = model.embed(graph, EPOCH, rows)
+    sources, ranks = list_edges(graph, rows)
+    return hidden, sources, ranks, model.link(graph, EPOCH, hidden, sources, ranks)
+
+
+@pytest.fixture(scope="module")
+def model() -> LinkageModel:
+    return random_model(7)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_same_bits_beside_any_companions_in_any_order(model: LinkageModel, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    graph = mixture(seed, int(rng.choice([40, 700, CHUNK + 900])))
+    hidden, sources, ranks, p = answers(model, graph)
+    for size in (1, 2, 37, BLOCK - 1, BLOCK + 1, len(hidden)):
+        rows = rng.permutation(len(hidden))[:size].astype(np.int32)
+        assert (model.embed(graph, EPOCH, rows) == hidden[rows]).all(), f"{seed=} {size=}"
+        edges = rng.permutation(len(p))[:size]
+        assert (model.link(graph, EPOCH, hidden, sources[edges], ranks[edges]) == p[edges]).all(), (
+            f"{seed=} {size=}"
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_same_bits_under_any_row_numbers(model: LinkageModel, seed: int) -> None:
+    graph = mixture(seed, 900)
+    hidden, sources, ranks, p = answers(model, graph)
+    order = np.random.default_rng(seed).permutation(len(hidden))
+    hidden_too, sources_too, ranks_too, p_too = answers(model, renumber(graph, order))
+    assert (hidden_too == hidden[order]).all(), f"{seed=}"
+    by_edge = dict(zip(zip(sources, ranks, strict=True), p, strict=True))
+    assert all(by_edge[order[i], r] == q for i, r, q in zip(sources_too, ranks_too, p_too, strict=True)), (
+        f"{seed=}"
+    )
+
+
+def test_same_bits_on_one_thread_and_two(model: LinkageModel) -> None:
+    graph, threads = mixture(3, 3000), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = answers(model, graph)
+        torch.set_num_threads(2)
+        two = answers(model, graph)
+    finally:
+        torch.set_num_threads(threads)
+    assert (one[0] == two[0]).all()
+    assert (one[3] == two[3]).all()
+
+
+def test_random_models_are_lively_and_seeded() -> None:
+    p = np.concatenate([answers(random_model(seed), mixture(seed, 500))[3] for seed in range(8)])
+    assert (np.histogram(p, 5, (0, 1))[0] > 0.03 * len(p)).all()
+    assert random_model(1).sha256 == random_model(1).sha256 != random_model(2).sha256
+
+
+def test_agrees_with_the_network_as_trained(model: LinkageModel) -> None:
+    graph = mixture(5, 500)
+    _, sources, ranks, p = answers(model, graph)
+    rows = np.arange(500, dtype=np.int32)
+    x = np.empty((500, len(model.nodes.low)), dtype=np.float32)
+    e = np.empty((len(sources), len(model.edges.low)), dtype=np.float32)
+    node_features(graph, EPOCH, rows, model.nodes, x)
+    edge_features(graph, EPOCH, sources, ranks, model.edges, e)
+    targets = graph.neighbors[sources, ranks]
+    columns = (x, e, graph.degree.astype(np.int64), targets.astype(np.int64))
+    logits = model.net(*map(torch.from_numpy, columns))
+    np.testing.assert_allclose(torch.sigmoid(logits).detach().numpy(), p, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_tiny_collections(model: LinkageModel, n: int) -> None:
+    identity = on_grid(np.random.default_rng(n).normal(size=(n, 8)))
+    graph = knn(identity, identity, np.ones(n), np.full(n, n - 1), is_base=True)
+    hidden, sources, _, p = answers(model, graph)
+    assert np.isfinite(hidden).all()
+    assert len(p) == len(sources) == n * (n - 1)
+    assert ((p >= 0) & (p <= 1)).all()
+
+
+def test_saved_and_loaded_is_the_same_model(model: LinkageModel, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    model.save(path)
+    again = LinkageModel.load(path)
+    graph = mixture(1, 300)
+    assert again.sha256 == model.sha256
+    assert (answers(again, graph)[3] == answers(model, graph)[3]).all()
+
+
+def test_broken_model_files_are_refused(model: LinkageModel, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match="cannot be read"):
+        LinkageModel.load(path)
+    model.save(path)
+    whole, card = path.read_bytes(), path.with_suffix(".json").read_text()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(InputError, match="not a Shoal model"):
+        LinkageModel.load(path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match="SHA-256"):
+        LinkageModel.load(path)
+    path.write_bytes(whole)
+    path.with_suffix(".json").write_text(card.replace('"k": 10', '"k": 9'))
+    with pytest.raises(InputError):
+        LinkageModel.load(path)
+
+
+def test_ranges_bound_every_feature(model: LinkageModel) -> None:
+    graph = mixture(2, 200)
+    tight = Ranges(*(np.full(len(model.nodes.low), value) for value in (-0.5, 0.25, 0.5, 2.0)))
+    x = np.empty((200, len(tight.low)), dtype=np.float32)
+    node_features(graph, EPOCH, np.arange(200, dtype=np.int32), tight, x)
+    assert x.min() == -0.5
+    assert x.max() == -0.125
+
+
+def test_import_is_silent(tmp_path: Path) -> None:
+    code = "import engine.collection.collection, sys; "
+    code += "from engine.system.determinism import fingerprint; print(fingerprint())"
+    code += "; assert 'dgl' not in sys.modules; import dgl.ops"  # only training needs it
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=True
+    )
+    assert len(run.stdout.strip()) == 16
+    assert run.stderr == ""
+    assert not (tmp_path / ".dgl").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = random_model(1)
+    with torch.no_grad():
+        next(iter(model.net.parameters()))[0] = float("nan")
+    model.save(tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="not finite"):
+        LinkageModel.load(tmp_path / "m.safetensors")

@@ -1,0 +1,114 @@
+"""The API over a real socket, in a thread of the test; and a real writer, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from engine.api.context import Service
+from engine.api.middleware import read_keys
+from engine.api.server import Server, server_of
+from engine.config import Settings, load
+from engine.daemon.control import Control
+from engine.daemon.supervisor import listen, url_of
+from engine.errors import WriterAway
+from tests.conftest import ROOT, environment
+
+_WRITER = """
+import sys
+from connectors.http import HttpSource
+from engine import config
+from engine.daemon import writer
+from engine.daemon.admin import operations
+settings = config.thaw(sys.stdin.read())
+writer.run(settings, HttpSource, [operations])
+"""
+
+
+def settings_of(store: Path, **flags: Any) -> Settings:
+    """A free port, the exact index; `api__key_file=...` sets `[api] key_file`."""
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    return load(None, {"store.path": str(store), "api.port": 0, "index.kind": "exact", **given})
+
+
+class Api:
+    """The API of some settings, from the first request on until closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.service = settings, Service(settings)
+        self._listening = listen(settings.api)
+        self.url = url_of(self._listening)
+        self.port = self._listening.getsockname()[1]
+        self.server: Server = server_of(self.service, read_keys(settings.api))
+        self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
+        self._thread.start()
+        self.http = httpx.Client(base_url=self.url, timeout=20.0)
+
+    def close(self) -> None:
+        self.service.stop()
+        self.server.should_exit = True
+        self._thread.join(10.0)
+        assert not self._thread.is_alive(), "the API did not stop"
+        self.http.close()
+        self._listening.close()
+
+    def wait_ready(self, limit_s: float = 60.0) -> None:
+        deadline = time.monotonic() + limit_s
+        while (answer := self.http.get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.05)
+
+    def wait_counted(self, limit_s: float = 20.0) -> None:
+        """Until growth and history know the newest version."""
+        deadline = time.monotonic() + limit_s
+        while not self.service.tail.ready or self.service.tail.version < self.service.view().version:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@contextmanager
+def api(settings: Settings) -> Iterator[Api]:
+    served = Api(settings)
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+@contextmanager
+def writer(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """A writer that takes what comes over HTTP, ready."""
+    from engine.config import freeze
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER], stdin=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    ) as process:
+        assert process.stdin is not None
+        with process.stdin as stdin:
+            stdin.write(freeze(settings))
+        _wait_for(settings.store.path, process)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait_for(store: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    with Control(store, 5.0) as control:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                control.call("status")
+                return
+            except WriterAway:
+                time.sleep(0.1)
+    raise AssertionError(f"the writer did not start: {process.poll()}")

@@ -1,0 +1,115 @@
+"""Hi-LANDER from scratch in the plainest code there is, sharing only the model with the engine.
+
+Lists by comparing all pairs, densities, parents and trees one node at a time, supernodes by adding up
+their items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.clustering.hierarchy import Shape
+from engine.types import Epoch, Int16, Int32, KnnGraph, UInt64
+
+
+@dataclass
+class SlowLevel:
+    """One level; rows are its nodes by rising hash."""
+
+    hashes: UInt64
+    graph: KnnGraph
+    hidden: np.ndarray
+    linkage: np.ndarray  # (n, k) float32
+    density: list[np.float32]
+    parents: list[int]  # row, -1: a peak
+    roots: list[int]  # row
+    items: list[list[int]]  # of each node, as rows of level 0
+
+
+def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch) -> list[SlowLevel]:
+    """All levels of the items with these vectors (n, d) and hashes (n,)."""
+    order = np.argsort(hashes)
+    grid, hashes = grid[order], hashes[order]
+    levels: list[SlowLevel] = []
+    items = [[row] for row in range(len(grid))]
+    nodes = list(range(len(grid)))  # each node's peak as a row of level 0
+    while True:
+        level = _level(grid, hashes[nodes], nodes, items, model, shape, epoch, is_base=not levels)
+        levels.append(level)
+        peaks = [row for row, parent in enumerate(level.parents) if parent < 0]
+        if len(peaks) == len(nodes) or len(levels) == shape.max_levels:
+            return levels
+        trees = [[row for row, root in enumerate(level.roots) if root == peak] for peak in peaks]
+        items = [[item for row in tree for item in items[row]] for tree in trees]
+        nodes = [nodes[peak] for peak in peaks]
+
+
+def _level(
+    grid: Int16, hashes: UInt64, nodes: list[int], items: list[list[int]],
+    model: Any, shape: Shape, epoch: Epoch, is_base: bool,
+) -> SlowLevel:  # fmt: skip
+    n, k = len(nodes), shape.k
+    identity = grid[nodes].reshape(n, shape.dim)
+    mean = identity
+    if not is_base:
+        mean = np.array([rounded_mean(grid[own]) for own in items], np.int16).reshape(n, shape.dim)
+    neighbors, dots = nearest(identity, hashes, k)
+    sizes = np.array([len(own) for own in items], np.int64)
+    degree = np.full(n, min(k, max(n - 1, 0)), np.int32)
+    graph = KnnGraph(k, neighbors, dots, degree, sizes, identity, mean, is_base)
+    rows = np.arange(n, dtype=np.int32)
+    hidden = model.embed(graph, epoch, rows)
+    linkage = np.zeros((n, k), np.float32)
+    if n > 1:
+        sources, ranks = np.repeat(rows, degree), np.tile(np.arange(degree[0], dtype=np.int32), n)
+        linkage[sources, ranks] = model.link(graph, epoch, hidden, sources, ranks)
+    density = [_density(graph, linkage, row) for row in range(n)]
+    parents = [_parent(graph, hashes, linkage, density, row, shape.tau) for row in range(n)]
+    roots = []
+    for row in range(n):
+        while parents[row] >= 0:
+            row = parents[row]
+        roots.append(row)
+    return SlowLevel(hashes, graph, hidden, linkage, density, parents, roots, items)
+
+
+def nearest(grid: Int16, hashes: UInt64, k: int) -> tuple[Int32, Int32]:
+    """The k nearest other rows of each row and their dots, -1 pads: (n, k) int32 each."""
+    wide = grid.astype(np.int64)
+    dots = wide @ wide.T
+    neighbors = np.full((len(grid), k), -1, np.int32)
+    found = np.full((len(grid), k), -1, np.int32)
+    for row in range(len(grid)):
+        best = [other for other in np.lexsort((hashes, -dots[row])).tolist() if other != row][:k]
+        neighbors[row, : len(best)] = best
+        found[row, : len(best)] = dots[row, best]
+    return neighbors, found
+
+
+def rounded_mean(grid: Int16) -> list[int]:
+    """Rounded half up, in Python's integers."""
+    size = len(grid)
+    return [(2 * total + size) // (2 * size) for total in grid.astype(np.int64).sum(axis=0).tolist()]
+
+
+def _density(graph: KnnGraph, linkage: np.ndarray, row: int) -> np.float32:
+    total = 0.0
+    degree = int(graph.degree[row])
+    for rank in range(degree):
+        total += int(graph.dots[row, rank]) / 2**28 * (2.0 * float(linkage[row, rank]) - 1.0)
+    return np.float32(total / degree if degree else 0.0)
+
+
+def _parent(
+    graph: KnnGraph, hashes: UInt64, linkage: np.ndarray, density: list[np.float32], row: int, tau: float
+) -> int:
+    candidates = []
+    for rank in range(graph.degree[row]):
+        other = int(graph.neighbors[row, rank])
+        denser = (density[other], hashes[other]) > (density[row], hashes[row])
+        if denser and linkage[row, rank] > np.float32(tau):
+            candidates.append((-linkage[row, rank], hashes[other], other))
+    return min(candidates)[2] if candidates else -1

@@ -1,0 +1,261 @@
+"""Random sequences of batches, each drawn from one seed, and what a hierarchy holds, by key.
+
+A sequence fixes everything from its seed: dimension, k, tau, levels, list widths, where vectors come
+from, and which items come, move, come again unchanged and go in each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.clustering.calibration import Calibration
+from engine.clustering.hierarchy import Hierarchy, Level, Shape
+from engine.clustering.pipeline import State, step
+from engine.index.base import ExactIndex
+from engine.system.stopwatch import Stopwatch
+from engine.types import Applied, Batch, Change, Epoch, Int16
+from engine.vectors import SCALE, quantize
+
+KINDS = ("mixed", "trickle", "tides", "copies", "twins", "nudges", "lattice", "chain", "one by one", "drift")
+
+
+@dataclass(frozen=True, slots=True)
+class Tide:
+    """One batch in numbers: items to add, to move, to send again as they are; share to delete."""
+
+    new: int
+    moved: int = 0
+    same: int = 0
+    gone: float = 0.0
+
+
+class World:
+    """Items that come, move and go. `live` is what a rebuild starts from."""
+
+    def __init__(self, seed: int, kind: str, scale: int, model: Any) -> None:
+        self.seed, self.kind, self.scale = seed, kind, scale
+        self.rng = rng = np.random.default_rng(seed)
+        dim = int(rng.choice([2, 3, 4])) if kind in ("lattice", "chain") else int(rng.choice([2, 5, 16, 40]))
+        width = model.k + int(rng.integers(0, 9))
+        self.shape = Shape(
+            dim=dim,
+            k=model.k,
+            tau=float(rng.choice([0.05, 0.3, 0.5, 0.8])),
+            max_levels=int(rng.choice([1, 2, 3, 4, 6])),
+            base_width=width,
+            peak_width=width + int(rng.integers(0, 17)),
+        )
+        self.live: dict[bytes, Int16] = {}
+        self.keys = 0
+        self.noise = float(rng.choice([0.05, 0.3, 0.8]))
+        self.centres = rng.normal(size=(max(2, scale // 15), dim))
+        self.pool = self.grid(self.mixture(max(2, scale // (4 if kind == "twins" else 30))))
+
+    def __repr__(self) -> str:
+        return f"seed={self.seed} kind={self.kind!r} scale={self.scale} {self.shape}"
+
+    def batches(self) -> Iterator[tuple[Batch, dict[str, int]]]:
+        """The sequence, and with each batch what `Applied` has to say of it."""
+        for tide in self.tides():
+            yield self.batch(tide)
+
+    def tides(self) -> Iterator[Tide]:
+        rng, n = self.rng, self.scale
+        if self.kind == "trickle":  # through n <= k and back, item by item
+            yield Tide(0)
+            for _ in range(2):
+                yield from (Tide(1) for _ in range(14))
+                yield Tide(0, moved=3)
+                yield from (Tide(0, gone=0.01) for _ in range(14))  # rounded up to one item
+        elif self.kind == "tides":  # down to nothing and up again
+            for gone in (0.5, 1.0, 0.97, 1.0):
+                yield Tide(n // 2)
+                yield Tide(n // 4, moved=n // 10)
+                yield Tide(int(rng.integers(0, 4)), gone=gone)
+            yield Tide(n)
+        elif self.kind == "large":  # ends with more than `scale` items
+            yield Tide(n)
+            for _ in range(8):
+                yield Tide(n // 12, moved=n // 25, same=n // 50, gone=float(rng.choice([0.0, 0.02, 0.06])))
+        elif self.kind == "drift":  # new epochs while most items stay as they are, up and down
+            yield from (Tide(3) for _ in range(n // 4))
+            yield from (Tide(0, gone=0.15) for _ in range(n // 10))
+        elif self.kind == "one by one":
+            yield Tide(n // 2)
+            for _ in range(25):
+                yield [Tide(1), Tide(0, moved=1), Tide(0, gone=0.001), Tide(1, gone=0.01)][rng.integers(4)]
+        else:
+            for _ in range(10):
+                some = rng.integers(0, [n // 3 + 1, n // 8 + 1, n // 8 + 1])
+                yield Tide(*some.tolist(), gone=float(rng.choice([0.0, 0.02, 0.1, 0.6])))
+
+    def batch(self, tide: Tide) -> tuple[Batch, dict[str, int]]:
+        rng = self.rng
+        old = [list(self.live)[i] for i in rng.permutation(len(self.live))]
+        gone = int(np.ceil(tide.gone * len(old)))
+        deleted, old = old[:gone], old[gone:]
+        moved, old = old[: tide.moved], old[tide.moved :]
+        same = old[: tide.same]
+        fresh = [b"%x:%d" % (self.seed, self.keys + i) for i in range(tide.new)]
+        self.keys += tide.new
+        given = [*zip(fresh, self.vectors(tide.new), strict=True)]
+        given += [(key, self.elsewhere(self.live[key])) for key in moved]
+        given += [(key, self.live[key]) for key in same]
+        really = int(sum((self.live[key] != vector).any() for key, vector in given if key in self.live))
+        given = [given[i] for i in rng.permutation(len(given))]
+        for key in deleted:
+            del self.live[key]
+        self.live.update(given)
+        unknown = [b"never %d" % i for i in range(int(rng.integers(0, 2)))]
+        expected = {
+            "inserted": tide.new,
+            "moved": really,
+            "unchanged": len(given) - tide.new - really,
+            "deleted": len(deleted),
+            "unknown": len(unknown),
+        }
+        return batch_of(given, self.shape.dim, [*deleted, *unknown]), expected
+
+    def vectors(self, count: int) -> Int16:
+        """Grid vectors, (count, dim) int16, of the world's kind."""
+        rng, dim = self.rng, self.shape.dim
+        if self.kind == "copies":  # distinct items with exactly the same vector, by the dozen
+            some = self.pool[rng.integers(0, len(self.pool), count)]
+            return np.where(rng.random((count, 1)) < 0.8, some, self.grid(self.mixture(count)))
+        if self.kind == "twins":  # supernodes that grow and keep their mean
+            return self.pool[rng.integers(0, len(self.pool), count)]
+        if self.kind == "lattice":  # few distinct dots: ties everywhere
+            return self.grid(rng.integers(-2, 3, (count, dim)) + 0.01)
+        if self.kind == "chain":  # an even curve: deep hierarchies
+            angle = rng.random(count) * 2 * np.pi
+            curve = [np.cos(angle), np.sin(angle), np.cos(3 * angle), np.sin(5 * angle)]
+            return self.grid(np.stack(curve[:dim], axis=1))
+        return self.grid(self.mixture(count))
+
+    def elsewhere(self, vector: Int16) -> Int16:
+        """Where an item moves to: a grid step aside, or anywhere."""
+        rng = self.rng
+        if rng.random() < (0.9 if self.kind == "nudges" else 0.2):
+            near = vector.copy()
+            component = rng.integers(len(near))
+            near[component] += -1 if near[component] > 0 else 1  # inward: it stays of unit length
+            return near
+        return self.vectors(1)[0]
+
+    def mixture(self, count: int) -> Any:
+        rng = self.rng
+        known = len(self.centres)
+        if self.kind == "drift":  # the region that items come from grows
+            known = min(known, 1 + self.keys // 12)
+        centres = self.centres[rng.integers(0, known, count)]
+        return centres + self.noise * rng.normal(size=centres.shape)
+
+    @staticmethod
+    def grid(embeddings: Any) -> Int16:
+        grid, bad = quantize(embeddings)
+        assert not bad
+        return grid
+
+    def shuffled(self, parts: int = 1) -> list[Batch]:
+        """The survivors in a random order, in so many batches."""
+        items = list(self.live.items())
+        items = [items[i] for i in self.rng.permutation(len(items))]
+        cuts = np.sort(self.rng.integers(0, len(items) + 1, parts - 1)).tolist()
+        ends = zip([0, *cuts], [*cuts, len(items)], strict=True)
+        return [batch_of(items[start:stop], self.shape.dim) for start, stop in ends]
+
+
+def batch_of(given: Sequence[tuple[bytes, Int16]], dim: int, deletes: Sequence[bytes] = ()) -> Batch:
+    keys = [key for key, _ in given]
+    grid = np.array([vector for _, vector in given], np.int16).reshape(-1, dim)
+    assert np.abs(grid).max(initial=0) <= SCALE
+    return Batch(keys, grid, np.arange(len(keys)), [b""] * len(keys), deletes)
+
+
+class Pinned(Calibration):
+    """A calibration whose epoch does not move."""
+
+    def advance(self) -> bool:
+        return False
+
+
+def empty_state(world: World, model: Any, epoch: Epoch | None = None) -> State:
+    """A state without items; at a fixed epoch where one is given."""
+    kind = Pinned if epoch else Calibration
+    calibration = kind(world.shape.dim, model.default_epoch, epoch)
+    return State(Hierarchy(world.shape, model, ExactIndex), calibration)
+
+
+def take(state: State, batch: Batch) -> tuple[Change, Applied]:
+    return step(state, batch, 0, Stopwatch())
+
+
+def rebuilt(world: World, model: Any, epoch: Epoch, parts: int = 1) -> State:
+    """From scratch: the survivors in shuffled order, at the given epoch."""
+    state = empty_state(world, model, epoch)
+    for batch in world.shuffled(parts):
+        take(state, batch)
+    return state
+
+
+Content = dict[str, np.ndarray]  # columns of one level, ordered by the hash of the node's key
+
+
+def content(level: Level) -> Content:
+    """All that a level holds, free of row numbers: rows in lists and links become hashes of keys."""
+    nodes, lists, k = level.nodes, level.lists, level.shape.k
+    rows = nodes.all_rows()
+    rows = rows[np.argsort(nodes.hashes[rows])]
+    degree = lists.degrees[rows]
+    used = np.arange(k) < degree[:, None]
+    parent = level.parent[rows]
+    return {
+        "hash": nodes.hashes[rows],
+        "vector": nodes.vectors[rows],
+        "neighbors": np.where(used, nodes.hashes[lists.neighbors[rows, :k]], 0),
+        "dots": np.where(used, lists.dots[rows, :k], 0),
+        "degree": degree,
+        "hidden": level.hidden[rows].view(np.int32),
+        "linkage": np.where(used, level.linkage[rows].view(np.int32), 0),
+        "density": level.density[rows].view(np.int32),
+        "parent": np.where(parent >= 0, nodes.hashes[parent], 0),
+        "root": nodes.hashes[level.root[rows]],
+        "size": level.sizes[rows],
+        "sum": level.sums[rows],
+        "mean": level.means[rows],
+    }
+
+
+def partition(hierarchy: Hierarchy) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the items (n,), rising, and of their trees' peaks by level, finest first: (n, levels)."""
+    base = hierarchy.base
+    items = at = base.nodes.all_rows()
+    columns = []
+    for lower, level in zip([None, *hierarchy.levels], hierarchy.levels, strict=False):
+        at = level.root[at if lower is None else lower.above[at]]
+        columns.append(level.nodes.hashes[at])
+    order = np.argsort(base.nodes.hashes[items])
+    return base.nodes.hashes[items][order], np.stack(columns, axis=1)[order]
+
+
+def differences(live: Hierarchy, other: Hierarchy) -> list[str]:
+    """Where two hierarchies differ in content: empty if they are equal to the bit."""
+    if len(live.levels) != len(other.levels):
+        return [f"levels: {len(live.levels)} and {len(other.levels)}"]
+    found = []
+    for at, (mine, theirs) in enumerate(zip(live.levels, other.levels, strict=True)):
+        a, b = content(mine), content(theirs)
+        if not np.array_equal(a["hash"], b["hash"]):
+            return [*found, f"level {at}: {len(a['hash'])} and {len(b['hash'])} nodes, or others"]
+        for name in a:
+            if not np.array_equal(a[name], b[name]):
+                rows = np.flatnonzero((a[name] != b[name]).reshape(len(a[name]), -1).any(axis=1))
+                found.append(f"level {at}: {name} of {len(rows)} nodes, {a['hash'][rows[:3]]}")
+    for mine, theirs in zip(partition(live), partition(other), strict=True):
+        if not np.array_equal(mine, theirs):
+            found.append("partition")
+    return found

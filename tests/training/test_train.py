@@ -1,0 +1,146 @@
+"""Training: collections, roll-outs with soft targets, and a run from files to a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InputError
+from engine.model.linkage import LinkageModel, random_model
+from engine.training.datasets import Collection, generated, read_labelled, subset, view
+from engine.training.rollout import Oracle, hierarchy, joined, measured_epoch, partitions, scenes
+from engine.training.train import Plan, Progress, Trainer, evaluate, scene_loss, train
+
+SMALL = Plan(minutes=0.02, hidden=16, edges=2000, first=12)
+
+
+def clusters(seed: int, n: int = 300, classes: int = 12) -> Collection:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    emb = rng.normal(size=(classes, 16))[labels] + 0.4 * rng.normal(size=(n, 16))
+    return Collection("clusters", emb.astype(np.float32), labels)
+
+
+def file_of(collection: Collection, path: Path, **more: np.ndarray) -> Path:
+    np.savez(path, emb=collection.emb.astype(np.float16), labels=collection.labels, **more)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_generated_collections_are_usable(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    collection = generated(rng, int(rng.integers(100, 1200)))
+    part = view(subset(collection, rng, 400), rng)
+    for each in (collection, part):
+        assert np.isfinite(each.emb).all(), f"{seed=}"
+        assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
+    assert len(part.emb) <= 400
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_targets_are_the_chance_that_a_pair_across_is_of_one_class(seed: int) -> None:
+    collection = clusters(seed)
+    epoch = measured_epoch(collection.emb)
+    oracle = Oracle(collection.labels, np.random.default_rng(seed))
+    built = hierarchy(collection.emb, oracle, 0.5, 2, epoch)
+    base, upper = scenes(built, collection.labels, epoch)
+    same = collection.labels[base.heads] == collection.labels[base.tails]
+    assert (base.target == same).all()
+    peaks = partitions(built)[0]
+    node_of_item = built.levels[0].above[peaks]
+    for t in range(len(upper.target)):
+        left = collection.labels[node_of_item == upper.heads[t]]
+        right = collection.labels[node_of_item == upper.tails[t]]
+        wanted = np.mean([a == b for a in left for b in right])
+        assert upper.target[t] == pytest.approx(wanted, abs=1e-6), f"{seed=} {t=}"
+    assert 0.0 < upper.target.mean() < 1.0
+
+
+def test_partitions_are_nested() -> None:
+    built = hierarchy(clusters(1).emb, random_model(4), 0.4, 3)
+    fine, *coarser = partitions(built)
+    for coarse in coarser:
+        assert len(set(zip(fine, coarse, strict=True))) == len(set(fine))
+
+
+def test_scenes_side_by_side_have_the_loss_of_each() -> None:
+    trainer = Trainer([[clusters(2)]], replace(SMALL, generated_share=0.0))
+    a, b = trainer.pool[0], trainer.pool[3]
+    both = joined([a, b])
+    assert (both.heads[len(a.e) :] == b.heads + len(a.x)).all()
+    with torch.no_grad():
+        trainer.net.eval()
+        alone = [float(scene_loss(trainer.net, [part])) for part in (a, b)]
+        assert min(alone) - 0.2 < float(scene_loss(trainer.net, [a, b])) < max(alone) + 0.2
+
+
+def test_training_learns() -> None:
+    """Some steps on one kind of collection: it clusters another of the kind."""
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], replace(SMALL, generated_share=0.0, rate=0.03))
+    before = evaluate(trainer.model(), clusters(77))["Fb"]
+    for _ in range(80):
+        trainer.step(0.1)
+    after = evaluate(trainer.model(), clusters(77))["Fb"]
+    assert after > max(0.7, before + 0.1), f"{before=} {after=}"
+
+
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
+    teacher, start = random_model(1), random_model(2)
+    plan = replace(SMALL, generated_share=0.0, rate=0.03)
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, start, teacher)
+    collection = clusters(77)
+    epoch = measured_epoch(collection.emb)
+    scene = scenes(hierarchy(collection.emb, teacher, 0.5, 1), collection.labels, epoch)[0]
+    seen = scene.x, scene.e, scene.degrees, scene.tails
+
+    def distance() -> float:
+        return float(np.abs(trainer.model().probabilities(*seen) - teacher.probabilities(*seen)).mean())
+
+    before = distance()
+    for _ in range(80):
+        trainer.step(0.1)
+    assert distance() < 0.5 * before, f"{before=} {distance()=}"
+
+
+def test_training_goes_on_from_a_model() -> None:
+    start = random_model(2)
+    trainer = Trainer([[clusters(0)]], SMALL, start)
+    assert trainer.model().sha256 == start.sha256
+
+
+def test_training_is_seeded() -> None:
+    runs = []
+    for _ in range(2):
+        trainer = Trainer([[clusters(0)]], replace(SMALL, seed=5))
+        runs.append(([trainer.step(0.5) for _ in range(3)], trainer.model().sha256))
+    assert runs[0] == runs[1]
+
+
+def test_files_in_and_a_model_out(tmp_path: Path) -> None:
+    text = np.array([f"item {label} of {label * 7}" for label in clusters(0).labels])
+    files = [file_of(clusters(0), tmp_path / "a.npz", text=text), file_of(clusters(1), tmp_path / "b.npz")]
+    told: list[Progress] = []
+    model = train(
+        files, tmp_path / "m.safetensors", SMALL, [file_of(clusters(2), tmp_path / "c.npz")], told.append
+    )
+    loaded = LinkageModel.load(tmp_path / "m.safetensors")
+    assert loaded.sha256 == model.sha256
+    assert loaded.card.about["trained_on"] == ["a", "b", "generated mixtures"]
+    assert set(loaded.card.about["checkpoint_chosen_on"]) == {"c"}
+    assert any(progress.held_out for progress in told)
+
+
+def test_unusable_files_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK no zip")
+    np.savez(tmp_path / "short.npz", emb=np.ones((3, 4)), labels=np.ones(2, int))
+    for path in (broken, tmp_path / "short.npz", tmp_path / "missing.npz"):
+        with pytest.raises(InputError, match=path.name):
+            read_labelled(path)
+    with pytest.raises(InputError, match="at least one"):
+        train([], tmp_path / "m.safetensors")
