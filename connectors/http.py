@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from connectors.files.records import Unusable, checked_key, checked_payload, checked_time
-from engine.daemon.control import Handler
 from engine.errors import InputError, ShoalError, WriterAway, WriterBusy
-from engine.streams import Ground, Lag
+from engine.streams import Ground, Handler, Lag
 from engine.types import Applied, Batch, Float32, Int16
 from engine.vectors import quantize
 

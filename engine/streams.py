@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.config import Settings
-from engine.daemon.control import Handler
-from engine.types import Applied, Batch
+from engine.events import Place
+from engine.types import Applied, Batch, Event, Float32
+
+Body = dict[str, Any]
+Handler = Callable[[Body, "Float32 | None"], Mapping[str, Any]]  # an operation of the control socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,27 @@ class NoSource:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+class SinkAway(Exception):
+    """The sink cannot be reached now, or what became of the last slice is not known: resume."""
+
+
+class Sink(Protocol):
+    """Where events go."""
+
+    def resume(self) -> Place | None:
+        """Connect, end what was left half done, and return the place of the last event published.
+
+        None: nothing was. Raises SinkAway; a ShoalError where only an operator helps.
+        """
+        ...
+
+    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
+        """All of these events or none, and that the last of them is the last one published."""
+        ...
+
+    def close(self) -> None: ...
+
+
+OpenSink = Callable[[Settings, str, str], Sink]  # settings, collection, the store's identity

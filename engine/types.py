@@ -144,6 +144,10 @@ class Clusters:
     changed: Int64
 
 
+NO_TREES = Trees(np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
+NO_CLUSTERS = Clusters(*(np.zeros(0, np.int64) for _ in range(8)))
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """The final cluster of an item changed. `cluster` 0: the item is gone."""

@@ -1,0 +1,5 @@
+"""Kafka as a source and as a sink.
+
+It may import the contracts only. Begin with `source`; every workaround for the client library is in
+`client`.
+"""

@@ -19,10 +19,9 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from connectors.kafka.client import KafkaCluster, brief
 from engine.config import BoundsSettings, KafkaSettings
-from engine.daemon.publisher import SinkAway
 from engine.errors import BrokerError
-from engine.storage import schema
-from engine.storage.eventlog import Place
+from engine.events import Place, show_event
+from engine.streams import SinkAway
 from engine.types import Assignment, DeadLetter, Event, LineageEvent
 
 TRANSACTION_TIMEOUT_MS = 60_000  # after which Kafka itself aborts what a publisher left open
@@ -138,7 +137,7 @@ class KafkaSink:
 
     def _record(self, place: Place, event: Event) -> Outgoing:
         version, ordinal = place
-        shown = schema.show_event(self._collection, version, ordinal, event)
+        shown = show_event(self._collection, version, ordinal, event)
         headers = [("event-id", shown.pop("event-id").encode())]
         if isinstance(event, Assignment):
             value = orjson.dumps(shown) if event.cluster else None

@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from connectors.kafka.reader import KafkaReader, Position
 from connectors.kafka.records import to_batch
-from engine.daemon.control import Handler
 from engine.errors import ConfigError
-from engine.streams import Ground, Lag
+from engine.streams import Ground, Handler, Lag
 from engine.types import Applied, Batch
 
 POSITION = "kafka"  # its name in the store

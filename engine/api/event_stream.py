@@ -19,7 +19,7 @@ from fastapi.responses import StreamingResponse
 from engine.api.context import Body, Service
 from engine.api.problems import Problem
 from engine.errors import ShoalError, StoreError
-from engine.storage.eventlog import BEGIN, Place
+from engine.events import BEGIN, Place
 from engine.storage.reader import Head, View
 
 RETRY_MS = 2000  # a client waits so long before it comes back

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from engine.api.growth import Growth, Start
 from engine.api.history import History
 from engine.errors import StoreError
-from engine.storage.eventlog import CLUSTERS, Place, Raw
+from engine.events import Place
+from engine.storage.eventlog import CLUSTERS, Raw
 from engine.storage.reader import Head, View
 
 SLICE_EVENTS = 250  # about a millisecond

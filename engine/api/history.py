@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from engine.storage.eventlog import Place, Raw
+from engine.events import Place
+from engine.storage.eventlog import Raw
 
 
 class History:

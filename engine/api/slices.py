@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import orjson
 
+from engine.events import Place
 from engine.storage import schema
-from engine.storage.eventlog import Place
 from engine.storage.reader import View
 
 SLICE = 200  # events read and sent at once: about a millisecond

@@ -1,1 +1,5 @@
-"""What the commands of `shoal` do; `engine.cli.main` has their arguments and wires connectors to them."""
+"""The command line `shoal`: arguments in `main`, one module for each group of commands.
+
+It may import every package, and it alone joins the engine and the connectors.
+Begin with `main`.
+"""

@@ -21,8 +21,7 @@ from engine.errors import ShoalError
 
 if TYPE_CHECKING:
     from engine.config import Settings, Value
-    from engine.daemon.publisher import Sink
-    from engine.streams import Ground, Source
+    from engine.streams import Ground, Sink, Source
 
 app = typer.Typer(
     help="Live clustering of embedding streams: which cluster is this item in now, and why?",

@@ -19,9 +19,6 @@ import numpy as np
 
 from engine.types import Bool, Cluster, Clusters, Int64, LineageEvent, Trees
 
-NO_TREES = Trees(np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
-NO_CLUSTERS = Clusters(*(np.zeros(0, np.int64) for _ in range(8)))
-
 
 @dataclass(frozen=True, slots=True)
 class Atoms:

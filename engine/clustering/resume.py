@@ -8,6 +8,7 @@ for any batch; without a snapshot everything is new.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,28 @@ from numba import njit
 
 from engine.clustering.decode import ROOT
 from engine.clustering.hierarchy import Delta, Hierarchy, Level, Work
-from engine.collection.derived import Saved
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Int32, UInt64
+from engine.types import Epoch, Float32, Int32, UInt64
 from engine.vectors import round_means
 
 _NONE = np.empty(0, np.int32)
 _LOST = np.int32(ROOT - 1)  # the parent is not there any more: whatever it is now, it is another
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One level. Rows are its live nodes, numbered anew; -1 stands for no row."""
+
+    content: UInt64  # (n,) hash of the node's item: its key and vector
+    basis: UInt64  # (n,) hash of what else the row was computed from: N(i) at level 0, size and mean above
+    neighbors: Int32  # (n, width) rows, above level 0; (n, 0) at level 0, whose lists are in the store
+    dots: Int32
+    hidden: Float32  # (n, hidden)
+    linkage: Float32  # (n, k)
+    density: Float32
+    parent: Int32
+    root: Int32
 
 
 def capture(hierarchy: Hierarchy, content: UInt64) -> list[Saved]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine import vectors
-from engine.clustering import lineage
 from engine.clustering.calibration import Calibration
 from engine.clustering.hierarchy import Hierarchy, Model, Shape
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
-from engine.types import Clusters, Epoch, Int32, Int64, Loaded, Trees, UInt64
+from engine.types import NO_CLUSTERS, NO_TREES, Clusters, Epoch, Int32, Int64, Loaded, Trees, UInt64
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
 
@@ -29,8 +28,8 @@ class State:
     next_item: int = 1
     next_tree: int = 1
     next_cluster: int = 1
-    trees: Trees = lineage.NO_TREES
-    clusters: Clusters = lineage.NO_CLUSTERS
+    trees: Trees = NO_TREES
+    clusters: Clusters = NO_CLUSTERS
     row_of: dict[bytes, int] = field(default_factory=dict)
     keys: list[bytes] = field(default_factory=list)  # by row; b"" where free
     ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row

@@ -12,7 +12,7 @@ passed over.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,26 +20,11 @@ from zipfile import BadZipFile
 import numpy as np
 import orjson
 
+from engine.clustering.resume import Saved
 from engine.system import files
-from engine.types import Float32, Int32, UInt64
 
 KEPT = 2
 NAME = "derived"
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """One level. Rows are its live nodes, numbered anew; -1 stands for no row."""
-
-    content: UInt64  # (n,) hash of the node's item: its key and vector
-    basis: UInt64  # (n,) hash of what else the row was computed from: N(i) at level 0, size and mean above
-    neighbors: Int32  # (n, width) rows, above level 0; (n, 0) at level 0, whose lists are in the store
-    dots: Int32
-    hidden: Float32  # (n, hidden)
-    linkage: Float32  # (n, k)
-    density: Float32
-    parent: Int32
-    root: Int32
 
 
 def save(folder: Path, version: int, depends: Mapping[str, Any], levels: Sequence[Saved]) -> None:

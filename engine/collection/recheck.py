@@ -8,7 +8,7 @@ import numpy as np
 
 from engine import vectors
 from engine.clustering import pipeline
-from engine.clustering.resume import capture
+from engine.clustering.resume import Saved, capture
 from engine.clustering.state import State
 from engine.collection import derived, snapshot
 from engine.collection.collection import load_model, shape_of, store_config
@@ -118,7 +118,7 @@ def _derived(folder: Path, contents: Contents, state: State | None) -> list[str]
     return problems
 
 
-def _same(saved: list[derived.Saved], computed: list[derived.Saved]) -> bool:
+def _same(saved: list[Saved], computed: list[Saved]) -> bool:
     """Whether the nodes of each level have the same content, embeddings, linkage and density."""
     if len(saved) != len(computed):
         return False

@@ -12,9 +12,9 @@ from typing import Any
 from engine.collection import erase
 from engine.collection import rebuild as generation
 from engine.config import RENEWED, Settings
-from engine.daemon.control import Body
 from engine.daemon.writer import Extension, Writer
 from engine.errors import InputError, WriterBusy
+from engine.streams import Body
 from engine.types import Float32
 
 

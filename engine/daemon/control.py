@@ -28,14 +28,12 @@ import orjson
 from engine import errors
 from engine.config import ControlSettings
 from engine.errors import InputError, ShoalError, StoreError, StoreLocked, WriterAway, WriterBusy
+from engine.streams import Body, Handler
 from engine.types import Float32
 
 NAME = "control"
 PATH_MAX_BYTES = 100  # of a socket's name; the system takes 107
 _LENGTH = struct.Struct(">I")
-
-Body = dict[str, Any]
-Handler = Callable[[Body, "Float32 | None"], Mapping[str, Any]]
 
 
 class Control:

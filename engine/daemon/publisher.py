@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event as Flag
-from typing import Any, Protocol
+from typing import Any
 
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import BrokerError, NoStore, ShoalError
-from engine.storage.eventlog import BEGIN, Place
+from engine.events import BEGIN, Place
 from engine.storage.reader import View
+from engine.streams import OpenSink, Sink, SinkAway
 from engine.system import logs
 from engine.types import Event
 
@@ -27,30 +28,6 @@ TELL_S = 0.5  # between two reports to the writer
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 5.0
 STORE_POLL_S = 0.1
 TELL_TIMEOUT_S = 1.0
-
-
-class SinkAway(Exception):
-    """The sink cannot be reached now, or what became of the last slice is not known: resume."""
-
-
-class Sink(Protocol):
-    """Where events go."""
-
-    def resume(self) -> Place | None:
-        """Connect, end what was left half done, and return the place of the last event published.
-
-        None: nothing was. Raises SinkAway; a ShoalError where only an operator helps.
-        """
-        ...
-
-    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
-        """All of these events or none, and that the last of them is the last one published."""
-        ...
-
-    def close(self) -> None: ...
-
-
-OpenSink = Callable[[Settings, str, str], Sink]  # settings, collection, the store's identity
 
 
 @dataclass(slots=True)

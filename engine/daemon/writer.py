@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 from engine.collection.collection import Engine
 from engine.config import BatchSettings, Settings
 from engine.daemon.assign_queue import Prober
-from engine.daemon.control import Body, Handler, Listener
+from engine.daemon.control import Listener
 from engine.daemon.metrics import Metrics
 from engine.errors import InputError, WriterAway, WriterBusy
-from engine.streams import Ground, OpenSource, Source
+from engine.streams import Body, Ground, Handler, OpenSource, Source
 from engine.system import logs, scheduling
 from engine.types import Applied, Batch, Float32
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from engine.events import BEGIN, Place
 from engine.storage import schema
 from engine.storage.tables import Tables
 from engine.types import Erased, Event
@@ -21,9 +22,6 @@ from engine.types import Erased, Event
 SCAN_MAX = 1_000  # rows looked at for one page
 ITEMS, CLUSTERS, REJECTS = "items", "clusters", "rejects"
 KINDS = (ITEMS, CLUSTERS, REJECTS)
-
-Place = tuple[int, int]
-BEGIN: Place = (0, -1)
 
 
 @dataclass(frozen=True, slots=True)

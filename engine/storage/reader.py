@@ -22,6 +22,7 @@ import lmdb
 import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
+from engine.events import BEGIN, Place
 from engine.storage import eventlog, moment, schema, seal
 from engine.storage.moment import Moment
 from engine.storage.tables import Tables
@@ -42,8 +43,8 @@ class Head:
     version: int
     time_ms: int  # of its commit
     oldest: int  # the first version of which the log still tells; 0: there is none
-    forgot: eventlog.Place  # the last event of which it does not
-    place: eventlog.Place  # behind it are the events of later versions
+    forgot: Place  # the last event of which it does not
+    place: Place  # behind it are the events of later versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,14 +284,14 @@ class View:
         when there are none; `more`: there are further ones by now. `gap`: events between `after` and the
         first one here were forgotten.
         """
-        version, ordinal = after or eventlog.BEGIN
+        version, ordinal = after or BEGIN
         if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
             raise InputError(f"{version}-{ordinal} is no place in the log")
         with self._snapshot() as found:
             gap = after is not None and (version, ordinal) < eventlog.forgot(found.tables)
             page = eventlog.read(found.tables, (version, ordinal), _bound(limit), kind)
             events = [schema.read_event(self.collection, raw.key, raw.body) for raw in page.events]
-            cursor = f"{page.place[0]}-{page.place[1]}" if page.place != eventlog.BEGIN else None
+            cursor = f"{page.place[0]}-{page.place[1]}" if page.place != BEGIN else None
             return self._answer(found, changes=events, cursor=cursor, gap=gap, more=page.more)
 
     def head(self) -> Head:
@@ -301,17 +302,17 @@ class View:
             oldest, forgot = eventlog.oldest(found.tables), eventlog.forgot(found.tables)
             return Head(found.version, found.time_ms, oldest, forgot, place)
 
-    def follow(self, after: eventlog.Place, limit: int, kind: str | None = None) -> eventlog.Slice:
+    def follow(self, after: Place, limit: int, kind: str | None = None) -> eventlog.Slice:
         """Events as they are stored, for what rolls them up or sends them on."""
         with self._snapshot() as found:
             return eventlog.read(found.tables, after, limit, kind)
 
-    def outgoing(self, after: eventlog.Place, max_events: int, max_bytes: int) -> eventlog.Outgoing:
+    def outgoing(self, after: Place, max_events: int, max_bytes: int) -> eventlog.Outgoing:
         """Events to publish, for what follows the log without missing one."""
         with self._snapshot() as found:
             return eventlog.outgoing(found.tables, after, found.version, max_events, max_bytes)
 
-    def behind(self, place: eventlog.Place) -> int:
+    def behind(self, place: Place) -> int:
         """How many events are not published yet."""
         with self._snapshot() as found:
             return eventlog.behind(found.tables, place)
@@ -332,7 +333,7 @@ class View:
         with self._snapshot() as found:
             return [event for version in versions for event in eventlog.lineage(found.tables, version)]
 
-    def events(self, places: Collection[eventlog.Place]) -> list[Answer]:
+    def events(self, places: Collection[Place]) -> list[Answer]:
         """The events at these places that are not forgotten."""
         with self._snapshot() as found:
             stored = eventlog.at(found.tables, places)

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
+from engine.events import show_event
 from engine.types import (
     Assignment,
     Cluster,
@@ -345,25 +346,6 @@ def _parse_dead_letter(body: bytes) -> DeadLetter:
         None if head["value"] is None else body[middle:],
         [(name, bytes.fromhex(value)) for name, value in head["headers"]],
     )
-
-
-def show_event(collection: str, version: int, ordinal: int, event: Event) -> dict[str, Any]:
-    """The event as it leaves: JSON of the topics `assignments` (`cluster` null: gone) and `clusters`.
-
-    A dead letter is told of as the event `reject`, without its bytes.
-    """
-    shown: dict[str, Any] = {"schema": 1, "collection": collection}
-    if isinstance(event, Assignment):
-        shown |= {"key": event.key.decode(), "cluster": event.cluster or None}
-        shown |= {"previous": event.previous or None, "path": list(event.path)}
-    elif isinstance(event, LineageEvent):
-        shown |= {"event": event.event, "cluster": event.cluster, "from": list(event.sources)}
-        shown |= {"into": list(event.into), "size": event.size}
-    elif isinstance(event, Erased):
-        shown |= {"event": "erase"}
-    else:
-        shown |= {"event": "reject", "origin": event.origin, "reason": event.reason}
-    return shown | {"version": version, "event-id": f"{version}-{ordinal}"}
 
 
 def mentions(event: Event, key: bytes) -> bool:

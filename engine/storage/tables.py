@@ -9,10 +9,9 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from engine.clustering.lineage import NO_TREES
 from engine.errors import CorruptStore
 from engine.storage import schema
-from engine.types import Clusters, Epoch, Int64, Lists, Loaded, Trees
+from engine.types import NO_TREES, Clusters, Epoch, Int64, Lists, Loaded, Trees
 
 
 class Tables:

@@ -14,8 +14,9 @@ import pytest
 from engine.api.follower import Tail, TailBounds
 from engine.api.growth import Growth, Start
 from engine.api.history import History, mentioned
+from engine.events import BEGIN
 from engine.storage import schema
-from engine.storage.eventlog import BEGIN, CLUSTERS, ITEMS, Commit, Raw
+from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
 from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.types import Assignment, Erased, LineageEvent

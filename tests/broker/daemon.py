@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.daemon.control import Control
 from engine.errors import ShoalError, StoreError
-from engine.storage.eventlog import Place
+from engine.events import Place
 from engine.storage.reader import View
 from tests.broker.topics import Topics
 

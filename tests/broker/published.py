@@ -7,8 +7,7 @@ from typing import Any
 
 import orjson
 
-from engine.storage import schema
-from engine.storage.eventlog import Place
+from engine.events import Place, show_event
 from engine.types import Assignment, DeadLetter, Event, LineageEvent
 from tests.broker.topics import Topics
 
@@ -36,7 +35,7 @@ def assert_published(topics: Topics, topic: str, collection: str, events: Events
     assert sorted(found) == [place for place, _ in events]
     for place, event in events:
         record = found[place]
-        shown = schema.show_event(collection, *place, event)
+        shown = show_event(collection, *place, event)
         del shown["event-id"]
         if isinstance(event, Assignment):
             assert (record.topic, record.key) == (f"{topic}.assignments", event.key)

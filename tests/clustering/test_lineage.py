@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.clustering import touched
-from engine.clustering.lineage import NO_CLUSTERS, NO_TREES, Atoms, Lineage, distinct, follow
-from engine.types import Clusters, Trees
+from engine.clustering.lineage import Atoms, Lineage, distinct, follow
+from engine.types import NO_CLUSTERS, NO_TREES, Clusters, Trees
 
 Partition = list[dict[int, int]]  # by level: item -> peak of its tree
 

@@ -14,11 +14,12 @@ import pytest
 
 from connectors.kafka.sink import KafkaSink
 from engine.config import Settings, load
-from engine.daemon.publisher import Publisher, SinkAway
+from engine.daemon.publisher import Publisher
 from engine.errors import BrokerError
-from engine.storage.eventlog import BEGIN, Place
+from engine.events import BEGIN, Place
 from engine.storage.reader import View
 from engine.storage.store import Store
+from engine.streams import SinkAway
 from engine.types import DeadLetter, Event
 from tests.broker import Broker
 from tests.broker.published import Events, assert_published

@@ -28,11 +28,12 @@ from engine.clustering import pipeline
 from engine.collection.collection import Engine, rebuild
 from engine.collection.saver import Saver
 from engine.daemon import publisher
-from engine.daemon.publisher import Published, Publisher, SinkAway
+from engine.daemon.publisher import Published, Publisher
 from engine.errors import CorruptStore, StoreError
 from engine.storage import commit, schema
 from engine.storage.reader import View
 from engine.storage.store import Store
+from engine.streams import SinkAway
 from engine.system import isolation
 from tests.faults import disk
 from tests.faults.disk import Disk

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engine.daemon.publisher import SinkAway
+from engine.events import BEGIN, Place
 from engine.storage import schema
-from engine.storage.eventlog import BEGIN, Place
 from engine.storage.store import Store
+from engine.streams import SinkAway
 from engine.types import Assignment, Event
 
 AWAY = 0.12  # the share of transactions that fail

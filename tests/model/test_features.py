@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_model import mixture
 
 from engine.model.features import (
     BEND,
@@ -21,6 +20,7 @@ from engine.model.features import (
 )
 from engine.model.linkage import mean_messages
 from engine.types import Epoch, KnnGraph
+from tests.model.test_linkage import mixture
 
 EPOCH = Epoch(0.05, 0.2, 500)
 NODE = {name: column for column, name in enumerate(node_feature_names(10))}

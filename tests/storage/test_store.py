@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
+from engine.events import show_event
 from engine.storage import schema
 from engine.storage.store import Store
 from engine.storage.verify import walk
@@ -93,7 +94,7 @@ def test_dead_letters_keep_their_bytes(
 ) -> None:
     letter = DeadLetter("no key", "topic 0 at 7", key, value, [(name, header)])
     assert schema.parse_event(schema.event_body(letter)) == letter
-    assert schema.show_event("toy", 3, 2, letter) == {
+    assert show_event("toy", 3, 2, letter) == {
         "schema": 1,
         "collection": "toy",
         "event": "reject",

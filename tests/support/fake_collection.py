@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.clustering import lineage
 from engine.clustering.lineage import Atoms
-from engine.types import Assignment, Change, Epoch, Int64, Items, Lists, Loaded
+from engine.types import NO_CLUSTERS, NO_TREES, Assignment, Change, Epoch, Int64, Items, Lists, Loaded
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 6
@@ -27,7 +27,7 @@ class Toy:
         self.rows: dict[int, tuple[bytes, Int64, int, bytes, int]] = {}  # key, vector, time, payload, version
         self.lists: dict[int, tuple[Int64, Int64]] = {}
         self.place: dict[int, int] = {}
-        self.trees, self.clusters = lineage.NO_TREES, lineage.NO_CLUSTERS
+        self.trees, self.clusters = NO_TREES, NO_CLUSTERS
         self.ended: set[tuple[int, int]] = set()
         self.next_item = self.next_tree = self.next_cluster = 1
 
