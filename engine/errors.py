@@ -5,6 +5,8 @@ Each class has the exit code with which the command line ends; README.md lists t
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ShoalError(Exception):
     """Everything that Shoal raises on purpose."""
@@ -80,3 +82,13 @@ class BrokerError(ShoalError):
     """Kafka refuses, or a topic is not the one that was read or published to: call the operator."""
 
     exit_code = 12
+
+
+class Unusable(Exception):
+    """One record cannot be used; the rest goes on. The message is a clause without a full stop."""
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a sentence: on one line and not long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

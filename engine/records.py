@@ -1,23 +1,359 @@
-"""JSON documents that come with records: kept only where an answer that holds them can be written."""
+"""What a record is: a key, an embedding, a time and a payload. Every source reads its records here.
+
+Files, Kafka, HTTP and the library differ in how records reach them, not in what a record may hold. So each
+value has one reader, and each mistake one wording. A reader returns the value in its stored form or raises
+`Unusable` with a clause that names the field and the value. `Parser` reads one JSON document, `engine.rows`
+reads whole columns and makes batches; both call the readers below.
+
+This module loads no compiler (numba), so the process of the API may import it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
+import msgspec
+import numpy as np
 import orjson
+
+from engine.config import MAX_DIM, BoundsSettings
+from engine.errors import Unusable, shown
+from engine.times import read_time
+from engine.types import Float64
+
+PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
+IGNORED_NAMES = 1000  # distinct names that are counted
+_PLANS = 1000  # sets of field names remembered
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_BOM = b"\xef\xbb\xbf"
+_document = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record, its values checked; only the dimension depends on the collection."""
+
+    key: bytes
+    vector: Float64 | None  # (d,), None: delete the key
+    time_ms: int | None = None  # since 1970; None: the record has no time
+    payload: bytes = b""  # JSON, b"" for none
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The names under which each value is looked for, the first one found counts; case does not matter."""
+
+    key: tuple[str, ...] = ("key", "keys", "id", "ids", "item_id", "_id")
+    vector: tuple[str, ...] = ("embedding", "embeddings", "emb", "vector", "vectors", "values")
+    time: tuple[str, ...] = ("time", "times", "timestamp", "ts", "created_at")
+    payload: tuple[str, ...] = ("payload", "payloads", "metadata")
+    delete: tuple[str, ...] = ("delete",)
+    text: tuple[str, ...] = ("text", "texts")  # this and what follows becomes part of the payload
+    title: tuple[str, ...] = ("title", "titles")
+    label: tuple[str, ...] = ("label", "labels")
+    image: tuple[str, ...] = ("image", "images")
+
+    def named(self, **chosen: str | None) -> Fields:
+        """With one name only for each role given, as in `named(key="sku")`."""
+        return replace(self, **{role: (name,) for role, name in chosen.items() if name is not None})
+
+    def plan(self, names: Iterable[str]) -> Plan:
+        """Which of the names has which role."""
+        given = {name.strip().lower(): name for name in reversed(list(names))}
+        found = {}
+        for role in self.__dataclass_fields__:
+            wanted = (name.lower() for name in getattr(self, role))
+            if (name := next((given[each] for each in wanted if each in given), None)) is not None:
+                found[role] = name
+        used = set(found.values())
+        return Plan(found, tuple(name for name in names if name not in used))
+
+
+EXTRAS = ("text", "title", "label", "image")  # roles whose values join the payload, under these names
+FIELDS = Fields()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`roles`: role -> the name it has here. `ignored`: names that have no role."""
+
+    roles: Mapping[str, str]
+    ignored: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Parser:
+    """Reads records that come as JSON documents or as mappings of Python values.
+
+    `ignored` counts the names that no role has, over all records read.
+    """
+
+    bounds: BoundsSettings
+    fields: Fields = FIELDS
+    ignored: Counter[str] = field(default_factory=Counter)
+    _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+
+    def parse(self, raw: bytes, key: Any = None) -> Record:
+        """The record in a JSON object. `key`: where it is told beside the document. Raises Unusable."""
+        if len(raw) > self.bounds.record_max_bytes:
+            most = self.bounds.record_max_bytes
+            raise Unusable(f"the record has {len(raw)} bytes, more than the {most} allowed")
+        return self._record(_fields_of(raw), key, _loaded, self._raw_payload)
+
+    def of(self, values: Mapping[str, Any], key: Any = None) -> Record:
+        """The record in a mapping of Python values. Raises Unusable."""
+        return self._record(values, key, _as_is, lambda value: read_payload(value, self.bounds))
+
+    def plan(self, names: Sequence[str]) -> Plan:
+        """Which of the names has which role; names without a role are not counted here."""
+        known = self._plans.get(tuple(names))
+        if known is None:
+            known = self.fields.plan(names)
+            if len(self._plans) < _PLANS:
+                self._plans[tuple(names)] = known
+        return known
+
+    def ignore(self, names: Iterable[str], count: int = 1) -> None:
+        """Count names that have no role."""
+        for name in names:
+            if name in self.ignored or len(self.ignored) < IGNORED_NAMES:
+                self.ignored[name] += count
+
+    def _record(
+        self,
+        values: Mapping[str, Any],
+        key: Any,
+        load: Callable[[Any], Any],
+        payload_of: Callable[[Any], bytes],
+    ) -> Record:
+        plan = self.plan(tuple(values))
+        roles = {role: values[name] for role, name in plan.roles.items()}
+        self.ignore(plan.ignored)
+        if key is None:
+            if "key" not in roles:
+                raise Unusable("the field key is missing")
+            key = load(roles["key"])
+        name = read_key(key, self.bounds)
+        if "delete" in roles and read_delete(load(roles["delete"])):
+            return Record(name, None)
+        if "vector" not in roles:
+            raise Unusable("the field embedding is missing")
+        vector = read_vector(load(roles["vector"]))
+        time_ms = read_time(load(roles["time"])) if "time" in roles else None
+        payload = payload_of(roles["payload"]) if "payload" in roles else b""
+        extras = {role: dump_json(roles[role]) for role in EXTRAS if role in roles}
+        return Record(name, vector, time_ms, join_payload(payload, extras, self.bounds))
+
+    def _raw_payload(self, raw: Any) -> bytes:
+        return read_document(bytes(raw), self.bounds)
+
+
+def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each as the bytes that stand there."""
+    try:
+        return _document.decode(raw[len(_BOM) :] if raw.startswith(_BOM) else raw)
+    except msgspec.ValidationError as problem:
+        found = str(problem).rsplit(" ", 1)[-1].strip("`")
+        raise Unusable(f"the record must be a JSON object, not {found}") from None
+    except RecursionError:
+        raise Unusable("broken JSON: it nests too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
+            raise Unusable("the text is UTF-16, not UTF-8") from None
+        raise Unusable(f"broken JSON: {brief(problem).removeprefix('JSON is malformed: ')}") from None
+
+
+def _loaded(raw: Any) -> Any:
+    try:
+        return orjson.loads(memoryview(raw))
+    except orjson.JSONDecodeError as problem:
+        raise Unusable(f"broken JSON: {brief(problem)}") from None
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def read_key(value: Any, bounds: BoundsSettings) -> bytes:
+    """UTF-8 of a string, bytes, an integer or a UUID. Raises Unusable."""
+    if isinstance(value, str):
+        try:
+            key = value.encode()
+        except UnicodeEncodeError:
+            raise Unusable(f"the key {shown(value)} is not valid Unicode") from None
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        key = bytes(value)
+        try:
+            value = key.decode()
+        except UnicodeDecodeError:
+            raise Unusable(f"the key {shown(key)} is not valid UTF-8") from None
+    elif isinstance(value, (int, np.integer, UUID)) and not isinstance(value, bool):
+        value = str(value)
+        key = value.encode()
+    elif value is None:
+        raise Unusable("the key is missing")
+    else:
+        raise Unusable(f"the key {shown(value)} must be a string or an integer, not {kind_of(value)}")
+    if not key:
+        raise Unusable("the key is empty")
+    if len(key) > bounds.key_max_bytes:
+        raise Unusable(f"the key has {len(key)} bytes, more than the {bounds.key_max_bytes} allowed")
+    if not value.isprintable() and _CONTROL.search(value):
+        raise Unusable(f"the key {shown(value)} has a control character")
+    return key
+
+
+def read_delete(value: Any) -> bool:
+    """Raises Unusable."""
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise Unusable(f"delete must be true or false, not {shown(value)}")
+
+
+def read_vector(value: Any) -> Float64:
+    """Numbers as (d,) float64, finite and not all zero. Raises Unusable."""
+    if isinstance(value, np.ndarray):
+        odd = value.ndim != 1 or value.dtype.kind not in "fiu"
+    elif isinstance(value, (list, tuple)):
+        odd = not set(map(type, value)) <= {int, float} and any(map(_is_no_number, value))
+    else:
+        raise Unusable(f"the embedding must be a list of numbers, not {kind_of(value)}")
+    if odd:
+        wrong = next(filter(_is_no_number, list(value)), value)
+        raise Unusable(f"the embedding must be a list of numbers, and there is {shown(wrong)} in it")
+    if not 1 <= len(value) <= MAX_DIM:
+        raise Unusable(wrong_dimension(len(value), None))
+    try:
+        vector = np.asarray(value, np.float64)
+    except OverflowError:
+        raise Unusable(NOT_FINITE) from None
+    if not np.isfinite(vector).all():
+        raise Unusable(NOT_FINITE)
+    if not vector.any():
+        raise Unusable(ZERO)
+    return vector
+
+
+NOT_FINITE, ZERO = "the embedding has a NaN or an infinity", "the embedding is zero"
+
+
+def wrong_dimension(found: int, wanted: int | None) -> str:
+    """Why a vector does not fit. `wanted`: the collection's dimension, None: it has none yet."""
+    expected = f"the collection's {wanted}" if wanted else f"1 to {MAX_DIM}"
+    return f"the embedding has {found} dimensions, not {expected}"
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating))
+
+
+def read_payload(value: Any, bounds: BoundsSettings) -> bytes:
+    """A JSON document: bytes are one, other values are written as one. b"": none. Raises Unusable."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return read_document(bytes(value), bounds)
+    return read_document(dump_json(value), bounds)
+
+
+def read_document(raw: bytes, bounds: BoundsSettings) -> bytes:
+    """A JSON document, kept as the bytes it came in. null, {} and nothing: b"". Raises Unusable.
+
+    What no answer could hold is refused: text that is no JSON, and what nests too deep.
+    """
+    if len(raw) > bounds.payload_max_bytes:
+        raise Unusable(f"the payload has {len(raw)} bytes, more than the {bounds.payload_max_bytes} allowed")
+    if not raw.strip():
+        return b""
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as problem:
+        raise Unusable(f"the payload is not JSON: {brief(problem)}") from None
+    if raw.count(b"[") + raw.count(b"{") > PAYLOAD_LEVELS and _levels(document) > PAYLOAD_LEVELS:
+        raise Unusable(
+            f"the payload is not JSON: it nests too deep, at most {PAYLOAD_LEVELS} levels are safe"
+        )
+    if document is None or document == {}:
+        return b""
+    return raw.replace(b"\r", b" ").replace(b"\n", b" ") if b"\n" in raw or b"\r" in raw else raw
+
+
+def text_payload(text: str) -> Any:
+    """A payload that stands in a column of text: JSON objects and lists as bytes, other text as it is."""
+    if text[:1] in ("{", "["):
+        raw = text.encode(errors="replace")
+        try:
+            orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return text
+        return raw
+    return text or None
+
+
+def join_payload(payload: bytes, extras: Mapping[str, bytes], bounds: BoundsSettings) -> bytes:
+    """A payload and what stands beside it, name -> JSON; the payload's own entries go first."""
+    extras = {name: raw for name, raw in extras.items() if raw not in (b"null", b"")}
+    if not extras:
+        return payload
+    if payload and not payload.lstrip().startswith(b"{"):
+        extras["payload"] = payload
+    elif payload:
+        extras = {name: raw for name, raw in extras.items() if name not in orjson.loads(payload)}
+    parts = [b'"%b":%b' % (name.encode(), raw) for name, raw in extras.items()]
+    if payload and "payload" not in extras:
+        parts.append(payload.strip()[1:-1])
+    return read_document(b"{" + b",".join(parts) + b"}", bounds)
+
+
+def dump_json(value: Any) -> bytes:
+    """A value of a payload as JSON. Raises Unusable."""
+    if isinstance(value, msgspec.Raw):
+        return bytes(value)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except (TypeError, ValueError) as problem:
+        reason = "it nests too deep" if "Recursion limit" in str(problem) else brief(problem)
+        raise Unusable(f"the payload is not JSON: {reason}") from None
+
+
+def _levels(document: Any) -> int:
+    """How deep a JSON document nests: 0 for a plain value."""
+    levels, held = -1, [document]
+    while held:
+        levels += 1
+        inner = [
+            list(one.values()) if isinstance(one, dict) else one
+            for one in held
+            if isinstance(one, (dict, list))
+        ]
+        held = [each for one in inner for each in one] or ([None] if inner else [])
+    return levels
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value in the words of JSON."""
+    names = {dict: "object", list: "list", str: "string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def brief(problem: BaseException) -> str:
+    """The first line of an error, without a full stop."""
+    return (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
 
 
 def dump(document: Any) -> bytes:
-    """As JSON. Raises TypeError, saying why not.
-
-    Reading takes deeper nesting than writing: room is left for the objects and lists around it.
-    """
+    """As JSON. Raises TypeError, saying why not."""
     try:
-        return orjson.dumps([[[[[[[[document]]]]]]]], option=orjson.OPT_SERIALIZE_NUMPY)[8:-8]
-    except TypeError as error:
-        if "Recursion limit" in str(error):
-            raise TypeError("it nests too deep, at most 200 levels are safe") from None
-        raise
+        raw = dump_json(document)
+    except Unusable as problem:
+        raise TypeError(str(problem).removeprefix("the payload is not JSON: ")) from None
+    if _levels(document) > PAYLOAD_LEVELS:
+        raise TypeError(f"it nests too deep, at most {PAYLOAD_LEVELS} levels are safe")
+    return raw
 
 
 def fault(document: Any) -> str | None:

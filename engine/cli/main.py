@@ -435,4 +435,3 @@ def main() -> None:
     except Interrupted as stopped:
         complain(f"shoal: {stopped.sentence}")
         raise
-

@@ -79,9 +79,7 @@ def _change(own: Ranges, other: Ranges) -> tuple[Tensor, Tensor]:
     )
 
 
-def _chunked(
-    tensors: Sequence[Tensor], chunks: int, join: Callable[[Sequence[Tensor]], Tensor]
-) -> Tensor:
+def _chunked(tensors: Sequence[Tensor], chunks: int, join: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
     """Layers whose outputs are several chunks, joined chunk by chunk."""
     split = [tensor.chunk(chunks) for tensor in tensors]
     return torch.cat([join([parts[at] for parts in split]) for at in range(chunks)])

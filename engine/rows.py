@@ -1,0 +1,193 @@
+"""Records on their way to a batch: checked one by one or column by column, the last one of a key counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import MAX_DIM, BoundsSettings
+from engine.errors import Unusable
+from engine.records import (
+    NOT_FINITE,
+    ZERO,
+    Record,
+    dump_json,
+    join_payload,
+    read_key,
+    read_payload,
+    read_vector,
+    wrong_dimension,
+)
+from engine.times import is_doubtful, read_times, shown_time
+from engine.types import Batch, Int16
+from engine.vectors import quantize
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Records side by side: n vectors and, where there are such columns, n of everything else."""
+
+    vectors: Array | Sequence[Any]  # (n, d) of numbers, or n vectors, None: missing
+    keys: Sequence[Any]
+    times: Any = None  # array or sequence
+    payloads: Sequence[Any] | None = None
+    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # role -> values; see `records.EXTRAS`
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What has come of some rows."""
+
+    batch: Batch  # without positions
+    rejected: Sequence[tuple[int, str]]  # row and reason, by row
+    doubts: Sequence[tuple[int, str]]  # rows that were taken although their time is hardly right
+    dim: int | None  # of the vectors; None: not known yet
+
+
+class Rows:
+    """Gathers records under rising numbers. `default_ms`: the time of records that have none."""
+
+    def __init__(self, bounds: BoundsSettings, default_ms: int, now_ms: int | None = None) -> None:
+        self._bounds, self._default_ms = bounds, default_ms
+        self._now_ms = default_ms if now_ms is None else now_ms
+        self._numbers: list[int] = []
+        self._keys: list[bytes] = []
+        self._vectors: Array | list[Array] = []  # (n, d), or n of (d_i,)
+        self._times: list[int] = []
+        self._payloads: list[bytes] = []
+        self._deletes: list[tuple[int, bytes]] = []
+        self._rejected: list[tuple[int, str]] = []
+        self._doubts: list[tuple[int, str]] = []
+
+    def add(self, number: int, record: Record) -> None:
+        """One record."""
+        if record.vector is None:
+            self._deletes.append((number, record.key))
+            return
+        time_ms = self._default_ms if record.time_ms is None else record.time_ms
+        self._keep(number, record.key, time_ms, record.payload)
+        if record.time_ms is not None and is_doubtful(time_ms, self._now_ms):
+            self._doubt(number, time_ms)
+        self._loose().append(record.vector)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """A record that cannot be used."""
+        self._rejected.append((number, reason))
+
+    def extend(self, first: int, columns: Columns) -> None:
+        """Columns of records, the first one under the number `first`."""
+        count, kept = len(columns.keys), []
+        times, told, wrong = _times(columns.times, count)
+        doubtful = told & is_doubtful(times, self._now_ms)
+        vectors = columns.vectors
+        for row in range(count):
+            try:
+                key = read_key(columns.keys[row], self._bounds)
+                vector = None if isinstance(vectors, np.ndarray) else _present(vectors[row])
+                if row in wrong:
+                    raise Unusable(wrong[row])
+                payload = self._payload(columns, row)
+            except Unusable as problem:
+                self.refuse(first + row, str(problem))
+                continue
+            kept.append(row)
+            time_ms = int(times[row]) if told[row] else self._default_ms
+            self._keep(first + row, key, time_ms, payload)
+            if vector is not None:
+                self._loose().append(vector)
+            if doubtful[row]:
+                self._doubt(first + row, time_ms)
+        if isinstance(vectors, np.ndarray):
+            self._vectors = [*self._vectors, *vectors[kept]] if len(self._vectors) else vectors[kept]
+
+    def settle(self, dim: int | None) -> Settled:
+        """The net effect of all rows. `dim`: the collection's, None: that of most of these vectors."""
+        grid, kept, wrong, dim = _on_grid(self._vectors, dim)
+        refused = self._rejected + [(self._numbers[row], reason) for row, reason in wrong.items()]
+        last = {self._keys[row]: self._numbers[row] for row in kept}
+        for number, key in self._deletes:
+            last[key] = max(number, last.get(key, -1))
+        chosen = [at for at, row in enumerate(kept) if last[self._keys[row]] == self._numbers[row]]
+        rows = [kept[at] for at in chosen]
+        batch = Batch(
+            keys=[self._keys[row] for row in rows],
+            vectors=grid[chosen],
+            times=np.array([self._times[row] for row in rows], np.int64),
+            payloads=[self._payloads[row] for row in rows],
+            deletes=[key for number, key in self._deletes if last[key] == number],
+        )
+        return Settled(batch, sorted(refused), sorted(self._doubts), dim)
+
+    def _keep(self, number: int, key: bytes, time_ms: int, payload: bytes) -> None:
+        self._numbers.append(number)
+        self._keys.append(key)
+        self._times.append(time_ms)
+        self._payloads.append(payload)
+
+    def _loose(self) -> list[Array]:
+        """The vectors as a list, which may grow and whose dimensions may differ."""
+        if isinstance(self._vectors, np.ndarray):
+            self._vectors = list(self._vectors)
+        return self._vectors
+
+    def _payload(self, columns: Columns, row: int) -> bytes:
+        payload = b"" if columns.payloads is None else read_payload(columns.payloads[row], self._bounds)
+        if not columns.extras:
+            return payload
+        extras = {role: dump_json(values[row]) for role, values in columns.extras.items()}
+        return join_payload(payload, extras, self._bounds)
+
+    def _doubt(self, number: int, time_ms: int) -> None:
+        side = "more than a day ahead" if time_ms > self._now_ms else "before 1990"
+        self._doubts.append((number, f"the time {shown_time(time_ms)} is {side}"))
+
+
+def _times(column: Any, count: int) -> tuple[Any, Any, dict[int, str]]:
+    if column is None:
+        return np.zeros(count, np.int64), np.zeros(count, np.bool_), {}
+    return read_times(column)
+
+
+def _present(vector: Any) -> Array:
+    """A vector that came alone in its row."""
+    if vector is None:
+        raise Unusable("the embedding is missing")
+    return read_vector(vector)
+
+
+def majority(lengths: NDArray[np.int64]) -> int | None:
+    """The dimension that most vectors have, of equally many the one that came first."""
+    counts = Counter(lengths[(lengths >= 1) & (lengths <= MAX_DIM)].tolist())
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _on_grid(
+    vectors: Array | list[Array], dim: int | None
+) -> tuple[Int16, list[int], dict[int, str], int | None]:
+    """Valid vectors on the grid, which rows they are, the reasons of the others, and the dimension."""
+    if isinstance(vectors, np.ndarray):
+        lengths = np.full(len(vectors), vectors.shape[1], np.int64)
+        usable = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1) if dim is None else lengths
+        wanted = dim or (majority(lengths) if np.any(usable) else None)
+    else:
+        lengths = np.fromiter(map(len, vectors), np.int64, len(vectors))
+        wanted = dim or majority(lengths)
+    wrong = {
+        int(row): wrong_dimension(int(lengths[row]), wanted) for row in np.flatnonzero(lengths != wanted)
+    }
+    fits = np.flatnonzero(lengths == wanted)
+    if not len(fits):
+        return np.zeros((0, wanted or 1), np.int16), [], wrong, wanted
+    rows = vectors[fits] if isinstance(vectors, np.ndarray) else np.stack([vectors[row] for row in fits])
+    grid, bad = quantize(rows)
+    for place in bad:
+        wrong[int(fits[place])] = ZERO if np.isfinite(rows[place]).all() else NOT_FINITE
+    good = np.array([place for place in range(len(fits)) if place not in bad], np.int64)
+    return grid[good], fits[good].tolist(), wrong, wanted
