@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from engine.types import Bool, Epoch, Float32, Float64, Int32, KnnGraph
+from engine.types import Bool, Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
 from engine.vectors import dot
 
 FLOOR = 2.0**-14  # of distances: the grid's step
@@ -27,8 +27,6 @@ MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
 BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
-
-_NOTHING, _NOWHERE = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_)
 
 EDGE_FEATURES = (
     "similarity",
@@ -108,6 +106,45 @@ class Ranges:
         return inside
 
 
+class _Graph(NamedTuple):
+    """The columns of a `KnnGraph` that the kernels read."""
+
+    k: int
+    neighbors: Int32
+    dots: Int32
+    degree: Int32
+    size: Int64
+    identity: Int16
+    average: Int16
+    is_base: bool
+
+
+class _Scale(NamedTuple):
+    """The calibration epoch, with a floor under the deviation."""
+
+    mean: float
+    deviation: float
+
+
+class _Ranges(NamedTuple):
+    """The columns of `Ranges`."""
+
+    low: Float64
+    high: Float64
+    center: Float64
+    scale: Float64
+
+
+class _Cache(NamedTuple):
+    """Edge features computed before: by source and rank, and where they still hold."""
+
+    features: Float32
+    holds: Bool
+
+
+_NO_CACHE = _Cache(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_))
+
+
 @njit(cache=True, nogil=True)
 def _squash(z: float) -> float:
     return z / (1.0 + abs(z) / BEND)
@@ -125,11 +162,9 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _standardise(
-    row: Float32, raw: Float64, low: Float64, high: Float64, center: Float64, scale: Float64
-) -> None:
+def _standardise(row: Float32, raw: Float64, ranges: _Ranges) -> None:
     for f in range(raw.shape[0]):
-        row[f] = (min(max(raw[f], low[f]), high[f]) - center[f]) / scale[f]
+        row[f] = (min(max(raw[f], ranges.low[f]), ranges.high[f]) - ranges.center[f]) / ranges.scale[f]
 
 
 @njit(cache=True, nogil=True)
@@ -139,22 +174,9 @@ def _inner(size: int, tightness: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _node_kernel(
-    out: Any,
-    rows: Any,
-    k: Any,
-    dots: Any,
-    degree: Any,
-    size: Any,
-    average: Any,
-    is_base: Any,
-    mean: Any,
-    deviation: Any,
-    low: Any,
-    high: Any,
-    center: Any,
-    scale: Any,
-) -> None:
+def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges: _Ranges) -> None:
+    k, dots, degree, size, average = graph.k, graph.dots, graph.degree, graph.size, graph.average
+    is_base, mean, deviation = graph.is_base, scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
     log_unit = _log_distance(mean)
     for t in range(rows.shape[0]):
@@ -194,7 +216,7 @@ def _node_kernel(
         else:
             raw[f + 7] = raw[0]
         raw[f + 8] = 1.0 if is_base else 0.0
-        _standardise(out[t], raw, low, high, center, scale)
+        _standardise(out[t], raw, ranges)
 
 
 @njit(cache=True, nogil=True)
@@ -214,28 +236,19 @@ def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) ->
 
 @njit(cache=True, nogil=True)
 def _edge_kernel(
-    out: Any,
-    sources: Any,
-    ranks: Any,
-    k: Any,
-    neighbors: Any,
-    dots: Any,
-    degree: Any,
-    size: Any,
-    identity: Any,
-    average: Any,
-    is_base: Any,
-    mean: Any,
-    deviation: Any,
-    low: Any,
-    high: Any,
-    center: Any,
-    scale: Any,
-    stored: Any,
-    holds: Any,
+    out: Float32,
+    sources: Int32,
+    ranks: Int32,
+    graph: _Graph,
+    scale: _Scale,
+    ranges: _Ranges,
+    cache: _Cache,
 ) -> None:
+    k, neighbors, dots, degree, size = graph.k, graph.neighbors, graph.dots, graph.degree, graph.size
+    identity, average, is_base = graph.identity, graph.average, graph.is_base
+    mean, deviation = scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
-    keeps = holds.shape[1] > 0
+    keeps = cache.holds.shape[1] > 0
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
     tight = np.ones(2)
@@ -244,8 +257,8 @@ def _edge_kernel(
     kept, kept_tight, kept_of = np.empty((KEPT, 6)), np.empty(KEPT), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
         i, r = sources[t], ranks[t]
-        if keeps and holds[i, r]:
-            out[t] = stored[i, r]
+        if keeps and cache.holds[i, r]:
+            out[t] = cache.features[i, r]
             continue
         j = neighbors[i, r]
         s = dots[i, r] * UNIT
@@ -309,19 +322,15 @@ def _edge_kernel(
                 raw[25] = raw[21] - _squash((_inner(size[i], tight_i) - mean) / deviation)
             if size[j] > 1:
                 raw[26] = raw[21] - _squash((_inner(size[j], tight_j) - mean) / deviation)
-        _standardise(out[t], raw, low, high, center, scale)
+        _standardise(out[t], raw, ranges)
         if keeps:
-            stored[i, r] = out[t]
-            holds[i, r] = True
+            cache.features[i, r] = out[t]
+            cache.holds[i, r] = True
 
 
 def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, out: Float32) -> None:
     """Write the features of the nodes `rows` (m,) to `out` (m, len(node_feature_names(k))) float32."""
-    deviation = max(epoch.deviation, MIN_DEVIATION)
-    _node_kernel(
-        out, rows, graph.k, graph.dots, graph.degree, graph.size, graph.mean, graph.is_base,
-        epoch.mean, deviation, ranges.low, ranges.high, ranges.center, ranges.scale,
-    )  # fmt: skip
+    _node_kernel(out, rows, _graph(graph), _scale(epoch), _ranges(ranges))
 
 
 def edge_features(
@@ -332,13 +341,23 @@ def edge_features(
     `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side. Where the graph
     keeps features, they have to be of these ranges.
     """
-    deviation = max(epoch.deviation, MIN_DEVIATION)
-    stored, holds = (graph.kept.edges, graph.kept.edge_holds) if graph.kept else (_NOTHING, _NOWHERE)
-    _edge_kernel(
-        out, sources, ranks, graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity,
-        graph.mean, graph.is_base, epoch.mean, deviation,
-        ranges.low, ranges.high, ranges.center, ranges.scale, stored, holds,
-    )  # fmt: skip
+    kept = graph.kept
+    cache = _Cache(kept.edges, kept.edge_holds) if kept else _NO_CACHE
+    _edge_kernel(out, sources, ranks, _graph(graph), _scale(epoch), _ranges(ranges), cache)
+
+
+def _graph(graph: KnnGraph) -> _Graph:
+    return _Graph(
+        graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity, graph.mean, graph.is_base
+    )
+
+
+def _scale(epoch: Epoch) -> _Scale:
+    return _Scale(epoch.mean, max(epoch.deviation, MIN_DEVIATION))
+
+
+def _ranges(ranges: Ranges) -> _Ranges:
+    return _Ranges(ranges.low, ranges.high, ranges.center, ranges.scale)
 
 
 def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> tuple[Float32, Float32]:
@@ -353,7 +372,7 @@ def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) ->
 
 
 @njit(cache=True, nogil=True)
-def _list_edges(rows: Any, degree: Any, sources: Any, ranks: Any) -> None:
+def _list_edges(rows: Int32, degree: Int32, sources: Int32, ranks: Int32) -> None:
     t = 0
     for row in rows:
         for r in range(degree[row]):

@@ -169,12 +169,11 @@ class LinkageModel:
         def work(share: Sequence[slice]) -> None:
             buffers = _Buffers.own(self.card, len(self.nodes.low))
             for chunk in share:
-                edges = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
+                part = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
+                edges = _Edges(sources[part], ranks[part], heads[part] - chunk.start, tails[part])
                 self._near(graph, epoch, rows[chunk], buffers)
-                self._mean(
-                    graph, epoch, sources[edges], ranks[edges], degrees[chunk], heads[edges] - chunk.start,
-                    far, tails[edges], buffers,
-                )  # fmt: skip
+                self._sum(graph, epoch, edges, far, buffers)
+                buffers.mean.numpy()[: len(degrees[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
         _share_out(chunks, work)
@@ -241,27 +240,20 @@ class LinkageModel:
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
         torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
-    def _mean(
-        self,
-        graph: KnnGraph,
-        epoch: Epoch,
-        sources: Int32,
-        ranks: Int32,
-        degrees: Int32,
-        heads: Int32,
-        far: Float32,
-        tails: Int32,
-        buffers: _Buffers,
+    def _sum(
+        self, graph: KnnGraph, epoch: Epoch, edges: _Edges, far: Float32, buffers: _Buffers
     ) -> None:
-        """The means of a chunk's m_ij to `buffers.mean`. `heads` are rows of the chunk, `tails` of `far`."""
-        features, products, mean = buffers.features, buffers.products, buffers.mean.numpy()
-        mean[:] = 0.0
-        for part in _parts(len(sources)):
+        """The sums of a chunk's m_ij, a row for each of its nodes, to `buffers.mean`."""
+        features, products, sums = buffers.features, buffers.products, buffers.mean.numpy()
+        sums[:] = 0.0
+        for part in _parts(len(edges.sources)):
             m = part.stop - part.start
-            edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+            edge_features(
+                graph, epoch, edges.sources[part], edges.ranks[part], self.edges, features.numpy()[:m]
+            )
             torch.mm(features, self._weights["message_edge.weight"], out=products)
-            add_messages(mean, products.numpy(), buffers.near.numpy(), far, heads[part], tails[part])
-        mean[: len(degrees)] /= np.maximum(degrees, 1)[:, None]
+            near = buffers.near.numpy()
+            add_messages(sums, products.numpy(), near, far, edges.heads[part], edges.tails[part])
 
     def _update(self, out: Tensor, buffers: _Buffers) -> None:
         """A h | B h of a chunk's nodes to `out`, from U x (in `buffers.near`) and the mean messages."""
@@ -388,6 +380,16 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive 
 
 def _parts(rows: int, size: int = BLOCK) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """The edges out of one chunk of nodes, int32 (e,) each."""
+
+    sources: Int32  # rows of the graph
+    ranks: Int32
+    heads: Int32  # the sources again, as rows of the chunk
+    tails: Int32  # rows of the graph
 
 
 class _Buffers:
