@@ -6,18 +6,19 @@ the content of the lists: orders end in the key's hash, sums run in rank order.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from engine.types import Float32, Int8, Int32, UInt64
 from engine.vectors import DOT_SCALE
 
 ROOT = -1  # the parent of a peak
 
 
 @njit(cache=True, nogil=True)
-def densities(rows: Any, k: Any, dots: Any, lengths: Any, linkage: Any) -> Any:
+def densities(rows: Int32, k: int, dots: Int32, lengths: Int32, linkage: Float32) -> Float32:
     """d_i = mean over N(i) of s_ij (2 p_ij - 1), float32 (m,); 0 without neighbours."""
     out = np.zeros(len(rows), np.float32)
     for t in range(len(rows)):
@@ -31,18 +32,33 @@ def densities(rows: Any, k: Any, dots: Any, lengths: Any, linkage: Any) -> Any:
     return out
 
 
+class Edges(NamedTuple):
+    """The edges of a level: every node's list, and p_ij of its first k entries."""
+
+    neighbors: Int32  # (n, width)
+    lengths: Int32  # (n,)
+    linkage: Float32  # (n, k)
+
+
+class Order(NamedTuple):
+    """The total order of a level's nodes: by density, then by hash."""
+
+    density: Float32  # (n,)
+    hashes: UInt64  # (n,)
+
+
 @njit(cache=True, nogil=True)
-def parents(
-    rows: Any, k: Any, tau: Any, neighbors: Any, lengths: Any, hashes: Any, linkage: Any, density: Any
-) -> Any:
+def parents(rows: Int32, k: int, tau: np.float32, edges: Edges, order: Order) -> Int32:
     """The candidate of highest p_ij (then smallest hash) among the j in N(i) with p_ij > tau and
     (d_j, hash_j) above (d_i, hash_i); ROOT if there is none. int32 (m,)."""
+    neighbors, linkage = edges.neighbors, edges.linkage
+    density, hashes = order.density, order.hashes
     out = np.full(len(rows), np.int32(ROOT))
     for t in range(len(rows)):
         i = rows[t]
         best = -1
         best_p = np.float32(0.0)
-        for w in range(min(k, lengths[i])):
+        for w in range(min(k, edges.lengths[i])):
             j = neighbors[i, w]
             p = linkage[i, w]
             if p <= tau or density[j] < density[i]:
@@ -56,7 +72,9 @@ def parents(
 
 
 @njit(cache=True, nogil=True)
-def roots(changed: Any, parent: Any, root: Any, heads: Any, links: Any, marks: Any) -> Any:
+def roots(
+    changed: Int32, parent: Int32, root: Int32, heads: Int32, links: Int32, marks: Int8
+) -> tuple[Int32, Int32]:
     """Re-hang the subtrees under rows whose parent changed; writes `root`.
 
     Returns the rows that got another root, int32, and the root each had before. A child of i has i in

@@ -225,10 +225,9 @@ class Level(Columns):
         differs = density != self.density[rows]
         self.density[rows] = density
         rows = np.union1d(rows, lists.affected_nodes(rows[differs]))
-        parent = decode.parents(
-            rows, k, np.float32(self.shape.tau), lists.neighbors, lists.lengths, self.nodes.hashes,
-            self.linkage, self.density,
-        )  # fmt: skip
+        edges = decode.Edges(lists.neighbors, lists.lengths, self.linkage)
+        order = decode.Order(self.density, self.nodes.hashes)
+        parent = decode.parents(rows, k, np.float32(self.shape.tau), edges, order)
         rehung: Int32 = rows[parent != self.parent[rows]]
         self.parent[rows] = parent
         return rehung

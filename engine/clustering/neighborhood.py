@@ -10,19 +10,46 @@ doubly linked chain that starts at `heads[i]`; a cell's number is u * width + w.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from engine.index.base import ALWAYS, NEVER, ExactIndex, precedes
+from engine.index.base import ALWAYS, NEVER, Index, precedes
 from engine.index.columns import Columns, Nodes
-from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Int8, Int32
+from engine.types import Bool, Int8, Int16, Int32, UInt64
 from engine.vectors import dot
 
 _WALK = 300  # lists read one after the other in the time in which one node's holders are found
+
+
+class ListArrays(NamedTuple):
+    """The lists of a level as arrays, for kernels."""
+
+    neighbors: Int32  # (capacity, width)
+    dots: Int32  # (capacity, width)
+    lengths: Int32  # (capacity,)
+    heads: Int32  # (capacity,)
+    links: Int32  # (capacity, width, 2)
+
+
+class _Offers(NamedTuple):
+    """Items offered to lists, pair by pair, int32 (pairs,) each."""
+
+    lists: Int32
+    items: Int32
+    dots: Int32
+
+
+class _Near(NamedTuple):
+    """Where to look for lists near a newcomer."""
+
+    found: Int32  # (new, searched), what its own search found
+    k: int
+    holders_max: int  # of each of its k nearest
+    complete: Bool  # (capacity,), lists that take any newcomer
 
 
 class Neighborhood(Columns):
@@ -42,7 +69,7 @@ class Neighborhood(Columns):
     def __init__(
         self,
         nodes: Nodes,
-        index: ExactIndex | HnswIndex,
+        index: Index,
         *,
         k: int,
         width: int,
@@ -72,18 +99,15 @@ class Neighborhood(Columns):
         self.index.remove(gone)
         self.index.insert(new)
         watch.lap("insert")
-        dropped = _drop(gone, self.k, self.nodes.alive, *self._lists, self.marks)
+        dropped = _drop(gone, self.k, self.arrays, self.marks)
         short = self._short(dropped, len(new))
         complete = self._complete(len(new))
         searched = np.concatenate([new, short])
         found, found_dots = self._search(searched)
         watch.lap("search")
-        _replace(searched, found[:, : self.width], found_dots[:, : self.width], *self._lists)
+        _replace(searched, found[:, : self.width], found_dots[:, : self.width], self.arrays)
         self.marks[searched] = 1
-        if isinstance(self.index, ExactIndex):
-            entered = self._enter_all(self.index, new, searched, complete)
-        else:
-            entered = self._enter_near(new, found, complete)
+        entered = self._enter(new, searched, found, complete)
         rewritten = np.unique(np.concatenate([dropped, searched, entered]))
         rewritten = rewritten[self.nodes.alive[rewritten]]
         changed = rewritten[self.marks[rewritten] == 1]
@@ -94,7 +118,7 @@ class Neighborhood(Columns):
     def restore(self, rows: Int32, neighbors: Int32, dots: Int32) -> None:
         """Set lists as they were stored (their nodes are in the index, or will be)."""
         self.reserve(self.nodes.capacity)
-        _replace(rows, neighbors, dots, *self._lists)
+        _replace(rows, neighbors, dots, self.arrays)
 
     @property
     def degrees(self) -> Int32:
@@ -105,21 +129,22 @@ class Neighborhood(Columns):
         """`changed` and the nodes that have one of them in N(i), rising."""
         held: Int32
         if len(changed) * _WALK > self.nodes.rows:
-            held = _holding(changed, self.nodes.rows, self.k, self.neighbors, self.lengths, self.marks)
+            held = holding(changed, self.nodes.rows, self.k, self.arrays, self.marks)
         else:
-            held = _holders(changed, self.k, self.width, self.heads, self.links, self.marks)
+            held = holders(changed, self.k, self.arrays, self.marks)
         return held
 
     def affected_edges(self, rows: Int32, changed: Int32) -> tuple[Int32, Int32]:
         """Edges (source row, rank) with a changed end, in the order of `rows`: `affected_nodes(changed)`."""
         self.marks[changed] = 1
-        sources, ranks = _incident(rows, self.k, self.neighbors, self.lengths, self.marks)
+        sources, ranks = _incident(rows, self.k, self.arrays, self.marks)
         self.marks[changed] = 0
         return sources, ranks
 
     @property
-    def _lists(self) -> tuple[Int32, Int32, Int32, Int32, Int32]:
-        return self.neighbors, self.dots, self.lengths, self.heads, self.links
+    def arrays(self) -> ListArrays:
+        """The columns as the kernels take them."""
+        return ListArrays(self.neighbors, self.dots, self.lengths, self.heads, self.links)
 
     def _short(self, dropped: Int32, arrivals: int) -> Int32:
         """Lists with too few certain neighbours left. Complete ones are filled by the arrivals."""
@@ -134,36 +159,33 @@ class Neighborhood(Columns):
             short &= lengths < before
         return rows[short & self.nodes.alive[rows]]
 
-    def _complete(self, arrivals: int) -> Any:
+    def _complete(self, arrivals: int) -> Bool:
         """Lists with room that have all nodes there were before the arrivals (after the departures)."""
         before = self.nodes.live - arrivals - 1
         if before >= self.width:
             return np.zeros(self.capacity, np.bool_)
-        return (self.lengths >= before) & self.nodes.alive[: self.capacity]
+        complete: Bool = (self.lengths >= before) & self.nodes.alive[: self.capacity]
+        return complete
 
     def _search(self, rows: Int32) -> tuple[Int32, Int32]:
         width = self.width if self.index.exact else self.search_width
         return self.index.search(rows, width)
 
-    def _enter_all(self, index: ExactIndex, new: Int32, searched: Int32, complete: Any) -> Int32:
-        """Offer the newcomers to every old list they can enter."""
-        bounds = _bounds(self.nodes.rows, self.nodes.alive, self.dots, self.lengths, complete)
-        bounds[searched] = NEVER  # just searched: has the newcomers already
-        items, lists, exact = index.entrants(new, bounds)
-        return self._offer(lists, items, exact, complete)
+    def _enter(self, new: Int32, searched: Int32, found: Int32, complete: Bool) -> Int32:
+        """Offer the newcomers to the old lists that they may enter; returns the lists that took one.
 
-    def _enter_near(self, new: Int32, found: Int32, complete: Any) -> Int32:
-        """Offer the newcomers to the lists near them, and those lists' owners to the newcomers."""
-        lists, items, exact = _nearby(
-            new, found, self.k, self.holders_max, self.nodes.vectors, self.nodes.hashes, complete,
-            self.neighbors, self.dots, self.lengths, self.heads, self.links,
-        )  # fmt: skip
-        return self._offer(lists, items, exact, complete)
-
-    def _offer(self, lists: Int32, items: Int32, exact: Int32, complete: Any) -> Int32:
-        entered: Int32 = _offer(
-            lists, items, exact, complete, self.k, self.nodes.hashes, *self._lists, self.marks
-        )
+        An exact index names them all. HNSW does not: there, a newcomer is offered to the lists near it,
+        and their owners to the newcomer.
+        """
+        if self.index.exact:
+            bounds = _bounds(self.nodes.rows, self.nodes.alive, self.arrays, complete)
+            bounds[searched] = NEVER  # just searched: has the newcomers already
+            items, lists, exact = self.index.entrants(new, bounds)
+        else:
+            near = _Near(found, self.k, self.holders_max, complete)
+            lists, items, exact = _nearby(new, near, self.nodes.vectors, self.nodes.hashes, self.arrays)
+        offers = _Offers(lists, items, exact)
+        entered: Int32 = _offer(offers, complete, self.k, self.nodes.hashes, self.arrays, self.marks)
         return entered
 
 
@@ -171,7 +193,9 @@ class Neighborhood(Columns):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _link(cell: Any, target: Any, width: Any, heads: Any, links: Any) -> None:
+def _link(cell: int, target: int, lists: ListArrays) -> None:
+    heads, links = lists.heads, lists.links
+    width = links.shape[1]
     first = heads[target]
     links[cell // width, cell % width, 0] = first
     links[cell // width, cell % width, 1] = -1
@@ -181,7 +205,9 @@ def _link(cell: Any, target: Any, width: Any, heads: Any, links: Any) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _unlink(cell: Any, target: Any, width: Any, heads: Any, links: Any) -> None:
+def _unlink(cell: int, target: int, lists: ListArrays) -> None:
+    heads, links = lists.heads, lists.links
+    width = links.shape[1]
     after = links[cell // width, cell % width, 0]
     before = links[cell // width, cell % width, 1]
     if after >= 0:
@@ -193,8 +219,9 @@ def _unlink(cell: Any, target: Any, width: Any, heads: Any, links: Any) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _move(source: Any, goal: Any, neighbors: Any, dots: Any, heads: Any, links: Any) -> None:
+def _move(source: int, goal: int, lists: ListArrays) -> None:
     """The entry of cell `source` goes to the unused cell `goal`; it keeps its place in the chain."""
+    neighbors, dots, heads, links = lists.neighbors, lists.dots, lists.heads, lists.links
     width = neighbors.shape[1]
     u, v, w = source // width, source % width, goal % width
     target = neighbors[u, v]
@@ -211,33 +238,33 @@ def _move(source: Any, goal: Any, neighbors: Any, dots: Any, heads: Any, links: 
 
 
 @njit(cache=True, nogil=True)
-def _remove_entry(u: Any, w: Any, neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any) -> None:
+def _remove_entry(u: int, w: int, lists: ListArrays) -> None:
+    neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     width = neighbors.shape[1]
-    _unlink(u * width + w, neighbors[u, w], width, heads, links)
+    _unlink(u * width + w, neighbors[u, w], lists)
     for v in range(w + 1, lengths[u]):
-        _move(u * width + v, u * width + v - 1, neighbors, dots, heads, links)
+        _move(u * width + v, u * width + v - 1, lists)
     lengths[u] -= 1
     neighbors[u, lengths[u]] = -1
     dots[u, lengths[u]] = -1
 
 
 @njit(cache=True, nogil=True)
-def _insert_entry(
-    u: Any, w: Any, item: Any, exact: Any, neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any
-) -> None:
+def _insert_entry(u: int, w: int, item: int, exact: int, lists: ListArrays) -> None:
+    neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     width = neighbors.shape[1]
     if lengths[u] == width:
-        _remove_entry(u, width - 1, neighbors, dots, lengths, heads, links)
+        _remove_entry(u, width - 1, lists)
     for v in range(lengths[u] - 1, w - 1, -1):
-        _move(u * width + v, u * width + v + 1, neighbors, dots, heads, links)
+        _move(u * width + v, u * width + v + 1, lists)
     neighbors[u, w] = item
     dots[u, w] = exact
     lengths[u] += 1
-    _link(u * width + w, item, width, heads, links)
+    _link(u * width + w, item, lists)
 
 
 @njit(cache=True, nogil=True)
-def _as_rows(touched: Any) -> Any:
+def _as_rows(touched: Sequence[int]) -> Int32:
     rows = np.empty(len(touched), np.int32)
     for t in range(len(touched)):
         rows[t] = touched[t]
@@ -245,20 +272,19 @@ def _as_rows(touched: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _drop(
-    gone: Any, k: Any, alive: Any, neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any, marks: Any
-) -> Any:
+def _drop(gone: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
     """Take gone nodes out of all lists. Returns live rows that lost one; marks: one of the first k."""
-    width = neighbors.shape[1]
+    width = lists.neighbors.shape[1]
+    lengths, heads = lists.lengths, lists.heads
     for g in gone:
         for w in range(lengths[g] - 1, -1, -1):
-            _remove_entry(g, w, neighbors, dots, lengths, heads, links)
+            _remove_entry(g, w, lists)
     touched = []
     for g in gone:
         while heads[g] >= 0:
             cell = heads[g]
             u, w = cell // width, cell % width
-            _remove_entry(u, w, neighbors, dots, lengths, heads, links)
+            _remove_entry(u, w, lists)
             if marks[u] == 0:
                 marks[u] = 2
                 touched.append(u)
@@ -268,14 +294,13 @@ def _drop(
 
 
 @njit(cache=True, nogil=True)
-def _replace(
-    rows: Any, found: Any, found_dots: Any, neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any
-) -> None:
+def _replace(rows: Int32, found: Int32, found_dots: Int32, lists: ListArrays) -> None:
+    neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     width = neighbors.shape[1]
     for t in range(len(rows)):
         u = rows[t]
         for w in range(lengths[u]):
-            _unlink(u * width + w, neighbors[u, w], width, heads, links)
+            _unlink(u * width + w, neighbors[u, w], lists)
         lengths[u] = 0
         for w in range(min(width, found.shape[1])):
             item = found[t, w]
@@ -284,14 +309,15 @@ def _replace(
             neighbors[u, w] = item
             dots[u, w] = found_dots[t, w]
             lengths[u] = w + 1
-            _link(u * width + w, item, width, heads, links)
+            _link(u * width + w, item, lists)
         neighbors[u, lengths[u] :] = -1
         dots[u, lengths[u] :] = -1
 
 
 @njit(cache=True, nogil=True)
-def _bounds(rows: Any, alive: Any, dots: Any, lengths: Any, complete: Any) -> Any:
+def _bounds(rows: int, alive: Bool, lists: ListArrays, complete: Bool) -> Int32:
     """The dot from which a newcomer may enter each list (at equality the hash decides)."""
+    dots, lengths = lists.dots, lists.lengths
     bounds = np.full(rows, np.int32(NEVER))
     width = dots.shape[1]
     for u in range(rows):
@@ -304,36 +330,36 @@ def _bounds(rows: Any, alive: Any, dots: Any, lengths: Any, complete: Any) -> An
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _admits(
-    u: Any, item: Any, exact: Any, complete: Any, hashes: Any, neighbors: Any, dots: Any, lengths: Any
-) -> Any:
-    length = lengths[u]
+def _admits(u: int, item: int, exact: int, complete: Bool, hashes: UInt64, lists: ListArrays) -> bool:
+    neighbors, dots = lists.neighbors, lists.dots
+    length = lists.lengths[u]
     if complete[u] and length < neighbors.shape[1]:
         return True
     if length == 0:
         return False
     last = length - 1
-    return precedes(exact, hashes[item], dots[u, last], hashes[neighbors[u, last]])
+    admitted: bool = precedes(exact, hashes[item], dots[u, last], hashes[neighbors[u, last]])
+    return admitted
 
 
 @njit(cache=True, nogil=True)
 def _offer(
-    lists: Any, items: Any, exact: Any, complete: Any, k: Any, hashes: Any,
-    neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any, marks: Any,
-) -> Any:  # fmt: skip
+    offers: _Offers, complete: Bool, k: int, hashes: UInt64, lists: ListArrays, marks: Int8
+) -> Int32:
     """Offer items to lists, pair by pair. Returns the lists that took one; marks: into the first k."""
+    neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     touched = []
-    for t in range(len(lists)):
-        u, item = lists[t], items[t]
-        if not _admits(u, item, exact[t], complete, hashes, neighbors, dots, lengths):
+    for t in range(len(offers.lists)):
+        u, item, exact = offers.lists[t], offers.items[t], offers.dots[t]
+        if not _admits(u, item, exact, complete, hashes, lists):
             continue
         at = lengths[u]
-        while at > 0 and precedes(exact[t], hashes[item], dots[u, at - 1], hashes[neighbors[u, at - 1]]):
+        while at > 0 and precedes(exact, hashes[item], dots[u, at - 1], hashes[neighbors[u, at - 1]]):
             at -= 1
         # Only an equal pair can be there already, just before its own place.
         if at > 0 and neighbors[u, at - 1] == item:
             continue
-        _insert_entry(u, at, item, exact[t], neighbors, dots, lengths, heads, links)
+        _insert_entry(u, at, item, exact, lists)
         if marks[u] == 0:
             marks[u] = 2
             touched.append(u)
@@ -344,11 +370,12 @@ def _offer(
 
 @njit(cache=True, parallel=True, nogil=True)
 def _nearby(
-    new: Any, found: Any, k: Any, holders_max: Any, points: Any, hashes: Any, complete: Any,
-    neighbors: Any, dots: Any, lengths: Any, heads: Any, links: Any,
-) -> Any:  # fmt: skip
+    new: Int32, near: _Near, points: Int16, hashes: UInt64, lists: ListArrays
+) -> tuple[Int32, Int32, Int32]:
     """Pairs (list, item, dot) worth offering: each new node with what its own search found and with
     the holders of its k nearest, both ways."""
+    found, k, holders_max, complete = near.found, near.k, near.holders_max, near.complete
+    neighbors, lengths, heads, links = lists.neighbors, lists.lengths, lists.heads, lists.links
     width = neighbors.shape[1]
     most = found.shape[1] + k * holders_max
     chunk = 64
@@ -381,33 +408,36 @@ def _nearby(
                     continue
                 previous = u
                 exact = dot(points[x], points[u])
-                if _admits(u, x, exact, complete, hashes, neighbors, dots, lengths):
+                if _admits(u, x, exact, complete, hashes, lists):
                     pairs[count, 0], pairs[count, 1], pairs[count, 2] = u, x, exact
                     count += 1
-                if _admits(x, u, exact, complete, hashes, neighbors, dots, lengths):
+                if _admits(x, u, exact, complete, hashes, lists):
                     pairs[count, 0], pairs[count, 1], pairs[count, 2] = x, u, exact
                     count += 1
         parts[c] = pairs[:count].copy()
     total_pairs = 0
     for c in range(chunks):
         total_pairs += len(parts[c])
-    lists = np.empty(total_pairs, np.int32)
+    takers = np.empty(total_pairs, np.int32)
     items = np.empty(total_pairs, np.int32)
     exacts = np.empty(total_pairs, np.int32)
     at = 0
     for c in range(chunks):
         part = parts[c]
         for t in range(len(part)):
-            lists[at], items[at], exacts[at] = part[t, 0], part[t, 1], part[t, 2]
+            takers[at], items[at], exacts[at] = part[t, 0], part[t, 1], part[t, 2]
             at += 1
-    return lists, items, exacts
+    return takers, items, exacts
 
 
 # --- kernels: what is affected ------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _holders(changed: Any, k: Any, width: Any, heads: Any, links: Any, marks: Any) -> Any:
+def holders(changed: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
+    """`changed` and the rows that have one of them in N(i), along the chains; rising."""
+    heads, links = lists.heads, lists.links
+    width = links.shape[1]
     rows = [np.int32(0) for _ in range(0)]
     for i in changed:
         if marks[i] == 0:
@@ -428,8 +458,9 @@ def _holders(changed: Any, k: Any, width: Any, heads: Any, links: Any, marks: An
 
 
 @njit(cache=True, nogil=True)
-def _holding(changed: Any, rows: Any, k: Any, neighbors: Any, lengths: Any, marks: Any) -> Any:
-    """As `_holders`, from all lists one after the other."""
+def holding(changed: Int32, rows: int, k: int, lists: ListArrays, marks: Int8) -> Int32:
+    """As `holders`, from all lists one after the other."""
+    neighbors, lengths = lists.neighbors, lists.lengths
     for i in changed:
         marks[i] = 1
     out = np.empty(rows, np.int32)
@@ -447,7 +478,8 @@ def _holding(changed: Any, rows: Any, k: Any, neighbors: Any, lengths: Any, mark
 
 
 @njit(cache=True, nogil=True)
-def _incident(rows: Any, k: Any, neighbors: Any, lengths: Any, marks: Any) -> Any:
+def _incident(rows: Int32, k: int, lists: ListArrays, marks: Int8) -> tuple[Int32, Int32]:
+    neighbors, lengths = lists.neighbors, lists.lengths
     sources = np.empty(len(rows) * k, np.int32)
     ranks = np.empty(len(rows) * k, np.int32)
     count = 0

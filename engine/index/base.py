@@ -9,7 +9,7 @@ on the history of inserts: lists made from it are truth, the index never is.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import njit, prange
@@ -33,10 +33,18 @@ class Points(Protocol):
     rows: int  # rows in use or freed: all live rows are below
 
 
-class Index(Protocol):
-    """What the neighbour lists need of an index."""
+class _Points(NamedTuple):
+    """The columns of `Points` that a kernel reads."""
 
-    exact: bool
+    vectors: Int16
+    hashes: UInt64
+    alive: Bool
+
+
+class Index(Protocol):
+    """What the neighbour lists, the assignments and the snapshots need of an index."""
+
+    exact: bool  # whether a search finds all there is to find, and `entrants` all lists to enter
 
     def insert(self, rows: Int32) -> None: ...
 
@@ -46,6 +54,13 @@ class Index(Protocol):
         """The nearest live rows of each row, itself excluded, best first.
 
         Returns neighbours and dots, both int32 (m, width), padded with -1.
+        """
+        ...
+
+    def entrants(self, rows: Int32, bounds: Int32) -> tuple[Int32, Int32, Int32]:
+        """Return all pairs (new row, other row) whose dot reaches the other row's bound, and the dots.
+
+        Only an exact index can: others raise TypeError.
         """
         ...
 
@@ -78,10 +93,9 @@ class ExactIndex:
         points, self._searched = self.points, None
         for start, block in self._similarities(rows):
             stop = start + len(block)
-            _best(
-                block, self._slack, rows[start:stop], points.vectors, points.hashes, points.alive,
-                found[start:stop], found_dots[start:stop],
-            )  # fmt: skip
+            columns = _Points(points.vectors, points.hashes, points.alive)
+            part = rows[start:stop]
+            _best(block, self._slack, part, columns, found[start:stop], found_dots[start:stop])
             if len(block) == len(rows):
                 self._searched = rows, block
         return found, found_dots
@@ -164,15 +178,16 @@ def offer(best: Any, best_dots: Any, length: Any, row: Any, exact: Any, hashes: 
 
 @njit(cache=True, parallel=True, nogil=True)
 def _best(
-    block: Any, slack: Any, rows: Any, points: Any, hashes: Any, alive: Any, found: Any, found_dots: Any
+    block: Float32, slack: float, rows: Int32, points: _Points, found: Int32, found_dots: Int32
 ) -> None:
+    vectors, hashes, alive = points.vectors, points.hashes, points.alive
     width = found.shape[1]
     for q in prange(block.shape[0]):
         length = 0
         floor = np.float32(-np.inf)
         for j in range(block.shape[1]):
             if block[q, j] >= floor and alive[j] and j != rows[q]:
-                exact = dot(points[rows[q]], points[j])
+                exact = dot(vectors[rows[q]], vectors[j])
                 length = offer(found[q], found_dots[q], length, j, exact, hashes)
                 if length == width:
                     floor = np.float32(found_dots[q, width - 1] / DOT_SCALE - slack)

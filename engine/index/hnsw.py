@@ -169,6 +169,9 @@ class HnswIndex:
         found, found_dots = _score(self.points.vectors, self.points.hashes, rows, neighbors, width)
         return found, found_dots
 
+    def entrants(self, rows: Int32, bounds: Int32) -> tuple[Int32, Int32, Int32]:
+        raise TypeError("an HNSW search cannot name all lists that a row may enter")
+
     def query(self, queries: Int16, width: int) -> Int32:
         """Live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
         neighbors = self._propose(vectors.as_float(queries), width)

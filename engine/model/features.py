@@ -347,9 +347,8 @@ def edge_features(
 
 
 def _graph(graph: KnnGraph) -> _Graph:
-    return _Graph(
-        graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, graph.identity, graph.mean, graph.is_base
-    )
+    vectors = graph.identity, graph.mean
+    return _Graph(graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, *vectors, graph.is_base)
 
 
 def _scale(epoch: Epoch) -> _Scale:

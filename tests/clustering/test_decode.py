@@ -37,10 +37,9 @@ def parents(
 ) -> list[int]:
     """Of four nodes that all know each other: node i's neighbours are the others, rising."""
     neighbors = np.array([[j for j in range(4) if j != i] for i in range(4)], np.int32)
-    return decode.parents(
-        rows_of(0, 1, 2, 3), k, np.float32(tau), neighbors, np.full(4, 3, np.int32),
-        np.array(hashes, np.uint64), np.array(linkage, np.float32), np.array(density, np.float32),
-    ).tolist()  # fmt: skip
+    edges = decode.Edges(neighbors, np.full(4, 3, np.int32), np.array(linkage, np.float32))
+    order = decode.Order(np.array(density, np.float32), np.array(hashes, np.uint64))
+    return decode.parents(rows_of(0, 1, 2, 3), k, np.float32(tau), edges, order).tolist()
 
 
 HIGH = [[0.9] * 3] * 4

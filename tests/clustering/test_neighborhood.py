@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engine.clustering.neighborhood import Neighborhood, _holders, _holding
+from engine.clustering.neighborhood import Neighborhood, holders, holding
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
@@ -205,8 +205,8 @@ def test_few_holders_and_many_are_found_alike(seed: int) -> None:
     lists.update(rows[:0], gone, Stopwatch())
     for count in (0, 1, 5, 200):
         changed = rng.choice(nodes.all_rows(), count, replace=False).astype(np.int32)
-        chains = _holders(changed, lists.k, lists.width, lists.heads, lists.links, lists.marks)
-        reading = _holding(changed, nodes.rows, lists.k, lists.neighbors, lists.lengths, lists.marks)
+        chains = holders(changed, lists.k, lists.arrays, lists.marks)
+        reading = holding(changed, nodes.rows, lists.k, lists.arrays, lists.marks)
         held = np.isin(lists.neighbors[:, : lists.k], changed).any(axis=1)
         held[changed] = True
         assert np.array_equal(chains, np.flatnonzero(held))
