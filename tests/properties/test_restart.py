@@ -158,7 +158,7 @@ def test_two_snapshots_are_kept_and_a_full_disk_costs_nothing(
             prepared(path, engine.state, engine.model)()
         assert derived.versions(path) == [4, 3]
         engine.upsert(names(90, 10), draw(9, 10))
-        monkeypatch.setattr(derived.disk, "put_in_place", refuse)
+        monkeypatch.setattr(derived.files, "put_in_place", refuse)
     assert derived.versions(path) == [4, 3]
     monkeypatch.undo()
     with opened(path, model) as engine:

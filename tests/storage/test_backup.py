@@ -178,9 +178,9 @@ def test_a_backup_that_fails_leaves_nothing(
     if step == "copy":
         monkeypatch.setattr(backup, "_call", refuse)
     elif step == "manifest":
-        monkeypatch.setattr(backup.disk, "sync", refuse)
+        monkeypatch.setattr(backup.files, "sync", refuse)
     else:
-        monkeypatch.setattr(backup.disk, "put_in_place", refuse)
+        monkeypatch.setattr(backup.files, "put_in_place", refuse)
     with pytest.raises(StoreFull, match=r"No space left on device; .* make room, then run it again"):
         back_up(path, tmp_path / "copy")
     assert names_in(tmp_path) == ["store"]
@@ -198,7 +198,7 @@ def test_a_restore_that_fails_leaves_the_store(
             raise OSError(28, os.strerror(28))
         real(temporary, goal)
 
-    monkeypatch.setattr(backup.disk, "put_in_place", refuse)
+    monkeypatch.setattr(backup.files, "put_in_place", refuse)
     with pytest.raises(StoreFull):
         restore(tmp_path / "copy", path, force=True)
     assert contents(path) == before
