@@ -1,6 +1,6 @@
 """Errors, named by what the caller can do about them. The message is one sentence for people.
 
-Each class has the exit code with which the command line ends; README.md lists them.
+Each class has the exit code with which the command line ends; engine/guide/operations.md lists them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from engine.api.guide import anchor
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
@@ -78,7 +79,7 @@ class Document:
     def anchors(self) -> set[str]:
         """What headings can be linked as."""
         at = [i for i, token in enumerate(self.tokens) if token.type == "heading_open"]
-        return {slug(self.tokens[i + 1].content) for i in at}
+        return {anchor(self.tokens[i + 1].content) for i in at}
 
     def commands(self) -> Iterator[list[str]]:
         """Every `shoal` command, as words: in shell blocks and in sentences."""
@@ -90,11 +91,6 @@ class Document:
 
     def _spans(self) -> list[Token]:
         return [child for token in self.tokens for child in token.children or []]
-
-
-def slug(heading: str) -> str:
-    """The anchor of a heading, as code hosts make it."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 DOCUMENTS = [Document.read(file) for file in (README, *GUIDES)]

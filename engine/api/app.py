@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from engine import __version__
-from engine.api import problems, responses, routes_read, routes_write
+from engine.api import guide, problems, responses, routes_read, routes_write
 from engine.api.context import Service, reply
 from engine.api.middleware import Gate, Keys
 from engine.api.problems import ProblemDocument, documented
@@ -165,6 +165,7 @@ def _add_documents(app: FastAPI) -> None:
     async def docs() -> Response:
         return FileResponse(DOCS / "index.html", headers=ASK_ANEW)
 
+    guide.install(app)
     app.mount("/docs", Files(directory=DOCS, check_dir=False))
     app.mount("/", Files(directory=PAGE, html=True, check_dir=False))
 

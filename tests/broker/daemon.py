@@ -93,8 +93,10 @@ class Daemon:
     def is_through(self) -> bool:
         """Whether all records of the topic are taken, and all that came of them is published."""
         status = self.status()
-        return status is not None and self.offset() == self._topics.end(self.topic) and is_out(
-            self.store, self._topics, self.topic
+        return (
+            status is not None
+            and self.offset() == self._topics.end(self.topic)
+            and is_out(self.store, self._topics, self.topic)
         )
 
     def offset(self) -> int:
