@@ -1,0 +1,108 @@
+"""A labelled set as a measure needs it: unit vectors, classes and their names."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import InputError
+from engine.types import Float32, Int64
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """Unit vectors (n, d) float32, the class of each (n,) from 0 on, and the names of the classes."""
+
+    emb: Float32
+    classes: Int64
+    names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> Int64:
+        """Items of each class."""
+        return np.bincount(self.classes, minlength=len(self.names))
+
+
+def read_labelled(path: Path) -> LabelledSet:
+    """Read an .npz of `emb` (n, d) and `labels` (n,), and `label_names` where there are any.
+
+    Raises InputError where a measure cannot use the file.
+    """
+    arrays = read_arrays(path, "emb", "labels", "label_names")
+    for name in ("emb", "labels"):
+        if name not in arrays:
+            raise InputError(f"{path} has no array {name}: a labelled set needs emb (n, d) and labels (n,).")
+    try:
+        return labelled_set(arrays.pop("emb"), arrays["labels"], arrays.get("label_names"))
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, Array]:
+    """Return the arrays of these names that an .npz has. Raises InputError where it is none."""
+    try:
+        # A file that is opened here is also closed where NumPy finds that it is none.
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} is one array, not an .npz of several.")
+            return {name: found[name] for name in names if name in found.files}
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as problem:
+        raise InputError(f"{path} is not an .npz, or it is damaged: {problem}.") from None
+
+
+def labelled_set(emb: Array, labels: Array, label_names: Array | None = None) -> LabelledSet:
+    """Check and normalise. `emb` (n, d) of any number type, `labels` (n,) of integers or strings.
+
+    Raises InputError: another shape or length, NaN, a zero vector, fewer than two classes, no class of
+    two items.
+    """
+    if emb.ndim != 2 or emb.dtype.kind not in "fiu" or not emb.size:
+        raise InputError(f"emb must be numbers of the shape (n, d), not {emb.dtype} {emb.shape}.")
+    if labels.shape != (len(emb),) or labels.dtype.kind not in "iuUS":
+        raise InputError(
+            f"labels must be {len(emb)} integers or strings, one a row of emb, "
+            f"not {labels.dtype} {labels.shape}."
+        )
+    found, classes = np.unique(labels, return_inverse=True)
+    if len(found) < 2:
+        raise InputError("labels has one class only: thresholds are compared between two or more.")
+    if len(found) == len(labels):
+        raise InputError("every class has one item only: a class needs two for a pair of its own.")
+    return LabelledSet(unit(emb), classes.reshape(-1).astype(np.int64), _names(found, label_names))
+
+
+def unit(emb: Array) -> Float32:
+    """Scale rows (n, d) to unit length, float32. Raises InputError for a row of NaN, infinity or zeros."""
+    out = emb.astype(np.float32)
+    step = 1 << 16
+    for first in range(0, len(out), step):
+        block = out[first : first + step]
+        lengths = np.linalg.norm(block.astype(np.float64), axis=1)
+        bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0.0))
+        if len(bad):
+            what = "is zero" if lengths[bad[0]] == 0.0 else "has a NaN or an infinity"
+            raise InputError(f"row {first + bad[0]} of emb {what}.")
+        block /= lengths[:, None].astype(np.float32)
+    return out
+
+
+def _names(found: Array, label_names: Array | None) -> tuple[str, ...]:
+    """The name of each class that occurs: from `label_names`, where the labels are places in it."""
+    named = label_names is not None and label_names.ndim == 1 and found.dtype.kind in "iu"
+    if named and label_names is not None and found[0] >= 0 and found[-1] < len(label_names):
+        return tuple(str(label_names[label]) for label in found)
+    return tuple(
+        map(
+            str, found.astype(np.str_) if found.dtype.kind != "S" else np.char.decode(found, errors="replace")
+        )
+    )
