@@ -1,0 +1,78 @@
+"""Losses of metric learning by name, with the threshold-consistent margin beside them.
+
+The base losses and `ThresholdConsistentMarginLoss` are those of pytorch-metric-learning. Of the similarities
+s of the pairs in a batch, the margin loss (TCM, arXiv 2307.04047, eq. 4) is
+
+    mean of (m+ - s) over the positive pairs with s <= m+  +  mean of (s - m-) over the negative with s >= m-
+
+so it pulls only what is on the wrong side of a margin, and every class to the same two.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+
+from engine.errors import InputError
+
+import torch  # isort: skip
+from pytorch_metric_learning import losses as library  # isort: skip
+from torch import Tensor, nn  # isort: skip
+
+DEFAULTS = ("SmoothAPLoss", "ArcFaceLoss", "NormalizedSoftmaxLoss")  # the best of these, unless one is named
+MARGIN_LOSS = "ThresholdConsistentMarginLoss"
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Where TCM begins: similarities that positive pairs reach and negative ones stay below."""
+
+    positive: float
+    negative: float
+
+
+class Objective(nn.Module):
+    """A base loss, and TCM times its weight once its margins are set."""
+
+    def __init__(self, name: str, classes: int, dim: int, weight: float) -> None:
+        super().__init__()
+        self.base, self.weight = make_loss(name, classes, dim), weight
+        self.margin: nn.Module | None = None
+
+    def set_margins(self, margins: Margins) -> None:
+        """Add TCM from now on."""
+        self.margin = library.ThresholdConsistentMarginLoss(
+            margin_plus=margins.positive, margin_minus=margins.negative
+        )
+
+    def forward(self, emb: Tensor, classes: Tensor) -> Tensor:
+        """The loss of embeddings (b, d), sorted by class, as many of each: Smooth-AP wants that."""
+        loss: Tensor = self.base(emb, classes)
+        if self.margin is not None and self.weight:
+            loss = loss + self.weight * self.margin(emb, classes)
+        return loss
+
+
+def make_loss(name: str, classes: int, dim: int) -> nn.Module:
+    """Return a loss of pytorch-metric-learning with its default settings.
+
+    `classes` and `dim` go to losses that learn a vector for each class. Raises InputError for a name
+    that is none, or a loss that works on something else than labelled batches.
+    """
+    kind = getattr(library, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module) and name.endswith("Loss")):
+        known = ", ".join(sorted(each for each in dir(library) if each.endswith("Loss")))
+        raise InputError(f"{name} is no loss of pytorch-metric-learning. There are: {known}.")
+    if name == MARGIN_LOSS:
+        raise InputError(f"{name} is what is added to a base loss: name another.")
+    given = {"num_classes": classes, "embedding_size": dim}
+    wanted = inspect.signature(kind).parameters
+    try:
+        made: nn.Module = kind(**{key: value for key, value in given.items() if key in wanted})
+    except TypeError:
+        raise InputError(f"{name} needs more than labelled embeddings: name another loss.") from None
+    return made
+
+
+logging.getLogger("PML").setLevel(logging.ERROR)  # it reports what its losses could record

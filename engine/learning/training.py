@@ -1,0 +1,152 @@
+"""Training of anything that maps items to embeddings: balanced batches, a base loss, TCM.
+
+A batch has as many items of each of its classes. For Smooth-AP it has as many classes as items of each:
+pytorch-metric-learning 2.9 divides a batch rightly only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.learning.losses import Margins, Objective
+from engine.types import Int64
+
+import torch  # isort: skip
+from torch import Tensor, nn  # isort: skip
+
+Read = Callable[[Int64], Tensor]  # items (b,) -> what the network takes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train."""
+
+    loss: str = "NormalizedSoftmaxLoss"
+    steps: int = 400
+    batch: int = 144  # items
+    each: int = 4  # of a class in a batch
+    rate: float = 3e-3  # Adam's; cosine to a hundredth of it
+    decay: float = 1e-4
+    seed: int = 0
+    tcm: float = 0.0  # weight of TCM; 0: without
+    margins: Margins | None = None  # None: from the calibration range of the training pairs
+    warm: float = 0.3  # share of the steps before TCM
+
+
+CLASS_RATE = 10.0  # times the rate, for a loss's vectors of classes: each is in few batches
+FALSE_ACCEPTANCE = (0.01, 0.10)  # of the calibration range
+
+
+def fit(
+    net: nn.Module,
+    read: Read,
+    classes: Int64,
+    plan: Plan,
+    progress: Callable[[float, float], None] = lambda share, loss: None,
+) -> Margins | None:
+    """Train `net` in place on items of `classes` (n,), numbers from 0; return the margins of TCM.
+
+    `progress` is told the share done and the loss. Raises InputError where the loss cannot be used.
+    """
+    torch.manual_seed(plan.seed)
+    draw = Batches(classes, *_shape(plan), plan.seed)
+    with torch.no_grad():
+        dim = net.eval()(read(draw.next())).shape[1]
+    objective = Objective(plan.loss, int(classes.max()) + 1, dim, plan.tcm)
+    weights = [*net.parameters(), *objective.parameters()]
+    groups = [
+        {"params": [*net.parameters()], "factor": 1.0},
+        {"params": [*objective.parameters()], "factor": CLASS_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, weight_decay=plan.decay)
+    margins = None
+    recent: list[tuple[Tensor, Tensor]] = []
+    net.train()
+    for step in range(plan.steps):
+        _set_rate(optimizer, plan.rate, step, plan.steps)
+        items = draw.next()
+        labels = torch.from_numpy(classes[items])
+        emb = nn.functional.normalize(net(read(items)), dim=1)
+        if plan.tcm and margins is None:
+            recent = [*recent[-7:], (emb.detach(), labels)]
+            if step >= plan.warm * plan.steps:
+                margins = plan.margins or measured_margins(recent)
+                objective.set_margins(margins)
+        loss = _loss(objective, emb, labels, plan.loss)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 5.0)
+        optimizer.step()
+        if step % 10 == 9 or step + 1 == plan.steps:
+            progress((step + 1) / plan.steps, float(loss.detach()))
+    net.eval()
+    return margins
+
+
+def measured_margins(batches: list[tuple[Tensor, Tensor]]) -> Margins:
+    """The margins that the calibration range of some batches' negative pairs suggests.
+
+    At its ends a share of 1% and 10% of the negative pairs are accepted: positive pairs are to be nearer
+    than the first, negative ones farther than the second.
+    """
+    emb = torch.cat([emb for emb, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    similarities = (emb @ emb.T)[labels[:, None] != labels]
+    low, high = FALSE_ACCEPTANCE
+    chosen = np.quantile(similarities.numpy(), [1.0 - low, 1.0 - high])
+    return Margins(float(chosen[0]), float(chosen[1]))
+
+
+class Batches:
+    """Random batches of `count` classes with `each` items, sorted by class. Small classes repeat some."""
+
+    def __init__(self, classes: Int64, count: int, each: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        order = np.argsort(classes, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
+        self.members = [part for part in parts if len(part) > 1]
+        if len(self.members) < 2:
+            raise InputError("training needs two classes of two items or more.")
+        self.count, self.each = count, each
+        self.queue: list[int] = []
+
+    def next(self) -> Int64:
+        """Items (count * each,); fewer where there are fewer classes. Each class comes once a round."""
+        count = min(self.count, len(self.members))
+        if len(self.queue) < count:
+            self.queue = [*self.rng.permutation(len(self.members)).tolist()]
+        chosen, self.queue = self.queue[:count], self.queue[count:]
+        return np.concatenate([self._some(self.members[number]) for number in sorted(chosen)])
+
+    def _some(self, items: Int64) -> Int64:
+        if len(items) >= self.each:
+            return self.rng.permutation(items)[: self.each]
+        return np.concatenate([items, self.rng.choice(items, self.each - len(items))])
+
+
+def _shape(plan: Plan) -> tuple[int, int]:
+    """Classes in a batch, and items of each."""
+    if plan.loss == "SmoothAPLoss":
+        side = max(round(plan.batch**0.5), 2)
+        return side, side
+    return max(plan.batch // plan.each, 2), plan.each
+
+
+def _loss(objective: Objective, emb: Tensor, labels: Tensor, name: str) -> Tensor:
+    try:
+        loss: Tensor = objective(emb, labels)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as problem:
+        raise InputError(f"{name} cannot be trained on labelled batches: {problem}.") from None
+    if not torch.isfinite(loss):
+        raise InputError(f"{name} became {float(loss)}: name another loss, or a smaller rate.")
+    return loss
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    warm = min(1.0, (step + 1) / max(0.05 * steps, 1.0))
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * step / steps)))
