@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "daemon": {"system", "model", "storage", "collection"},
     "api": {"system", "storage", "daemon"},
     "training": {"system", "index", "model", "clustering", "collection"},
-    "cli": {"system", "storage", "collection", "daemon", "api", "training", "connectors"},
+    "learning": {"system", "training"},
+    "cli": {"system", "storage", "collection", "daemon", "api", "training", "learning", "connectors"},
     "connectors": set(),
 }
 FRONT = {"engine/__init__.py": {"system", "collection", "training"}, "engine/__main__.py": {"cli"}}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
+from engine.cli import spaces
 from engine.cli.console import Interrupted, complain, interrupt
 from engine.errors import ShoalError
 
@@ -418,6 +419,9 @@ def compact(store: Store = None, config: Config = None, json: Json = False) -> N
     from engine.cli import operate
 
     operate.compact(settings(config, store__path=store), json)
+
+
+spaces.register(app)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from engine.errors import InputError
 
-import torch  # isort: skip
 from pytorch_metric_learning import losses as library  # isort: skip
 from torch import Tensor, nn  # isort: skip
 

@@ -149,4 +149,6 @@ def _loss(objective: Objective, emb: Tensor, labels: Tensor, name: str) -> Tenso
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
     warm = min(1.0, (step + 1) / max(0.05 * steps, 1.0))
     for group in optimizer.param_groups:
-        group["lr"] = group["factor"] * rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * step / steps)))
+        group["lr"] = (
+            group["factor"] * rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * step / steps)))
+        )
