@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import config, errors
-from engine.api.middleware import Meters
+from engine.api.middleware.metrics import Meters
 from engine.cli.main import app
 from engine.config import Settings
 from engine.daemon.metrics import Metrics

@@ -110,16 +110,15 @@ def as_vector(value: Any, dim: int | None) -> Float32 | str:
     return vector
 
 
-def item_key(encoded: str, most: int) -> bytes:
-    """The key in a path, which is still percent-encoded. Raises Problem."""
+def item_key(encoded: str, most: int) -> str:
+    """Decode the key in a path, which is still percent-encoded. Raises Problem."""
     key = unquote_to_bytes(encoded)
     if not 1 <= len(key) <= most:
         raise Problem("bad-key", f"A key has 1 to {most} bytes, this one {len(key)}.")
     try:
-        key.decode()
+        return key.decode()
     except UnicodeDecodeError as error:
         raise Problem("bad-key", f"The key is not UTF-8 at byte {error.start}.") from None
-    return key
 
 
 def _too_large(limit: int) -> Problem:

@@ -1,8 +1,8 @@
-"""The event log for those who listen: pages of JSON, and server-sent events that go on where they stopped.
+"""The event log over HTTP: pages of JSON, and server-sent events.
 
-A stream keeps nothing but its place in the log and reads on from there whenever there is a new version. Each
-event's id is its place, so a client that comes back with Last-Event-ID, to whichever process, misses nothing
-and gets nothing twice. A comment now and then shows that the stream lives, and carries the place forward.
+A stream keeps nothing but its place in the log, and reads on from there at each new version. An event's id is
+its place: a client that reconnects with Last-Event-ID, to whichever process, misses nothing and gets nothing
+twice. A comment now and then shows that the stream is alive and moves the place forward.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from engine.api.context import Body, Service
+from engine.api.follower import Follower
 from engine.api.problems import Problem
+from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
 from engine.events import BEGIN, Place
+from engine.storage import schema
 from engine.storage.reader import Head, View
+from engine.streams import Body
 
-RETRY_MS = 2000  # a client waits so long before it comes back
+RETRY_MS = 2000  # a client waits so long before it reconnects
+SLICE_EVENTS = 200  # read and sent at once: about a millisecond
+SLICES_KEPT = 16
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -36,8 +41,73 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Slices:
+    """The last slices of the log, encoded: streams that are up to date all read the same ones."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, Place, str | None], tuple[bytes, Place, bool]] = {}
+
+    def read(self, view: View, version: int, place: Place, kind: str | None) -> tuple[bytes, Place, bool]:
+        """The events after a place, the place after them, and whether there are more."""
+        key = version, place, kind
+        found = self._kept.get(key)
+        if found is None:
+            part = view.follow(place, SLICE_EVENTS, kind)
+            text = b"".join(_encode(view.collection, raw.key, raw.body) for raw in part.events)
+            found = self._kept[key] = text, part.place, part.more
+            if len(self._kept) > SLICES_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+
+class EventStreams:
+    """Serves streams until stopped."""
+
+    def __init__(self, reader: StoreReader, follower: Follower, heartbeat_s: float) -> None:
+        self._reader, self._follower, self._heartbeat_s = reader, follower, heartbeat_s
+        self._slices, self._stopping = Slices(), False
+
+    def respond(self, after: Place | None, kind: str | None) -> Response:
+        """A stream of the events after `after`; None: of those to come. Raises Problem."""
+        head = self._reader.view().head()
+        if after:
+            _check_place(head, after)
+        return StreamingResponse(
+            self._events(head.place if after is None else after, kind),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    def stop(self) -> None:
+        """End all streams."""
+        self._stopping = True
+        self._follower.wake()
+
+    async def _events(self, place: Place, kind: str | None) -> AsyncIterator[bytes]:
+        yield b"retry: %d\n%b" % (RETRY_MS, _id(place))
+        while not self._stopping:
+            news = self._follower.news
+            try:
+                view = self._reader.view()
+                head = view.head()
+                _check_place(head, place)
+                text, place, more = self._slices.read(view, head.version, place, kind)
+            except (Problem, StoreError) as error:
+                yield _last_event(error)
+                return
+            if text:
+                yield text
+            if more:
+                await asyncio.sleep(0)
+                continue
+            try:
+                await asyncio.wait_for(news.wait(), self._heartbeat_s)
+            except asyncio.TimeoutError:
+                yield b": still here\n" + _id(place)
+
+
 def place_of(text: str | None) -> Place | None:
-    """`VERSION-ORDINAL`, as events carry it. Raises Problem."""
+    """Parse `VERSION-ORDINAL`, an event's id. Raises Problem."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,18})-(\d{1,9})", text, re.ASCII)
@@ -47,55 +117,19 @@ def place_of(text: str | None) -> Place | None:
 
 
 def page(view: View, after: Place | None, limit: int, kind: str | None) -> Body:
-    """Raises Problem: the log does not reach back to `after`."""
+    """A page of the log. Raises Problem: the log does not reach back to `after`."""
     if after:
         _check_place(view.head(), after)
     answer = view.changes(after, limit, kind)
     if answer.pop("gap"):
         _check_place(view.head(), after or BEGIN)
-    if answer["cursor"] is None:  # nothing has ever happened
+    if answer["cursor"] is None:  # no event yet
         answer["cursor"] = "0-0"
     return answer
 
 
-def respond(service: Service, after: Place | None, kind: str | None) -> Response:
-    """A stream of what comes behind `after`; None: of what comes from now on."""
-    head = service.view().head()
-    if after:
-        _check_place(head, after)
-    events = _events(service, head.place if after is None else after, kind)
-    return StreamingResponse(
-        events,
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
-
-
-async def _events(service: Service, place: Place, kind: str | None) -> AsyncIterator[bytes]:
-    yield b"retry: %d\n%b" % (RETRY_MS, _keep(place))
-    while not service.stopping:
-        news = service.tail.news
-        try:
-            view = service.view()
-            head = view.head()
-            _check_place(head, place)
-            text, place, more = service.slices.read(view, head.version, place, kind)
-        except (Problem, StoreError) as error:
-            yield _farewell(error)
-            return
-        if text:
-            yield text
-        if more:
-            await asyncio.sleep(0)
-            continue
-        try:
-            await asyncio.wait_for(news.wait(), service.bounds.heartbeat_s)
-        except asyncio.TimeoutError:
-            yield b": still here\n" + _keep(place)
-
-
 def _check_place(head: Head, place: Place) -> None:
-    """Raises Problem: events behind the place were forgotten, or it is not of this log."""
+    """Raises Problem: events after the place were deleted by retention, or it is not of this log."""
     if place[0] > head.version:
         detail = f"{place[0]}-{place[1]} is ahead of this store, which has version {head.version}"
     elif place < head.forgot:
@@ -107,11 +141,16 @@ def _check_place(head: Head, place: Place) -> None:
     raise Problem("stale-cursor", detail + ".", cursor=f"{head.place[0]}-{head.place[1]}")
 
 
-def _keep(place: Place) -> bytes:
-    """An id without data: not an event, but a client remembers it."""
+def _encode(collection: str, key: bytes, body: bytes) -> bytes:
+    event = schema.read_event(collection, key, body)
+    return b"id: %b\ndata: %b\n\n" % (event["event-id"].encode(), orjson.dumps(event))
+
+
+def _id(place: Place) -> bytes:
+    """An id without data: no event, but a client remembers it as its place."""
     return b"id: %d-%d\n\n" % place
 
 
-def _farewell(error: Problem | ShoalError) -> bytes:
+def _last_event(error: Problem | ShoalError) -> bytes:
     detail = error.detail if isinstance(error, Problem) else str(error)
     return b"event: problem\ndata: %b\n\n" % orjson.dumps({"detail": detail})

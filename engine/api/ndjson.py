@@ -13,9 +13,12 @@ from fastapi import Request
 
 from engine import records
 from engine.api import bodies
-from engine.api.context import Body, Service
 from engine.api.problems import Problem, of_error
+from engine.api.store_reader import StoreReader
+from engine.api.writer_client import WriterClient
+from engine.config import Settings
 from engine.errors import ShoalError
+from engine.streams import Body
 from engine.types import Float32
 
 MEDIA_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -120,7 +123,7 @@ class Lines:
         return [None] if self._long else [self._rest] if self._rest else []
 
 
-async def take(service: Service, request: Request) -> Body:
+async def take(request: Request, settings: Settings, reader: StoreReader, writer: WriterClient) -> Body:
     """Raises Problem; what came before it is in the store.
 
     Lines are parsed in the event loop, a few at a time: a thread would hold the interpreter longer.
@@ -128,11 +131,11 @@ async def take(service: Service, request: Request) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in MEDIA_TYPES:
         raise Problem("wrong-type", f"The body must be {MEDIA_TYPES[0]}, not {kind or 'of no type'}.")
-    view = service.view()
+    view = reader.view()
     taken = Taken(view.version)
     try:
-        async for piece in _pieces(service, request):
-            await _submit(service, piece, taken)
+        async for piece in _pieces(request, settings, reader):
+            await _submit(writer, piece, taken, settings.api.bulk_timeout_s)
     except (Problem, ShoalError) as error:
         problem = of_error(error) if isinstance(error, ShoalError) else error
         problem.extra |= {"lines": taken.lines, "version": taken.version}
@@ -140,18 +143,18 @@ async def take(service: Service, request: Request) -> Body:
     return {"collection": view.collection, **asdict(taken)}
 
 
-async def _pieces(service: Service, request: Request) -> AsyncIterator[Piece]:
+async def _pieces(request: Request, settings: Settings, reader: StoreReader) -> AsyncIterator[Piece]:
     """The lines of the body, in pieces bounded in lines and bytes."""
-    bounds = service.bounds
-    lines = Lines(service.settings.bounds.record_max_bytes)
-    piece = Piece(service.view().dim)
+    bounds = settings.api
+    lines = Lines(settings.bounds.record_max_bytes)
+    piece = Piece(reader.view().dim)
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):
             for line in lines.feed(chunk[start : start + SLICE_BYTES]):
                 piece.take(line)
                 if piece.count == bounds.bulk_batch or piece.bytes > bounds.body_max_bytes:
                     yield piece
-                    piece = Piece(service.view().dim, piece.last)
+                    piece = Piece(reader.view().dim, piece.last)
             await asyncio.sleep(0)
     for line in lines.end():
         piece.take(line)
@@ -159,11 +162,10 @@ async def _pieces(service: Service, request: Request) -> AsyncIterator[Piece]:
         yield piece
 
 
-async def _submit(service: Service, piece: Piece, taken: Taken) -> None:
+async def _submit(writer: WriterClient, piece: Piece, taken: Taken, timeout_s: float) -> None:
     refused = list(piece.refused)
     if piece.lines:
-        timeout_s = service.bounds.bulk_timeout_s
-        answer = await service.call("submit", piece.body, piece.matrix, timeout_s)
+        answer = await writer.call("submit", piece.body, piece.matrix, timeout_s)
         refused += [(piece.lines[one["index"]], one["reason"]) for one in answer["rejected"]]
         taken.version = answer["version"]
         taken.written += len(piece.lines) - len(answer["rejected"])

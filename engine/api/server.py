@@ -12,8 +12,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.api.app import make_app
-from engine.api.context import Service
-from engine.api.middleware import Keys, read_keys
+from engine.api.context import Context
+from engine.api.event_stream import EventStreams
+from engine.api.middleware.authentication import Keys, read_keys
 from engine.api.problems import Problem, respond
 from engine.config import ApiSettings, Settings
 from engine.system import scheduling
@@ -27,21 +28,21 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     """Answers at a listening socket until SIGTERM or SIGINT. Raises ConfigError: the key cannot be used."""
     keys = read_keys(settings.api)
     sys.setswitchinterval(SWITCH_S)
-    service = Service(settings)
-    server = server_of(service, keys)
+    context = Context(settings)
+    server = server_of(context, keys)
     for number in (signal.SIGTERM, signal.SIGINT):  # until here they end the process by themselves
         signal.signal(number, server.handle_exit)  # uvicorn raises them again at its end: that is no error
     scheduling.keep_for_good()
     server.run(sockets=[listening])
-    if service.failure:
-        raise service.failure  # a mistake of ours: the process ends, and is started again
+    if context.failure:
+        raise context.failure  # a bug: the process ends, and the supervisor starts it again
 
 
-def server_of(service: Service, keys: Keys) -> Server:
+def server_of(context: Context, keys: Keys) -> Server:
     """With the application and connections bounded as its settings say."""
     config = uvicorn.Config(
-        make_app(service, keys),
-        http=connection_of(service.bounds),
+        make_app(context, keys),
+        http=connection_of(context.settings.api),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -51,7 +52,7 @@ def server_of(service: Service, keys: Keys) -> Server:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,
     )
-    return Server(config, service)
+    return Server(config, context.streams)
 
 
 def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
@@ -146,12 +147,12 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Streams of changes end when the process is to end: else they would hold it up."""
+    """Ends the event streams first: uvicorn would wait for them."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, streams: EventStreams) -> None:
         super().__init__(config)
-        self._service = service
+        self._streams = streams
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self._service.stop()
+        self._streams.stop()
         super().handle_exit(sig, frame)

@@ -64,7 +64,7 @@ def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
 
 
 def _plan_api(settings: Settings) -> str:
-    from engine.api.middleware import read_keys
+    from engine.api.middleware.authentication import read_keys
 
     keys = read_keys(settings.api)
     with supervisor.listen(settings.api) as listening:

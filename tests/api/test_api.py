@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import time
@@ -13,19 +12,18 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-import numpy as np
 import pytest
 
 from engine.api.app import make_app
-from engine.api.context import Service
-from engine.api.middleware import Keys
+from engine.api.context import Context
+from engine.api.middleware.authentication import Keys
 from engine.storage.store import Store
 from tests.conftest import ROOT
 from tests.support.fake_collection import Toy
 from tests.support.live_api import Api, api, settings_of, writer
+from tests.support.records import DIM, NDJSON, blobs, lines
 
 SEED = 11
-DIM = 8
 ODD_KEYS = [
     "a/b",
     "a/b/explain",
@@ -40,19 +38,6 @@ ODD_KEYS = [
     "\x00\x7f",
     "x" * 511,
 ]
-
-
-def blobs(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(6, DIM))
-    return centres[rng.integers(0, 6, count)] + 0.15 * rng.normal(size=(count, DIM))
-
-
-def lines(rows: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-NDJSON = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
@@ -344,8 +329,8 @@ def test_an_answer_costs_under_a_millisecond(tmp_path: Path) -> None:
     toy = Toy(SEED)
     with Store.open(tmp_path / "store", {"collection": "toy", "dim": None}) as store:
         store.commit(toy.step(12))
-    service = Service(settings_of(tmp_path / "store"))
-    app = make_app(service, Keys([]))
+    context = Context(settings_of(tmp_path / "store"))
+    app = make_app(context, Keys([]))
     paths = [f"/v1/items/{key.decode()}" for key, *_ in toy.rows.values()]
     statuses: list[int] = []
 
@@ -384,7 +369,7 @@ def test_an_answer_costs_under_a_millisecond(tmp_path: Path) -> None:
 
     assert asyncio.run(measure()) < 0.001
     assert set(statuses) == {200}
-    service.close()
+    context.close()
 
 
 def test_the_api_needs_no_torch() -> None:

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from engine.api.app import make_routes
-from engine.api.context import Service, Status
-from engine.api.middleware import read_keys
+from engine.api.context import Context
 from engine.api.problems import KINDS
+from engine.api.writer_client import Status
 from engine.config import load
 from engine.daemon.control import Listener
 from engine.daemon.supervisor import listen
@@ -26,11 +26,11 @@ from engine.errors import ConfigError, InputError, WriterBusy
 from engine.storage.store import Store
 from tests.support.fake_collection import Toy
 from tests.support.live_api import Api, api, settings_of
+from tests.support.records import NDJSON
 
 CONFIG = {"collection": "toy", "dim": None}
 KEY = "0123456789abcdef0123"
 VECTOR = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-NDJSON = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_without_a_writer_queries_answer_and_the_rest_says_so(quiet: Api) -> Non
     ready = quiet.http.get("/readyz")
     assert ready.status_code == 503
     assert "the writer does not run" in ready.json()["reasons"][0]
-    key = quiet.service.view().changes(kind="items")["changes"][0]["key"]
+    key = quiet.context.reader.view().changes(kind="items")["changes"][0]["key"]
     for answer in (
         quiet.http.get(f"/v1/items/{key}/explain"),
         quiet.http.post("/v1/assign", json={"embedding": VECTOR}),
@@ -402,26 +402,12 @@ def test_without_a_key_it_answers_to_no_foreign_name(quiet: Api) -> None:
         assert quiet.http.get("/v1/clusters", headers={"host": host}).status_code == 200
 
 
-def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:
-    for host in ("0.0.0.0", "::", "10.1.2.3", "shoal.example"):
-        with pytest.raises(ConfigError, match="key_file"):
-            read_keys(load(None, {"api.host": host}).api)
-    for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3"):
-        assert not read_keys(load(None, {"api.host": host}).api)
-    for text in ("", "short\n", "# only a comment\n"):
-        (tmp_path / "key").write_text(text)
-        with pytest.raises(ConfigError, match="16 characters"):
-            read_keys(load(None, {"api.key_file": str(tmp_path / "key")}).api)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_keys(load(None, {"api.key_file": str(tmp_path / "none")}).api)
-
-
 def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
-    service = Service(settings_of(store, bounds__progress_timeout_s=9.0))
+    context = Context(settings_of(store, bounds__progress_timeout_s=9.0))
 
     async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        service.status = Status(told)
-        transport = httpx.ASGITransport(app=make_routes(service))
+        context.writer.status = Status(told)
+        transport = httpx.ASGITransport(app=make_routes(context))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             answer = await http.get("/livez")
         return answer.status_code, answer.json()
@@ -429,7 +415,7 @@ def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
     assert asyncio.run(ask(None)) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 8.9})) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 9.0})) == (503, {"live": False})
-    service.close()
+    context.close()
 
 
 def test_a_port_in_use_is_said(quiet: Api) -> None:
@@ -488,5 +474,5 @@ def test_damage_is_a_problem_and_never_an_answer(tmp_path: Path) -> None:
 
 def test_a_mistake_of_ours_shows_no_traceback(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with api(settings_of(store)) as served:
-        monkeypatch.setattr(served.service, "view", lambda: json.loads("{"))
+        monkeypatch.setattr(served.context.reader, "view", lambda: json.loads("{"))
         problem(served.http.get("/v1/levels"), "bug")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 from engine.api.app import describe, make_routes
-from engine.api.context import Service
-from tests.api.test_api import NDJSON, blobs, lines
+from engine.api.context import Context
 from tests.support.live_api import Api, api, settings_of, writer
+from tests.support.records import NDJSON, blobs, lines
 
 EXAMPLES, LONG_EXAMPLES = 10, 300
 SEED = 5
@@ -40,7 +40,7 @@ def ndjson(context: Any, value: Any) -> bytes:
 
 def operations() -> dict[str, Any]:
     """All of the document, by name."""
-    document = describe(make_routes(Service(settings_of(Path("unused"), source__http=True))))
+    document = describe(make_routes(Context(settings_of(Path("unused"), source__http=True))))
     schema = schemathesis.openapi.from_dict(document)
     found = {one.ok().label: one.ok() for one in schema.get_all_operations()}
     assert len(found) == 16

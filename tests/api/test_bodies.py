@@ -12,10 +12,11 @@ from fastapi import Request
 
 from connectors.files.records import Unusable, checked_payload
 from engine.api import bodies, ndjson
-from engine.api.context import Service
 from engine.api.ndjson import Piece
 from engine.api.problems import Problem
 from engine.api.responses import PutRequest
+from engine.api.store_reader import StoreReader
+from engine.api.writer_client import WriterClient
 from engine.config import BoundsSettings, load
 from engine.errors import ShoalError, StoreFull, WriterBusy
 
@@ -91,14 +92,10 @@ def test_only_the_clients_own_time_counts() -> None:
 
 
 class Refusing:
-    """A service whose writer takes one piece and then fails."""
+    """A writer that takes one piece and then fails."""
 
     def __init__(self, error: Exception) -> None:
-        self.settings = load(None, {"api.bulk_batch": 1})
-        self.bounds, self._error, self._called = self.settings.api, error, 0
-
-    def view(self) -> Any:
-        return SimpleNamespace(version=3, dim=1, collection="toy")
+        self._error, self._called = error, 0
 
     async def call(self, *arguments: Any) -> dict[str, Any]:
         self._called += 1
@@ -118,8 +115,13 @@ class Refusing:
 )
 def test_what_stops_a_bulk_says_how_far_it_came(error: Exception, kind: str) -> None:
     request = request_of(b'{"key": "a", "embedding": [1]}\n' * 2, kind=NDJSON)
+    view = SimpleNamespace(version=3, dim=1, collection="toy")
+    reader, writer = (
+        cast(StoreReader, SimpleNamespace(view=lambda: view)),
+        cast(WriterClient, Refusing(error)),
+    )
     with pytest.raises(Problem) as caught:
-        asyncio.run(ndjson.take(cast(Service, Refusing(error)), request))
+        asyncio.run(ndjson.take(request, load(None, {"api.bulk_batch": 1}), reader, writer))
     assert caught.value.kind.name == kind
     assert {"lines": 1, "version": 4}.items() <= caught.value.extra.items()
     assert caught.value.extra.get("more") == getattr(error, "extra", {}).get("more")

@@ -145,7 +145,7 @@ def test_a_stream_begins_now_unless_told_otherwise(tmp_path: Path) -> None:
     late, early = Listening(), Listening("0-0")
     with writing(path, 12, 0.1), api(settings_of(path)) as served:
         served.wait_counted()
-        head = served.service.view().version
+        head = served.context.reader.view().version
         late.listen(served.url, 20)
         early.listen(served.url, 20)
     wanted = whole(path)
@@ -179,7 +179,7 @@ def test_a_stream_without_news_lives_and_moves_on(store: Path) -> None:
         while client.comments < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        end = served.service.view().head().place
+        end = served.context.reader.view().head().place
         assert client.last == f"{end[0]}-{end[1]}"
         start = time.monotonic()
     thread.join(10)
@@ -236,4 +236,4 @@ def test_many_streams_share_what_they_read(store: Path) -> None:
 
 def whole_of(served: Api) -> list[dict[str, Any]]:
     """Through the view that the API has open."""
-    return list(served.service.view().changes(limit=10_000)["changes"])
+    return list(served.context.reader.view().changes(limit=10_000)["changes"])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.api.context import Service
+from engine.api.writer_client import WriterClient
 from engine.config import ControlSettings, load
 from engine.daemon.control import NAME, Control, Listener
 from engine.daemon.supervisor import Daemon
@@ -252,6 +252,6 @@ def test_a_process_with_many_open_files_keeps_connections(listen: Listen, tmp_pa
 
 def test_who_asks_the_writer_has_the_bounds_of_the_settings(tmp_path: Path) -> None:
     settings = load(None, {"store.path": str(tmp_path), "control.frame_max_bytes": 2**21})
-    for control in Service(settings).control, Daemon(settings, [])._control:
+    for control in WriterClient(settings)._control, Daemon(settings, [])._control:
         with pytest.raises(InputError, match=f"more than {2**21} bytes"):
             control.call("echo", {"text": "x" * 2**21})

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from engine.api.context import Service
-from engine.api.middleware import read_keys
+from engine.api.context import Context
+from engine.api.middleware.authentication import read_keys
 from engine.api.server import Server, server_of
 from engine.config import Settings, load
 from engine.daemon.control import Control
@@ -43,17 +43,17 @@ class Api:
     """The API of some settings, from the first request on until closed."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.service = settings, Service(settings)
+        self.settings, self.context = settings, Context(settings)
         self._listening = listen(settings.api)
         self.url = url_of(self._listening)
         self.port = self._listening.getsockname()[1]
-        self.server: Server = server_of(self.service, read_keys(settings.api))
+        self.server: Server = server_of(self.context, read_keys(settings.api))
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
         self._thread.start()
-        self.http = httpx.Client(base_url=self.url, timeout=20.0)
+        self.http = httpx.Client(base_url=self.url, timeout=300.0)
 
     def close(self) -> None:
-        self.service.stop()
+        self.context.streams.stop()
         self.server.should_exit = True
         self._thread.join(10.0)
         assert not self._thread.is_alive(), "the API did not stop"
@@ -69,7 +69,8 @@ class Api:
     def wait_counted(self, limit_s: float = 20.0) -> None:
         """Until growth and history know the newest version."""
         deadline = time.monotonic() + limit_s
-        while not self.service.tail.ready or self.service.tail.version < self.service.view().version:
+        follower, view = self.context.follower, self.context.reader.view()
+        while not follower.ready or follower.version < view.version:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

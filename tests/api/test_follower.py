@@ -11,9 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.api.follower import Tail, TailBounds
-from engine.api.growth import Growth, Start
-from engine.api.history import History, mentioned
+from engine.api.follower import Bounds, Follower, Growth, History, WindowStart, mentioned
 from engine.events import BEGIN
 from engine.storage import schema
 from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
@@ -83,7 +81,7 @@ def test_growth_rolled_on_is_growth_counted_anew(seed: int) -> None:
             cluster: net[cluster] for cluster in range(1, 8)
         }, f"{seed=}"
         assert growth.ranked() == sorted(net, key=lambda c: (-net[c], c)), f"{seed=}"
-        start = Start(window_ms, most)
+        start = WindowStart(window_ms, most)
         for earlier, _ in reversed(log[: at + 1]):
             if not start.take(earlier):
                 break
@@ -111,22 +109,22 @@ def test_history_finds_the_newest_events_of_a_cluster() -> None:
     assert history.of(6, 10) == [(2, 0)]
 
 
-def bounds(window_events: int = 10**6, history_versions: int = 10**6) -> TailBounds:
-    return TailBounds(10**9, window_events, 10**6, history_versions, 0.01)
+def bounds(window_events: int = 10**6, history_versions: int = 10**6) -> Bounds:
+    return Bounds(10**9, window_events, 10**6, history_versions)
 
 
-def test_the_tail_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) -> None:
+def test_it_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) -> None:
     toy = Toy(3)
     with Store.open(tmp_path, CONFIG) as store:
         view = View.beside(store.env, store.handles)
-        early = Tail(bounds())
+        early = Follower(bounds())
         for _ in range(12):
             store.commit(toy.step())
             for _ in early.advance(view):
                 pass
-        late, blind = Tail(bounds()), Tail(bounds(window_events=1, history_versions=4))
-        for tail in (late, blind):
-            for _ in tail.advance(view):
+        late, blind = Follower(bounds()), Follower(bounds(window_events=1, history_versions=4))
+        for follower in (late, blind):
+            for _ in follower.advance(view):
                 pass
         log = []
         after = BEGIN
@@ -138,13 +136,13 @@ def test_the_tail_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) ->
         for one in log:
             for cluster in mentioned(one) if one.kind == CLUSTERS else ():
                 lineage.setdefault(cluster, []).append(one.place)
-        for tail in (early, late):
-            assert tail.ready
-            assert tail.version == toy.version
-            assert tail.growth.window.first == 1
+        for follower in (early, late):
+            assert follower.ready
+            assert follower.version == toy.version
+            assert follower.growth.window.first == 1
             for cluster, places in lineage.items():
-                assert tail.history.of(cluster, 10**6) == places
-            assert tail.history.since == 1
+                assert follower.history.of(cluster, 10**6) == places
+            assert follower.history.since == 1
         assert early.growth.ranked() == late.growth.ranked()
         assert blind.growth.window.first == toy.version
         assert blind.history.since == toy.version - 4
@@ -152,18 +150,18 @@ def test_the_tail_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) ->
             assert blind.history.of(cluster, 10**6) == [p for p in places if p[0] >= toy.version - 4]
 
 
-def test_a_tail_that_the_log_has_left_behind_begins_again(tmp_path: Path) -> None:
+def test_a_follower_that_retention_has_overtaken_begins_again(tmp_path: Path) -> None:
     toy = Toy(4)
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
         view = View.beside(store.env, store.handles)
-        tail = Tail(bounds())
+        follower = Follower(bounds())
         for _ in range(4):
             store.commit(toy.step())
             store.commit(toy.step())
-            for _ in tail.advance(view):
+            for _ in follower.advance(view):
                 pass
-            assert tail.growth.window.first == toy.version
-            assert tail.history.since == toy.version
+            assert follower.growth.window.first == toy.version
+            assert follower.history.since == toy.version
 
 
 def test_pages_of_one_kind_have_all_of_it_and_nothing_else(tmp_path: Path) -> None:
@@ -195,20 +193,20 @@ def test_versions_without_events_leave_no_gap(tmp_path: Path) -> None:
         view = View.beside(store.env, store.handles)
         store.commit(toy.step())
         last = view.head().place
-        tail = Tail(bounds())
-        for _ in tail.advance(view):
+        follower = Follower(bounds())
+        for _ in follower.advance(view):
             pass
-        growth = tail.growth
+        growth = follower.growth
         for _ in range(4):
             change = toy.step()
             store.commit(replace(change, events=[]))
-            for _ in tail.advance(view):
+            for _ in follower.advance(view):
                 pass
         assert view.head().oldest > 1
         assert not view.changes(last)["gap"]
         assert view.changes((last[0], last[1] - 1))["gap"]
-        assert tail.growth is growth, "nothing was lost: it goes on"
-        assert tail.version == toy.version
+        assert follower.growth is growth, "nothing was lost: it goes on"
+        assert follower.version == toy.version
 
 
 def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
@@ -223,10 +221,10 @@ def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
             page = view.changes(kind=kind)
             assert all("event" in one for one in page["changes"])
             assert page["cursor"].startswith("1-")
-        tail = Tail(bounds())
-        for _ in tail.advance(view):
+        follower = Follower(bounds())
+        for _ in follower.advance(view):
             pass
-        assert tail.growth.ranked() == []
+        assert follower.growth.ranked() == []
 
 
 def test_an_order_found_while_something_changes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +240,6 @@ def test_an_order_found_while_something_changes_is_not_kept(monkeypatch: pytest.
         growth._change(Counter({3: 3}))
         return found
 
-    monkeypatch.setattr("engine.api.growth.sorted", sorting, raising=False)
+    monkeypatch.setattr("engine.api.follower.sorted", sorting, raising=False)
     growth.ranked()
     assert growth.ranked() == [3, 2, 1]

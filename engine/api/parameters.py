@@ -1,0 +1,58 @@
+"""Parameters that several routes take, validated and documented once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import Depends, Path, Query
+
+from engine.api import bodies
+from engine.api.context import Config
+from engine.api.problems import of_error
+from engine.errors import NotFound
+
+MAX_ID = 2**63 - 1
+
+Id = Annotated[int, Path(ge=1, le=MAX_ID, openapi_examples={"one": {"value": 42}})]
+Level = Annotated[
+    int | None,
+    Query(ge=0, le=64, description="0 is the finest; none, or beyond the top: final clusters."),
+]
+Cursor = Annotated[str | None, Query(max_length=64, description="Of the page before.")]
+
+
+async def _key(
+    settings: Config,
+    key: Annotated[
+        str,
+        Path(
+            description="Percent-encoded; a slash in it as %2F.",
+            openapi_examples={"plain": {"value": "articles:7"}, "slash": {"value": "shop%2Fshoes%2F7"}},
+        ),
+    ],
+) -> str:
+    return bodies.item_key(key, settings.bounds.key_max_bytes)
+
+
+async def _page_size(
+    settings: Config,
+    limit: Annotated[
+        int, Query(ge=1, le=10_000, description="Entries on a page; [api] page_max caps it.")
+    ] = 100,
+) -> int:
+    return min(limit, settings.api.page_max)
+
+
+Key = Annotated[str, Depends(_key)]
+PageSize = Annotated[int, Depends(_page_size)]
+
+
+@contextmanager
+def missing(kind: str) -> Iterator[None]:
+    """Report what is not found as this kind of problem."""
+    try:
+        yield
+    except NotFound as error:
+        raise of_error(error, kind) from None

@@ -1,0 +1,78 @@
+"""The API's calls of the writer: bounded in number and time; and the writer's status, kept up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from engine.api.problems import Problem
+from engine.config import Settings
+from engine.daemon.control import Control
+from engine.errors import ShoalError, WriterAway
+from engine.streams import Body
+from engine.types import Float32
+
+STATUS_S = 1.0  # between two requests of the status
+STATUS_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The writer's last status; `told` is None where it gave none, for this `reason`."""
+
+    told: Body | None = None
+    reason: str = "the writer was not asked yet"
+
+
+class WriterClient:
+    """Calls operations of the control socket from the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        bounds = settings.api
+        self.status = Status()
+        self._calls_max = bounds.forwards_max
+        self._control = Control(settings.store.path, bounds.forward_timeout_s, settings.control)
+        self._threads = ThreadPoolExecutor(3 * bounds.forwards_max + 1, "caller")
+        self._calls: dict[str, int] = {}
+
+    async def call(
+        self,
+        op: str,
+        body: Mapping[str, Any] | None = None,
+        vectors: Float32 | None = None,
+        timeout_s: float | None = None,
+    ) -> Body:
+        """The writer's answer. Raises Problem (`[api] forwards_max` calls of `op` wait), ShoalError."""
+        if self._calls.get(op, 0) >= self._calls_max:
+            raise Problem("writer-busy", f"{self._calls[op]} requests wait for the writer already.")
+        self._calls[op] = self._calls.get(op, 0) + 1
+        try:
+            return await self._in_thread(lambda: self._control.call(op, body, vectors, timeout_s))
+        finally:
+            self._calls[op] -= 1
+
+    async def run(self) -> None:
+        """Keep `status` up to date, until cancelled."""
+        while True:
+            self.status = await self._in_thread(self._read_status)
+            await asyncio.sleep(STATUS_S)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._control.close()
+
+    def _read_status(self) -> Status:
+        try:
+            return Status(self._control.call("status", timeout_s=STATUS_TIMEOUT_S), "")
+        except WriterAway as error:
+            return Status(None, f"the writer does not run: {error}")
+        except ShoalError as error:
+            return Status(None, f"the writer does not answer: {error}")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

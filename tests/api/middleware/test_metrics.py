@@ -1,0 +1,18 @@
+"""Requests are counted by method, route and status; refused ones too."""
+
+from __future__ import annotations
+
+from engine.api.middleware.metrics import Meters
+from tests.support.asgi import ask
+
+
+def test_requests_are_counted_and_timed() -> None:
+    meters = Meters()
+    ask("/v1/levels", [], meters=meters)
+    ask("/v1/levels", [(b"host", b"evil.example")], meters=meters)
+    ask("/v1/changes", [(b"accept", b"text/event-stream")], meters=meters)
+    count = meters.registry.get_sample_value
+    labels = {"method": "GET", "route": "none"}
+    assert count("shoal_http_requests_total", labels | {"status": "200"}) == 2.0
+    assert count("shoal_http_requests_total", labels | {"status": "403"}) == 1.0
+    assert count("shoal_http_request_seconds_count", {"route": "none"}) == 2.0, "streams are not timed"
