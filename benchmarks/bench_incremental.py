@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.mixture import mixture
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
-from engine.collection.collection import rebuild
+from engine.collection.rebuild import rebuild_store
 from engine.config import load
 
 BATCH = 1000
@@ -56,7 +56,7 @@ def measure(folder: Path, items: int, dim: int, repeat: int, seed: int) -> dict[
             seconds.append(time.perf_counter() - begun)
             stages = applied.stats["seconds"]
     begun = time.perf_counter()
-    rebuild(settings)
+    rebuild_store(settings)
     rebuilding = time.perf_counter() - begun
     absorbing = statistics.median(seconds)
     return {

@@ -138,10 +138,9 @@ def part(
     from engine.daemon.supervisor import work_as
 
     def write(chosen: Settings) -> None:
-        from engine.daemon.admin import operations
         from engine.daemon.writer import run
 
-        run(chosen, _open_source, [operations])
+        run(chosen, _open_source)
 
     def answer(chosen: Settings) -> None:
         import socket

@@ -85,9 +85,9 @@ def rebuild(settings: Settings, as_json: bool) -> None:
     body = _renewed(settings)
 
     def offline() -> dict[str, Any]:
-        from engine.collection.collection import rebuild
+        from engine.collection.rebuild import rebuild_store
 
-        return asdict(rebuild(settings))
+        return asdict(rebuild_store(settings))
 
     made = _through(settings, "rebuild", body, offline)
     if as_json:
@@ -114,7 +114,6 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
 
     def offline() -> dict[str, Any]:
         from engine.collection.collection import Engine
-        from engine.collection.erase import erase
 
         if settings.source.publishes:
             raise WriterAway(
@@ -122,7 +121,7 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
                 "that: start `shoal serve`, then run this again"
             )
         with Engine.open(settings) as engine:
-            return asdict(erase(engine, key))
+            return asdict(engine.erase(key))
 
     made = _through(settings, "erase", {"key": key}, offline)
     made["elsewhere"] = elsewhere(settings)

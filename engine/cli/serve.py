@@ -44,7 +44,7 @@ def init(path: Path) -> None:
 
 
 def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
-    from engine.collection.collection import load_model, store_config
+    from engine.collection.build import load_model, store_config
     from engine.storage.reader import View
     from engine.storage.store import compare, hold
 

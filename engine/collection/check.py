@@ -18,17 +18,28 @@ from pathlib import Path
 import numpy as np
 
 from engine import vectors
+from engine.clustering import pipeline
+from engine.clustering.resume import Saved, capture
+from engine.clustering.state import State
+from engine.collection import snapshots
+from engine.collection.build import load_model, shape_of, store_config
 from engine.config import Settings
-from engine.errors import CorruptStore, NoStore, ShoalError, StoreError
+from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
+from engine.index.base import ExactIndex
+from engine.index.columns import Nodes
+from engine.model.linkage import LinkageModel
 from engine.storage import invariants, seal
 from engine.storage.invariants import Contents
+from engine.storage.store import compare
 from engine.storage.verify import reading
 from engine.system import isolation
+from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
 
 TOLD_MAX = 20  # findings of one kind that are told; all are counted
 SAMPLE = 1_000  # lists compared with exact search
 RECALL_MIN = 0.9  # of a sample of an HNSW store's lists
+_REBUILD = "`shoal rebuild` mends it"
 
 
 @dataclass(slots=True)
@@ -82,7 +93,7 @@ def check(settings: Settings, sample: int = SAMPLE, seed: int = 0) -> Report:
     complete = contents.config.get("k") or 0
     report.note("lists", lists(contents, int(complete)))
     _search(settings, contents, report, sample, seed)
-    _derived(settings, contents, report)
+    _computed(settings, contents, report)
     return report
 
 
@@ -128,7 +139,7 @@ def lists(contents: Contents, k: int) -> list[str]:
         f"has fewer than {min(k, count - 1)} neighbours": lengths < min(k, count - 1),
     }
     return [
-        f"the list of item {lists.ids[row]} {what}; `shoal rebuild` mends it"
+        f"the list of item {lists.ids[row]} {what}; {_REBUILD}"
         for what, mask in wrong.items()
         for row in np.flatnonzero(mask).tolist()
     ]
@@ -147,23 +158,20 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
     total = max(1, int((found >= 0).sum()))
     report.recall, report.sample = hits / total, len(rows)
     problems = [
-        f"the list of item {item} is not what exact search finds; `shoal rebuild` mends it"
+        f"the list of item {item} is not what exact search finds; {_REBUILD}"
         for item in cut.tolist()
         if settings.index.kind == "exact"
     ]
     if settings.index.kind != "exact" and report.recall < RECALL_MIN:
         problems.append(
             f"only {report.recall:.3f} of the nearest neighbours are in the lists of a sample of"
-            f" {len(rows):,} items, at least {RECALL_MIN} are wanted; `shoal rebuild` mends it"
+            f" {len(rows):,} items, at least {RECALL_MIN} are wanted; {_REBUILD}"
         )
     report.note("lists against exact search", problems)
 
 
 def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
     """The k nearest items of each row, how many of them its list has, and the items whose list differs."""
-    from engine.index.base import ExactIndex
-    from engine.index.columns import Nodes
-
     loaded, k = contents.loaded, int(contents.config.get("k") or 1)
     nodes = Nodes(loaded.items.vectors.shape[1])
     all_rows = nodes.add(loaded.items.vectors, vectors.hash_keys(loaded.items.keys))
@@ -181,18 +189,118 @@ def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
     return near[:, :k], hits, loaded.items.ids[rows[differs]]
 
 
-def _derived(settings: Settings, contents: Contents, report: Report) -> None:
-    """What needs the model: the partition; and the snapshots."""
+def _computed(settings: Settings, contents: Contents, report: Report) -> None:
+    """The parts that need the model: the partition, and the snapshots."""
     if report.counts["tables"] or report.counts["lists"]:
         report.not_looked_at.append("partition and snapshots: the tables or lists are wrong in themselves")
         return
-    from engine.collection import recheck
-
     try:
-        state = recheck.recompute(settings, contents)
-    except (StoreError, ShoalError) as reason:
+        state = recompute(settings, contents)
+    except ShoalError as reason:
         report.not_looked_at.append(f"partition: {reason}")
         state = None
     if state is not None:
-        report.note("partition", recheck.partition(state, contents))
-    report.note("snapshots", recheck.snapshots(settings, contents, state))
+        report.note("partition", partition(state, contents))
+    report.note("snapshots", [*_index(settings, contents), *_levels(settings.store.path, contents, state)])
+
+
+def recompute(settings: Settings, contents: Contents) -> State:
+    """The state that follows from the lists. Raises ConfigMismatch, InputError: the settings are others."""
+    model = load_model(settings)
+    wanted = store_config(settings, model)
+    compare(settings.store.path, contents.config, {**wanted, "format": contents.config.get("format")})
+    if contents.config.get("arithmetic") != wanted["arithmetic"]:
+        raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
+    dim = contents.loaded.items.vectors.shape[1]
+    shape = shape_of(settings, model, dim)
+    state = State.of(contents.loaded, shape, model, model.default_epoch, ExactIndex)
+    if len(contents.loaded.items.ids):
+        state.restore_lists(contents.loaded)
+        state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+    return state
+
+
+def partition(state: State, contents: Contents) -> list[str]:
+    """Where the stored trees, clusters and places are not those of the recomputed partition.
+
+    Naming it after the stored one must give the same names, and nothing to tell.
+    """
+    loaded = contents.loaded
+    if not len(loaded.items.ids):
+        return []
+    problems = []
+    if len(state.hierarchy.levels) != int(loaded.counters.get("levels", 1)):
+        problems.append(f"there are {len(state.hierarchy.levels)} levels; {_REBUILD}")
+    change = pipeline.regenerate(state, loaded.places, loaded.time_ms)
+    ids, _, trees = change.moved
+    moved = ids[trees != loaded.places]
+    problems += [f"item {item} is in another tree; {_REBUILD}" for item in moved.tolist()]
+    stored = contents.paths
+    for tree in sorted(change.trees.keys() | stored.keys()):
+        if change.trees.get(tree) != stored.get(tree):
+            problems.append(f"tree {tree} is in other clusters; {_REBUILD}")
+    problems += [f"cluster {record.id} has another record; {_REBUILD}" for record in change.clusters]
+    return problems
+
+
+def _index(settings: Settings, contents: Contents) -> list[str]:
+    """The graph's vectors are those of the items, and its items those there are or were."""
+    problems = []
+    folder, loaded = settings.store.path, contents.loaded
+    for version in snapshots.index_versions(folder):
+        if version > loaded.version:  # written since
+            continue
+        found = snapshots.read_index(folder, version)
+        if found is None:
+            if version in snapshots.index_versions(folder):
+                problems.append(f"index-{version} is damaged; delete it, the next start builds the index")
+            continue
+        items, floats = found
+        at = np.minimum(np.searchsorted(loaded.items.ids, items), max(len(loaded.items.ids) - 1, 0))
+        if not len(loaded.items.ids):
+            continue
+        held = (loaded.items.ids[at] == items) & (loaded.items.versions[at] <= version)
+        if not np.array_equal(floats[held], vectors.as_float(loaded.items.vectors[at[held]])):
+            problems.append(f"index-{version} has other vectors than the store; delete it")
+        if (
+            version == loaded.version
+            and settings.index.kind == "hnsw"
+            and len(items) != len(loaded.items.ids)
+        ):
+            problems.append(f"index-{version} has {len(items)} items, not {len(loaded.items.ids)}; delete it")
+    return problems
+
+
+def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
+    problems = []
+    for version in snapshots.level_versions(folder):
+        if version > contents.loaded.version:
+            continue
+        if not snapshots.is_whole(folder, version):
+            if version in snapshots.level_versions(folder):
+                problems.append(f"derived-{version} is damaged; delete it, the next start computes it")
+            continue
+        if (
+            state is None
+            or version != contents.loaded.version
+            or not isinstance(state.hierarchy.model, LinkageModel)
+        ):
+            continue
+        saved = snapshots.read_levels(folder, version, snapshots.dependencies(state, state.hierarchy.model))
+        if saved is not None and not _same(saved, capture(state.hierarchy, state.contents())):
+            problems.append(f"derived-{version} is not what follows from the lists; delete it")
+    return problems
+
+
+def _same(saved: list[Saved], computed: list[Saved]) -> bool:
+    """Whether the nodes of each level have the same content, embeddings, linkage and density."""
+    if len(saved) != len(computed):
+        return False
+    for mine, theirs in zip(saved, computed, strict=True):
+        one, other = np.argsort(mine.content), np.argsort(theirs.content)
+        for name in ("content", "basis", "hidden", "linkage", "density"):
+            if not np.array_equal(getattr(mine, name)[one], getattr(theirs, name)[other]):
+                return False
+        if not np.array_equal(mine.content[mine.root[one]], theirs.content[theirs.root[other]]):
+            return False
+    return True

@@ -1,13 +1,12 @@
-"""The engine as a library: a collection in a store, changed in batches, asked at any moment."""
+"""The engine as a library: a collection in a store, changed in batches, queried at any moment."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -16,26 +15,28 @@ from numpy.typing import ArrayLike
 
 from engine import vectors
 from engine.clustering import explain, pipeline, retention
-from engine.clustering.hierarchy import Shape
 from engine.clustering.resume import resume
 from engine.clustering.state import State
-from engine.collection import assign, derived, snapshot
+from engine.collection import assign, snapshots
 from engine.collection.assign import Answer
-from engine.collection.saver import Saver, depends
+from engine.collection.build import empty_state, index_of, load_model, shape_of, store_config
+from engine.collection.erase import PUBLISH_WAIT_S, Erasure, FreshIndex, await_publisher
+from engine.collection.rebuild import Generation, Rebuilt, nothing_to_rebuild, rebuilt
+from engine.collection.snapshots import Snapshots
 from engine.config import MAX_DIM, Settings
-from engine.errors import CorruptStore, InputError, NotFound, StoreError
-from engine.index.base import ExactIndex
-from engine.index.columns import Nodes
+from engine.errors import CorruptStore, InputError, NotFound, StoreError, WriterBusy
 from engine.index.hnsw import HnswIndex
 from engine.model.linkage import LinkageModel
 from engine.storage.compaction import Compacted
 from engine.storage.store import Store
-from engine.system import determinism
 from engine.system.stopwatch import Stopwatch
-from engine.types import Applied, Batch, Change, Int16, Int64, Loaded
+from engine.types import Applied, Batch, Int16, Int64, Loaded
 
 Key = str | bytes
-SNAPSHOT_SHARE = 12  # of the items: a snapshot costs as much as they are many, and a restart what came since
+SNAPSHOT_SHARE = 12  # a twelfth of the items changed: a snapshot costs by items, a restart by changes since
+CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
+SWITCH_WAIT_S = 2.0  # that `assign` waits for a rebuild to be put in place
+FEW = 512  # changes that a rebuild takes while batches wait
 
 
 class Engine:
@@ -55,7 +56,7 @@ class Engine:
         executor: Executor | None = None,
     ) -> None:
         self.settings, self.store, self.model = settings, store, model
-        self.snapshots = Saver(store.path, executor, settings.bounds.free_disk_min_bytes)
+        self.snapshots = Snapshots(store.path, executor, settings.bounds.free_disk_min_bytes)
         self._clock = clock
         self._lock = threading.RLock()
         self._state: State | None = None  # None: the dimension is not known yet
@@ -141,7 +142,7 @@ class Engine:
         grid, bad = vectors.quantize(self._matrix(embeddings, len(keys)))
         for row, reason in bad.items():
             raise InputError(f"row {row} ({_encode(keys[row], row)!r}): {reason}; leave it out")
-        now = int(self._clock() * 1000)
+        now = self._now_ms()
         stamps = np.full(len(keys), now) if times is None else np.asarray(times, np.int64)
         for name, column in ("times", stamps), ("payloads", payloads or keys):
             if len(column) != len(keys):
@@ -172,7 +173,7 @@ class Engine:
             state = self._state or self._begin(batch.vectors.shape[1], bool(len(batch.keys)))
             if len(batch.keys) and batch.vectors.shape[1] != state.hierarchy.shape.dim:
                 raise InputError(_wrong_dimension(batch.vectors.shape[1], state.hierarchy.shape.dim))
-            now_ms = int(self._clock() * 1000)
+            now_ms = self._now_ms()
             expired = retention.due(state, self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
             change, applied = pipeline.step(
@@ -190,9 +191,7 @@ class Engine:
         with self._lock:
             self._check_usable()
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
-            if not self._state or not retention.due(
-                self._state, self.settings, int(self._clock() * 1000), nothing
-            ):
+            if not self._state or not retention.due(self._state, self.settings, self._now_ms(), nothing):
                 return None
             return self.apply(nothing)
 
@@ -212,8 +211,18 @@ class Engine:
         return grid
 
     def probe(self, grid: Int16) -> tuple[int, list[Answer]]:
-        """`assign`, and the version of the answers; a batch that another thread applies is not waited for."""
-        return assign.assign(self.store, self._state, self.model, grid)
+        """`assign`, and the version of the answers. Does not wait for a batch that another thread applies.
+
+        Raises WriterBusy while a rebuild is put in place, if that takes long.
+        """
+        deadline = time.monotonic() + SWITCH_WAIT_S
+        while True:
+            try:
+                return assign.assign(self.store, self._state, self.model, grid)
+            except WriterBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
         """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound."""
@@ -239,29 +248,77 @@ class Engine:
             self._check_usable()
             return self.store.compact()
 
-    def now(self) -> float:
-        """Seconds since 1970 by the engine's clock."""
-        return self._clock()
+    def rebuild(self, settings: Settings | None = None, model: LinkageModel | None = None) -> Rebuilt:
+        """Cluster all items from scratch, with new settings and model if given, and a new calibration.
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[State | None]:
-        """The state, and no batch meanwhile; None: there is none yet."""
+        Batches may be applied from other threads meanwhile. `model`: one that no other thread uses.
+        Raises InputError (the collection is empty) and StoreError.
+        """
+        settings = settings or self.settings
+        model = model or load_model(settings)
         with self._lock:
             self._check_usable()
-            yield self._state
+            if self._state is None:
+                raise nothing_to_rebuild(self.settings)
+            generation = Generation(settings, model, self._state.hierarchy.shape.dim)
+            first = generation.difference(self._state)
+        generation.take(first)
+        for _ in range(CATCH_UP_MAX):
+            with self._lock:
+                more = generation.difference(self.state)
+            if len(more) <= FEW:
+                break
+            generation.take(more)
+        with self._lock:
+            change = generation.finish(self.state, self._now_ms())
+            self.store.check_room(change)  # raises before anything has changed
+            self._broken = "a rebuild was cut short"
+            self.store.replace(change, {**store_config(settings, model), "dim": self.dim})
+            self._state, self.settings, self.model = generation.state, settings, model
+            self._broken = ""
+            self.save()
+        return rebuilt(generation.state, change)
 
-    def adopt(self, state: State, change: Change, settings: Settings, model: LinkageModel) -> None:
-        """A new generation takes the place of the old one, in one transaction. Within `exclusive`.
+    def erase(
+        self,
+        key: Key,
+        wait_s: float = PUBLISH_WAIT_S,
+        between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    ) -> Erasure:
+        """Remove an item and its traces. Batches may be applied from other threads meanwhile.
 
-        Raises StoreFull before anything has changed.
+        `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
+        events are published, waits until the item's are. Raises InputError (no key) and StoreError (not
+        published in time, the item came back, no room to compact): the same call again goes on.
         """
-        self.store.check_room(change)
-        self._broken = "a rebuild was cut short"
-        dim = state.hierarchy.shape.dim
-        self.store.replace(change, {**store_config(settings, model), "dim": dim})
-        self._state, self.settings, self.model = state, settings, model
-        self._broken = ""
-        self.save()
+        name = _encode(key, 0)
+        deleted = bool(between(lambda: self.delete([name])).deleted)
+        await_publisher(self.store, self.version, wait_s)
+        self._renew_index()
+        mentions, size = between(lambda: self._forget(name))
+        return Erasure(deleted, mentions, self.version, size)
+
+    def _renew_index(self) -> None:
+        with self._lock:
+            self._check_usable()
+            if self._state is None or self.settings.index.kind != "hnsw":
+                return
+            fresh = FreshIndex(self.settings, self._state)
+        fresh.build()
+        with self._lock:
+            fresh.put_into(self.state)
+
+    def _forget(self, key: bytes) -> tuple[int, int]:
+        """Remove everything on disk that has the key; return the events that had it, and the file's bytes."""
+        with self._lock:
+            self._check_usable()
+            if self._state is not None and key in self._state.row_of:
+                raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
+            mentions = self.store.erase_mentions(key)
+            self.snapshots.clear()
+            compacted = self.compact()
+            self.save()
+            return mentions, compacted.after
 
     def save(self) -> None:
         """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
@@ -296,15 +353,12 @@ class Engine:
             raise InputError(f"embeddings must have 1 to {MAX_DIM} dimensions, not {matrix.shape[1]}")
         return matrix
 
-    def _shape(self, dim: int) -> Shape:
-        return shape_of(self.settings, self.model, dim)
-
-    def _index(self, nodes: Nodes) -> ExactIndex | HnswIndex:
-        return index_of(self.settings, nodes)
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
 
     def _begin(self, dim: int, decides: bool) -> State:
         """The state of a collection without items."""
-        state = State.empty(self._shape(self.dim or dim), self.model, self.model.default_epoch, self._index)
+        state = empty_state(self.settings, self.model, self.dim or dim)
         state.version = self.store.version
         if decides:
             self._state = state
@@ -315,7 +369,8 @@ class Engine:
         dim = self.store.config["dim"]
         if dim is None:
             return
-        state = State.of(loaded, self._shape(dim), self.model, self.model.default_epoch, self._index)
+        shape = shape_of(self.settings, self.model, dim)
+        state = State.of(loaded, shape, self.model, self.model.default_epoch, index_of(self.settings))
         self._state = state
         if not len(loaded.items.ids):
             return
@@ -323,14 +378,15 @@ class Engine:
         base = state.hierarchy.base
         rows = base.nodes.all_rows()
         if isinstance(base.lists.index, HnswIndex):
-            known = snapshot.load(
+            known = snapshots.load_index(
                 self.store.path, state.version, base.lists.index, state.ids, state.versions, rows
             )
         else:
             base.lists.index.insert(rows)
             known = True
-        saved = derived.load(self.store.path, state.version, depends(state, self.model))
-        newest = derived.newest(self.store.path, state.version) if known and saved else 0
+        basis = snapshots.dependencies(state, self.model)
+        saved = snapshots.load_levels(self.store.path, state.version, basis)
+        newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
         self._since_snapshot = int(np.count_nonzero(state.versions[rows] > newest))
         resume(state.hierarchy, state.contents(), saved, state.calibration.epoch, Stopwatch())
         self._settle(state, loaded)
@@ -338,7 +394,7 @@ class Engine:
     def _settle(self, state: State, loaded: Loaded) -> None:
         """The restored partition takes the stored names."""
         if self.store.stale:
-            self.store.commit(pipeline.regenerate(state, loaded.places, int(self._clock() * 1000)))
+            self.store.commit(pipeline.regenerate(state, loaded.places, self._now_ms()))
         elif not state.settle(loaded.places):
             raise CorruptStore(
                 f"{self.store.path}: the stored clusters are not those of the stored lists; "
@@ -357,83 +413,6 @@ class Engine:
             return
         if self.snapshots.begin(state, self.model):
             self._since_snapshot = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
-    """What `rebuild` made."""
-
-    version: int
-    items: int
-    clusters: int
-
-
-def rebuild(
-    settings: Settings, model: LinkageModel | None = None, clock: Callable[[], float] = time.time
-) -> Rebuilt:
-    """Cluster a store's items anew with the settings' model, calibration and index.
-
-    One version puts the new generation in place of the old; ids follow their members and what
-    changed is in the event log. Raises StoreError and InputError.
-    """
-    model = model or load_model(settings)
-    with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
-        store.keep_from = 0  # nobody tells here what is published
-        loaded = store.load_to_rebuild()
-        dim = store.config["dim"]
-        if dim is None:
-            raise InputError(f"{settings.store.path} is empty: there is nothing to rebuild")
-        shape = shape_of(settings, model, dim)
-        state = State.of(loaded, shape, model, model.default_epoch, lambda nodes: index_of(settings, nodes))
-        state.calibration.card = model.default_epoch
-        state.calibration.begin()
-        rows = state.hierarchy.base.nodes.all_rows()
-        state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
-        change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
-        store.replace(change, {**store_config(settings, model), "dim": dim})
-        Saver(store.path).begin(state, model)
-        return Rebuilt(change.version, len(rows), len(np.unique(state.trees.paths[:, -1])))
-
-
-def load_model(settings: Settings) -> LinkageModel:
-    """The settings' model, or the one that ships with Shoal. Raises InputError."""
-    return LinkageModel.load(settings.model.path) if settings.model.path else LinkageModel.load()
-
-
-def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
-    """The clustering's configuration: settings, and the model card where they are silent."""
-    chosen = settings.model
-    return Shape(
-        dim=dim,
-        k=model.k,
-        tau=model.tau if chosen.tau is None else chosen.tau,
-        max_levels=chosen.max_levels or model.max_levels,
-        base_width=model.k + settings.bounds.slack,
-        peak_width=max(32, 2 * model.k),
-        search_width=settings.bounds.search_width,
-        holders_max=settings.bounds.holders_max,
-    )
-
-
-def store_config(settings: Settings, model: LinkageModel) -> dict[str, Any]:
-    """What the stored clusters depend on, as the store compares it."""
-    shape = shape_of(settings, model, 1)
-    return {
-        "collection": settings.collection.name,
-        "dim": settings.collection.dim,
-        "model": model.sha256,
-        "k": shape.k,
-        "tau": shape.tau,
-        "max_levels": shape.max_levels,
-        "arithmetic": determinism.fingerprint(),
-    }
-
-
-def index_of(settings: Settings, nodes: Nodes) -> ExactIndex | HnswIndex:
-    chosen = settings.index
-    if chosen.kind == "exact":
-        return ExactIndex(nodes)
-    return HnswIndex(nodes, M=chosen.M, ef_construction=chosen.ef_construction, ef=chosen.ef)
 
 
 def _encode(key: Key, row: int) -> bytes:

@@ -1,26 +1,26 @@
-"""An item and every trace of it: gone from the items, the event log, the index, the snapshots and the file.
+"""Erase an item with every trace of it: in items, event log, index, snapshots and unused pages.
 
-A deleted item leaves its vector in the index until that is built anew, its key in the log until that is
-forgotten, and both in pages of the file that are not used any more. So all of these are made anew.
+A deleted item leaves its vector in the HNSW graph, its key in the event log, and both in unused pages of the
+file. So `Engine.erase` rewrites all of these; this module has its parts.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engine.clustering.state import State
-from engine.collection.collection import Engine, index_of
-from engine.errors import InputError, StoreError
+from engine.collection.build import index_of
+from engine.config import Settings
+from engine.errors import StoreError
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
+from engine.storage.store import Store
 from engine.types import Int64
 
-PUBLISH_WAIT_S = 30.0  # for whoever publishes the deletion
+PUBLISH_WAIT_S = 30.0  # for the publisher to publish the deletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,44 +33,10 @@ class Erasure:
     bytes: int  # of the store's file
 
 
-def erase(
-    engine: Engine,
-    key: str | bytes,
-    wait_s: float = PUBLISH_WAIT_S,
-    between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
-) -> Erasure:
-    """Remove an item and its traces. Batches may be applied from other threads meanwhile.
-
-    `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
-    events are published, waits until the item's are. Raises InputError (no key), StoreError (not published
-    in time, the item came back, no room to compact): the same call again goes on.
-    """
-    name = key.encode() if isinstance(key, str) else key
-    if not 1 <= len(name) <= 511:
-        raise InputError(f"a key has 1 to 511 bytes, this one {len(name)}")
-    deleted = bool(between(lambda: engine.delete([name])).deleted)
-    _await_publisher(engine, engine.version, wait_s)
-    _renew_index(engine)
-    mentions, size = between(lambda: _forget(engine, name))
-    return Erasure(deleted, mentions, engine.version, size)
-
-
-def _forget(engine: Engine, key: bytes) -> tuple[int, int]:
-    """Everything on disk without the key; returns the events that had it, and the file's bytes."""
-    with engine.exclusive() as state:
-        if state is not None and key in state.row_of:
-            raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
-        mentions = engine.store.erase_mentions(key)
-        engine.snapshots.clear()
-        compacted = engine.compact()
-        engine.save()
-        return mentions, compacted.after
-
-
-def _await_publisher(engine: Engine, version: int, wait_s: float) -> None:
-    """Events up to a version have left, if they are to."""
+def await_publisher(store: Store, version: int, wait_s: float) -> None:
+    """Block until events up to a version are published, where any are. Raises StoreError: not in time."""
     deadline = time.monotonic() + wait_s
-    while engine.store.keep_from is not None and engine.store.keep_from <= version:
+    while store.keep_from is not None and store.keep_from <= version:
         if time.monotonic() > deadline:
             raise StoreError(
                 "the item is deleted, but its last event is not published yet, so the log still has it; "
@@ -79,37 +45,42 @@ def _await_publisher(engine: Engine, version: int, wait_s: float) -> None:
         time.sleep(0.05)
 
 
-def _renew_index(engine: Engine) -> None:
-    """An HNSW graph of the live items alone takes the place of the old one, which has deleted ones in it.
+class FreshIndex:
+    """An HNSW index of the live items alone, to replace one that has deleted ones in its graph.
 
-    It is made of a copy of the vectors; what has changed meanwhile follows.
+    `FreshIndex(...)` and `put_into` read the state: let no batch run meanwhile. `build` works on a copy of
+    the vectors and may run beside batches; `put_into` applies what has changed since.
     """
-    with engine.exclusive() as state:
-        if state is None or not isinstance(state.hierarchy.base.lists.index, HnswIndex):
-            return
+
+    def __init__(self, settings: Settings, state: State) -> None:
         nodes = state.hierarchy.base.nodes
-        rows = nodes.all_rows()
+        self._rows = nodes.all_rows()
         copy = Nodes(nodes.vectors.shape[1])
         copy.reserve(nodes.capacity)
-        copy.vectors[rows], copy.alive[rows] = nodes.vectors[rows], True
-        held = _stamps(state)
-    anew: Any = index_of(engine.settings, copy)
-    anew.insert(rows)
-    with engine.exclusive() as state:
-        assert state is not None
-        nodes = state.hierarchy.base.nodes
+        copy.vectors[self._rows], copy.alive[self._rows] = nodes.vectors[self._rows], True
+        self._held = _stamps(state)
+        index = index_of(settings)(copy)
+        assert isinstance(index, HnswIndex)
+        self._index = index
+
+    def build(self) -> None:
+        """Insert the copied vectors."""
+        self._index.insert(self._rows)
+
+    def put_into(self, state: State) -> None:
+        """Bring the index up to date and make it the state's."""
         now = _stamps(state)
         before = np.zeros_like(now)
-        before[: len(held)] = held
+        before[: len(self._held)] = self._held
         differs = (before != now).any(axis=1)
-        anew.remove(np.flatnonzero(differs & (before[:, 0] > 0)).astype(np.int32))
-        anew.points = nodes
-        anew.insert(np.flatnonzero(differs & (now[:, 0] > 0)).astype(np.int32))
-        state.hierarchy.base.lists.index = anew
+        self._index.remove(np.flatnonzero(differs & (before[:, 0] > 0)).astype(np.int32))
+        self._index.points = state.hierarchy.base.nodes
+        self._index.insert(np.flatnonzero(differs & (now[:, 0] > 0)).astype(np.int32))
+        state.hierarchy.base.lists.index = self._index
 
 
 def _stamps(state: State) -> Int64:
-    """Item and version by row, (capacity, 2); zeros where there is none."""
+    """Return item and version of its vector by row, (capacity, 2); zeros where there is none."""
     nodes = state.hierarchy.base.nodes
     stamps = np.zeros((nodes.capacity, 2), np.int64)
     rows = nodes.all_rows()

@@ -1,65 +1,60 @@
-"""What an operator asks of a running writer: rebuild, erase, compact; and retention while it is idle."""
+"""Operations of a running writer for operators: rebuild, erase, compact; and retention while it is idle."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from engine.collection import erase
-from engine.collection import rebuild as generation
+from engine.collection.collection import Engine
 from engine.config import RENEWED, Settings
-from engine.daemon.writer import Extension, Writer
 from engine.errors import InputError, WriterBusy
-from engine.streams import Body
-from engine.types import Float32
+from engine.streams import Body, Handler
+from engine.types import Applied, Float32
 
 
-def operations(writer: Writer) -> Extension:
-    """The operations and chores of a writer."""
-    engine, patience_s = writer.engine, writer.settings.bounds.stop_timeout_s
-    renewing = threading.Lock()
+class Admin:
+    """The operations. `between` runs what must not meet a batch in the thread that applies batches."""
 
-    def rebuild(body: Body, vectors: Float32 | None) -> Body:
-        """`model` and `index`: what is to be otherwise in these sections of the settings."""
-        with _alone(renewing):
-            return asdict(generation.rebuild(engine, _changed(engine.settings, body)))
+    def __init__(self, engine: Engine, between: Callable[[Callable[[], Any]], Any]) -> None:
+        self._engine, self._between = engine, between
+        self._renewing = threading.Lock()
 
-    def erase_item(body: Body, vectors: Float32 | None) -> Body:
-        with _alone(renewing):
-            return asdict(erase.erase(engine, str(body["key"]), between=between))
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        return {"rebuild": self._rebuild, "erase": self._erase, "compact": self._compact}
 
-    def compact(body: Body, vectors: Float32 | None) -> Body:
-        return asdict(between(engine.compact))
+    def expire(self) -> Applied | None:
+        """Delete what the clock alone makes due; a batch deletes what is due with it. None: nothing is."""
+        return None if self._engine.store.log_is_full() else self._engine.expire()
 
-    def between(work: Any) -> Any:
-        return writer.between(work, patience_s)
+    def _rebuild(self, body: Body, vectors: Float32 | None) -> Body:
+        """`model` and `index`: settings of these sections that change."""
+        with self._alone():
+            return asdict(self._engine.rebuild(changed(self._engine.settings, body)))
 
-    def expire() -> None:
-        """What the clock alone makes due; a batch takes what is due with it."""
-        begun = time.monotonic()
-        if not engine.store.log_is_full() and (applied := engine.expire()):
-            writer.metrics.committed(applied, time.monotonic() - begun)
+    def _erase(self, body: Body, vectors: Float32 | None) -> Body:
+        with self._alone():
+            return asdict(self._engine.erase(str(body["key"]), between=self._between))
 
-    return Extension({"rebuild": rebuild, "erase": erase_item, "compact": compact}, [expire])
+    def _compact(self, body: Body, vectors: Float32 | None) -> Body:
+        return asdict(self._between(self._engine.compact))
 
-
-@contextmanager
-def _alone(renewing: threading.Lock) -> Iterator[None]:
-    """An index that is made of a copy would bring back what an erasure beside it has removed."""
-    if not renewing.acquire(blocking=False):
-        raise WriterBusy("another rebuild or erasure is at work; run it again when it has ended")
-    try:
-        yield
-    finally:
-        renewing.release()
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time: an index built from a copy would bring back an item that was erased meanwhile."""
+        if not self._renewing.acquire(blocking=False):
+            raise WriterBusy("another rebuild or erasure is at work; run it again when it has ended")
+        try:
+            yield
+        finally:
+            self._renewing.release()
 
 
-def _changed(settings: Settings, body: Body) -> Settings:
-    """The settings with what the operator wants otherwise. Raises InputError."""
+def changed(settings: Settings, body: Body) -> Settings:
+    """Return the settings with the sections of a rebuild request put over them. Raises InputError."""
     document = settings.model_dump()
     try:
         for section in RENEWED:

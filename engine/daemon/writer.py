@@ -3,7 +3,7 @@
     source.poll -> engine.apply -> source.committed      again and again, in the one thread of `Writer.run`
 
 Handlers run in threads of their own. What must not meet a batch runs in that one thread, between two
-batches: `Writer.between`. What comes with more operations is plugged in as an `Extension`.
+batches: `Writer.between`. A source may bring operations of its own: `Source.handlers`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one of its own
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from engine.collection.collection import Engine
 from engine.config import BatchSettings, Settings
+from engine.daemon.admin import Admin
 from engine.daemon.assign_queue import Prober
 from engine.daemon.control import Listener
 from engine.daemon.metrics import Metrics
@@ -31,24 +31,13 @@ from engine.system import logs, scheduling
 from engine.types import Applied, Batch, Float32
 
 POLL_S = 0.05  # the longest wait for a record: what runs between batches waits as long
-CHORES_S = 1.0  # between two rounds of chores
+EXPIRE_S = 1.0  # between two looks for expired items
 TOLD_S = 1.0  # between two lines of the log on batches
 READERS_S = 60.0  # between two looks for readers that died
 ANSWERING = ("control", "caller", "prober")  # threads that need not wait behind a batch
 SWITCH_S = 0.0005  # a thread that wants the interpreter gets it after so long
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """More operations of the control socket, and chores: run between batches, every second or so."""
-
-    handlers: Mapping[str, Handler] = field(default_factory=dict)
-    chores: Sequence[Callable[[], None]] = ()
-
-
-Extend = Callable[["Writer"], Extension]
 
 
 class Pace:
@@ -79,26 +68,22 @@ class Writer:
         self.log = log or logs.get()
         self.pace = Pace(settings.batch)
         self.stopping = threading.Event()
+        self._admin = Admin(engine, lambda work: self.between(work, settings.bounds.stop_timeout_s))
         self._handlers: dict[str, Handler] = {
+            **source.handlers,
+            **self._admin.handlers,
             "status": self._status,
             "metrics": lambda body, vectors: {"text": self.metrics.text()},
             "assign": self._assign,
             "explain": self._explain,
             "published": self._published,
         }
-        self._chores: list[Callable[[], None]] = []
         self._visits: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._paused = ""
         self._started_ms, self._progress = int(time.time() * 1000), time.monotonic()
-        self._chores_at = self._readers_at = 0.0
+        self._expired_at = self._readers_at = 0.0
         self._told, self._told_at = (0, 0), 0.0
         self._batch_s = 0.0
-        self.extend(Extension(source.handlers))
-
-    def extend(self, extension: Extension) -> None:
-        """Before `listen`."""
-        self._handlers.update(extension.handlers)
-        self._chores.extend(extension.chores)
 
     def listen(self) -> Listener:
         """Answer at the control socket from now on."""
@@ -176,10 +161,10 @@ class Writer:
 
     def _do_chores(self) -> None:
         now = time.monotonic()
-        if now - self._chores_at >= CHORES_S:
-            self._chores_at = now
-            for chore in self._chores:
-                chore()
+        if now - self._expired_at >= EXPIRE_S:
+            self._expired_at = now
+            if applied := self._admin.expire():
+                self.metrics.committed(applied, time.monotonic() - now)
         if now - self._readers_at >= READERS_S:
             self._readers_at = now
             self.engine.store.env.reader_check()
@@ -250,7 +235,7 @@ class Writer:
         return {"version": self.engine.version}
 
 
-def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend] = ()) -> None:
+def run(settings: Settings, open_source: OpenSource) -> None:
     """The writer's process: until SIGTERM. Raises ShoalError."""
     sys.setswitchinterval(SWITCH_S)
     log = logs.get()
@@ -260,8 +245,6 @@ def run(settings: Settings, open_source: OpenSource, extensions: Sequence[Extend
         source = open_source(ground_of(settings, engine))
         writer = Writer(settings, engine, source, log)
         stop(writer.stopping)
-        for extend in extensions:
-            writer.extend(extend(writer))
         try:
             with writer.listen():
                 log.info("ready", store=str(settings.store.path), source=source.name, items=len(engine),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from engine.clustering import pipeline
 from engine.clustering.state import State
-from engine.collection.collection import Engine, shape_of
+from engine.collection.build import shape_of
+from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.errors import InputError
 from engine.index.base import ExactIndex

@@ -14,9 +14,10 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.collection import derived
+from engine.collection import snapshots
 from engine.collection.check import Report, check
-from engine.collection.collection import Engine, rebuild
+from engine.collection.collection import Engine
+from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import NoStore
 from engine.model.linkage import random_model
@@ -260,7 +261,7 @@ def test_a_rebuild_mends_what_it_is_said_to_mend(settings: Settings, harm: Harm)
         harm(Tables(txn, opened.handles))
     findings = check(settings, 0).findings
     if all("shoal rebuild" in finding for finding in findings if "derived-" not in finding):
-        rebuild(settings, clock=lambda: 6.0)
+        rebuild_store(settings, clock=lambda: 6.0)
         for file in settings.store.path.glob("derived-*"):
             file.unlink()
         assert check(settings, 0).findings == []
@@ -307,11 +308,13 @@ def test_wrong_columns_of_what_is_derived_are_found(settings: Settings) -> None:
     """All digests match."""
     fill(settings)
     folder = settings.store.path
-    version = derived.versions(folder)[0]
+    version = snapshots.level_versions(folder)[0]
     depends = orjson.loads((folder / f"derived-{version}.json").read_bytes())["depends"]
-    saved = derived.read(folder, version, depends)
+    saved = snapshots.read_levels(folder, version, depends)
     assert saved is not None
-    derived.save(folder, version, depends, [replace(saved[0], density=saved[0].density + 1), *saved[1:]])
+    snapshots.save_levels(
+        folder, version, depends, [replace(saved[0], density=saved[0].density + 1), *saved[1:]]
+    )
     assert "is not what follows from the lists" in wrong(settings)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from engine.collection.assign import NEW
-from engine.collection.collection import Engine, rebuild
+from engine.collection.collection import Engine
+from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import (
     ConfigMismatch,
@@ -473,7 +474,7 @@ def test_rebuild_with_another_tau_is_a_new_generation(opened: Open, weights: Lin
     before = labels(engine)
     engine.close()
     stricter = settings_of(engine.settings.store.path, model={"tau": 0.7})
-    made = rebuild(stricter, weights, lambda: 2.0)
+    made = rebuild_store(stricter, weights, lambda: 2.0)
     with pytest.raises(ConfigMismatch):
         opened(model={"tau": 0.3})
     engine = opened(model={"tau": 0.7})
@@ -502,7 +503,7 @@ def test_rebuild_with_the_same_settings_changes_no_name(opened: Open, weights: L
     engine.upsert(names(300), draw(33, 300))
     before = labels(engine)
     engine.close()
-    rebuild(engine.settings, weights, lambda: 2.0)
+    rebuild_store(engine.settings, weights, lambda: 2.0)
     engine = opened()
     assert engine.version == 2
     assert labels(engine) == before
@@ -513,7 +514,7 @@ def test_rebuild_takes_another_model(opened: Open, tmp_path: Path) -> None:
     engine.upsert(names(200), draw(34, 200))
     engine.close()
     other = random_model(5)
-    rebuild(engine.settings, other)
+    rebuild_store(engine.settings, other)
     with pytest.raises(ConfigMismatch, match="model"):
         opened()
     with Engine.open(engine.settings, other) as again:
@@ -523,6 +524,6 @@ def test_rebuild_takes_another_model(opened: Open, tmp_path: Path) -> None:
 def test_rebuild_of_nothing(opened: Open, tmp_path: Path, weights: LinkageModel) -> None:
     opened().close()
     with pytest.raises(InputError, match="nothing to rebuild"):
-        rebuild(settings_of(tmp_path / "store"), weights)
+        rebuild_store(settings_of(tmp_path / "store"), weights)
     with pytest.raises((NoStore, InputError)):
-        rebuild(settings_of(tmp_path / "nowhere"), weights)
+        rebuild_store(settings_of(tmp_path / "nowhere"), weights)

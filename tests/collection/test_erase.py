@@ -12,10 +12,9 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.collection import erase as erasing
 from engine.collection.check import check
 from engine.collection.collection import Engine
-from engine.collection.erase import erase
+from engine.collection.erase import FreshIndex
 from engine.config import Settings
 from engine.errors import StoreError, StoreFull, WriterAway
 from engine.model.linkage import LinkageModel, random_model
@@ -88,7 +87,7 @@ def test_nothing_is_left_of_an_erased_item(engine: Engine, settings: Settings) -
     if settings.index.kind == "hnsw":
         assert {name for file, name in before if file.endswith(".hnsw")} == {f"float {i}" for i in range(3)}
     version, labels = engine.version, dict(zip(*engine.labels(), strict=True))
-    gone = erase(engine, SECRET)
+    gone = engine.erase(SECRET)
     assert (gone.found, gone.version) == (True, version + 1)
     assert gone.events >= 2
     assert not found_in(folder, forms)
@@ -111,7 +110,7 @@ def test_an_item_deleted_before_leaves_traces_that_go_too(engine: Engine, settin
     engine.delete([SECRET])
     forms = forms_of(SECRET, range(3))
     assert found_in(settings.store.path, forms)
-    assert not erase(engine, SECRET).found
+    assert not engine.erase(SECRET).found
     assert not found_in(settings.store.path, forms)
 
 
@@ -125,7 +124,7 @@ def test_dead_letters_of_the_item_go_too(tmp_path: Path, weights: LinkageModel) 
     with Engine.open(settings_of(tmp_path / "store"), weights) as engine:
         engine.upsert([SECRET, "b"], draw(0, 2))
         engine.apply(Batch([], none, np.empty(0, np.int64), [], rejected=letters))
-        erase(engine, SECRET)
+        engine.erase(SECRET)
         assert not found_in(tmp_path / "store", forms_of(SECRET, range(0)))
         events = [schema.parse_event(body) for _, body in engine.store.rows("events")]
         assert [event for event in events if isinstance(event, DeadLetter)] == letters[2:]
@@ -160,7 +159,7 @@ def test_readers_in_other_processes_go_over_to_the_new_file(engine: Engine, sett
 
         assert ask(SECRET) == engine.version
         for at in range(3):
-            erase(engine, SECRET)
+            engine.erase(SECRET)
             assert ask(SECRET) == -engine.version
             engine.upsert([f"later {at}"], draw(40 + at, 1))
             assert ask(f"later {at}") == engine.version
@@ -173,11 +172,11 @@ def test_readers_in_other_processes_go_over_to_the_new_file(engine: Engine, sett
 def test_what_is_not_published_yet_is_waited_for(engine: Engine, settings: Settings) -> None:
     engine.store.keep_from = 1
     with pytest.raises(StoreError, match="not published yet, so the log still has it; run it again"):
-        erase(engine, SECRET, wait_s=0.1)
+        engine.erase(SECRET, wait_s=0.1)
     assert SECRET.encode() not in engine.labels()[0]
     publisher = threading.Timer(0.2, lambda: setattr(engine.store, "keep_from", engine.version + 1))
     publisher.start()
-    assert not erase(engine, SECRET, wait_s=30).found
+    assert not engine.erase(SECRET, wait_s=30).found
     publisher.join()
     assert not found_in(settings.store.path, forms_of(SECRET, range(3)))
 
@@ -185,9 +184,9 @@ def test_what_is_not_published_yet_is_waited_for(engine: Engine, settings: Setti
 def test_an_item_that_comes_back_meanwhile_is_not_taken_out_of_the_log(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasing, "_renew_index", lambda engine: engine.upsert([SECRET], draw(7, 1)))
+    monkeypatch.setattr(engine, "_renew_index", lambda: engine.upsert([SECRET], draw(7, 1)))
     with pytest.raises(StoreError, match="came back meanwhile: stop what sends it, then run it again"):
-        erase(engine, SECRET)
+        engine.erase(SECRET)
     assert SECRET.encode() in engine.labels()[0]
     assert SECRET.encode() in b"".join(body for _, body in engine.store.rows("events"))
 
@@ -196,16 +195,15 @@ def test_batches_go_on_while_an_item_is_erased(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes while the index is made anew is in it, what goes is not."""
-    made = erasing.index_of
+    build = FreshIndex.build
 
-    def meanwhile(*arguments: object) -> object:
-        index = made(*arguments)
+    def meanwhile(fresh: FreshIndex) -> None:
         engine.upsert(["new 1", "new 2", "the key of nobody 1"], draw(20, 3))
         engine.delete(["the key of nobody 2", "the key of nobody 4"])
-        return index
+        build(fresh)
 
-    monkeypatch.setattr(erasing, "index_of", meanwhile)
-    erase(engine, SECRET)
+    monkeypatch.setattr(FreshIndex, "build", meanwhile)
+    engine.erase(SECRET)
     base = engine.state.hierarchy.base
     rows = base.nodes.all_rows()
     found, _ = base.lists.index.search(rows, 5)

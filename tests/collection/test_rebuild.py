@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.collection import rebuild
+from engine.collection import collection
 from engine.collection.check import check
 from engine.collection.collection import Engine
-from engine.collection.collection import rebuild as rebuild_at_rest
+from engine.collection.rebuild import Generation, rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, InputError, StoreFull
 from engine.model.linkage import random_model
@@ -28,13 +28,13 @@ class Meanwhile:
     """Batches that are applied at certain moments of a rebuild: while its items are clustered."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, work: object) -> None:
-        real = rebuild._take
+        real = Generation.take
 
         def take(*arguments: object, **more: object) -> None:
             real(*arguments, **more)
             work()  # type: ignore[operator]
 
-        monkeypatch.setattr(rebuild, "_take", take)
+        monkeypatch.setattr(Generation, "take", take)
 
 
 @pytest.mark.parametrize("seed", range(800, 808))
@@ -56,7 +56,7 @@ def compare(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = random_model(seed, k=5), random_model(seed + 1, k=5)
     world = World(seed, KINDS[seed % len(KINDS)], 80, model)
     print(world)
-    monkeypatch.setattr(rebuild, "_FEW", 5)
+    monkeypatch.setattr(collection, "FEW", 5)
     batches = iter([batch for batch, _ in world.batches()])
     live: list[object] = []
     engine = Engine.open(settings_of(folder / "live", world), model, lambda: 1.0)
@@ -79,7 +79,7 @@ def compare(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             some(3)
 
     Meanwhile(monkeypatch, meanwhile)
-    made = rebuild.rebuild(engine, settings, other)
+    made = engine.rebuild(settings, other)
     assert made.version == engine.version
     assert engine.state.hierarchy.model is other
     some(4)
@@ -135,9 +135,9 @@ def test_the_same_as_at_rest_to_the_bit_when_nothing_comes(tmp_path: Path, weigh
             engine.upsert([f"k{i}" for i in range(300)], draw(2, 300))
             engine.delete([f"k{i}" for i in range(0, 300, 9)])
             if name == "live":
-                live = rebuild.rebuild(engine, opened(tmp_path / name, weights, 0.6))
+                live = engine.rebuild(opened(tmp_path / name, weights, 0.6))
         if name == "rest":
-            assert rebuild_at_rest(opened(tmp_path / name, weights, 0.6), clock=lambda: 2.0) == live
+            assert rebuild_store(opened(tmp_path / name, weights, 0.6), clock=lambda: 2.0) == live
         with Engine.open(opened(tmp_path / name, weights, 0.6), clock=lambda: 2.0) as engine:
             rows = {table: list(engine.store.rows(table)) for table in schema.TABLES}
             rows["meta"] = [row for row in rows["meta"] if row[0] != b"identity"]
@@ -152,7 +152,7 @@ def test_batches_and_questions_go_on_from_other_threads(tmp_path: Path, weights:
         engine.upsert([f"k{i}" for i in range(3_000)], draw(3, 3_000))
         done: list[object] = []
         thread = threading.Thread(
-            target=lambda: done.append(rebuild.rebuild(engine, opened(tmp_path / "store", weights, 0.6)))
+            target=lambda: done.append(engine.rebuild(opened(tmp_path / "store", weights, 0.6)))
         )
         thread.start()
         at, asked = 0, 0
@@ -175,7 +175,7 @@ def test_an_empty_collection_is_not_rebuilt(tmp_path: Path, weights: Path) -> No
         Engine.open(opened(tmp_path / "store", weights, 0.3)) as engine,
         pytest.raises(InputError, match="empty"),
     ):
-        rebuild.rebuild(engine, engine.settings)
+        engine.rebuild(engine.settings)
 
 
 def test_a_rebuild_without_room_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_rebuild_without_room_leaves_the_engine_as_it_was(tmp_path: Path) -> N
         free = engine.store._limits.free_bytes
         object.__setattr__(engine.store._limits, "free_bytes", 1 << 60)
         with pytest.raises(StoreFull, match="make room"):
-            rebuild.rebuild(engine, settings, random_model(3))
+            engine.rebuild(settings, random_model(3))
         object.__setattr__(engine.store._limits, "free_bytes", free)
         assert dict(zip(*engine.labels(), strict=True)) == before
-        assert rebuild.rebuild(engine, settings, random_model(3)).version == 2
+        assert engine.rebuild(settings, random_model(3)).version == 2

@@ -13,16 +13,14 @@ import orjson
 import pytest
 
 from engine.cli import operate
-from engine.collection import erase
 from engine.collection.collection import Engine
+from engine.collection.erase import Erasure
 from engine.config import load
 from engine.daemon import admin
 from engine.daemon.control import Control
-from engine.daemon.writer import Writer
 from engine.errors import InputError, NotFound, WriterBusy
 from engine.model.linkage import random_model
 from engine.storage.reader import View
-from engine.streams import NoSource
 from tests.conftest import Run
 from tests.support.live_api import settings_of, writer
 
@@ -112,16 +110,16 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
 
 def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine.open(settings_of(tmp_path), random_model(7)) as engine:
-        found = admin.operations(Writer(engine.settings, engine, NoSource())).handlers
+        found = admin.Admin(engine, lambda work: work()).handlers
         body = {"key": "a", "model": None}
 
-        def beside(*_: object, **__: object) -> erase.Erasure:
+        def beside(*_: object, **__: object) -> Erasure:
             for op in "erase", "rebuild":
                 with pytest.raises(WriterBusy, match="another rebuild or erasure is at work"):
                     found[op](body, None)
-            return erase.Erasure(True, 0, 1, 0)
+            return Erasure(True, 0, 1, 0)
 
-        monkeypatch.setattr(erase, "erase", beside)
+        monkeypatch.setattr(engine, "erase", beside)
         for _ in range(2):  # the first one has ended
             assert found["erase"](body, None)["found"]
 
@@ -138,10 +136,10 @@ def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
 
 def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    changed = admin._changed(settings, {"model": {"tau": 0.4}, "index": {}})
+    changed = admin.changed(settings, {"model": {"tau": 0.4}, "index": {}})
     assert (changed.model.tau, changed.index) == (0.4, settings.index)
     with pytest.raises(InputError, match="cannot rebuild with these settings"):
-        admin._changed(settings, {"index": {"kind": "other"}})
+        admin.changed(settings, {"index": {"kind": "other"}})
 
 
 def test_a_daemon_is_told_what_is_set_and_nothing_else(tmp_path: Path) -> None:

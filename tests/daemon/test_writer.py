@@ -16,13 +16,13 @@ import pytest
 from connectors.http import HttpSource
 from engine.collection.collection import Engine
 from engine.config import BatchSettings, Settings
-from engine.daemon.control import Control, Handler
+from engine.daemon.control import Control
 from engine.daemon.metrics import Metrics
-from engine.daemon.writer import Extension, Pace, Writer, ground_of
+from engine.daemon.writer import Pace, Writer, ground_of
 from engine.errors import InputError, NotFound, StoreError, WriterAway, WriterBusy
 from engine.model.linkage import LinkageModel, random_model
 from engine.storage import schema
-from engine.streams import Lag, NoSource, Source
+from engine.streams import Handler, Lag, NoSource, Source
 from engine.types import Applied, Batch, DeadLetter, Float32
 from engine.vectors import quantize
 
@@ -311,25 +311,10 @@ def test_a_full_log_pauses_the_source(
         assert control.call("status")["state"] == "running"
 
 
-def test_chores_and_more_operations(tmp_path: Path, weights: LinkageModel, script: Script) -> None:
-    settings = Settings.model_validate({"store": {"path": tmp_path}, "index": {"kind": "exact"}})
-    swept: list[str] = []
-    with Engine.open(settings, weights) as engine:
-        writer = Writer(settings, engine, script)
-        writer.extend(
-            Extension(
-                {"sweep": lambda body, vectors: {"by": body["by"]}},
-                [lambda: swept.append(threading.current_thread().name)],
-            )
-        )
-        thread = threading.Thread(target=writer.run, name="loop")
-        with writer.listen(), Control(tmp_path, 5.0) as control:
-            thread.start()
-            assert control.call("sweep", {"by": "me"}) == {"by": "me"}
-            until(lambda: swept == ["loop"])
-            writer.stopping.set()
-            thread.join()
-            writer.close()
+def test_a_source_brings_operations_of_its_own(tmp_path: Path, weights: LinkageModel, script: Script) -> None:
+    script.handlers = {"sweep": lambda body, vectors: {"by": body["by"]}}
+    with running(tmp_path, weights, lambda *_: script) as (_, control):
+        assert control.call("sweep", {"by": "me"}) == {"by": "me"}
 
 
 def test_a_failed_commit_ends_the_loop(

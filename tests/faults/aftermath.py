@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine import config
-from engine.collection.collection import Engine, shape_of
+from engine.collection.build import shape_of
+from engine.collection.collection import Engine
 from engine.storage import schema
 from engine.types import DeadLetter
 from engine.vectors import quantize

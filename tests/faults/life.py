@@ -25,8 +25,9 @@ import orjson
 from xxhash import xxh64
 
 from engine.clustering import pipeline
-from engine.collection.collection import Engine, rebuild
-from engine.collection.saver import Saver
+from engine.collection.collection import Engine
+from engine.collection.rebuild import rebuild_store
+from engine.collection.snapshots import Snapshots
 from engine.daemon import publisher
 from engine.daemon.publisher import Published, Publisher
 from engine.errors import CorruptStore, StoreError
@@ -120,7 +121,7 @@ class Life:
             self.engine.apply(batch)
         else:
             self.engine.close()
-            rebuild(story.settings(self.folder), story.model, self._now)
+            rebuild_store(story.settings(self.folder), story.model, self._now)
             self._open()
         self._write(applied=self.engine.version, digest=digest(self.engine.store, story))
         if version in story.compactions:
@@ -162,7 +163,7 @@ class Life:
         self._around(pipeline, "step", "before step", "after step")
         self._around(commit, "write_history", "inside commit", "")
         self._around(Store, "commit", "", "after commit")
-        self._around(Saver, "begin", "before snapshot", "after snapshot")
+        self._around(Snapshots, "begin", "before snapshot", "after snapshot")
         publisher.TELL_S = 0.0  # nothing depends on the hour
         isolation.subprocess = _Forked  # type: ignore[assignment]
 

@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.collection import derived
+from engine.collection import snapshots
 from engine.collection.collection import Engine
-from engine.collection.saver import prepared
+from engine.collection.snapshots import prepare
 from engine.config import Settings
 from engine.model.linkage import random_model
 from tests.properties.test_exactness import compare, settings_of
@@ -48,7 +48,7 @@ def from_older_snapshots(folder: Path, seed: int) -> None:
         steady.apply(batch)
         broken.apply(batch)
         if rng.random() < 0.3:
-            prepared(path, broken.state, model)()
+            prepare(path, broken.state, model)()
         if rng.random() < 0.3:
             shutil.copytree(path, kept, ignore=shutil.ignore_patterns("*.mdb", "writer", "unclean", "closed"))
             broken.close()
@@ -155,11 +155,11 @@ def test_two_snapshots_are_kept_and_a_full_disk_costs_nothing(
     with opened(path, model) as engine:
         for at in range(4):
             engine.upsert(names(10 * at, 10), draw(at, 10))
-            prepared(path, engine.state, engine.model)()
-        assert derived.versions(path) == [4, 3]
+            prepare(path, engine.state, engine.model)()
+        assert snapshots.level_versions(path) == [4, 3]
         engine.upsert(names(90, 10), draw(9, 10))
-        monkeypatch.setattr(derived.files, "put_in_place", refuse)
-    assert derived.versions(path) == [4, 3]
+        monkeypatch.setattr(snapshots.files, "put_in_place", refuse)
+    assert snapshots.level_versions(path) == [4, 3]
     monkeypatch.undo()
     with opened(path, model) as engine:
         assert engine.version == 5

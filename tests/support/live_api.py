@@ -27,9 +27,8 @@ import sys
 from connectors.http import HttpSource
 from engine import config
 from engine.daemon import writer
-from engine.daemon.admin import operations
 settings = config.thaw(sys.stdin.read())
-writer.run(settings, HttpSource, [operations])
+writer.run(settings, HttpSource)
 """
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.collection import derived, snapshot
+from engine.collection import snapshots
 from engine.collection.collection import Engine
-from engine.collection.erase import erase
 from engine.config import BoundsSettings, CollectionSettings, Settings, StoreSettings
 from engine.model.linkage import random_model
 
@@ -29,13 +28,13 @@ def aside() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Nothing is written out until it is set."""
-    opened, save = threading.Event(), snapshot.save
+    opened, save = threading.Event(), snapshots.save_index
 
     def waiting(*arguments: Any) -> None:
         assert opened.wait(20)
         save(*arguments)
 
-    monkeypatch.setattr(snapshot, "save", waiting)
+    monkeypatch.setattr(snapshots, "save_index", waiting)
     return opened
 
 
@@ -54,7 +53,7 @@ def put(engine: Engine, first: int, count: int = 12) -> None:
 
 
 def versions(engine: Engine) -> tuple[list[int], list[int]]:
-    return snapshot.saved(engine.store.path), derived.versions(engine.store.path)
+    return snapshots.index_versions(engine.store.path), snapshots.level_versions(engine.store.path)
 
 
 def test_batches_do_not_wait_for_a_snapshot(
@@ -87,7 +86,7 @@ def test_the_state_of_a_snapshot_serves_after_a_kill(
     assert versions(engine) == ([1], [1])
     labels = sorted(zip(*engine.labels(), strict=True))
     engine.store.close()  # nothing is saved
-    found = snapshot.content(engine.store.path, 1)
+    found = snapshots.read_index(engine.store.path, 1)
     assert found is not None
     assert len(found[0]) == 200
     with engine_in(tmp_path) as engine:
@@ -100,9 +99,9 @@ def test_an_erased_item_is_not_in_one_that_was_being_written(
     with engine_in(tmp_path, aside) as engine:
         put(engine, 0)
         threading.Timer(0.3, gate.set).start()
-        erase(engine, "item 3")
+        engine.erase("item 3")
         assert versions(engine) == ([2], [2])
-        found = snapshot.content(engine.store.path, 2)
+        found = snapshots.read_index(engine.store.path, 2)
         assert found is not None
         assert len(found[0]) == 11
 
@@ -114,7 +113,7 @@ def test_one_that_cannot_be_written_costs_nothing(
         raise OSError("no space left")
 
     with engine_in(tmp_path, aside) as engine:
-        monkeypatch.setattr(snapshot, "save", refuse)
+        monkeypatch.setattr(snapshots, "save_index", refuse)
         put(engine, 0)
         put(engine, 12)
         engine.snapshots.wait()
@@ -146,7 +145,7 @@ def test_a_bug_while_writing_is_not_passed_over(
         raise ZeroDivisionError
 
     engine = engine_in(tmp_path, aside)
-    monkeypatch.setattr(snapshot, "save", fail)
+    monkeypatch.setattr(snapshots, "save_index", fail)
     put(engine, 0)
     with pytest.raises(ZeroDivisionError):
         engine.snapshots.wait()

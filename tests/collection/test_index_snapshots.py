@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.collection import snapshot
+from engine.collection import snapshots
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
+from engine.system.files import sha256
 from engine.types import Int16, Int32, Int64
 from engine.vectors import hash_keys, quantize
 from tests.support import reference
@@ -57,14 +58,14 @@ class Shelf:
         self.nodes.release(rows)
 
     def save(self, folder: Path) -> None:
-        snapshot.save(folder, snapshot.copied(folder, self.version, self.index, self.ids))
+        snapshots.save_index(folder, snapshots.copy_index(folder, self.version, self.index, self.ids))
 
     def load(self, folder: Path) -> tuple[bool, HnswIndex]:
         """Whether a snapshot served, and the index; all live items are in it, and found."""
         index = self.empty_index()
         capacity = self.nodes.capacity
         live = self.nodes.all_rows()
-        found = snapshot.load(
+        found = snapshots.load_index(
             folder, self.version, index, self.ids[:capacity], self.versions[:capacity], live
         )
         near, dots = index.search(live, 10)
@@ -198,7 +199,7 @@ def test_a_graph_that_hnswlib_cannot_read_is_passed_over(tmp_path: Path, shelf: 
     graph.write_bytes(nonsense)
     path = tmp_path / "index-1.json"
     manifest = json.loads(path.read_text())
-    manifest["sha256"] = snapshot.sha256(graph)
+    manifest["sha256"] = sha256(graph)
     path.write_text(json.dumps(manifest))
     assert not shelf.load(tmp_path)[0]
 

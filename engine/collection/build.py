@@ -1,0 +1,62 @@
+"""From settings to the parts of a collection: model, shape, index, and what the store compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.clustering.hierarchy import Shape
+from engine.clustering.state import State
+from engine.config import Settings
+from engine.index.base import ExactIndex
+from engine.index.columns import Nodes
+from engine.index.hnsw import HnswIndex
+from engine.model.linkage import LinkageModel
+from engine.system import determinism
+
+
+def load_model(settings: Settings) -> LinkageModel:
+    """Return the settings' model, or the one that ships with Shoal. Raises InputError."""
+    return LinkageModel.load(settings.model.path) if settings.model.path else LinkageModel.load()
+
+
+def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
+    """Return the clustering's configuration: settings, and the model card where they are silent."""
+    chosen = settings.model
+    return Shape(
+        dim=dim,
+        k=model.k,
+        tau=model.tau if chosen.tau is None else chosen.tau,
+        max_levels=chosen.max_levels or model.max_levels,
+        base_width=model.k + settings.bounds.slack,
+        peak_width=max(32, 2 * model.k),
+        search_width=settings.bounds.search_width,
+        holders_max=settings.bounds.holders_max,
+    )
+
+
+def index_of(settings: Settings) -> Callable[[Nodes], ExactIndex | HnswIndex]:
+    """Return the constructor of the settings' index."""
+    chosen = settings.index
+    if chosen.kind == "exact":
+        return ExactIndex
+    return lambda nodes: HnswIndex(nodes, M=chosen.M, ef_construction=chosen.ef_construction, ef=chosen.ef)
+
+
+def empty_state(settings: Settings, model: LinkageModel, dim: int) -> State:
+    """Return the state of a collection without items."""
+    return State.empty(shape_of(settings, model, dim), model, model.default_epoch, index_of(settings))
+
+
+def store_config(settings: Settings, model: LinkageModel) -> dict[str, Any]:
+    """Return what the stored clusters depend on, as the store compares it."""
+    shape = shape_of(settings, model, 1)
+    return {
+        "collection": settings.collection.name,
+        "dim": settings.collection.dim,
+        "model": model.sha256,
+        "k": shape.k,
+        "tau": shape.tau,
+        "max_levels": shape.max_levels,
+        "arithmetic": determinism.fingerprint(),
+    }
