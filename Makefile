@@ -1,4 +1,4 @@
-# make demo | test | test-long | check | bench. Each sets up .venv when it is missing or stale.
+# make demo | unit | test | test-long | check | bench. Each sets up .venv when it is missing or stale.
 # make simulate SEEDS=1000 | kills KILLS=800 DAEMON=200 tests with faults, at length.
 # PYTHON=/path/to/python chooses the interpreter; ARGS=... is passed on: make demo ARGS=--exit
 
@@ -10,7 +10,7 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
 	"$$name" -c '$(FITS)' 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: demo demo-kafka test test-long check bench simulate kills clean
+.PHONY: demo demo-kafka unit test test-long check bench simulate kills clean
 
 demo: $(STAMP)
 	$(BIN)/shoal demo $(ARGS)
@@ -18,11 +18,19 @@ demo: $(STAMP)
 demo-kafka: $(STAMP)
 	$(BIN)/python -m tests.broker.demo $(ARGS)
 
+# Side by side, one worker a core; what shares a fixture stays on one worker.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-long: check
-	$(BIN)/python -m pytest --long $(ARGS)
+	$(PYTEST) --long $(ARGS)
+
+# A minute, without a broker, a browser or other processes.
+unit: $(STAMP)
+	$(PYTEST) -m "not broker and not browser and not process" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

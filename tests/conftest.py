@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+NEEDS = {"broker", "browser"}  # fixtures that are markers too
+PROCESSES = ("tests/faults/", "tests/properties/", "tests/cli/")  # they start processes: not for `make unit`
+FIRST = ("tests/faults/", "tests/properties/", "tests/connectors/", "tests/cli/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,11 +28,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    """Deselect long tests unless asked for; mark what a test needs; keep together what shares a fixture."""
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        file = item.nodeid.partition("::")[0]
+        for need in NEEDS & names:
+            item.add_marker(need)
+        if file.startswith(PROCESSES) or "shoal" in names:
+            item.add_marker("process")
+        group = "broker" if "broker" in names else file  # one broker, and each module's fixtures once
+        item.add_marker(pytest.mark.xdist_group(group))
+    # Two workers end together if what takes longest begins first.
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(scope="session")

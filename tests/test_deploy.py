@@ -31,7 +31,11 @@ from tests.conftest import ROOT
 
 DEPLOY = ROOT / "engine/deploy"
 BOUNDS = Settings.model_construct().bounds
-EXIT_CODES = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)} - {0}
+EXIT_CODES = {
+    kind.exit_code
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.ShoalError)
+} - {0}
 
 
 def compose() -> dict[str, Any]:
