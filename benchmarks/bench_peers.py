@@ -6,7 +6,8 @@ Fb, ARI   BCubed F and adjusted Rand index against the labels, at the end of the
 Fb_live   the mean of BCubed F over ten moments of the stream
 churn     existing items whose cluster changes, per inserted item, in the second half. Where labels are
           arbitrary from run to run, clusters are matched first, largest overlap first
-speed     items per second, as a ratio to Shoal's in this run; both label every item after each batch
+speed     items per second of processor time, as a ratio to Shoal's in this run: other processes on the
+          machine disturb it less than time on the clock. All label every item after each batch
 
 Parameters that a peer needs are those with the best BCubed F on the whole set: chosen with the labels,
 which Shoal does not see. Items that a peer calls noise count as clusters of one. Files with `time` are
@@ -63,6 +64,7 @@ class Figures:
     clusters: int
     noise: int
     items_per_s: float
+    items_per_processor_s: float
     speed: float
 
 
@@ -72,13 +74,14 @@ def main() -> None:
         "files", type=Path, nargs="+", help="labelled .npz files: emb, labels, maybe time and text"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle where there is no `time`")
+    parser.add_argument("--alone", action="store_true", help="Shoal only, as after a change of its model")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown too")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     found: dict[str, list[Figures]] = {}
     for file in chosen.files:
         stream = read(file, chosen.seed)
-        found[stream.name] = compare(stream)
+        found[stream.name] = compare(stream, chosen.alone)
         print(f"\n{stream.name}: {len(stream.classes):,} items, {len(np.unique(stream.classes))} classes\n")
         print_table(["", *COLUMNS], [_row(figures) for figures in found[stream.name]])
         for figures in found[stream.name]:
@@ -89,7 +92,7 @@ def main() -> None:
         {
             "batch": BATCH,
             "seed": chosen.seed,
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": {} if chosen.alone else {name: importlib.metadata.version(name) for name in PACKAGES},
             "streams": {name: [asdict(figures) for figures in rows] for name, rows in found.items()},
         },
         chosen.json,
@@ -107,15 +110,16 @@ def read(file: Path, seed: int) -> Stream:
     return Stream(file.stem, vectors, labelled.labels[order], [str(text) for text in texts[order]])
 
 
-def compare(stream: Stream) -> list[Figures]:
+def compare(stream: Stream, alone: bool) -> list[Figures]:
     """Feed the stream to Shoal and to each peer, one after another."""
     _warm(stream)
     shoal = peers.Shoal()
     own = feed(shoal, stream, "the defaults, no parameter chosen")
     shoal.close()
     rows = [own]
-    for peer, parameters in _peers(stream):
-        rows.append(feed(peer, stream, parameters, own.items_per_s))
+    print(f"{stream.name}: {own}", file=sys.stderr, flush=True)
+    for peer, parameters in () if alone else _peers(stream):
+        rows.append(feed(peer, stream, parameters, own.items_per_processor_s))
         print(f"{stream.name}: {rows[-1]}", file=sys.stderr, flush=True)
     return rows
 
@@ -123,18 +127,16 @@ def compare(stream: Stream) -> list[Figures]:
 def _peers(stream: Stream) -> Iterator[tuple[Peer, str]]:
     """Each peer with the parameters chosen for it, in words."""
     dim = stream.vectors.shape[1]
-    size, selection = _best(
-        stream, lambda s, m: peers.hdbscan(stream.vectors, s, m), peers.SIZES, peers.SELECTIONS
-    )
-    words = f"min_cluster_size={size}, {selection}"
-    yield peers.Rerun(dim, size, selection), words
-    nightly = peers.Nightly(dim, size, selection)
+    (size,) = _best(stream, lambda s: peers.hdbscan(stream.vectors, s), peers.SIZES)
+    words = f"min_cluster_size={size}"
+    yield peers.Rerun(dim, size), words
+    nightly = peers.Nightly(dim, size)
     yield nightly, f"{words}; a night every {nightly.period * BATCH:,} items"
 
-    whole = peers.Fishdbc(0, "")
+    whole = peers.Fishdbc(0)
     whole.add(stream.vectors, stream.texts)
-    size, selection = _best(stream, whole.extract, peers.SIZES, peers.SELECTIONS)
-    yield peers.Fishdbc(size, selection), f"min_cluster_size={size}, {selection}"
+    (size,) = _best(stream, whole.extract, peers.SIZES)
+    yield peers.Fishdbc(size), f"min_cluster_size={size}"
 
     def of_dbstream(radius: float, fading: float) -> Int64:
         peer = peers.Dbstream(dim, radius, fading)
@@ -152,17 +154,18 @@ def _peers(stream: Stream) -> Iterator[tuple[Peer, str]]:
 
 def feed(peer: Peer, stream: Stream, parameters: str, base: float | None = None) -> Figures:
     """Stream everything; time only the peer's own work."""
-    total, seconds = len(stream.classes), 0.0
+    total, seconds, processor = len(stream.classes), 0.0, 0.0
     changed = inserted = 0
     live: list[float] = []
     before = np.empty(0, np.int64)
     for first in range(0, total, BATCH):
         end = min(first + BATCH, total)
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         peer.add(stream.vectors[first:end], stream.texts[first:end])
         raw = peer.labels()
         seconds += time.perf_counter() - start
-        labels = alone(raw)
+        processor += time.process_time() - worked
+        labels = separated(raw)
         if not peer.stable:
             labels = matched(before, labels)
         if first >= total / 2:
@@ -171,7 +174,7 @@ def feed(peer: Peer, stream: Stream, parameters: str, base: float | None = None)
         if end * MOMENTS // total > first * MOMENTS // total:
             live.append(scores.bcubed_f(stream.classes[:end], labels))
         before = labels
-    rate = total / seconds
+    rate = total / processor
     return Figures(
         peer=peer.name,
         parameters=parameters,
@@ -181,12 +184,13 @@ def feed(peer: Peer, stream: Stream, parameters: str, base: float | None = None)
         churn=changed / inserted,
         clusters=len(np.unique(before)) - int((raw == peers.NOISE).sum()),
         noise=int((raw == peers.NOISE).sum()),
-        items_per_s=rate,
+        items_per_s=total / seconds,
+        items_per_processor_s=rate,
         speed=rate / (base or rate),
     )
 
 
-def alone(labels: Int64) -> Int64:
+def separated(labels: Int64) -> Int64:
     """Give each noise item a label of its own: -1 - its number."""
     return np.where(labels == peers.NOISE, -1 - np.arange(len(labels)), labels)
 
@@ -225,7 +229,7 @@ def _warm(stream: Stream) -> None:
 
 def _best(stream: Stream, labels_of: Callable[..., Int64], *choices: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the parameters whose clusters of the whole set agree best with the labels."""
-    return max(product(*choices), key=lambda c: scores.bcubed_f(stream.classes, alone(labels_of(*c))))
+    return max(product(*choices), key=lambda c: scores.bcubed_f(stream.classes, separated(labels_of(*c))))
 
 
 def _row(figures: Figures) -> list[Any]:

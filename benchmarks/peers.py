@@ -19,9 +19,8 @@ from engine.config import load
 from engine.types import Float32, Int64
 
 NOISE = -1  # a label of items that are in no cluster; each counts as a cluster of one
-SIZES = (3, 5, 10, 20)  # smallest cluster, offered to HDBSCAN and FISHDBC
-SELECTIONS = ("eom", "leaf")
-RADII = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # offered to DBSTREAM; vectors have length 1
+SIZES = (5, 10, 20)  # smallest cluster, offered to HDBSCAN and FISHDBC
+RADII = (0.8, 0.9, 1.0, 1.1)  # offered to DBSTREAM; vectors have length 1
 FADINGS = (0.01, 0.001, 0.0001)  # its default is the first: half of a weight is forgotten in 100 items
 
 
@@ -69,15 +68,15 @@ class Rerun:
 
     name, stable = "HDBSCAN, run again after each batch", False
 
-    def __init__(self, dim: int, size: int, selection: str) -> None:
+    def __init__(self, dim: int, size: int) -> None:
         self._vectors = np.empty((0, dim), np.float32)
-        self._size, self._selection = size, selection
+        self._size = size
 
     def add(self, vectors: Float32, texts: list[str]) -> None:
         self._vectors = np.concatenate([self._vectors, vectors])
 
     def labels(self) -> Int64:
-        return hdbscan(self._vectors, self._size, self._selection)
+        return hdbscan(self._vectors, self._size)
 
 
 class Nightly:
@@ -88,12 +87,12 @@ class Nightly:
 
     name, stable = "vector index and a nightly HDBSCAN", False
 
-    def __init__(self, dim: int, size: int, selection: str, period: int = 10) -> None:
+    def __init__(self, dim: int, size: int, period: int = 10) -> None:
         import hnswlib
 
         self._vectors = np.empty((0, dim), np.float32)
         self._labels = np.empty(0, np.int64)
-        self._size, self._selection, self.period = size, selection, period
+        self._size, self.period = size, period
         self._batches = 0
         self._index = hnswlib.Index("ip", dim)
         self._index.init_index(1 << 15, M=16, ef_construction=200)
@@ -111,7 +110,7 @@ class Nightly:
         self._labels = np.concatenate([self._labels, labels])
         self._batches += 1
         if self._batches % self.period == 0:
-            self._labels = hdbscan(self._vectors, self._size, self._selection)
+            self._labels = hdbscan(self._vectors, self._size)
 
     def labels(self) -> Int64:
         return self._labels
@@ -122,21 +121,21 @@ class Fishdbc:
 
     name, stable = "FISHDBC", False
 
-    def __init__(self, size: int, selection: str) -> None:
+    def __init__(self, size: int) -> None:
         from fishdbc import FISHDBC
 
         self._clusterer = FISHDBC.from_metric("cosine")
-        self._size, self._selection = size, selection
+        self._size = size
 
     def add(self, vectors: Float32, texts: list[str]) -> None:
         self._clusterer.update(vectors)
 
     def labels(self) -> Int64:
-        return self.extract(self._size, self._selection)
+        return self.extract(self._size)
 
-    def extract(self, size: int, selection: str) -> Int64:
+    def extract(self, size: int) -> Int64:
         """Return the clusters of another choice, from the same tree."""
-        found = self._clusterer.cluster(min_cluster_size=size, cluster_selection_method=selection)
+        found = self._clusterer.cluster(min_cluster_size=size)
         return np.asarray(found.labels, np.int64)
 
 
@@ -188,16 +187,16 @@ class Bertopic:
         self._labels: list[int] = []
 
     def add(self, vectors: Float32, texts: list[str]) -> None:
-        self._model.partial_fit(texts, vectors)
+        self._model.partial_fit(texts, vectors.astype(np.float64))  # MiniBatchKMeans keeps to one type
         self._labels += [int(topic) for topic in self._model.topics_]
 
     def labels(self) -> Int64:
         return np.array(self._labels, np.int64)
 
 
-def hdbscan(vectors: Float32, size: int, selection: str) -> Int64:
+def hdbscan(vectors: Float32, size: int) -> Int64:
     """Return HDBSCAN's labels of unit vectors (n, d), by Euclidean distance."""
     if len(vectors) <= size:
         return np.full(len(vectors), NOISE, np.int64)
-    model = HDBSCAN(min_cluster_size=size, cluster_selection_method=selection, algorithm="brute", copy=False)
+    model = HDBSCAN(min_cluster_size=size, algorithm="brute", copy=False)
     return np.asarray(model.fit_predict(vectors), np.int64)
