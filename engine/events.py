@@ -1,4 +1,4 @@
-"""The event log as others see it: positions in it, and an event as JSON."""
+"""Events as consumers see them: places in the event log, and an event as JSON."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from engine.types import Assignment, Erased, Event, LineageEvent
 
-Place = tuple[int, int]  # (version, ordinal) of the last event known; reading goes on behind it
+Place = tuple[int, int]  # (version, ordinal) of the last event read; reading resumes behind it
 BEGIN: Place = (0, -1)
 
 
 def show_event(collection: str, version: int, ordinal: int, event: Event) -> dict[str, Any]:
-    """The event as it leaves: JSON of the topics `assignments` (`cluster` null: gone) and `clusters`.
+    """Return the JSON of an event on the topics `assignments` (`cluster` null: item gone) and `clusters`.
 
-    A dead letter is told of as the event `reject`, without its bytes.
+    A dead letter appears as the event `reject`, without its bytes.
     """
     shown: dict[str, Any] = {"schema": 1, "collection": collection}
     if isinstance(event, Assignment):

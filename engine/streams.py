@@ -1,6 +1,6 @@
-"""What the daemon asks of a source of records, and how one is plugged in.
+"""Protocols between the daemon and its connectors: a source of records, a sink for events.
 
-`connectors` has the sources, `engine.cli.main` hands them to the writer; see `engine.daemon.writer`.
+`connectors` implements them, `engine.cli.main` hands them to the writer and the publisher.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Handler = Callable[[Body, "Float32 | None"], Mapping[str, Any]]  # an operation 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far a source is behind. An unknown lag is not 0: leave the partition out."""
+    """How far a source is behind. Omit partitions whose lag is unknown; do not report 0."""
 
-    records: Mapping[str, int] = field(default_factory=dict)  # partition -> records not taken yet
-    oldest_unread_s: float = 0.0  # since the oldest of them came to be, 0 where there is none
+    records: Mapping[str, int] = field(default_factory=dict)  # partition -> records not read yet
+    oldest_unread_s: float = 0.0  # age of the oldest of them, 0 where there is none
 
     @property
     def total(self) -> int:
@@ -31,51 +31,51 @@ class Lag:
 
 
 class Source(Protocol):
-    """Where batches come from. One thread polls; `lag` and the handlers may be called from any."""
+    """Supplies batches. One thread calls `poll`; any thread may call `lag` and the handlers."""
 
     name: str  # for people and logs: "http", "kafka:topic"
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
-        """Operations of the control socket that are this source's: `submit` of HTTP. May be empty."""
+        """Return the source's own operations on the control socket, such as HTTP's `submit`. May be empty."""
         ...
 
     def poll(self, size: int, timeout_s: float) -> Batch | None:
-        """The net effect of at most `size` records, with the positions behind them.
+        """Return the net effect of at most `size` records, with the next positions; None if there is none.
 
-        Waits at most `timeout_s` for the first record and for no further one, None: there was none. A batch
-        is handed over once; if it cannot be committed, the process ends and starts at the committed position.
-        Raises a ShoalError where the source cannot go on: the daemon ends with its sentence.
+        Wait at most `timeout_s` for the first record, and for no further one. A batch is returned once; if it
+        cannot be committed, the process ends and restarts at the committed position. Raises a ShoalError
+        where the source cannot go on: the daemon then ends with its message.
         """
         ...
 
     def committed(self, applied: Applied) -> None:
-        """The last batch is durable."""
+        """Take note that the last batch is durable."""
         ...
 
     def lag(self) -> Lag: ...
 
     def close(self) -> None:
-        """Let go of connections and threads; callers that still wait are told."""
+        """Release connections and threads; fail the callers that still wait."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a source finds in the store when it is opened."""
+    """What a source may ask about the store when it is opened."""
 
     settings: Settings
     identity: str  # of the store
-    position: Callable[[str], bytes | None]  # the next position under a name, None: begin
+    position: Callable[[str], bytes | None]  # the next position under a name; None: start at the beginning
     version: Callable[[], int]  # the last committed one
-    dim: Callable[[], int | None]  # of the vectors; None until the first
+    dim: Callable[[], int | None]  # dimension of the vectors; None until the first
 
 
 OpenSource = Callable[[Ground], Source]
 
 
 class NoSource:
-    """Nothing comes in; a store is there to be asked."""
+    """A source without records: the store is only read."""
 
     name = "none"
     handlers: Mapping[str, Handler] = {}
@@ -85,31 +85,31 @@ class NoSource:
         return None
 
     def committed(self, applied: Applied) -> None:
-        raise AssertionError("nothing was handed over")
+        raise AssertionError("no batch was returned")
 
     def lag(self) -> Lag:
         return Lag()
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
 
 class SinkAway(Exception):
-    """The sink cannot be reached now, or what became of the last slice is not known: resume."""
+    """The sink is unreachable, or the outcome of the last publish is unknown: call `resume`."""
 
 
 class Sink(Protocol):
-    """Where events go."""
+    """Takes events, each exactly once."""
 
     def resume(self) -> Place | None:
-        """Connect, end what was left half done, and return the place of the last event published.
+        """Connect, abort what was left unfinished, and return the place of the last published event.
 
-        None: nothing was. Raises SinkAway; a ShoalError where only an operator helps.
+        None if nothing was published. Raises SinkAway; a ShoalError where only an operator can help.
         """
         ...
 
     def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
-        """All of these events or none, and that the last of them is the last one published."""
+        """Publish all of these events or none, and record the last one's place with them."""
         ...
 
     def close(self) -> None: ...

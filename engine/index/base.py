@@ -1,10 +1,10 @@
-"""Finding neighbours: what an index is, and the one that compares all pairs (the other: `engine.index.hnsw`).
+"""The index protocol, and the exact index, which compares all pairs (`hnsw` has the other one).
 
-Both indexes work on the rows of one `Points` and answer with exact integer dots in the one order
-there is (dot, then the key's hash). `ExactIndex` multiplies in float32, keeps whatever may qualify
-within the rounding error's proven bound, and decides by the integer dot; so its answers are a
-function of the vectors alone. `HnswIndex` proposes, the integer dot scores. An HNSW search depends
-on the history of inserts: lists made from it are truth, the index never is.
+Both indexes search the rows of one `Points` and return exact integer dots in one ordering: by dot, then
+by hash. `ExactIndex` multiplies in float32, keeps every candidate within the proven bound of the
+rounding error, and decides by the integer dot, so its results are a function of the vectors alone.
+`HnswIndex` proposes candidates, and the integer dot scores them. Its results depend on the history of
+inserts: the lists made from them are truth, the index never is.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ALWAYS = np.iinfo(np.int32).min  # a bound that every dot reaches
 
 
 class Points(Protocol):
-    """The columns that an index reads; they may be replaced by longer ones between calls."""
+    """The columns that an index reads. They may be replaced by longer ones between calls."""
 
     vectors: Int16  # (capacity, d)
     hashes: UInt64  # (capacity,)
     alive: Bool  # (capacity,)
-    rows: int  # rows in use or freed: all live rows are below
+    rows: int  # rows ever in use: all live rows are below
 
 
 class _Points(NamedTuple):
@@ -51,9 +51,9 @@ class Index(Protocol):
     def remove(self, rows: Int32) -> None: ...
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
-        """The nearest live rows of each row, itself excluded, best first.
+        """Return the nearest live rows of each row, itself excluded, best first.
 
-        Returns neighbours and dots, both int32 (m, width), padded with -1.
+        Neighbours and dots, both int32 (m, width), padded with -1.
         """
         ...
 
@@ -66,14 +66,14 @@ class Index(Protocol):
 
 
 class ExactIndex:
-    """All pairs, blockwise; right for tests, small collections and the peaks of upper levels."""
+    """Compares all pairs, in blocks: for tests, small collections and the peaks of upper levels."""
 
     exact = True
 
     def __init__(self, points: Points) -> None:
         self.points = points
         self._floats = np.empty((0, points.vectors.shape[1]), np.float32)
-        self._searched: tuple[Int32, Float32] | None = None  # the last ones, and their similarities
+        self._searched: tuple[Int32, Float32] | None = None  # the last rows searched, and their similarities
 
     def insert(self, rows: Int32) -> None:
         capacity, dim = self.points.vectors.shape
@@ -85,7 +85,7 @@ class ExactIndex:
         self._searched = None
 
     def remove(self, rows: Int32) -> None:
-        """Nothing to do: searches read `alive`."""
+        """Do nothing: searches read `alive`."""
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
         found = np.full((len(rows), width), _NO_ROW)
@@ -101,9 +101,9 @@ class ExactIndex:
         return found, found_dots
 
     def entrants(self, rows: Int32, bounds: Int32) -> tuple[Int32, Int32, Int32]:
-        """All pairs (new row, other row) whose dot reaches the other row's bound.
+        """Return all pairs (new row, other row) whose dot reaches the other row's bound.
 
-        `bounds`: int32 (points.rows,). Returns new rows, other rows and dots, int32 (pairs,).
+        `bounds`: int32 (points.rows,). The result is new rows, other rows and dots, int32 (pairs,) each.
         Rows with which the last search began are not multiplied again.
         """
         points = self.points
@@ -125,7 +125,7 @@ class ExactIndex:
 
     @property
     def _slack(self) -> float:
-        """A bound of |float32 product - true product| for vectors of length 1.001 at most.
+        """Upper bound of |float32 product - true product| for vectors of length 1.001 at most.
 
         A dot of d products summed in any order errs by at most d u / (1 - d u) |x||y|, u = 2^-24
         (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); 2^-22 covers the bound's own
@@ -135,7 +135,7 @@ class ExactIndex:
         return float(1.01 * dim * 2.0**-24 + 2.0**-22)
 
     def _known(self, rows: Int32) -> list[tuple[int, Float32]]:
-        """The similarities of these rows, if they are those of the last search; they are kept once."""
+        """Return the similarities of these rows if the last search has just computed them."""
         searched, self._searched = self._searched, None
         if searched is None or not len(rows) or not np.array_equal(searched[0][: len(rows)], rows):
             return []
@@ -146,7 +146,7 @@ class ExactIndex:
         floats = self._floats[: points.rows]
         step = max(1, min(2048, _BLOCK_CELLS // max(1, points.rows)))
         for start in range(0, len(rows), step):
-            # A BLAS may compute on whatever lies behind short rows, and drop it; what is here is finite.
+            # A BLAS may also compute on the padding behind short rows and discard it; the rows are finite.
             with np.errstate(invalid="ignore"):
                 block = self._floats[rows[start : start + step]] @ floats.T
             yield start, block
@@ -154,13 +154,13 @@ class ExactIndex:
 
 @njit(cache=True, nogil=True, inline="always")
 def precedes(dot_a: Any, hash_a: Any, dot_b: Any, hash_b: Any) -> Any:
-    """The order of all lists: greater dot first, then smaller hash."""
+    """The ordering of all lists: greater dot first, then smaller hash."""
     return dot_a > dot_b or (dot_a == dot_b and hash_a < hash_b)
 
 
 @njit(cache=True, nogil=True)
 def offer(best: Any, best_dots: Any, length: Any, row: Any, exact: Any, hashes: Any) -> Any:
-    """Insert a row into a sorted list where it belongs, if it does; returns the new length."""
+    """Insert a row into a sorted list if it qualifies; return the new length."""
     width = len(best)
     if length == width:
         if not precedes(exact, hashes[row], best_dots[width - 1], hashes[best[width - 1]]):

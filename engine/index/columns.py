@@ -1,4 +1,4 @@
-"""Growable numpy columns: the hot state is a struct of arrays, not objects."""
+"""Growable NumPy columns: the hot state is a struct of arrays, not objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEAST_CAPACITY = 1024
 
 
 class Columns:
-    """Arrays of one capacity, grown together. Each column is an attribute.
+    """Arrays of one capacity that grow together. Each column is an attribute.
 
     `layout`: name -> (dtype, value of unused rows, shape of one row).
     """
@@ -35,7 +35,7 @@ class Columns:
 
 
 class Nodes(Columns):
-    """The points of one level: vector, hash of the key, alive or not; rows are reused when freed."""
+    """The points of one level: vector, tie-breaking hash, liveness. Freed rows are reused."""
 
     vectors: Int16  # (capacity, d)
     hashes: UInt64
@@ -50,12 +50,12 @@ class Nodes(Columns):
         self._free: list[int] = []
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
-        """Take rows for new points; returns them, int32 (m,)."""
+        """Allocate rows for new points; return them, int32 (m,)."""
         count = len(vectors)
         reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
         fresh = range(self.rows, self.rows + count - len(reused))
         self.rows = fresh.stop
-        if self.rows > self.capacity:  # doubled at least, so that growth is rare
+        if self.rows > self.capacity:  # at least doubled, so that growth is rare
             self.reserve(max(_LEAST_CAPACITY, 2 * self.capacity, self.rows))
         rows = np.array([*reused, *fresh], np.int32)
         self.vectors[rows] = vectors
@@ -65,13 +65,14 @@ class Nodes(Columns):
         return rows
 
     def remove(self, rows: Int32) -> None:
-        """The points are gone; their rows are not reused before `release`."""
+        """Mark points as dead. Their rows are not reused before `release`."""
         self.alive[rows] = False
         self.live -= len(rows)
 
     def release(self, rows: Int32) -> None:
+        """Let `add` reuse the rows of dead points."""
         self._free.extend(rows.tolist())
 
     def all_rows(self) -> Int32:
-        """Live rows, rising, int32."""
+        """Return the live rows in rising order, int32."""
         return np.flatnonzero(self.alive[: self.rows]).astype(np.int32)

@@ -1,8 +1,8 @@
-"""The HNSW graph behind the index's interface: it proposes, the integer dot scores.
+"""The HNSW index: hnswlib proposes candidates, the exact integer dot scores them.
 
-hnswlib's elements are never used again: an insert has a fresh label, a delete leaves a tombstone. When
-tombstones are many, a next graph of the live rows grows beside the one that answers, a few rows whenever
-others change, and takes its place when it has them all. So no batch waits for a graph to be built.
+Elements of hnswlib are never reused: an insert gets a fresh label, a delete leaves a tombstone. When
+tombstones are many, a next graph of the live rows grows beside the current one, a few rows with every
+change, and replaces it when it is complete. So no batch waits for a graph to be built.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numba import njit, prange
 
 from engine import vectors
 from engine.index.base import ExactIndex, Points, offer
-from engine.index.lock import Turnstile
+from engine.index.lock import GraphLock
 from engine.types import Bool, Float32, Int16, Int32, Int64
 from engine.vectors import dot
 
-_SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; while there are questions, some milliseconds' worth
+_SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; fewer, some milliseconds' worth, while queries wait
 _LEAST_TOMBSTONES = 1024  # fewer are not worth another graph
-_BESIDE = 2  # rows that the next graph gets for each that is inserted or removed
+_BESIDE = 2  # rows the next graph gets for each row inserted or removed
 
 
 class Graph:
-    """An hnswlib graph, and which row each of its elements is."""
+    """An hnswlib graph and the row of each of its elements."""
 
     def __init__(self, made: Any, row_of: Int32, live: int) -> None:
-        """`made`: an hnswlib.Index; `row_of`: of its elements so far, `live` of which are not deleted."""
+        """`made`: an hnswlib.Index; `row_of`: the row of each element, `live` of them not deleted."""
         self.made = made
-        self.row_of = row_of  # label -> row; longer than there are elements
+        self.row_of = row_of  # label -> row; may be longer than the number of elements
         self.count, self.live = len(row_of), live
         self.label_of = np.empty(0, np.int64)  # row -> label, -1: not in the graph
 
@@ -40,7 +40,7 @@ class Graph:
         return self.count - self.live
 
     def reserve(self, rows: int) -> None:
-        """Room for the labels of so many rows."""
+        """Make room for the labels of `rows` rows."""
         if len(self.label_of) < rows:
             grown = np.full(rows, -1, np.int64)
             grown[: len(self.label_of)] = self.label_of
@@ -65,7 +65,7 @@ class Graph:
         self.live -= len(rows)
 
     def holds(self, rows: Int32) -> Bool:
-        """Which of the rows are in it."""
+        """Return which of the rows are in the graph."""
         held: Bool = self.label_of[rows] >= 0
         return held
 
@@ -74,10 +74,10 @@ class Graph:
 
 
 class HnswIndex:
-    """hnswlib behind the interface.
+    """hnswlib behind the `Index` protocol.
 
-    M, ef_construction, ef: hnswlib's. `threads`: for inserts and searches, which never overlap in one graph.
-    When more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
+    M, ef_construction, ef: as in hnswlib. `threads`: for inserts and searches, which never overlap in one
+    graph. When more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
     """
 
     exact = False
@@ -96,11 +96,11 @@ class HnswIndex:
         self.points = points
         self.M, self.ef_construction, self.ef = M, ef_construction, ef
         self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
-        self._turns = Turnstile()  # hnswlib must not insert and search at once
+        self._turns = GraphLock()  # hnswlib must not insert and search at once
         self._graph = self._new_graph(1024)
-        self._next: Graph | None = None  # grows beside; nobody searches in it
-        self._awaited = np.empty(0, np.int32)  # rows that it is still to get
-        self.leaving = np.empty(0, np.int32)  # removed last; until the commit their items are still there
+        self._next: Graph | None = None  # grows beside the current one; never searched
+        self._awaited = np.empty(0, np.int32)  # rows that the next graph still lacks
+        self.leaving = np.empty(0, np.int32)  # removed by the last batch; in the store until its commit
 
     def _new_graph(self, capacity: int) -> Graph:
         made = hnswlib.Index(space="ip", dim=self.dim)
@@ -118,7 +118,7 @@ class HnswIndex:
 
     @property
     def renewing(self) -> bool:
-        """Whether a next graph is growing."""
+        """Return whether a next graph is growing."""
         return self._next is not None
 
     def insert(self, rows: Int32) -> None:
@@ -136,7 +136,7 @@ class HnswIndex:
         self._renew(len(rows))
 
     def remove(self, rows: Int32) -> None:
-        """Once a batch, before its inserts: rows of the one before are committed by then."""
+        """Remove rows, once per batch and before its inserts: the previous batch is committed by then."""
         self.leaving = rows
         with self._turns.insert():
             self._graph.remove(rows)
@@ -145,7 +145,7 @@ class HnswIndex:
         self._renew(len(rows))
 
     def _renew(self, changed: int) -> None:
-        """The next graph begins when it is due, grows as far as so many changed rows let it, takes over."""
+        """Begin the next graph when it is due, grow it with the `changed` rows, switch when complete."""
         if self._next is None:
             if self.tombstones <= max(_LEAST_TOMBSTONES, self.tombstone_share * self._graph.count):
                 return
@@ -153,7 +153,7 @@ class HnswIndex:
             self._next = self._new_graph(max(1024, 2 * len(self._awaited)))
             self._next.reserve(len(self._graph.label_of))
         some, self._awaited = np.split(self._awaited, [_BESIDE * changed])
-        # One that left is no more; where another took its row, that one came in by its insert.
+        # Skip rows that left; a row reused since then came in by its insert.
         some = some[self._graph.holds(some) & ~self._next.holds(some)]
         if len(some):
             self._next.add(some, vectors.as_float(self.points.vectors[some]), self.threads)
@@ -162,7 +162,7 @@ class HnswIndex:
                 self._graph, self._next = self._next, None
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
-        """As `Index.search`; a graph that cannot answer (torn apart by deletes) is passed over."""
+        """As `Index.search`; falls back to exact search where deletes have torn the graph apart."""
         neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
         if neighbors is None:
             return self._scan().search(rows, width)
@@ -173,7 +173,7 @@ class HnswIndex:
         raise TypeError("an HNSW search cannot name all lists that a row may enter")
 
     def query(self, queries: Int16, width: int) -> Int32:
-        """Live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
+        """Return live rows near vectors that are not in the index, int32 (m, min(width, live)), unscored."""
         neighbors = self._propose(vectors.as_float(queries), width)
         if neighbors is None:
             live = self._graph.live_rows()
@@ -198,17 +198,17 @@ class HnswIndex:
         return scan
 
     def save(self, path: Path) -> tuple[Int64, Int32, int]:
-        """Write the graph; returns live labels and their rows, which the caller must keep, and its bytes."""
+        """Write the graph; return live labels and their rows (for the caller to keep) and the size in bytes."""
         with self._turns.search():
             self._graph.made.save_index(str(path))
             live = self._graph.live_rows()
             return self._graph.label_of[live], live, int(self._graph.made.index_file_size())
 
     def load(self, path: Path, labels: Int64, rows: Int32) -> None:
-        """Take a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
+        """Load a saved graph whose element `labels[i]` is now at `rows[i]`; all others are deleted."""
         made = hnswlib.Index(space="ip", dim=self.dim)
         made.load_index(str(path))
-        made.set_ef(self.ef)  # a load sets it back to 10
+        made.set_ef(self.ef)  # hnswlib resets it to 10 on load
         row_of = np.full(made.get_current_count(), -1, np.int32)
         row_of[labels] = rows
         graph = Graph(made, row_of, len(rows))

@@ -1,7 +1,7 @@
-"""Who may use the HNSW graph: one insert alone, or any number of searches together.
+"""The lock of an HNSW graph: one insert alone, or any number of searches together.
 
-A batch inserts in slices, and the searches that came meanwhile go in between two of them: so a question
-waits for a slice, not for a batch. An insert waits for those searches, but not for ever.
+A batch inserts in slices, and waiting searches run between two slices: a query waits for a slice, not
+for a batch. An insert waits for those searches, but only for `PATIENCE_S`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PATIENCE_S = 0.02  # so long an insert lets more searches in; then they have to wait
-ASKED_S = 1.0  # so long after a search from another thread there may be another one
+PATIENCE_S = 0.02  # for so long an insert lets new searches in; then they wait
+ASKED_S = 1.0  # for so long after a search from another thread, expect another one
 
 
-class Turnstile:
-    """`clock` gives seconds."""
+class GraphLock:
+    """Searches share the graph, an insert has it alone. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._change = threading.Condition()
         self._clock = clock
         self._searching = self._waiting = 0
         self._inserting = self._pressing = False
-        self._asked = -ASKED_S  # when a search last found an insert at work
+        self._asked = -ASKED_S  # when another thread last searched
         self._writer = 0  # the thread that inserts
 
     @property
     def busy(self) -> bool:
-        """Whether searches beside inserts are to be expected: then slices should be short."""
+        """Return whether searches are to be expected during inserts: slices should then be short."""
         return self._clock() - self._asked < ASKED_S
 
     @contextmanager

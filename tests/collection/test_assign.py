@@ -19,7 +19,7 @@ from engine.config import Settings
 from engine.daemon.assign_queue import Prober
 from engine.errors import StoreError, WriterAway, WriterBusy
 from engine.index.hnsw import HnswIndex
-from engine.index.lock import Turnstile
+from engine.index.lock import GraphLock
 from engine.model.linkage import LinkageModel, random_model
 from engine.types import Float64, Int16
 from engine.vectors import quantize
@@ -287,7 +287,7 @@ def test_questions_are_bounded_in_number_and_time() -> None:
 
 
 def test_a_search_comes_in_between_two_slices() -> None:
-    turns = Turnstile()
+    turns = GraphLock()
     order: list[str] = []
     inserting = threading.Event()
 
@@ -310,7 +310,7 @@ def test_a_search_comes_in_between_two_slices() -> None:
 
 
 def test_searches_go_together_and_an_insert_alone() -> None:
-    turns = Turnstile()
+    turns = GraphLock()
     with turns.search(), turns.search():
         entered = threading.Event()
 
@@ -326,7 +326,7 @@ def test_searches_go_together_and_an_insert_alone() -> None:
 
 
 def test_searches_without_end_do_not_keep_an_insert_out() -> None:
-    turns = Turnstile()
+    turns = GraphLock()
     done = threading.Event()
 
     def keep_searching() -> None:
