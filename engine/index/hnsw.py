@@ -198,7 +198,7 @@ class HnswIndex:
         return scan
 
     def save(self, path: Path) -> tuple[Int64, Int32, int]:
-        """Write the graph; return live labels and their rows (for the caller to keep) and the size in bytes."""
+        """Write the graph; return live labels, their rows (both for the caller to keep) and its bytes."""
         with self._turns.search():
             self._graph.made.save_index(str(path))
             live = self._graph.live_rows()
