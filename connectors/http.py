@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from connectors.files.records import Unusable, checked_key, checked_payload, checked_time
-from engine.errors import InputError, ShoalError, WriterAway, WriterBusy
+from engine.errors import InputError, ShoalError, Unusable, WriterAway, WriterBusy
+from engine.records import read_key, read_payload, wrong_dimension
 from engine.streams import Ground, Handler, Lag
+from engine.times import read_time
 from engine.types import Applied, Batch, Float32, Int16
 from engine.vectors import quantize
 
@@ -141,10 +142,11 @@ class HttpSource:
                     raise InputError(f"record {index} names row {row!r} of {len(grid)} vectors")
                 if row in wrong:
                     raise Unusable(wrong[row])
-                name = checked_key(key, self._bounds)
-                when = checked_time(time_ms, now_ms)
+                name = read_key(key, self._bounds)
+                told = read_time(time_ms)
+                when = now_ms if told is None else told
                 vector = grid[row] if row >= 0 else None
-                entries.append(Entry(name, vector, when, checked_payload(payload, self._bounds)))
+                entries.append(Entry(name, vector, when, read_payload(payload, self._bounds)))
             except Unusable as problem:
                 rejected.append({"index": index, "reason": str(problem)})
         return entries, rejected
@@ -154,7 +156,7 @@ class HttpSource:
             return np.empty((0, 0), np.int16), {}
         known, given = self._dim(), vectors.shape[1]
         if known not in (None, given) or not given:
-            reason = f"the embedding has {given} dimensions, the collection {known or 'one or more'}"
+            reason = wrong_dimension(given, known)
             return np.empty((len(vectors), 0), np.int16), dict.fromkeys(range(len(vectors)), reason)
         return quantize(vectors)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from connectors.files.chunks import Chunk, Origin, next_row, to_chunk
-from connectors.files.records import Rows, Unusable, checked_key, checked_payload
+from connectors.chunks import Chunk, Remark
 from engine.config import BoundsSettings
+from engine.errors import Unusable
+from engine.records import Parser
+from engine.rows import Rows
 from engine.types import Float64
 
 
@@ -41,35 +41,28 @@ class MemorySource:
     ) -> None:
         self.name, self.total = name, len(records)
         self._records, self._size, self._clock = records, size, clock
-        self._bounds = bounds or BoundsSettings()
-
-    def next_row(self, position: bytes | None) -> int:
-        """The record a stored position points at; 0 without one."""
-        return next_row(position)
+        self._parser = Parser(bounds or BoundsSettings())
 
     def chunks(self, position: bytes | None = None, dim: int | None = None) -> Iterator[Chunk]:
-        """From a stored position to the end. `dim`: the collection's, None: the first valid vector's."""
-        for first in range(next_row(position), self.total, self._size):
-            rows = Rows(first, min(first + self._size, self.total))
-            for number in range(first, rows.end):
+        """From a stored position to the end. `dim`: the collection's, None: that of the first vectors."""
+        for first in range(int.from_bytes(position or b"", "big"), self.total, self._size):
+            end = min(first + self._size, self.total)
+            rows = Rows(self._parser.bounds, int(self._clock() * 1000))
+            for number in range(first, end):
                 self._take(number, self._records[number], rows)
-            chunk = to_chunk(rows, dim, Origin(self.name, self.name))
-            dim = chunk.dim
-            yield chunk
+            settled = rows.settle(dim)
+            dim = settled.dim
+            batch = replace(settled.batch, positions={self.name: end.to_bytes(8, "big")})
+            rejects, doubts = (
+                [Remark(self.name, f"row {number}", reason) for number, reason in remarks]
+                for remarks in (settled.rejected, settled.doubts)
+            )
+            yield Chunk(batch, rejects, doubts, end - first, settled.superseded, dim)
 
     def _take(self, number: int, record: Record, rows: Rows) -> None:
+        values = {"key": record.key, "payload": record.payload, "time": record.time_ms}
+        gone = {"delete": True} if record.embedding is None else {"embedding": record.embedding}
         try:
-            key = checked_key(record.key, self._bounds)
-            payload = checked_payload(record.payload, self._bounds)
+            rows.add(number, self._parser.of(values | gone))
         except Unusable as problem:
-            rows.rejected.append((number, str(problem)))
-            return
-        if record.embedding is None:
-            rows.deletes.append((number, key))
-            return
-        now_ms = int(self._clock() * 1000)
-        rows.numbers.append(number)
-        rows.keys.append(key)
-        rows.add_vector(np.asarray(record.embedding, np.float64))
-        rows.times.append(now_ms if record.time_ms is None else record.time_ms)
-        rows.payloads.append(payload)
+            rows.refuse(number, str(problem))

@@ -240,6 +240,24 @@ def read_vector(value: Any) -> Float64:
     return vector
 
 
+def text_vector(text: str) -> list[Any]:
+    """A vector written out: `[1,2]` as JSON and pgvector have it, `{1,2}`, or numbers with commas or blanks.
+
+    Raises Unusable.
+    """
+    inner = text.strip()
+    if inner.startswith("["):
+        try:
+            found = orjson.loads(inner)
+            return found if isinstance(found, list) else [found]
+        except orjson.JSONDecodeError:
+            pass
+    try:
+        return [float(number) for number in inner.strip("[]{}()").replace(",", " ").replace(";", " ").split()]
+    except ValueError:
+        raise Unusable(f"the embedding must be a list of numbers, not {shown(text)}") from None
+
+
 NOT_FINITE, ZERO = "the embedding has a NaN or an infinity", "the embedding is zero"
 
 

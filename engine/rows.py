@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from engine.config import MAX_DIM, BoundsSettings
 from engine.errors import Unusable
 from engine.records import (
-    NOT_FINITE,
-    ZERO,
     Record,
     dump_json,
     join_payload,
     read_key,
     read_payload,
     read_vector,
+    text_vector,
     wrong_dimension,
 )
 from engine.times import is_doubtful, read_times, shown_time
@@ -48,6 +47,7 @@ class Settled:
     batch: Batch  # without positions
     rejected: Sequence[tuple[int, str]]  # row and reason, by row
     doubts: Sequence[tuple[int, str]]  # rows that were taken although their time is hardly right
+    superseded: int  # usable records that a later one of the same key replaced
     dim: int | None  # of the vectors; None: not known yet
 
 
@@ -123,7 +123,8 @@ class Rows:
             payloads=[self._payloads[row] for row in rows],
             deletes=[key for number, key in self._deletes if last[key] == number],
         )
-        return Settled(batch, sorted(refused), sorted(self._doubts), dim)
+        superseded = len(kept) + len(self._deletes) - len(batch.keys) - len(batch.deletes)
+        return Settled(batch, sorted(refused), sorted(self._doubts), superseded, dim)
 
     def _keep(self, number: int, key: bytes, time_ms: int, payload: bytes) -> None:
         self._numbers.append(number)
@@ -159,7 +160,7 @@ def _present(vector: Any) -> Array:
     """A vector that came alone in its row."""
     if vector is None:
         raise Unusable("the embedding is missing")
-    return read_vector(vector)
+    return read_vector(text_vector(vector) if isinstance(vector, str) else vector)
 
 
 def majority(lengths: NDArray[np.int64]) -> int | None:
@@ -187,7 +188,6 @@ def _on_grid(
         return np.zeros((0, wanted or 1), np.int16), [], wrong, wanted
     rows = vectors[fits] if isinstance(vectors, np.ndarray) else np.stack([vectors[row] for row in fits])
     grid, bad = quantize(rows)
-    for place in bad:
-        wrong[int(fits[place])] = ZERO if np.isfinite(rows[place]).all() else NOT_FINITE
+    wrong |= {int(fits[place]): reason for place, reason in bad.items()}
     good = np.array([place for place in range(len(fits)) if place not in bad], np.int64)
     return grid[good], fits[good].tolist(), wrong, wanted

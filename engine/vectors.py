@@ -15,6 +15,7 @@ import xxhash
 from numba import njit, prange
 from numpy.typing import ArrayLike
 
+from engine.records import NOT_FINITE, ZERO
 from engine.types import Float32, Int16, Int64, UInt64
 
 SCALE = 2**14  # grid steps per unit
@@ -22,7 +23,7 @@ DOT_SCALE = 2**28  # a dot's steps per unit of similarity
 HASH_SEED = 0x5110A1  # keys the hash that breaks ties; part of the format
 
 _FINE, _NOT_FINITE, _ZERO = 0, 1, 2
-_REASONS = {_NOT_FINITE: "the vector has a NaN or an infinity", _ZERO: "the vector is zero"}
+_REASONS = {_NOT_FINITE: NOT_FINITE, _ZERO: ZERO}
 
 
 def quantize(embeddings: ArrayLike) -> tuple[Int16, dict[int, str]]:

@@ -37,10 +37,10 @@ def test_the_grid_is_at_most_half_a_step_away(rng: np.random.Generator, dim: int
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([np.nan, 1.0], "the vector has a NaN or an infinity"),
-        ([1.0, np.inf], "the vector has a NaN or an infinity"),
-        ([-np.inf, np.nan], "the vector has a NaN or an infinity"),
-        ([0.0, -0.0], "the vector is zero"),
+        ([np.nan, 1.0], "the embedding has a NaN or an infinity"),
+        ([1.0, np.inf], "the embedding has a NaN or an infinity"),
+        ([-np.inf, np.nan], "the embedding has a NaN or an infinity"),
+        ([0.0, -0.0], "the embedding is zero"),
     ],
 )
 def test_bad_rows_are_named_and_the_others_kept(row: list[float], reason: str) -> None:

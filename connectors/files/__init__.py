@@ -1,4 +1,4 @@
-"""Files as sources: NumPy archives, Parquet, JSON lines.
+"""Files as sources: NumPy arrays, Arrow and Parquet tables, JSON lines and CSV.
 
 It may import the contracts only. Begin with `source`.
 """

@@ -7,23 +7,15 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from connectors.files.records import (
-    CHUNK_BYTES,
-    Array,
-    Rows,
-    as_object,
-    as_text,
-    brief,
-    checked_rows,
-    modified_ms,
-)
-from engine.config import BoundsSettings
+from connectors.files.reading import CHUNK_BYTES, Array, Part, Reading, plain, row_keys
+from engine.config import MAX_DIM
 from engine.errors import InputError
+from engine.records import EXTRAS, brief, text_payload
+from engine.rows import Columns
 
 
 class _Column:
@@ -72,31 +64,51 @@ def _header_2(stream: BinaryIO) -> Any:
 
 
 class NumpyReader:
-    """An .npz with `emb` and optional columns, or an .npy with embeddings alone."""
+    """An .npz with an array of embeddings and arrays beside it, or an .npy with embeddings alone."""
 
-    OPTIONAL = ("keys", "time", "payload", "text", "labels", "images")
+    unit, first = "row", 0
 
-    def __init__(self, path: Path, bounds: BoundsSettings) -> None:
-        self._path, self._bounds = path, bounds
-        self._is_zip = zipfile.is_zipfile(path)
+    def __init__(self, reading: Reading) -> None:
+        self._reading, self._path = reading, reading.path
+        self._is_zip = zipfile.is_zipfile(self._path)
         if self._is_zip:
             self._check_zip()
-        elif path.suffix == ".npz":
-            raise InputError(f"{path} is not an .npz file, or it is truncated.")
+        elif self._path.suffix.lower() == ".npz":
+            raise InputError(f"{self._path} is not an .npz file, or it is truncated.")
+        self._roles = self._find_roles()
         with self._open() as columns:
             self._check(columns)
-            self.total = columns["emb"].shape[0]
+            self.total: int | None = columns["vector"].shape[0]
+        self.has_keys = "key" in self._roles
         self._label_names = self._names()
 
+    def _find_roles(self) -> Mapping[str, str]:
+        """Role -> array; of an .npy that is nothing but the embeddings."""
+        if not self._is_zip:
+            return {"vector": ""}
+        with zipfile.ZipFile(self._path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        known = [name for name in names if name != "label_names"]
+        plan = self._reading.plan(known, None, "array")
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self._path))
+            name = plan.roles["vector"]
+            rows = _member(archive, f"{name}.npy", f"{self._path}, array {name},", stack).shape[:1]
+        self._reading.parser.ignore(plan.ignored, *rows)
+        return {role: name for role, name in plan.roles.items() if role != "delete"}
+
     def _check(self, columns: Mapping[str, _Column]) -> None:
-        shape, dtype = columns["emb"].shape, columns["emb"].dtype
-        if len(shape) != 2 or shape[1] == 0 or dtype.kind not in "fiu":
-            raise InputError(f"{columns['emb'].name} must be numbers of shape (n, d), not {dtype} {shape}.")
-        for name, column in columns.items():
+        vectors = columns["vector"]
+        shape, dtype = vectors.shape, vectors.dtype
+        if len(shape) != 2 or not 1 <= shape[1] <= MAX_DIM or dtype.kind not in "fiu":
+            raise InputError(
+                f"{vectors.name} must be numbers of shape (n, d), d at most {MAX_DIM}, not {dtype} {shape}."
+            )
+        for column in columns.values():
             if len(column.shape) == 0 or column.shape[0] != shape[0]:
-                raise InputError(f"{column.name} must have one row for each of the {shape[0]} of emb.")
-            if name == "time" and column.dtype.kind not in "iufM":
-                raise InputError(f"{column.name} must be numbers or dates, not {column.dtype}.")
+                raise InputError(
+                    f"{column.name} must have one row for each of the {shape[0]} of the embeddings."
+                )
 
     def _check_zip(self) -> None:
         """Before anything of it is used: every member's checksum."""
@@ -114,17 +126,12 @@ class NumpyReader:
         with ExitStack() as stack:
             if not self._is_zip:
                 stream = stack.enter_context(self._path.open("rb"))
-                yield {"emb": _Column(stream, self._path.stat().st_size, str(self._path))}
+                yield {"vector": _Column(stream, self._path.stat().st_size, str(self._path))}
                 return
             archive = stack.enter_context(zipfile.ZipFile(self._path))
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            if "emb" not in members:
-                held = ", ".join(sorted(members)) or "nothing"
-                raise InputError(f"{self._path} is not an embedding file: it has no array emb, but {held}.")
             yield {
-                name: _member(archive, members[name], f"{self._path}, array {name},", stack)
-                for name in ("emb", *self.OPTIONAL)
-                if name in members
+                role: _member(archive, f"{name}.npy", f"{self._path}, array {name},", stack)
+                for role, name in self._roles.items()
             }
 
     def _names(self) -> Sequence[str]:
@@ -137,48 +144,45 @@ class NumpyReader:
             column = _member(archive, "label_names.npy", f"{self._path}, array label_names,", stack)
             return [str(name) for name in column.read(column.shape[0] if column.shape else 0).tolist()]
 
-    def rows(self, start: int, count: int) -> Iterator[Rows]:
-        stem, default_ms = self._path.stem, modified_ms(self._path)
+    def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
+        total = self.total or 0
         with self._open() as columns:
             for column in columns.values():
                 column.skip(start)
-            for first in range(start, self.total, count):
-                n = min(count, self.total - first)
-                read = {name: column.read(n) for name, column in columns.items()}
-                keys = read["keys"].tolist() if "keys" in read else None
-                times = _milliseconds(read["time"]) if "time" in read else [default_ms] * n
-                documents = self._documents(read, n)
-                yield checked_rows(stem, first, n, keys, read["emb"], times, documents, self._bounds)
+            for first in range(start, total, count):
+                n = min(count, total - first)
+                read = {role: column.read(n) for role, column in columns.items()}
+                rows = self._reading.rows()
+                rows.extend(first, self._columns(read, row_keys(stem, first, n)))
+                yield Part(first, first + n, rows)
 
-    def _documents(self, read: Mapping[str, Array], count: int) -> list[Any]:
-        documents: list[Any] = [None] * count
-        named = [name for name in ("text", "payload", "labels", "images") if name in read]
-        if not named:
-            return documents
-        for i in range(count):
-            document: dict[str, Any] = {}
-            if "text" in read:
-                document["text"] = as_text(read["text"][i])
-            if "payload" in read:
-                document.update(as_object(as_text(read["payload"][i])))
-            if "labels" in read:
-                label = read["labels"][i].item()
-                known = isinstance(label, int) and 0 <= label < len(self._label_names)
-                document["label"] = self._label_names[label] if known else label
-            if "images" in read:
-                image = np.ascontiguousarray(read["images"][i])
-                data = b64encode(image.tobytes()).decode()
-                document["image"] = {"shape": image.shape, "dtype": image.dtype.str, "data": data}
-            documents[i] = document
-        return documents
+    def _columns(self, read: Mapping[str, Array], names: Sequence[str]) -> Columns:
+        """The arrays of some rows. `names`: keys of rows that have none."""
+        payloads = None
+        if "payload" in read:
+            values = map(plain, read["payload"])
+            payloads = [text_payload(value) if isinstance(value, str) else value for value in values]
+        return Columns(
+            vectors=read["vector"],
+            keys=[plain(key) for key in read["key"]] if "key" in read else names,
+            times=read.get("time"),
+            payloads=payloads,
+            extras={
+                role: [self._extra(role, value) for value in read[role]] for role in EXTRAS if role in read
+            },
+        )
+
+    def _extra(self, role: str, value: Any) -> Any:
+        if role == "image":
+            pixels = np.ascontiguousarray(value)
+            data = b64encode(pixels.tobytes()).decode()
+            return {"shape": pixels.shape, "dtype": pixels.dtype.str, "data": data}
+        found = plain(value)
+        if role == "label" and isinstance(found, int) and 0 <= found < len(self._label_names):
+            return self._label_names[found]
+        return found
 
 
 def _member(archive: zipfile.ZipFile, name: str, shown: str, stack: ExitStack) -> _Column:
     stream = cast(BinaryIO, stack.enter_context(archive.open(name)))
     return _Column(stream, archive.getinfo(name).file_size, shown)
-
-
-def _milliseconds(time: Array) -> list[Any]:
-    if time.dtype.kind == "M":
-        time = time.astype("datetime64[ms]").astype(np.int64)
-    return list(time.tolist())

@@ -1,70 +1,187 @@
-"""A file as a source of batches: .npz, .npy, .parquet, .jsonl.
+"""A file as a source of batches.
 
-Delivery: each batch carries the file's next position; a store that commits both together takes every
-record exactly once, however often it is interrupted. The source's name is the SHA-256 of the file's
-content and the position the next row, so a finished file changes nothing when it comes again.
+Delivery: each batch carries the file's next position. A store that commits both together takes every record
+exactly once, however often it is interrupted. A finished file changes nothing when it comes again, and one
+that has grown goes on where it ended. What comes through a pipe has no position: sent again, it is upserted
+again.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from connectors.files.chunks import Chunk, Origin, next_row, to_chunk
-from connectors.files.jsonl import JsonLinesReader
+from connectors.chunks import Chunk, Remark
+from connectors.files.arrow import ArrowReader
+from connectors.files.lines import COMPRESSED, STDIN, Replaced, is_pipe
 from connectors.files.npz import NumpyReader
-from connectors.files.parquet import ParquetReader
-from connectors.files.records import CHUNK_BYTES, Reader
+from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_stem, owner_bytes, tail_digest
+from connectors.files.reading import Part, Reader, Reading
+from connectors.files.text import CSV, JSON_LINES, TextReader
 from engine.config import BoundsSettings
 from engine.errors import InputError
+from engine.records import FIELDS, Fields, Parser
 
-READERS: dict[str, Callable[[Path, BoundsSettings], Reader]] = {
-    ".npz": NumpyReader,
-    ".npy": NumpyReader,
-    ".parquet": ParquetReader,
-    ".jsonl": JsonLinesReader,
-}
+NUMPY, ARROW = (".npz", ".npy"), (".parquet", ".feather", ".arrow")
+TEXT = (*JSON_LINES, *CSV)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How files are read. `clock` gives seconds since 1970."""
+
+    size: int  # records of a batch, at most
+    bounds: BoundsSettings = field(default_factory=BoundsSettings)
+    fields: Fields = FIELDS
+    strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
+    again: bool = False  # from the beginning, whatever is known of the file
+    follow: bool = False  # wait for more at the end
+    clock: Callable[[], float] = time.time
 
 
 class FileSource:
-    """One file, read in batches of at most `size` rows.
+    """One file. Raises InputError where it as a whole cannot be used.
 
-    `strict`: raise `InputError` at the first record that cannot be used, without its chunk.
-    Raises `InputError` where the file as a whole cannot be used.
+    `begin` says where reading starts, `chunks` reads. `notes`: sentences for people on how the file is taken.
     """
 
-    def __init__(self, path: Path, size: int, bounds: BoundsSettings, strict: bool = False) -> None:
-        suffix = path.suffix.lower()
-        if suffix not in READERS:
-            raise InputError(f"{path} must be one of {', '.join(READERS)}.")
+    def __init__(self, path: Path, options: Options) -> None:
+        self.path, self._options = path, options
+        self._piped = is_pipe(path)
+        now_ms = int(options.clock() * 1000)
         try:
-            self.name = f"file:{_sha256(path)}"
-            self._reader = READERS[suffix](path, bounds)
+            if not self._piped:
+                path.open("rb").close()
+            default_ms = now_ms if self._piped else path.stat().st_mtime_ns // 1_000_000
+            self._parser = Parser(options.bounds, options.fields)
+            self._reader = self._open(Reading(path, options.bounds, self._parser, now_ms, default_ms))
         except OSError as problem:
             raise InputError(f"{path} cannot be read: {problem.strerror or problem}.") from None
-        self.path, self.total = path, self._reader.total
-        self._size, self._strict = size, strict
-        unit, first = ("line", 1) if suffix == ".jsonl" else ("row", 0)
-        self._origin = Origin(self.name, path.name, unit, first)
+        self.notes: list[str] = []
+        self._name: str | None = None  # of the position; None: it has none
+        self._mark, self._stem = Mark(), path.stem
 
-    def next_row(self, position: bytes | None) -> int:
-        """The row a stored position points at; 0 without one."""
-        return next_row(position)
+    def _open(self, reading: Reading) -> Reader:
+        suffix, follow = format_of(self.path), self._options.follow
+        if follow and (self._piped or suffix not in TEXT or self.path.suffix in COMPRESSED):
+            raise InputError(f"{self.path} cannot be followed: only {', '.join(TEXT)} can.")
+        if self._piped:
+            return TextReader(reading, suffix if suffix in TEXT else "")
+        if suffix in NUMPY:
+            return NumpyReader(reading)
+        if suffix in ARROW:
+            return ArrowReader(reading)
+        if suffix in TEXT:
+            return TextReader(reading, suffix, follow)
+        known = ", ".join((*NUMPY, *ARROW, *TEXT))
+        raise InputError(
+            f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."
+        )
 
-    def chunks(self, position: bytes | None = None, dim: int | None = None) -> Iterator[Chunk]:
-        """From a stored position to the end. `dim`: the collection's, None: the first valid vector's."""
-        for rows in self._reader.rows(next_row(position), self._size):
-            chunk = to_chunk(rows, dim, self._origin)
-            if chunk.rejects and self._strict:
-                raise InputError(f"{chunk.rejects[0]} (stopped there: --strict).")
-            dim = chunk.dim
-            yield chunk
+    @property
+    def total(self) -> int | None:
+        """Records of the whole file; None: not known before they are read."""
+        return self._reader.total
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Names that were not understood, and in how many records."""
+        return self._parser.ignored
+
+    def begin(self, positions: Mapping[str, bytes]) -> Mark:
+        """Where reading starts, by a store's positions."""
+        if not self._piped:
+            self._mark = self._find(positions)
+            self._stem = own_stem(self.path, positions)
+        return self._mark
+
+    def chunks(self, dim: int | None = None) -> Iterator[Chunk]:
+        """From where `begin` said to the end. `dim`: the collection's, None: that of most first vectors.
+
+        A chunk without rows: nothing comes at the moment.
+        """
+        while True:
+            try:
+                for part in self._reader.parts(self._mark.row, self._options.size, self._stem):
+                    chunk = self._chunk(part, dim)
+                    dim = chunk.dim
+                    yield chunk
+                return
+            except Replaced:
+                self.notes.append(f"{self.path} was replaced: the new file is read from its beginning.")
+                self._mark = Mark()
+                self._seek(0)
+
+    def _find(self, positions: Mapping[str, bytes]) -> Mark:
+        """The position of this content, or of its longest beginning that is known."""
+        path, size = self.path, self.path.stat().st_size
+        grows = isinstance(self._reader, TextReader) and path.suffix not in COMPRESSED
+        digest, prefix = digest_of(path, positions, grows)
+        follow = name_of("follow", str(path.absolute()))
+        self._name = follow if self._options.follow else f"file:{digest}"
+        if self._options.again:
+            return Mark(size=size)
+        if known := positions.get(f"file:{digest}"):
+            return replace(Mark.load(known), size=size)
+        mark = Mark.load(positions.get(follow))
+        if mark.row and mark.offset <= size and mark.tail == tail_digest(path, mark.offset):
+            self._seek(mark.offset)
+            return replace(mark, size=size)
+        return self._behind(prefix, size) if prefix else Mark(size=size)
+
+    def _behind(self, prefix: Prefix, size: int) -> Mark:
+        """Where a file goes on that begins as one known does."""
+        mark = prefix.mark
+        ended = mark.offset == mark.size
+        self.notes.append(
+            f"{self.path} begins as a file that was read before: it goes on behind {mark.row:,} records."
+        )
+        if not ended or prefix.breaks:
+            self._seek(mark.offset)
+        return replace(mark, row=mark.row - 1 if ended and prefix.cut else mark.row, size=size)
+
+    def _seek(self, offset: int) -> None:
+        if isinstance(self._reader, TextReader):
+            self._reader.seek(offset)
+
+    def _chunk(self, part: Part, dim: int | None) -> Chunk:
+        settled = part.rows.settle(dim)
+        rejects = [self._remark(number, reason) for number, reason in settled.rejected]
+        if rejects and self._options.strict:
+            raise InputError(f"{rejects[0]} (stopped there: --strict).")
+        tail = tail_digest(self.path, part.offset) if self._options.follow else b""
+        mark = self._mark
+        self._mark = Mark(part.end, part.offset, mark.size, mark.rejected + len(rejects), tail)
+        positions = {self._name: self._mark.dump()} if self._name else {}
+        if self._name and not self._reader.has_keys:
+            positions[name_of("keys", self._stem)] = owner_bytes(self.path)
+            if not part.first and self._stem != self.path.stem:
+                self.notes.append(
+                    f"{self.path}: its keys are {self._stem}:0 and so on, for another file has"
+                    f" {self.path.stem}:0."
+                )
+        return Chunk(
+            replace(settled.batch, positions=positions),
+            rejects,
+            [self._remark(number, reason) for number, reason in settled.doubts],
+            part.end - part.first,
+            settled.superseded,
+            settled.dim,
+        )
+
+    def _remark(self, number: int, reason: str) -> Remark:
+        name = "standard input" if self.path == STDIN else self.path.name
+        return Remark(name, self._place(number), reason)
+
+    def _place(self, number: int) -> str:
+        return f"{self._reader.unit} {number + self._reader.first}"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+def format_of(path: Path) -> str:
+    """The suffix that tells the format, in lower case: of `a.jsonl.gz` that is `.jsonl`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,26 +19,47 @@ from engine.errors import InputError
 from engine.types import Applied, Batch
 
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
+APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
+TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
+COUNTS = ("rows", *TOLD, "skipped", "rejected_before")
 
 
 class Chunk(Protocol):
-    """What came of the next rows of a source."""
+    """What came of the next records of a source."""
 
     @property
     def batch(self) -> Batch: ...
     @property
     def rejects(self) -> Sequence[object]: ...
     @property
+    def doubts(self) -> Sequence[object]: ...
+    @property
     def rows(self) -> int: ...
+    @property
+    def superseded(self) -> int: ...
+
+
+class Mark(Protocol):
+    """Where a source begins."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def rejected(self) -> int: ...
 
 
 class Source(Protocol):
-    name: str  # under which its position is stored
-    path: Path
-    total: int  # rows
+    """A file: see `connectors.files.source`."""
 
-    def next_row(self, position: bytes | None) -> int: ...
-    def chunks(self, position: bytes | None, dim: int | None) -> Iterator[Chunk]: ...
+    path: Path
+    notes: list[str]
+
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def ignored(self) -> Mapping[str, int]: ...
+    def begin(self, positions: Mapping[str, bytes]) -> Mark: ...
+    def chunks(self, dim: int | None) -> Iterator[Chunk]: ...
 
 
 class Rate(ProgressColumn):
@@ -49,11 +70,11 @@ class Rate(ProgressColumn):
 def ingest(
     settings: Settings,
     paths: Sequence[Path],
-    open_source: Callable[[Path, int, bool], Source],
+    open_source: Callable[[Path, int], Source],
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Take the files in order. `open_source(path, batch size, strict)` raises `InputError`.
+    """Take the files in order. `open_source(path, batch size)` raises `InputError`.
 
     Raises `InputError` at the end where a file could not be used, at once if `strict`.
     """
@@ -61,7 +82,7 @@ def ingest(
     sources, unusable = [], []
     for path in paths:
         try:
-            sources.append(open_source(path, size, strict))
+            sources.append(open_source(path, size))
         except InputError as problem:
             if strict or len(paths) == 1:
                 raise
@@ -73,6 +94,8 @@ def ingest(
     work.tell(unusable)
     if work.stopped:
         raise Interrupted(work.stopped, f"{work.place}; the same command goes on from there")
+    if work.useless:
+        raise InputError(" ".join(work.useless))
     if unusable:
         raise InputError(f"{len(unusable)} of {len(paths)} files could not be used: {', '.join(unusable)}.")
 
@@ -84,8 +107,9 @@ class _Work:
         self.settings, self.as_json = settings, as_json
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
+        self.ignored: Counter[str] = Counter()
+        self.useless: list[str] = []  # of files without a record that could be used, sentences
         self.version, self.seconds, self.place = 0, 0.0, ""
-        self.at = 0  # rows of the current source that are done
         self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[Source], strict: bool) -> list[str]:
@@ -97,51 +121,88 @@ class _Work:
             start = time.perf_counter()
             for source in sources:
                 try:
-                    self._take(engine, source, progress, stop)
+                    finished = self._take(engine, source, progress, stop)
                 except InputError as problem:
                     if strict or len(sources) == 1:
                         raise
                     complain(f"shoal: {problem}")
                     failed.append(str(source.path))
-                if stop.asked and (self.at < source.total or source is not sources[-1]):
+                    continue
+                finally:
+                    self._tell_notes(source)
+                    self._tell_ignored(source)
+                if stop.asked and (not finished or source is not sources[-1]):
                     self.stopped = stop.asked
                     break
             self.seconds = time.perf_counter() - start
             self.version = engine.version
         return failed
 
-    def _take(self, engine: Any, source: Source, progress: Progress, stop: Stop) -> None:
-        position = engine.store.position(source.name)
-        self.at = source.next_row(position)
-        self.counts["skipped"] += self.at
-        task = progress.add_task(source.path.name, total=source.total, completed=self.at)
-        for chunk in source.chunks(position, engine.dim):
-            self._count(engine.apply(chunk.batch), chunk)
-            progress.update(task, completed=self.at)
-            if stop.asked and self.at < source.total:
-                self.place = f" after row {self.at:,} of {source.total:,} of {source.path.name}"
-                return
+    def _take(self, engine: Any, source: Source, progress: Progress, stop: Stop) -> bool:
+        """Returns whether the source was read to its end."""
+        mark = source.begin(engine.store.positions())
+        at, rejected = mark.row, mark.rejected
+        self._tell_notes(source)
+        self.counts["skipped"] += at
+        self.counts["rejected_before"] += rejected
+        task = progress.add_task(source.path.name, total=source.total, completed=at)
+        doubtful = 0
+        for chunk in source.chunks(engine.dim):
+            if chunk.rows:
+                self._count(engine.apply(chunk.batch), chunk)
+                self._tell_doubts(chunk, doubtful)
+                at, rejected = at + chunk.rows, rejected + len(chunk.rejects)
+                doubtful += len(chunk.doubts)
+                progress.update(task, completed=at)
+            self._tell_notes(source)
+            if stop.asked and at != source.total:
+                of = f" of {source.total:,}" if source.total else ""
+                self.place = f" after row {at:,}{of} of {source.path.name}"
+                return False
         self.place = f" after {source.path.name}"
+        if at and rejected == at:
+            self.useless.append(f"None of the {at:,} records of {source.path} could be used.")
+        return True
 
     def _count(self, applied: Applied, chunk: Chunk) -> None:
-        for name in ("inserted", "moved", "unchanged", "deleted", "unknown"):
+        for name in APPLIED:
             self.counts[name] += getattr(applied, name)
         self.counts["rows"] += chunk.rows
+        self.counts["superseded"] += chunk.superseded
         self.counts["rejected"] += len(chunk.rejects)
+        self.counts["doubtful"] += len(chunk.doubts)
         for reject in chunk.rejects:
             complain(f"rejected: {printable(str(reject))}")
         told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
         self.rejects.extend(map(str, told))
-        self.at += chunk.rows
+
+    def _tell_notes(self, source: Source) -> None:
+        for note in source.notes:
+            complain(f"shoal: {printable(note)}")
+        source.notes.clear()
+
+    def _tell_doubts(self, chunk: Chunk, before: int) -> None:
+        """The first one of a file; how many there are is in the summary."""
+        if chunk.doubts and not before:
+            complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is taken as it is, and so are others")
+
+    def _tell_ignored(self, source: Source) -> None:
+        self.ignored.update(source.ignored)
+        if source.ignored:
+            named = ", ".join(f"{name} ({count:,})" for name, count in list(source.ignored.items())[:20])
+            complain(f"shoal: {source.path}: not understood and left out: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:
-        names = ("rows", "inserted", "moved", "unchanged", "deleted", "unknown", "rejected", "skipped")
-        counts = {name: self.counts[name] for name in names}
+        counts = {name: self.counts[name] for name in COUNTS}
         if self.as_json:
-            more = {"rejects": self.rejects, "unusable": unusable}
+            more = {"rejects": self.rejects, "ignored": self.ignored, "unusable": unusable}
             print_json({**counts, **more, "version": self.version, "seconds": self.seconds})
             return
-        parts = [f"{count:,} {name}" for name, count in counts.items() if count and name != "rows"]
+        parts = [f"{count:,} {name}" for name, count in counts.items() if count and name in TOLD]
+        if counts["skipped"]:
+            before = counts["rejected_before"]
+            of_them = f"{before:,} of them were rejected; " if before else ""
+            parts.append(f"{counts['skipped']:,} skipped ({of_them}read before, --again reads them again)")
         rate = f" ({counts['rows'] / self.seconds:,.0f} rows/s)" if counts["rows"] else ""
         print(
             f"{counts['rows']:,} rows in {self.seconds:.1f} s{rate}: {', '.join(parts) or 'nothing new'}."

@@ -194,27 +194,39 @@ def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".npz, .npy, .parquet or .jsonl")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or - for standard input.")],
     store: Store = None,
     config: Config = None,
     model: Model = None,
     index: Index = None,
     batch: BatchSize = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Take files anew that were read before.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of the file.")] = False,
+    key_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or field of keys.")] = None,
+    vector_column: Annotated[str | None, typer.Option(metavar="NAME", help="... of embeddings.")] = None,
+    time_column: Annotated[str | None, typer.Option(metavar="NAME", help="... of event times.")] = None,
+    payload_column: Annotated[str | None, typer.Option(metavar="NAME", help="... of payloads.")] = None,
     json: Json = False,
 ) -> None:
-    """Upsert files into a store.
+    """Upsert files into a store: .npz, .npy, .parquet, .feather, .arrow, .jsonl, .ndjson, .csv, .tsv.
 
-    Interrupted, the same command goes on; finished, it changes nothing. Records that cannot be used
-    are named on standard error with line or row and reason, and the rest goes on.
+    Text may be compressed (.gz, .zst). Interrupted, the same command goes on; finished, it changes
+    nothing; grown, it goes on where it ended. Records that cannot be used are named on standard error with
+    line or row and reason, and the rest goes on.
     """
-    from connectors.files.source import FileSource
+    from connectors.files.source import FileSource, Options
     from engine.cli.ingest import ingest
+    from engine.records import FIELDS
 
     chosen = settings(config, store__path=store, model__path=model, index__kind=index, batch__size=batch)
+    if follow and len(files) != 1:
+        raise typer.BadParameter("one file can be followed at a time", param_hint="--follow")
+    fields = FIELDS.named(key=key_column, vector=vector_column, time=time_column, payload=payload_column)
 
-    def open_source(path: Path, size: int, strict: bool) -> FileSource:
-        return FileSource(path, size, chosen.bounds, strict)
+    def open_source(path: Path, size: int) -> FileSource:
+        options = Options(size, chosen.bounds, fields, strict=strict, again=again, follow=follow)
+        return FileSource(path, options)
 
     ingest(chosen, files, open_source, strict, json)
 

@@ -149,6 +149,11 @@ class Store:
         os.close(self._lock)
         self._lock = -1
 
+    def positions(self) -> dict[str, bytes]:
+        """The next position of each source."""
+        with self._reading() as found:
+            return {name.decode(): position for name, position in found.rows("positions")}
+
     def position(self, source: str) -> bytes | None:
         """Where to go on reading a source."""
         with self._reading() as found:

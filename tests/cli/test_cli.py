@@ -144,19 +144,21 @@ def test_bad_records_are_named_and_counted(shoal: Run, tmp_path: Path) -> None:
     done = shoal("ingest", "some.npy", "--json")
     summary = told(done)
     assert (summary["inserted"], summary["rejected"]) == (298, 2)
-    assert "rejected: some.npy, row 7: the vector is zero" in done.stderr
-    assert "rejected: some.npy, row 9: the vector has a NaN or an infinity" in done.stderr
+    assert "rejected: some.npy, row 7: the embedding is zero" in done.stderr
+    assert "rejected: some.npy, row 9: the embedding has a NaN or an infinity" in done.stderr
     assert len(summary["rejects"]) == 2
     other = ["--store", tmp_path / "other"]
-    refused(shoal("ingest", "some.npy", "--strict", *other), 3, "some.npy, row 7: the vector is zero")
+    refused(shoal("ingest", "some.npy", "--strict", *other), 3, "some.npy, row 7: the embedding is zero")
 
 
 def test_records_of_another_dimension_are_rejected(shoal: Run, data: Path, tmp_path: Path) -> None:
     told(shoal("ingest", data, "--json"))
     np.save(tmp_path / "wide.npy", np.ones((2, DIM + 1)))
     done = shoal("ingest", "wide.npy", "--json")
-    assert told(done)["rejected"] == 2
-    assert f"wide.npy, row 1: the embedding has {DIM + 1} dimensions, not the {DIM} expected" in done.stderr
+    assert (done.returncode, json.loads(done.stdout)["rejected"]) == (3, 2)
+    reason = f"the embedding has {DIM + 1} dimensions, not the collection's {DIM}"
+    assert f"wide.npy, row 1: {reason}" in done.stderr
+    assert "None of the 2 records of wide.npy could be used" in done.stderr
 
 
 def test_an_unusable_file_does_not_hold_up_the_others(shoal: Run, data: Path, tmp_path: Path) -> None:

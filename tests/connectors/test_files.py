@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from connectors.files.chunks import Chunk
-from connectors.files.source import FileSource
+from connectors.chunks import Chunk
+from connectors.files.source import FileSource, Options
 from engine.config import BoundsSettings
 from engine.errors import InputError
 from engine.types import Batch
@@ -25,8 +25,15 @@ BOUNDS = BoundsSettings()
 EMB = np.random.default_rng(7).normal(size=(5, 4)).astype(np.float32)
 
 
-def read(path: Path, size: int = 100, position: bytes | None = None, dim: int | None = None) -> list[Chunk]:
-    return list(FileSource(path, size, BOUNDS).chunks(position, dim))
+Positions = dict[str, bytes]
+
+
+def read(
+    path: Path, size: int = 100, positions: Positions | None = None, dim: int | None = None, **options: Any
+) -> list[Chunk]:
+    source = FileSource(path, Options(size, **options))
+    source.begin(positions or {})
+    return list(source.chunks(dim))
 
 
 def single(path: Path, dim: int | None = None) -> tuple[Batch, list[str]]:
@@ -80,19 +87,19 @@ def test_reading_goes_on_at_any_position(tmp_path: Path, name: str) -> None:
     whole, _ = single(path)
     for size in (1, 2, 3):
         first, *_ = read(path, size)
-        rest = read(path, size, position=next(iter(first.batch.positions.values())))
+        rest = read(path, size, dict(first.batch.positions))
         keys = [key for chunk in [first, *rest] for key in chunk.batch.keys]
         assert keys == whole.keys, f"{size=}"
-        end = rest[-1].batch.positions
-        assert read(path, size, position=end[FileSource(path, size, BOUNDS).name]) == []
+        assert read(path, size, dict(rest[-1].batch.positions)) == []
 
 
 def test_the_position_belongs_to_the_content(tmp_path: Path) -> None:
     one, same = written(tmp_path / "a.jsonl"), tmp_path / "b.jsonl"
     same.write_bytes(one.read_bytes())
     other = lines(tmp_path / "c.jsonl", {"key": "k", "embedding": [1, 2]})
-    names = [FileSource(path, 10, BOUNDS).name for path in (one, same, other)]
-    assert names[0] == names[1] != names[2]
+    known = dict(read(one)[-1].batch.positions)
+    assert read(same, positions=known) == []
+    assert len(read(other, positions=known)) == 1
 
 
 def test_columns_become_payload_and_time(tmp_path: Path) -> None:
@@ -103,12 +110,12 @@ def test_columns_become_payload_and_time(tmp_path: Path) -> None:
         labels=[1, 0, 1, 0, 7],
         label_names=["cat", "dog"],
         text=list("abcde"),
-        time=[5, 4, 3, 2, 1],
+        time=np.arange(5) + 1_700_000_000,
         images=images,
     )
     batch, rejects = single(path)
     assert rejects == []
-    assert batch.times.tolist() == [5, 4, 3, 2, 1]
+    assert batch.times.tolist() == [1_700_000_000_000 + 1000 * row for row in range(5)]
     documents = [orjson.loads(payload) for payload in batch.payloads]
     assert [document["text"] for document in documents] == list("abcde")
     assert [document["label"] for document in documents] == ["dog", "cat", "dog", "cat", 7]
@@ -131,26 +138,26 @@ def test_fortran_order_reads_the_same(tmp_path: Path) -> None:
 def test_json_lines_with_deletes_payload_and_time(tmp_path: Path) -> None:
     path = lines(
         tmp_path / "a.jsonl",
-        {"key": "a", "embedding": [1, 0], "time": 17, "payload": {"x": [1]}},
+        {"key": "a", "embedding": [1, 0], "time": 1_700_000_017, "payload": {"x": [1]}},
         {"key": "b", "embedding": [0, 1]},
         {"key": "b", "delete": True},
         {"key": "c", "delete": True},
         b"",
         {"key": "c", "embedding": [1, 1]},
-        {"key": "a", "embedding": [0, 2], "time": 18},
+        {"key": "a", "embedding": [0, 2], "time": "2024-05-01"},
     )
     batch, rejects = single(path)
     assert rejects == []
     assert (batch.keys, list(batch.deletes)) == ([b"c", b"a"], [b"b"])
-    assert batch.times[1] == 18
+    assert batch.times[1] == 1_714_521_600_000
     assert batch.vectors[1].tolist() == [0, 2**14]
     assert list(batch.payloads) == [b"", b""]
 
 
 BAD_VECTORS = [
-    ([1.0, np.nan, 0, 0], "the vector has a NaN or an infinity"),
-    ([1.0, np.inf, 0, 0], "the vector has a NaN or an infinity"),
-    ([0.0, 0, 0, 0], "the vector is zero"),
+    ([1.0, np.nan, 0, 0], "the embedding has a NaN or an infinity"),
+    ([1.0, np.inf, 0, 0], "the embedding has a NaN or an infinity"),
+    ([0.0, 0, 0, 0], "the embedding is zero"),
 ]
 
 
@@ -206,18 +213,18 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
         "line 4: the field embedding is missing",
         "line 5: the key is empty",
         "line 6: the key has 512 bytes, more than the 511 allowed",
-        "line 7: the embedding has 3 dimensions, not the 2 expected",
-        "line 8: the vector is zero",
+        "line 7: the embedding has 3 dimensions, not the collection's 2",
+        "line 8: the embedding is zero",
         "line 9: the embedding must be a list of numbers",
         "line 10: the embedding must be a list of numbers",
-        "line 11: the embedding has 0 dimensions, not the 2 expected",
-        "line 12: the time must be in milliseconds since 1970, not 'noon'",
+        "line 11: the embedding has 0 dimensions, not 1 to 16384",
+        "line 12: the time must be a number or an ISO 8601 string, not 'noon'",
         "line 13: the payload has 300002 bytes, more than the 262144 allowed",
         "line 14: the line is longer than the 1048576 bytes allowed",
-        "line 15: the line must be a JSON object, not list",
-        "line 16: the key must be a string, not float",
+        "line 15: the record must be a JSON object, not array",
+        "line 16: the key 1.5 must be a string or an integer, not a number",
         "line 17: broken JSON",
-        "line 18: broken JSON",
+        "line 18: the text is UTF-16, not UTF-8",
     ]
     assert len(rejects) == len(expected)
     for found, wanted in zip(rejects, expected, strict=True):
@@ -235,7 +242,7 @@ def test_a_line_of_exactly_the_bound_is_taken(tmp_path: Path) -> None:
 def test_the_dimension_of_the_collection_counts(tmp_path: Path) -> None:
     batch, rejects = single(written(tmp_path / "a.npz"), dim=3)
     assert len(batch.keys) == 0
-    assert rejects[0] == "row 0: the embedding has 4 dimensions, not the 3 expected"
+    assert rejects[0] == "row 0: the embedding has 4 dimensions, not the collection's 3"
     assert len(rejects) == 5
 
 
@@ -261,15 +268,15 @@ def test_missing_embeddings_in_parquet(tmp_path: Path) -> None:
     rejects = [str(reject) for chunk in read(path) for reject in chunk.rejects]
     assert rejects == [
         "a.parquet, row 1: the embedding is missing",
-        "a.parquet, row 2: the embedding has 1 dimensions, not the 2 expected",
-        "a.parquet, row 3: the vector has a NaN or an infinity",
+        "a.parquet, row 2: the embedding has 1 dimensions, not the collection's 2",
+        "a.parquet, row 3: the embedding has a NaN or an infinity",
     ]
 
 
 def test_strict_stops_at_the_first(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"key": "a", "embedding": [1]}, b"{", b"[")
     with pytest.raises(InputError, match=r"a\.jsonl, line 2: broken JSON"):
-        list(FileSource(path, 10, BOUNDS, strict=True).chunks())
+        read(path, strict=True)
 
 
 def truncated(path: Path) -> None:
@@ -364,7 +371,7 @@ def test_a_vector_beyond_the_bound_does_not_fix_the_dimension(tmp_path: Path) ->
     long = {"key": "long", "embedding": [1] * 16_385}
     batch, rejects = single(lines(tmp_path / "in.jsonl", long, {"key": "a", "embedding": [1, 2]}))
     assert (batch.keys, batch.vectors.shape) == ([b"a"], (1, 2))
-    assert rejects == ["line 1: the embedding has 16385 dimensions, not the 2 expected"]
+    assert rejects == ["line 1: the embedding has 16385 dimensions, not 1 to 16384"]
     batch, rejects = single(lines(tmp_path / "in.jsonl", long))
     assert not batch.keys
-    assert rejects == ["line 1: the embedding has 16385 dimensions, not the 1 to 16384 expected"]
+    assert rejects == ["line 1: the embedding has 16385 dimensions, not 1 to 16384"]

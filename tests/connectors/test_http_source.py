@@ -142,7 +142,7 @@ def test_a_ticket_without_a_usable_record_is_answered_at_once() -> None:
     desk = Desk(dim=3)
     assert desk.submit(("a", [1.0, 2.0])).result(5) == {
         "version": 7,
-        "rejected": [{"index": 0, "reason": "the embedding has 2 dimensions, the collection 3"}],
+        "rejected": [{"index": 0, "reason": "the embedding has 2 dimensions, not the collection's 3"}],
     }
     assert desk.waiting == 0
 

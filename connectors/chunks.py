@@ -1,0 +1,32 @@
+"""What comes of some records of a source: a batch, and what was said about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A sentence about one record. `place`: "row 7" counts from 0, "line 8" from 1."""
+
+    source: str
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.place}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What came of the next records of a source."""
+
+    batch: Batch
+    rejects: Sequence[Remark]
+    doubts: Sequence[Remark]  # on records that were taken
+    rows: int  # read, rejected and blank ones included
+    superseded: int  # records that a later one of the same key replaced
+    dim: int | None  # of the vectors, None: not known yet

@@ -1,0 +1,157 @@
+"""Lines of text as they come: from a plain or compressed file, a pipe, or a file that still grows."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import select
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from connectors.files.reading import CHUNK_BYTES
+from engine.errors import InputError
+from engine.records import brief
+
+STDIN = Path("-")
+PAUSE_S = 0.2  # between two looks for more
+COMPRESSED = (".gz", ".zst")
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+
+Read = Callable[[], "bytes | None"]  # the next bytes; b"": the end; None: nothing at the moment
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`text` None: the line was longer than the bound. `end`: the byte behind it."""
+
+    text: bytes | None
+    end: int
+
+
+def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
+    """Lines without their breaks, at most `most` bytes of one are held; None: nothing comes at the moment.
+
+    `at`: the byte at which reading begins. The last line may lack its break.
+    """
+    rest, dropped = b"", 0  # `dropped`: bytes of a long line that are not held
+    while piece := _next(read):
+        if piece is _NOTHING:
+            yield None
+            continue
+        *whole, rest = (rest + piece).split(b"\n")
+        for text in whole:
+            at += len(text) + dropped + 1
+            yield Line(None if dropped or len(text) > most else text, at)
+            dropped = 0
+        if len(rest) > most:
+            dropped, rest = dropped + len(rest), b""
+    if rest or dropped:
+        yield Line(None if dropped else rest, at + dropped + len(rest))
+
+
+_NOTHING = b"\0"  # told apart by identity
+
+
+def _next(read: Read) -> bytes:
+    piece = read()
+    return _NOTHING if piece is None else piece
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether it can be read only once: standard input, a FIFO, a device."""
+    return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+@contextmanager
+def opened(path: Path, offset: int = 0) -> Iterator[Read]:
+    """The bytes of a file or pipe, decompressed. Raises InputError where they are damaged."""
+    if is_pipe(path):
+        with _pipe(path) as descriptor:
+            yield lambda: _of_pipe(descriptor)
+        return
+    with path.open("rb") as file:
+        stream = cast(BinaryIO, file)
+        if path.suffix == ".gz":
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        elif path.suffix == ".zst":
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            stream = cast(BinaryIO, io.BufferedReader(reader))
+        else:
+            file.seek(offset)
+
+        def read() -> bytes:
+            try:
+                return stream.read(CHUNK_BYTES)
+            except _DAMAGE as problem:
+                raise InputError(f"{path} is damaged or truncated: {brief(problem)}.") from None
+
+        yield read
+
+
+@contextmanager
+def followed(path: Path, offset: int) -> Iterator[Read]:
+    """The bytes of a plain file that grows, from `offset` on; there is no end.
+
+    Reading raises Replaced where another file has come in its place.
+    """
+    file = path.open("rb")
+    file.seek(offset)
+    replaced = False
+
+    def read() -> bytes | None:
+        nonlocal replaced
+        if piece := file.read(CHUNK_BYTES):
+            return piece
+        if replaced:  # and what came before it was taken
+            raise Replaced
+        time.sleep(PAUSE_S)
+        with contextlib.suppress(FileNotFoundError):
+            found, own = path.stat(), os.fstat(file.fileno())
+            replaced = not os.path.samestat(found, own) or found.st_size < file.tell()
+        return None
+
+    try:
+        yield read
+    finally:
+        file.close()
+
+
+class Replaced(Exception):
+    """The followed file is another one now, or was cut short."""
+
+
+@contextmanager
+def _pipe(path: Path) -> Iterator[int]:
+    if path == STDIN:
+        yield sys.stdin.fileno()
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _of_pipe(descriptor: int) -> bytes | None:
+    """What there is, without waiting longer than a moment: a signal has to be noticed."""
+    ready, _, _ = select.select([descriptor], [], [], PAUSE_S)
+    return os.read(descriptor, CHUNK_BYTES) if ready else None
+
+
+def count_lines(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while piece := stream.read(CHUNK_BYTES):
+            count += piece.count(b"\n")
+            last = piece[-1:]
+    return count + (last != b"\n")

@@ -1,0 +1,100 @@
+"""What the readers of all formats share: their settings, and the parts that they hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import BoundsSettings
+from engine.errors import InputError
+from engine.records import Parser, Plan
+from engine.rows import Rows
+
+Array = NDArray[Any]
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file is read. `now_ms`: the clock when reading began."""
+
+    path: Path
+    bounds: BoundsSettings
+    parser: Parser
+    now_ms: int
+    default_ms: int  # the time of records that have none
+
+    def rows(self) -> Rows:
+        return Rows(self.bounds, self.default_ms, self.now_ms)
+
+    def plan(self, names: list[str], count: int | None, what: str) -> Plan:
+        """The roles of a file's columns. Raises InputError where none has the embeddings.
+
+        `count`: rows, by which ignored columns are counted; None: the reader counts them.
+        """
+        plan = self.parser.plan(names)
+        if "vector" not in plan.roles:
+            wanted, held = self.parser.fields.vector, ", ".join(names) or "nothing"
+            raise InputError(
+                f"{self.path} is not an embedding file: it has no {what} {wanted[0]}, but {held}."
+            )
+        if count:
+            self.parser.ignore(plan.ignored, count)
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Records from number `first` up to before `end`. `offset`: the byte behind them, 0: not known."""
+
+    first: int
+    end: int
+    rows: Rows
+    offset: int = 0
+
+
+class Reader(Protocol):
+    """A file in one format."""
+
+    @property
+    def total(self) -> int | None:
+        """Records; None: not known before they are read."""
+        ...
+
+    @property
+    def has_keys(self) -> bool:
+        """False: records are called after the file and their row."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Of a record, for people: row or line."""
+        ...
+
+    @property
+    def first(self) -> int:
+        """The number of the first record, for people."""
+        ...
+
+    def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
+        """From record `start` on, at most `count` at a time. `stem`: begins keys where there are none.
+
+        A part without records: nothing comes at the moment. Raises InputError.
+        """
+        ...
+
+
+def row_keys(stem: str, first: int, count: int) -> list[str]:
+    """Keys of rows that have none."""
+    return [f"{stem}:{row}" for row in range(first, first + count)]
+
+
+def plain(value: Any) -> Any:
+    """A value of a NumPy array as Python's own; bytes are text."""
+    raw = value.item() if isinstance(value, np.generic) and value.dtype.kind not in "Mm" else value
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw

@@ -1,0 +1,222 @@
+"""Embeddings in text: JSON lines, one record or deletion a line, and tables of CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Protocol
+
+from connectors.files.lines import COMPRESSED, Line, count_lines, followed, is_pipe, lines, opened
+from connectors.files.reading import Part, Reading, row_keys
+from engine.errors import InputError, Unusable
+from engine.records import Plan, brief, text_payload, text_vector
+from engine.rows import Rows
+
+_BOM = b"\xef\xbb\xbf"
+JSON_LINES = (".jsonl", ".ndjson")
+CSV = (".csv", ".tsv")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_DELIMITERS = ",;\t|"
+_FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+class Format(Protocol):
+    """How records stand in lines."""
+
+    unit: str
+    first: int
+    has_keys: bool
+
+    def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
+        """The text of one record each; None: nothing comes at the moment."""
+        ...
+
+    def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
+        """A record into the rows. Raises Unusable."""
+        ...
+
+
+class TextReader:
+    """Records in lines. `suffix`: of the format; "": the first line shows which it is."""
+
+    def __init__(self, reading: Reading, suffix: str, follow: bool = False) -> None:
+        self._reading, self._follow = reading, follow
+        path = reading.path
+        self.format: Format = JsonLines(reading) if suffix in ("", *JSON_LINES) else Csv(reading)
+        self._sniffs = not suffix
+        plain = not is_pipe(path) and path.suffix not in COMPRESSED
+        self.total = count_lines(path) if plain and not follow and suffix in JSON_LINES else None
+        self._seekable = suffix in JSON_LINES and plain
+        self._offset = 0  # of the record at which `parts` begins, where that is known
+
+    def seek(self, offset: int) -> None:
+        """The record at which `parts` will begin stands at this byte. A table is read from its header."""
+        self._offset = offset if self._seekable else 0
+
+    @property
+    def unit(self) -> str:
+        return self.format.unit
+
+    @property
+    def first(self) -> int:
+        return self.format.first
+
+    @property
+    def has_keys(self) -> bool:
+        return self.format.has_keys
+
+    def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
+        source = followed if self._follow else opened
+        with source(self._reading.path, self._offset) as read:
+            found = lines(read, self._reading.bounds.record_max_bytes, self._offset)
+            found = self._checked(found) if not self._offset else found
+            number = start if self._offset else 0
+            first, end, rows = start, self._offset, self._reading.rows()
+            for entry in self._entries(found):
+                if entry is not None:
+                    end = entry.end
+                    if number >= start:
+                        try:
+                            self.format.take(rows, number, entry, stem)
+                        except Unusable as problem:
+                            rows.refuse(number, str(problem))
+                    number += 1
+                if number >= first and (entry is None or number - first == count):
+                    yield Part(first, number, rows, end)
+                    first, rows = number, self._reading.rows()
+            if number > first:
+                yield Part(first, number, rows, end)
+
+    def _checked(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
+        """Without the mark of the byte order. Raises InputError for UTF-16."""
+        begun = False
+        for line in found:
+            if line is not None and line.text is not None and not begun:
+                begun = True
+                if line.text[:2] in _UTF16 or b"\0" in line.text[:4]:
+                    raise InputError(
+                        f"{self._reading.path} is in UTF-16: convert it with iconv -f UTF-16 -t UTF-8."
+                    )
+                line = Line(line.text.removeprefix(_BOM), line.end)
+            yield line
+
+    def _entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
+        """The records; of a pipe the first line shows the format."""
+        for line in found if self._sniffs else ():
+            if line is not None and (line.text is None or line.text.strip()):
+                if not (line.text or b"{").lstrip().startswith(b"{"):
+                    self.format = Csv(self._reading, needs_keys=True)
+                found = chain([line], found)
+                break
+            yield None
+        yield from self.format.entries(found)
+
+
+class JsonLines:
+    """One JSON document a line: see `engine.records`. Blank lines are passed over."""
+
+    unit, first, has_keys = "line", 1, True
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
+        return found
+
+    def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
+        if entry.text is None:
+            most = self._reading.bounds.record_max_bytes
+            raise Unusable(f"the line is longer than the {most} bytes allowed")
+        if entry.text.strip():
+            rows.add(number, self._reading.parser.parse(entry.text))
+
+
+class Csv:
+    """A table: the first line names the columns, and separates them by comma, semicolon, tab or bar."""
+
+    unit, first, has_keys = "row", 0, False
+
+    def __init__(self, reading: Reading, needs_keys: bool = False) -> None:
+        self._reading, self._needs_keys = reading, needs_keys
+        self._delimiter, self._names = ",", list[str]()
+        self._plan = Plan({}, ())
+
+    def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
+        """Rows, of one line or, where a quoted field has breaks, of several."""
+        held, end, most = b"", 0, self._reading.bounds.record_max_bytes
+        for line in found:
+            if line is None:
+                yield None
+            elif line.text is None or len(held) + len(line.text) > most:
+                held = b""
+                yield Line(None, line.end)
+            else:
+                held, end = held + line.text, line.end
+                if b'"' in held and (b'"' in line.text or held != line.text) and self._is_open(held):
+                    held += b"\n"
+                    continue
+                text, held = held, b""
+                if text.strip():
+                    yield from self._headed(Line(text, end))
+        if held:
+            yield Line(held, end)
+
+    def _headed(self, line: Line) -> Iterator[Line]:
+        """The row, unless it is the header."""
+        if self._names:
+            yield line
+            return
+        text = (line.text or b"").decode(errors="replace")
+        self._delimiter = max(_DELIMITERS, key=text.count)
+        self._names = [name.strip() for name in self._split(text)]
+        self._plan = self._reading.plan(self._names, None, "column")
+        self.has_keys = "key" in self._plan.roles
+        if self._needs_keys and not self.has_keys:
+            raise InputError("A table from a pipe needs a column of keys: name it with --key-column.")
+
+    def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
+        if entry.text is None:
+            most = self._reading.bounds.record_max_bytes
+            raise Unusable(f"the row is longer than the {most} bytes allowed")
+        try:
+            fields = self._split(entry.text.decode(errors="surrogateescape"))
+        except csv.Error as problem:
+            raise Unusable(f"broken CSV: {brief(problem)}") from None
+        if len(fields) != len(self._names):
+            raise Unusable(f"the row has {len(fields)} fields, the first line {len(self._names)}")
+        values = dict(zip(self._names, fields, strict=True))
+        key = None if self.has_keys else row_keys(stem, number, 1)[0]
+        rows.add(number, self._reading.parser.of(self._typed(values), key))
+
+    def _typed(self, values: dict[str, str]) -> dict[str, Any]:
+        """The fields as values; an empty one is none, but for the key."""
+        typed: dict[str, Any] = {name: values[name] for name in self._plan.ignored}
+        for role, name in self._plan.roles.items():
+            text = values[name]
+            if role == "vector":
+                typed[name] = text_vector(text)
+            elif role == "delete":
+                typed[name] = _FLAGS.get(text.strip().lower(), text or None)
+            elif role == "payload":
+                typed[name] = text_payload(text)
+            elif text or role == "key":
+                typed[name] = text
+        return typed
+
+    def _split(self, text: str) -> list[str]:
+        found = list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
+        if len(found) > 1:
+            raise csv.Error("a quotation mark stands inside a field")
+        return found[0] if found else []
+
+    def _is_open(self, text: bytes) -> bool:
+        """Whether a quoted field goes on in the next line."""
+        shown = io.StringIO(text.decode(errors="surrogateescape"), newline="")
+        try:
+            for _ in csv.reader(shown, delimiter=self._delimiter, strict=True):
+                pass
+        except csv.Error as problem:
+            return "unexpected end" in str(problem)
+        return False
