@@ -10,7 +10,6 @@ import orjson
 import pytest
 from fastapi import Request
 
-from connectors.files.records import Unusable, checked_payload
 from engine.api import bodies, ndjson
 from engine.api.ndjson import Piece
 from engine.api.problems import Problem
@@ -18,7 +17,8 @@ from engine.api.responses import PutRequest
 from engine.api.store_reader import StoreReader
 from engine.api.writer_client import WriterClient
 from engine.config import BoundsSettings, load
-from engine.errors import ShoalError, StoreFull, WriterBusy
+from engine.errors import ShoalError, StoreFull, Unusable, WriterBusy
+from engine.records import read_payload
 
 NDJSON = "application/x-ndjson"
 
@@ -30,7 +30,7 @@ def nested(levels: int) -> Any:
 @pytest.mark.parametrize("levels", [250, 252, 254, 300, 1000])
 def test_a_payload_that_no_answer_could_hold_is_refused(levels: int) -> None:
     with pytest.raises(Unusable, match="the payload is not JSON: it nests too deep"):
-        checked_payload(nested(levels), BoundsSettings())
+        read_payload(nested(levels), BoundsSettings())
     with pytest.raises(Problem, match="payload: it nests too deep"):
         bodies.fields(PutRequest, {"embedding": [1.0], "payload": nested(levels)})
     for name in "payload", "time":
@@ -46,7 +46,7 @@ def deep(levels: int) -> bytes:
 
 
 def test_a_deep_payload_is_kept_as_it_is() -> None:
-    assert checked_payload(nested(245), BoundsSettings()) == deep(245)
+    assert read_payload(nested(245), BoundsSettings()) == deep(245)
     given = bodies.fields(PutRequest, {"embedding": [1.0], "payload": nested(245)})
     assert given["payload"] == nested(245)
 
