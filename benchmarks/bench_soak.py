@@ -204,7 +204,7 @@ def size_mb(folder: Path) -> float:
 def compacted_mb(engine: Engine) -> float:
     """What LMDB's file has left when free pages are given back."""
     with tempfile.TemporaryDirectory(dir=engine.store.path.parent) as folder:
-        engine.store.env.copy(folder, compact=True)
+        engine.store.environment.copy(Path(folder))
         return size_mb(Path(folder))
 
 

@@ -86,6 +86,18 @@ class KnnGraph:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A row of the item table; see `Items`."""
+
+    id: int
+    key: bytes
+    vector: Int16  # (d,)
+    time: int
+    payload: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Items:
     """Rows of the item table. `ids` rise with the first sight of a key and are never reused."""
 

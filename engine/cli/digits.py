@@ -114,7 +114,7 @@ class Demo:
         """Until the stream ends, or `watch` returns False; returns whether it ended."""
         take = take or self.engine.apply
         position = self.engine.store.position(source.name)
-        with View.beside(self.engine.store.env, self.engine.store.handles) as view:
+        with View.beside(self.engine.store) as view:
             if position:
                 watch(self._frame(view, self.engine.version))
             for chunk in source.chunks(position, self.engine.dim):

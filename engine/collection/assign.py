@@ -17,7 +17,6 @@ from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
 from engine.model.linkage import LinkageModel
-from engine.storage import schema
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Epoch, Int16, Int32, Int64, Items, KnnGraph, Lists
@@ -56,35 +55,34 @@ def assign(
     Returns the version that all answers are of.
     """
     for last in (False,) * (TRIES - 1) + (True,):
-        with store.snapshot() as found:
-            committed = found.json("state")
-            if committed is None or state is None:
+        with store.snapshot() as tables:
+            committed = tables.meta.state
+            if not committed.version or state is None:
                 return 0, [NEW] * len(vectors)
-            _check_generation(found, state, model)
-            near = [_nearest(found, state, vector) for vector in vectors]
+            _check_generation(tables, state, model)
+            near = [_nearest(tables, state, vector) for vector in vectors]
             # Rows of items deleted since this version may be in use again: without them, another try.
-            if store.version == committed["version"] or last:
-                epoch = Epoch(*committed["epoch"])
-                return committed["version"], _answers(found, state, model, epoch, near)
+            if store.version == committed.version or last:
+                return committed.version, _answers(tables, state, model, committed.epoch, near)
     raise AssertionError("the last try returns")
 
 
-def _check_generation(found: Tables, state: State, model: LinkageModel) -> None:
+def _check_generation(tables: Tables, state: State, model: LinkageModel) -> None:
     """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
-    config, shape = found.json("config") or {}, state.hierarchy.shape
+    config, shape = tables.meta.config or {}, state.hierarchy.shape
     if (config.get("model"), config.get("k"), config.get("tau")) != (model.sha256, shape.k, shape.tau):
         raise WriterBusy("a new generation is being put in place; try again")
 
 
-def _nearest(found: Tables, state: State, vector: Int16) -> Near:
+def _nearest(tables: Tables, state: State, vector: Int16) -> Near:
     """The k nearest committed items, by exact dot and then by the key's hash."""
     base = state.hierarchy.base
     k, index, width = base.shape.k, base.lists.index, base.lists.search_width
     if not isinstance(index, HnswIndex):
-        return _committed(found, state, vector, _used(state))
+        return _committed(tables, state, vector, _used(state))
     while True:
         rows = index.query(vector[None], width)[0]
-        near = _committed(found, state, vector, np.union1d(rows, index.leaving))
+        near = _committed(tables, state, vector, np.union1d(rows, index.leaving))
         if len(near.dots) == k or len(rows) < width:
             return near
         width *= MORE
@@ -96,7 +94,7 @@ def _used(state: State) -> Int32:
     return np.arange(min(nodes.rows, len(nodes.vectors), len(state.ids)), dtype=np.int32)
 
 
-def _committed(found: Tables, state: State, vector: Int16, rows: Int32) -> Near:
+def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near:
     """The k best of these rows that are committed.
 
     A row that holds a committed item holds its vector: rows are used again a batch after they were
@@ -107,7 +105,7 @@ def _committed(found: Tables, state: State, vector: Int16, rows: Int32) -> Near:
     count = min(2 * k, len(rows))
     while True:
         chosen = rows[looks >= _threshold(looks, count)]
-        items = _read_items(found, np.unique(state.ids[chosen]))
+        items = tables.items.pick(np.unique(state.ids[chosen]))
         if len(items.ids) >= k or len(chosen) == len(rows):
             break
         count = min(MORE * count, len(rows))
@@ -130,14 +128,14 @@ def _best(items: Items, vector: Int16, k: int) -> Near:
 
 
 def _answers(
-    found: Tables, state: State, model: LinkageModel, epoch: Epoch, near: Sequence[Near]
+    tables: Tables, state: State, model: LinkageModel, epoch: Epoch, near: Sequence[Near]
 ) -> list[Answer]:
     """All vectors in one graph: each sees its neighbours only, and they the lists they have."""
     asked = [at for at, one in enumerate(near) if len(one.dots)]
     answers = [NEW] * len(near)
     if not asked:
         return answers
-    graph, sources, ranks = _local_graph(found, state.hierarchy.shape.k, [near[at] for at in asked])
+    graph, sources, ranks = _local_graph(tables, state.hierarchy.shape.k, [near[at] for at in asked])
     rows = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
     hidden = np.zeros((len(graph.degree), model.hidden), np.float32)
     hidden[rows] = model.embed(graph, epoch, rows)
@@ -147,12 +145,12 @@ def _answers(
         keys, hashes = near[at].items.keys, hash_keys(near[at].items.keys)
         best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
         links = mine[best] > np.float32(state.hierarchy.shape.tau)
-        cluster = _final_cluster(found, int(near[at].items.ids[best])) if links else None
+        cluster = _final_cluster(tables, int(near[at].items.ids[best])) if links else None
         answers[at] = Answer(cluster, float(mine[best]), keys[best])
     return answers
 
 
-def _local_graph(found: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph, Int32, Int32]:
+def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph, Int32, Int32]:
     """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
 
     A neighbour's embedding reads its own list and those of whoever is in it. Also returns the edges from
@@ -164,9 +162,9 @@ def _local_graph(found: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph,
     for row, one in enumerate(near):
         direct[row, : len(one.dots)], dots[row, : len(one.dots)] = one.items.ids, one.dots
     inner = np.unique(direct[direct >= 0])
-    first = _read_lists(found, inner, k)
+    first = _read_lists(tables, inner, k)
     outer = np.setdiff1d(first.neighbors[first.neighbors >= 0], inner)
-    second = _read_lists(found, outer, k)
+    second = _read_lists(tables, outer, k)
     ids = np.concatenate([inner, outer])
     listed = np.concatenate([direct, first.neighbors, second.neighbors])
     rest = np.setdiff1d(listed[listed >= 0], ids)  # in lists, but without one that is read
@@ -195,26 +193,17 @@ class _Rows:
         return rows
 
 
-def _read_items(found: Tables, ids: Int64) -> Items:
-    """Those of these items that are there."""
-    keys = schema.u64_keys(ids)
-    rows = [(key, body) for key in keys if (body := found.get("items", key)) is not None]
-    return schema.read_items([key for key, _ in rows], [body for _, body in rows])
-
-
-def _read_lists(found: Tables, ids: Int64, k: int) -> Lists:
+def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:
     """The k nearest of each item."""
-    keys = schema.u64_keys(ids)
-    lists = schema.read_lists(keys, [found.need("lists", key) for key in keys])
+    lists = tables.lists.pick(ids)
     neighbors, dots = np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -1, np.int32)
     width = min(k, lists.neighbors.shape[1])
     neighbors[:, :width], dots[:, :width] = lists.neighbors[:, :width], lists.dots[:, :width]
     return Lists(ids, neighbors, dots)
 
 
-def _final_cluster(found: Tables, item: int) -> int:
-    tree = schema.read_number(found.need("places", schema.u64(item)))
-    return schema.read_ids(found.need("trees", schema.u64(tree)))[0]
+def _final_cluster(tables: Tables, item: int) -> int:
+    return tables.trees.need(tables.places.need(item))[0]
 
 
 def _pick(items: Items, rows: Int32) -> Items:

@@ -29,9 +29,9 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.linkage import LinkageModel
 from engine.storage import invariants, seal
+from engine.storage.environment import reading
 from engine.storage.invariants import Contents
 from engine.storage.store import compare
-from engine.storage.verify import reading
 from engine.system import isolation
 from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
@@ -102,7 +102,7 @@ def _read(path: Path, report: Report) -> Contents | None:
         seal.is_sealed(path)
         isolation.call("engine.storage.verify.walk", path, "beside")
         report.note("values", [])
-        with reading(path, lock=True) as (_, found):
+        with reading(path, lock=True) as found:
             if found is None:
                 raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
             return invariants.read(found)

@@ -65,7 +65,7 @@ class Metrics:
         with self._lock:
             self.outcomes.update(counts)
             self.batches += 1
-            number = self._store.env.info()["last_txnid"]
+            number = self._store.environment.transaction
             if self._commits and number < self._commits[-1][0]:  # a compacted file counts anew
                 self._commits.clear()
             self._commits.append((number, self._clock()))
@@ -108,22 +108,21 @@ class Metrics:
 
     def _of_the_store(self) -> Iterator[Metric]:
         store = self._store
-        with store.snapshot() as found:
-            state = found.json("state") or {}
-            items, clusters = found.count("items"), found.count("sizes")
+        with store.snapshot() as tables:
+            state = tables.meta.state
+            items, clusters = tables.items.count(), tables.sizes.count()
             oldest_s = self._oldest_reader_s()  # here, where no compaction closes the environment
-        levels = state.get("counters", {}).get("levels", 1)
         yield _gauge("shoal_items", "Items in the collection.", value=items)
         yield _gauge("shoal_clusters", "Final clusters.", value=clusters)
-        yield _gauge("shoal_levels", "Levels of the hierarchy.", value=levels)
-        yield _gauge("shoal_version", "The last committed version.", value=state.get("version", 0))
+        yield _gauge("shoal_levels", "Levels of the hierarchy.", value=state.levels)
+        yield _gauge("shoal_version", "The last committed version.", value=state.version)
         yield _gauge("shoal_oldest_reader_seconds", "Age of the oldest snapshot read.", value=oldest_s)
         yield _gauge("shoal_store_bytes", "Bytes of the store's files.", value=folder_bytes(store.path))
         yield _gauge("shoal_disk_free_bytes", "Free on its disk.", value=shutil.disk_usage(store.path).free)
 
     def _oldest_reader_s(self) -> float:
         """How long ago the oldest open snapshot was overtaken by a commit."""
-        oldest = min(_reading(self._store.env.readers()), default=None)
+        oldest = self._store.environment.oldest_reader()
         if oldest is None:
             return 0.0
         with self._lock:
@@ -138,14 +137,6 @@ def folder_bytes(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):  # snapshots of the index come and go
             total += 512 * entry.stat().st_blocks
     return total
-
-
-def _reading(listing: str) -> Iterator[int]:
-    """Transactions in LMDB's table of readers: process, thread and transaction a line, - for none."""
-    for line in listing.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) == 3 and fields[2].isdigit():
-            yield int(fields[2])
 
 
 def _gauge(

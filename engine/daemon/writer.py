@@ -167,7 +167,7 @@ class Writer:
                 self.metrics.committed(applied, time.monotonic() - now)
         if now - self._readers_at >= READERS_S:
             self._readers_at = now
-            self.engine.store.env.reader_check()
+            self.engine.store.environment.check_readers()
 
     def _tell(self, now: bool = False) -> None:
         """A line for the batches since the last one."""

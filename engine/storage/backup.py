@@ -24,8 +24,8 @@ import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError, StoreFull
 from engine.storage import schema, seal
-from engine.storage.store import hold
-from engine.storage.verify import reading
+from engine.storage.environment import DATA, Environment, reading
+from engine.storage.store import Store, hold
 from engine.system import files, isolation
 
 MANIFEST = "backup.json"
@@ -59,17 +59,17 @@ def back_up(store: Path, target: Path) -> Backup:
     Not within the process that writes it: see `copy_open`. Raises NoStore, InputError (the target is
     there already), StoreFull, CorruptStore; then nothing is left of the copy.
     """
-    if not (store / "data.mdb").is_file():
+    if not (store / DATA).is_file():
         raise NoStore(f"there is no store in {store}; name another")
     with _new_folder(target) as folder:
         _call("engine.storage.backup.copy", store, folder)
         return _finish(folder)
 
 
-def copy_open(env: lmdb.Environment, target: Path) -> Backup:
+def copy_open(store: Store, target: Path) -> Backup:
     """`back_up` of a store that this process has open."""
     with _new_folder(target) as folder:
-        _copy(env, folder)
+        _copy(store.environment, folder)
         return _finish(folder)
 
 
@@ -97,7 +97,7 @@ def verify(folder: Path) -> Backup:
     """Compare a backup with its digest and every value with its checksum. Raises as `read`."""
     backup = read(folder)
     try:
-        good = files.sha256(folder / "data.mdb") == backup.sha256
+        good = files.sha256(folder / DATA) == backup.sha256
     except OSError as error:
         raise CorruptStore(f"{folder}: data.mdb cannot be read ({error.strerror}); use another") from error
     if not good:
@@ -117,9 +117,9 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
     if there and not (force and store.is_dir()):
         raise InputError(f"{store} is not empty; name another place, or move it aside with --force")
     with _scratch(store, "restoring") as scratch:
-        shutil.copyfile(folder / "data.mdb", scratch / "data.mdb")
+        shutil.copyfile(folder / DATA, scratch / DATA)
         shutil.copyfile(folder / MANIFEST, scratch / MANIFEST)
-        files.sync(scratch / "data.mdb")
+        files.sync(scratch / DATA)
         backup = verify(scratch)  # of what was written, not of what was read
         (scratch / MANIFEST).unlink()
         seal.seal(scratch)
@@ -135,17 +135,18 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
 
 def copy(store: str, folder: str) -> int:
     """The work of `back_up` in a process of its own."""
-    with reading(store, lock=True) as (env, found):
-        if found is None:
-            raise NoStore(f"{store} holds no version yet; there is nothing to copy")
-        _copy(env, Path(folder))
+    environment = Environment.attach(Path(store))
+    try:
+        _copy(environment, Path(folder))
+    finally:
+        environment.close()
     return 0
 
 
-def _copy(env: lmdb.Environment, folder: Path) -> None:
+def _copy(environment: Environment, folder: Path) -> None:
     try:
-        env.copy(os.fspath(folder), compact=True)
-        files.sync(folder / "data.mdb")
+        environment.copy(folder)
+        files.sync(folder / DATA)
     except (lmdb.Error, OSError) as error:
         raise _refused(folder, error) from error
 
@@ -162,19 +163,18 @@ def _finish(folder: Path) -> Backup:
 
 def describe(folder: str) -> str:
     """The manifest of a copy, JSON."""
-    with reading(folder, lock=False) as (_, found):
-        if found is None:
+    with reading(folder, lock=False) as tables:
+        if tables is None:
             raise NoStore(f"{folder} holds no version yet; there is nothing to copy")
-        config, state = found.json("config") or {}, found.json("state") or {}
-        identity = (found.json("identity") or {}).get("id", "")
-        items = found.count("items")
-    data = Path(folder) / "data.mdb"
+        config, state = tables.meta.config or {}, tables.meta.state
+        identity, items = tables.meta.identity, tables.items.count()
+    data = Path(folder) / DATA
     backup = Backup(
         collection=config.get("collection") or "",
         identity=identity,
-        version=int(state.get("version", 0)),
+        version=state.version,
         items=items,
-        time_ms=int(state.get("time_ms", 0)),
+        time_ms=state.time_ms,
         format=int(config.get("format", 0)),
         bytes=data.stat().st_size,
         sha256=files.sha256(data),

@@ -8,17 +8,16 @@ read again and durable. Readers in other processes notice that the file is anoth
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import lmdb
-
-from engine.storage import schema
+from engine.storage import environment, schema
 from engine.storage.tables import Tables
-from engine.system import files, isolation
+from engine.system import isolation
 
 SCRATCH = "compacting"
 _ROWS = 20_000  # put in one transaction
@@ -32,33 +31,29 @@ class Compacted:
     after: int
 
 
-def write_anew(found: Tables, scratch: Path, map_bytes: int) -> Path:
+def write_anew(tables: Tables, scratch: Path, map_bytes: int) -> Path:
     """Make a file of the rows of a store in a new folder; it is durable and has been read again.
 
     Raises OSError, lmdb.Error, CorruptStore.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    # Durable in the end, not at each of its transactions: it is not the store yet.
-    with lmdb.open(os.fspath(scratch), map_size=map_bytes, max_dbs=len(schema.TABLES), sync=False) as env:
-        _write(found, env)
-        env.sync(True)
-    files.sync(scratch / "data.mdb")
+    with environment.scratch(scratch, map_bytes) as write:
+        _copy(tables, write)
     isolation.call("engine.storage.verify.walk", scratch)
-    return scratch / "data.mdb"
+    return scratch / environment.DATA
 
 
-def _write(found: Tables, env: lmdb.Environment) -> None:
-    """Several transactions, so that both of LMDB's two newest states are good ones."""
-    with env.begin(write=True) as txn:
-        handles = {name: env.open_db(name.encode(), txn) for name in schema.TABLES}
+def _copy(tables: Tables, write: Callable[[Callable[[Tables], None]], None]) -> None:
+    """In several transactions, so that both of LMDB's two newest states are good ones."""
     for table in schema.TABLES:
-        rows = found.rows(table)
+        rows = tables.raw[table].rows()
         while chunk := list(islice(rows, _ROWS)):
-            with env.begin(write=True) as txn:
-                keys, bodies = zip(*chunk, strict=True)
-                Tables(txn, handles).put_rows(table, keys, bodies)
-    with env.begin(write=True) as txn:
-        state = Tables(txn, handles).get("meta", b"state")
-        if state is not None:
-            Tables(txn, handles).put("meta", b"state", state)
+            write(partial(_put, table, chunk))
+    if tables.meta.state.version:
+        write(lambda anew: anew.meta.put_state(anew.meta.state))
+
+
+def _put(table: str, rows: Sequence[schema.Row], tables: Tables) -> None:
+    keys, bodies = zip(*rows, strict=True)
+    tables.raw[table].put_sorted(keys, bodies)

@@ -97,11 +97,11 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
     """Events of at most so many bytes, or one that is larger."""
     found: list[tuple[Place, Event]] = []
     place, size = after, 0
-    for key, body in tables.rows("events", schema.event_key(after[0], after[1] + 1)):
+    for at, body in tables.events.stored((after[0], after[1] + 1)):
         size += len(body)
         if len(found) == max_events or (found and size > max_bytes):
             break
-        place = schema.read_event_key(key)
+        place = at
         event = schema.parse_event(body)
         if not isinstance(event, Erased):
             found.append((place, event))
@@ -111,9 +111,8 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
 def behind(tables: Tables, place: Place) -> int:
     """How many events stand behind a place; of SCAN_MAX versions, at most."""
     count = 0
-    for key, body in islice(tables.rows("commits", schema.u64(place[0])), SCAN_MAX):
-        _, events, _ = schema.read_commit(body)
-        count += events - (place[1] + 1) * (schema.read_u64(key) == place[0])
+    for version, record in islice(tables.commits.rows(place[0]), SCAN_MAX):
+        count += record.events - (place[1] + 1) * (version == place[0])
     return count
 
 
@@ -130,33 +129,29 @@ def lineage(tables: Tables, version: int) -> list[Raw]:
 def at(tables: Tables, places: Iterable[Place]) -> list[Raw]:
     """The events at these places that are still there."""
     keys = [schema.event_key(*place) for place in places]
-    rows = [(key, tables.get("events", key)) for key in keys]
+    rows = [(key, tables.events.raw.get(key)) for key in keys]
     return [_raw(key, body) for key, body in rows if body is not None]
 
 
 def commit(tables: Tables, version: int) -> Commit | None:
     """None: forgotten, or not there yet."""
-    body = tables.get("commits", schema.u64(version))
-    if body is None:
-        return None
-    time_ms, events, _ = schema.read_commit(body)
-    return Commit(version, time_ms, events)
+    record = tables.commits.get(version)
+    return None if record is None else Commit(version, record.time_ms, record.events)
 
 
 def oldest(tables: Tables) -> int:
     """The first version that is not forgotten; 0: there is none yet."""
-    row = tables.first("commits")
-    return schema.read_u64(row[0]) if row else 0
+    row = next(tables.commits.rows(), None)
+    return row[0] if row else 0
 
 
 def forgot(tables: Tables) -> Place:
     """The place of the last event that is forgotten; BEGIN: none is."""
-    version, ordinal = (tables.json("log") or {}).get("forgot") or BEGIN
-    return int(version), int(ordinal)
+    return tables.meta.log.forgot or BEGIN
 
 
 def _rows(tables: Tables, start: Place) -> Iterator[Raw]:
-    for key, body in tables.rows("events", schema.event_key(*start)):
+    for key, body in tables.events.raw.rows(schema.event_key(*start)):
         yield _raw(key, body)
 
 

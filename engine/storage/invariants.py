@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from engine.storage import schema
-from engine.storage import tables as whole
+from engine.storage.load import load
+from engine.storage.schema import CommitRecord, Pair
 from engine.storage.tables import Tables
 from engine.types import Assignment, Cluster, Loaded
 
-Pair = tuple[int, int]
 _REBUILD = "`shoal rebuild` mends it"
 
 
@@ -31,7 +31,7 @@ class Contents:
     clusters: dict[int, Cluster]  # the ended ones too
     sizes: set[Pair]  # size, cluster
     endings: set[Pair]  # version, cluster
-    commits: dict[int, tuple[int, int, int]]  # version -> time in ms, events, bytes
+    commits: dict[int, CommitRecord]
     log_bytes: int
     events: dict[int, Pair] = field(default_factory=dict)  # version -> events, bytes found
     last: dict[bytes, Assignment] = field(default_factory=dict)  # key -> its last event in the log
@@ -40,33 +40,26 @@ class Contents:
 
 def read(found: Tables) -> Contents:
     """All of a version. Raises CorruptStore."""
-    pairs = {
-        name: {schema.read_pair(key) for key, _ in found.rows(name)}
-        for name in ("members", "cluster_trees", "endings")
-    }
     contents = Contents(
-        loaded=whole.load(found),
-        config=found.json("config") or {},
-        numbers={key: schema.read_number(body) for key, body in found.rows("keys")},
-        places={schema.read_u64(key): schema.read_number(body) for key, body in found.rows("places")},
-        members=pairs["members"],
-        paths={schema.read_u64(key): schema.read_ids(body) for key, body in found.rows("trees")},
-        cluster_trees=pairs["cluster_trees"],
-        clusters={
-            schema.read_u64(key): schema.read_cluster(key, body) for key, body in found.rows("clusters")
-        },
-        sizes={schema.read_size_key(key) for key, _ in found.rows("sizes")},
-        endings=pairs["endings"],
-        commits={schema.read_u64(key): schema.read_commit(body) for key, body in found.rows("commits")},
-        log_bytes=int((found.json("log") or {"bytes": 0})["bytes"]),
+        loaded=load(found),
+        config=found.meta.config or {},
+        numbers=dict(found.keys.rows()),
+        places=dict(found.places.rows()),
+        members=set(found.members.pairs()),
+        paths=dict(found.trees.rows()),
+        cluster_trees=set(found.cluster_trees.pairs()),
+        clusters=dict(found.clusters.rows()),
+        sizes=set(found.sizes.pairs()),
+        endings=set(found.endings.pairs()),
+        commits=dict(found.commits.rows()),
+        log_bytes=found.meta.log.bytes,
     )
     _read_events(found, contents)
     return contents
 
 
 def _read_events(found: Tables, contents: Contents) -> None:
-    for key, body in found.rows("events"):
-        version, ordinal = schema.read_event_key(key)
+    for (version, ordinal), body in found.events.stored():
         count, size = contents.events.get(version, (0, 0))
         contents.events[version] = (count + 1, size + len(body))
         if ordinal != count:

@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from engine.errors import CorruptStore, InputError, NotFound
-from engine.storage import schema
 from engine.storage.tables import Tables
-from engine.types import Clusters
+from engine.types import Cluster, Clusters
 
 MAX_STEPS = 1_000  # from an ended cluster to those that have its members now
 Answer = dict[str, Any]
@@ -21,26 +19,18 @@ Answer = dict[str, Any]
 class Moment:
     """One version of the store, for as long as the block lasts."""
 
-    def __init__(self, txn: lmdb.Transaction[bytes], handles: dict[str, Any]) -> None:
-        self.tables = Tables(txn, handles)
-        state = self.tables.json("state") or {}
-        self.version = int(state.get("version", 0))
-        self.time_ms = int(state.get("time_ms", 0))
-        self.epoch = state.get("epoch")
-        self.levels = int(state.get("counters", {}).get("levels", 1))
-
-    def need(self, table: str, key: bytes) -> bytes:
-        return self.tables.need(table, key)
+    def __init__(self, tables: Tables) -> None:
+        self.tables, state = tables, tables.meta.state
+        self.version, self.time_ms, self.levels = state.version, state.time_ms, state.levels
+        self.epoch = [state.epoch.mean, state.epoch.deviation, state.epoch.items] if state.version else None
 
     def cluster(self, cluster: int) -> Answer:
-        key = schema.u64(cluster) if 0 < cluster < 2**63 else b""
-        body = self.tables.get("clusters", key) if key else None
-        if body is None:
+        found = self.tables.clusters.get(cluster) if 0 < cluster < 2**63 else None
+        if found is None:
             raise NotFound(f"there is no cluster {cluster}, or the log has forgotten it")
-        return self.describe(key, body)
+        return self.describe(found)
 
-    def describe(self, key: bytes, body: bytes) -> Answer:
-        found = schema.read_cluster(key, body)
+    def describe(self, found: Cluster) -> Answer:
         top = found.parent == 0 and not found.ended
         return {
             "cluster": found.id,
@@ -61,8 +51,7 @@ class Moment:
         if level is None or level >= self.levels - 1:
             return ids[0]
         for cluster in ids:
-            key = schema.u64(cluster)
-            if schema.read_cluster(key, self.need("clusters", key)).finest <= level:
+            if self.tables.clusters.need(cluster).finest <= level:
                 return cluster
         raise CorruptStore(f"cluster {ids[-1]} does not reach down to level 0; `shoal rebuild` mends it")
 
@@ -70,11 +59,9 @@ class Moment:
         """The living final clusters that an ended one's members have led to, as far as the log remembers."""
         seen, ahead, found = {cluster}, [cluster], []
         while ahead and len(seen) <= MAX_STEPS:
-            key = schema.u64(ahead.pop())
-            body = self.tables.get("clusters", key)
-            if body is None:
+            record = self.tables.clusters.get(ahead.pop())
+            if record is None:
                 continue
-            record = schema.read_cluster(key, body)
             onward = record.into if record.ended else (record.parent,) if record.parent else ()
             if not onward and not record.ended:
                 found.append(record.id)
@@ -83,15 +70,9 @@ class Moment:
             ahead += fresh
         return sorted(found)
 
-    def trees(self, cluster: int, start: int = 0) -> Iterator[int]:
-        prefix = schema.u64(cluster)
-        for key, _ in self.tables.rows("cluster_trees", schema.pair(cluster, start), prefix):
-            yield schema.read_pair(key)[1]
-
     def _key_of(self, item: int) -> str | None:
-        key = schema.u64(item)
-        body = self.tables.get("items", key)
-        return schema.read_items([key], [body]).keys[0].decode() if body is not None else None
+        found = self.tables.items.get(item)
+        return None if found is None else found.key.decode()
 
 
 def clusters_at(found: Moment, level: int | None, order: str, cursor: str | None) -> Iterator[Answer]:
@@ -113,15 +94,15 @@ def clusters_at(found: Moment, level: int | None, order: str, cursor: str | None
 def newest(found: Moment, level: int | None, cursor: str | None) -> Iterator[Answer]:
     """The living clusters of a level from the highest id down: ids are given in order."""
     at = found.levels - 1 if level is None else min(max(level, 0), found.levels - 1)
-    start = schema.u64(read_cursor(cursor, 1)[0]) if cursor else b""
-    for key, body in found.tables.rows_back("clusters", start):
-        record = found.describe(key, body)
+    start = read_cursor(cursor, 1)[0] if cursor else None
+    for _, cluster in found.tables.clusters.rows_back(start):
+        record = found.describe(cluster)
         if not record["ended"] and record["finest"] <= at <= record["coarsest"]:
             yield record
 
 
 def living(found: Moment) -> Clusters:
-    table = schema.read_living(*found.tables.read("clusters"))
+    table = found.tables.clusters.living()
     table.coarsest[table.parent == 0] = found.levels - 1
     return table
 
@@ -136,10 +117,9 @@ def measure_levels(found: Moment) -> list[Answer]:
 
 def members(found: Moment, cluster: int, tree: int, item: int) -> Iterator[Answer]:
     """(tree, item) of a cluster's members from a place on."""
-    for handle in found.trees(cluster, tree):
-        start = schema.pair(handle, item if handle == tree else 0)
-        for key, _ in found.tables.rows("members", start, schema.u64(handle)):
-            yield {"tree": handle, "item": schema.read_pair(key)[1]}
+    for handle in found.tables.cluster_trees.of(cluster, tree):
+        for number in found.tables.members.of(handle, item if handle == tree else 0):
+            yield {"tree": handle, "item": number}
 
 
 def read_cursor(cursor: str, parts: int) -> tuple[int, ...]:
@@ -147,3 +127,8 @@ def read_cursor(cursor: str, parts: int) -> tuple[int, ...]:
     if len(numbers) != parts or len(cursor.split("-")) != parts:
         raise InputError(f"{cursor!r} is not the cursor of such a page")
     return numbers
+
+
+def read_size_cursor(cursor: str) -> tuple[int, int]:
+    size, cluster = read_cursor(cursor, 2)
+    return size, cluster

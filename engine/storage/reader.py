@@ -9,28 +9,26 @@ keeps the writer from using pages again.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Condition
 from types import TracebackType
 from typing import Any
 
-import lmdb
+import numpy as np
 import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, NotFound, StoreError
 from engine.events import BEGIN, Place
 from engine.storage import eventlog, moment, schema, seal
+from engine.storage.environment import DATA, MAP_BYTES, Environment
 from engine.storage.moment import Moment
-from engine.storage.tables import Tables
+from engine.storage.store import Store
 from engine.system import isolation
 from engine.types import Items
 
-MAP_BYTES = 1 << 36
-MAX_READERS = 126
 MAX_PAGE = 10_000
 ORDERS = ("size", "id", "newest")
 Answer = dict[str, Any]
@@ -60,21 +58,15 @@ class Peaks:
 class View:
     """A store open for reading. Any number of threads may ask.
 
-    Within the process that writes the store, use `View.beside`, in the writer's thread: LMDB must
-    not be opened twice, and the writer may change the map between transactions.
+    Within the process that writes the store, use `View.beside`: LMDB must not be opened twice.
     """
 
-    def __init__(self, env: lmdb.Environment, handles: Mapping[str, Any], path: str, owned: bool) -> None:
-        self._env, self._path, self._owned = env, path, owned
-        self._gate, self._active = Condition(), 0  # the map changes only while no transaction is open
+    def __init__(self, environment: Environment, owned: bool) -> None:
+        self._environment, self._owned = environment, owned
         self._sizes: tuple[int, list[Answer]] = (-1, [])  # version and summary of each level
-        self._handles = dict(handles)
-        self._files, self._map_bytes = _files(path), MAP_BYTES
-        try:
-            with env.begin() as txn:
-                config = Tables(txn, self._handles).json("config")
-        except lmdb.Error as error:
-            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
+        path = environment.folder
+        with environment.read() as tables:
+            config = tables.meta.config
         if config is None:
             raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
         if config.get("format") != schema.FORMAT:
@@ -87,26 +79,23 @@ class View:
     @classmethod
     def open(cls, path: str | os.PathLike[str], map_bytes: int = MAP_BYTES) -> View:
         """`map_bytes`: as the writer's. Raises NoStore, CorruptStore, StoreError."""
-        name = os.fspath(path)
-        if not (Path(name) / "data.mdb").is_file():
-            raise NoStore(f"there is no store in {name}; name another, or make one with `shoal ingest`")
-        if not seal.is_sealed(Path(name)) and seal.is_orphaned(Path(name)):
+        folder = Path(path)
+        if not (folder / DATA).is_file():
+            raise NoStore(f"there is no store in {folder}; name another, or make one with `shoal ingest`")
+        if not seal.is_sealed(folder) and seal.is_orphaned(folder):
             # Nothing vouches for the way to its values.
-            isolation.call("engine.storage.verify.walk", name, "beside")
-        files = _files(name)
-        env, handles = _open(name, map_bytes)
+            isolation.call("engine.storage.verify.walk", folder, "beside")
+        environment = Environment.attach(folder, map_bytes)
         try:
-            view = cls(env, handles, name, owned=True)
+            return cls(environment, owned=True)
         except BaseException:
-            env.close()
+            environment.close()
             raise
-        view._files, view._map_bytes = files, map_bytes
-        return view
 
     @classmethod
-    def beside(cls, env: lmdb.Environment, handles: Mapping[str, Any]) -> View:
-        """A view within the writer's process: `View.beside(store.env, store.handles)`."""
-        return cls(env, handles, env.path(), owned=False)
+    def beside(cls, store: Store) -> View:
+        """A view of a store that this process writes."""
+        return cls(store.environment, owned=False)
 
     def __enter__(self) -> View:
         return self
@@ -118,7 +107,7 @@ class View:
 
     def close(self) -> None:
         if self._owned:
-            self._env.close()
+            self._environment.close()
 
     @property
     def version(self) -> int:
@@ -129,31 +118,31 @@ class View:
     def dim(self) -> int | None:
         """Of the vectors; None before the first one."""
         with self._snapshot() as found:
-            dim = (found.tables.json("config") or {}).get("dim")
+            dim = (found.tables.meta.config or {}).get("dim")
             return None if dim is None else int(dim)
 
     @property
     def config(self) -> Answer:
         """What the stored clusters depend on."""
         with self._snapshot() as found:
-            return found.tables.json("config") or {}
+            return found.tables.meta.config or {}
 
     def positions(self) -> dict[str, bytes]:
         """The next position of each source."""
         with self._snapshot() as found:
-            return {name.decode(): position for name, position in found.tables.rows("positions")}
+            return dict(found.tables.positions.rows())
 
     def check_readers(self) -> int:
         """Frees the places of readers that died; returns how many."""
-        return int(self._env.reader_check())
+        return self._environment.check_readers()
 
     def summary(self) -> Answer:
         """What the store holds."""
         with self._snapshot() as found:
             return self._answer(
                 found,
-                items=found.tables.count("items"),
-                clusters=found.tables.count("sizes"),
+                items=found.tables.items.count(),
+                clusters=found.tables.sizes.count(),
                 levels=found.levels,
                 time=found.time_ms,
                 epoch=found.epoch,
@@ -173,21 +162,19 @@ class View:
         """An item and where it is. Raises NotFound: there is none under this key."""
         with self._snapshot() as found:
             name = key.encode() if isinstance(key, str) else key
-            number = found.tables.get("keys", name) if 0 < len(name) <= schema.MAX_KEY_BYTES else None
+            number = found.tables.keys.get(name) if 0 < len(name) <= schema.MAX_KEY_BYTES else None
             if number is None:
                 raise NotFound(f"no item has the key {name.decode(errors='backslashreplace')!r}")
-            row = schema.u64(schema.read_number(number))
-            record = schema.read_items([row], [found.need("items", row)])
-            tree = schema.read_number(found.need("places", row))
-            path = schema.read_ids(found.need("trees", schema.u64(tree)))
+            item = found.tables.items.need(number)
+            path = found.tables.trees.need(found.tables.places.need(number))
             return self._answer(
                 found,
-                key=record.keys[0].decode(),
+                key=item.key.decode(),
                 cluster=found.at_level(path, level),
                 path=list(path),
-                time=int(record.times[0]),
-                payload=orjson.loads(record.payloads[0]) if record.payloads[0] else None,
-                updated=int(record.versions[0]),
+                time=item.time,
+                payload=orjson.loads(item.payload) if item.payload else None,
+                updated=item.version,
             )
 
     def clusters(
@@ -200,9 +187,9 @@ class View:
             )
         with self._snapshot() as found:
             if order == "size" and (level is None or level >= found.levels - 1):
-                start = schema.size_key(*moment.read_cursor(cursor, 2)) if cursor else b""
-                keys = found.tables.rows("sizes", start)
-                page: Iterator[Answer] = (found.cluster(schema.read_size_key(key)[1]) for key, _ in keys)
+                start = moment.read_size_cursor(cursor) if cursor else None
+                largest = found.tables.sizes.pairs(start)
+                page: Iterator[Answer] = (found.cluster(cluster) for _, cluster in largest)
             elif order == "newest":
                 page = moment.newest(found, level, cursor)
             else:
@@ -215,8 +202,8 @@ class View:
     def final(self, clusters: Iterable[int], limit: int) -> tuple[int, list[Answer]]:
         """The version, and the first `limit` of these clusters that are living final ones."""
         with self._snapshot() as found:
-            known = ((key, found.tables.get("clusters", key)) for key in map(schema.u64, clusters))
-            records = (found.describe(key, body) for key, body in known if body is not None)
+            known = map(found.tables.clusters.get, clusters)
+            records = (found.describe(cluster) for cluster in known if cluster is not None)
             living = (record for record in records if not (record["ended"] or record["parent"]))
             return found.version, list(islice(living, limit))
 
@@ -227,8 +214,8 @@ class View:
         with self._snapshot() as found:
             record = found.cluster(cluster)
             finer: dict[int, None] = {}
-            for tree in islice(found.trees(cluster), MAX_PAGE):
-                path = schema.read_ids(found.need("trees", schema.u64(tree)))
+            for tree in islice(found.tables.cluster_trees.of(cluster), MAX_PAGE):
+                path = found.tables.trees.need(tree)
                 below = path.index(cluster) + 1
                 finer |= dict.fromkeys(path[below : below + 1])
             now = found.successors(cluster) if record["ended"] else []
@@ -251,28 +238,28 @@ class View:
                 if len(items) == limit or spent > (payload_bytes or 0):
                     after = f"{row['tree']}-{row['item']}"
                     break
-                key = schema.u64(row["item"])
-                item = schema.read_items([key], [found.need("items", key)])
-                entry = {"key": item.keys[0].decode(), "time": int(item.times[0]), "tree": row["tree"]}
+                item = found.tables.items.need(row["item"])
+                entry = {"key": item.key.decode(), "time": item.time, "tree": row["tree"]}
                 if payload_bytes is not None:
-                    entry["payload"] = orjson.loads(item.payloads[0]) if item.payloads[0] else None
-                    spent += len(item.payloads[0])
+                    entry["payload"] = orjson.loads(item.payload) if item.payload else None
+                    spent += len(item.payload)
                 items.append(entry)
             return self._answer(found, cluster=cluster, size=record["size"], items=items, cursor=after)
 
     def peaks(self, limit: int) -> Peaks:
         """The largest final clusters, with the item at the peak of each."""
         with self._snapshot() as found:
-            largest = islice(found.tables.rows("sizes"), limit)
-            keys = [schema.u64(schema.read_size_key(key)[1]) for key, _ in largest]
-            bodies = [found.need("clusters", key) for key in keys]
-            peaks = [schema.u64(schema.read_cluster(*row).peak) for row in zip(keys, bodies, strict=True)]
-            items = [found.need("items", peak) for peak in peaks]
+            largest = islice(found.tables.sizes.pairs(), limit)
+            clusters = [found.tables.clusters.need(cluster) for _, cluster in largest]
+            peaks = np.array([cluster.peak for cluster in clusters], np.int64)
+            items = found.tables.items.pick(peaks)
+            if len(items.ids) < len(peaks):
+                raise CorruptStore("the peak of a cluster is no item of the store; `shoal rebuild` mends it")
             return Peaks(
                 version=found.version,
-                total=found.tables.count("sizes"),
-                clusters=[found.describe(*row) for row in zip(keys, bodies, strict=True)],
-                items=schema.read_items(peaks, items) if items else None,
+                total=found.tables.sizes.count(),
+                clusters=[found.describe(cluster) for cluster in clusters],
+                items=items if clusters else None,
             )
 
     def changes(
@@ -321,7 +308,7 @@ class View:
     def identity(self) -> str:
         """Of the store; a copy has the same."""
         with self._snapshot() as found:
-            return str((found.tables.json("identity") or {}).get("id", ""))
+            return found.tables.meta.identity
 
     def commits(self, versions: Iterable[int]) -> list[eventlog.Commit]:
         """What the log knows of these versions, but for the forgotten ones."""
@@ -342,75 +329,10 @@ class View:
     def _answer(self, found: Moment, **fields: Any) -> Answer:
         return {"collection": self.collection, "version": found.version, **fields}
 
-    def _follow(self) -> None:
-        """Go over to the file that compaction has put in the store's place; no snapshot is open."""
-        files = _files(self._path)
-        if files not in (None, self._files):  # else another thread has done it
-            self._env.close()
-            self._env, self._handles = _open(self._path, self._map_bytes)
-            self._files = files
-
     @contextmanager
     def _snapshot(self) -> Iterator[Moment]:
-        with self._gate:
-            if self._owned and _files(self._path) not in (None, self._files):
-                self._gate.wait_for(lambda: self._active == 0)
-                self._follow()
-            try:
-                txn = self._env.begin()
-            except lmdb.MapResizedError:  # the writer made the map larger
-                self._gate.wait_for(lambda: self._active == 0)
-                self._env.set_mapsize(0)
-                txn = self._env.begin()
-            except lmdb.ReadersFullError as error:
-                raise StoreError(f"{self._path} has {MAX_READERS} readers already; try again") from error
-            self._active += 1
-        try:
-            yield Moment(txn, self._handles)
-        except lmdb.Error as error:
-            raise CorruptStore(f"{self._path} is damaged ({error}); restore a backup") from error
-        finally:
-            with self._gate:
-                txn.abort()
-                self._active -= 1
-                self._gate.notify_all()
-
-
-Files = tuple[int, int] | None
-
-
-def _files(path: str) -> Files:
-    """Which files a store consists of now; None: the writer is just putting others in place."""
-    try:
-        return os.stat(f"{path}/data.mdb").st_ino, os.stat(f"{path}/lock.mdb").st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _open(path: str, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
-    try:
-        env = lmdb.open(
-            path,
-            map_size=map_bytes,
-            max_dbs=len(schema.TABLES),
-            max_readers=MAX_READERS,
-            readonly=True,
-            create=False,
-        )
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
-        raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
-    except lmdb.Error as error:
-        raise StoreError(f"{path} cannot be read ({error})") from error
-    try:
-        env.reader_check()
-        return env, {table: env.open_db(table.encode(), create=False) for table in schema.TABLES}
-    except BaseException as error:
-        env.close()
-        if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
-            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one") from error
-        if isinstance(error, lmdb.Error):
-            raise CorruptStore(f"{path} is damaged ({error}); restore a backup") from error
-        raise
+        with self._environment.read() as tables:
+            yield Moment(tables)
 
 
 def _page(rows: Iterator[Answer], limit: int) -> tuple[list[Answer], Answer | None]:

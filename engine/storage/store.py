@@ -15,44 +15,32 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import resource
 import shutil
 import sys
-import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
-from engine.storage import commit, compaction, schema, seal, tables
+from engine.storage import commit, compaction, load, schema, seal
 from engine.storage.compaction import Compacted, write_anew
+from engine.storage.environment import DATA, MAP_BYTES, Environment, unwritable
 from engine.storage.tables import Tables
 from engine.system import files, isolation
 from engine.types import Change, DeadLetter, Loaded
 
-MAP_BYTES = 1 << 36
-MAX_READERS = 126
+T = TypeVar("T")
 _ANOTHER_STORE = ("collection", "dim")  # a rebuild does not mend a difference in these
 _RECOMPUTED = "arithmetic"  # a difference in this is no reason to refuse: see `Store.stale`
-_DAMAGE = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-    lmdb.BadDbiError,
-    lmdb.IncompatibleError,
-    lmdb.CursorFullError,
-    lmdb.PageFullError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +53,10 @@ class _Limits:
 class Store:
     """A store open for writing. Not for more than one thread, but for `snapshot`."""
 
-    def __init__(self, path: Path, env: lmdb.Environment, lock: int, limits: _Limits) -> None:
-        self.path, self.env = path, env
+    def __init__(self, path: Path, environment: Environment, lock: int, limits: _Limits) -> None:
+        self.path, self.environment = path, environment
         self._lock, self._limits = lock, limits
-        with env.begin(write=True) as txn:  # all tables or none
-            self.handles = {name: env.open_db(name.encode(), txn) for name in schema.TABLES}
         self._failed = False
-        self._gate, self._readers = threading.Condition(), 0
-        self._growing = self._closed = False
         self.version = 0
         self.config: dict[str, Any] = {}
         self.identity = ""  # given when the store is made; a copy keeps it
@@ -107,23 +91,23 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = hold(folder)
         except OSError as error:
-            raise _unusable(folder, error) from error
-        env = None
+            raise unwritable(folder, error) from error
+        environment = None
         try:
             _examine(folder)
             (folder / "unclean").touch()
             seal.breach(folder)
             files.sync(folder)
-            env = _environment(folder, map_bytes)
-            store = cls(folder, env, lock, limits)
+            environment = Environment.create(folder, map_bytes)
+            store = cls(folder, environment, lock, limits)
             store._adopt(config)
             return store
         except BaseException as error:
-            if env is not None:
-                env.close()
+            if environment is not None:
+                environment.close()
             os.close(lock)
             if isinstance(error, lmdb.Error | OSError):
-                raise _unusable(folder, error) from error
+                raise unwritable(folder, error) from error
             raise
 
     def __enter__(self) -> Store:
@@ -138,10 +122,7 @@ class Store:
         """Lets the next writer in. What was committed is durable already."""
         if self._lock < 0:
             return
-        with self._gate:
-            self._closed = True
-            self._gate.wait_for(lambda: self._readers == 0)
-        self.env.close()
+        self.environment.close()
         if not self._failed:
             seal.seal(self.path)
             with contextlib.suppress(OSError):  # the disk failed since: the next writer reads all
@@ -156,23 +137,23 @@ class Store:
 
     def position(self, source: str) -> bytes | None:
         """Where to go on reading a source."""
-        with self._reading() as found:
-            return found.get("positions", source.encode())
+        with self.snapshot() as tables:
+            return tables.positions.get(source)
 
     def load(self) -> Loaded:
         """Reads everything back, to the bit. Raises CorruptStore."""
-        with self._reading() as found:
-            return tables.load(found)
+        with self.snapshot() as tables:
+            return load.load(tables)
 
     def load_to_rebuild(self) -> Loaded:
         """`load`, also where the derived tables contradict each other. Raises CorruptStore."""
-        with self._reading() as found:
-            return tables.load_to_rebuild(found)
+        with self.snapshot() as tables:
+            return load.load_to_rebuild(tables)
 
     def rows(self, table: str) -> Iterator[schema.Row]:
         """All rows of a table in the order of keys, bodies without checksums. Raises CorruptStore."""
-        with self._reading() as found:
-            yield from found.rows(table)
+        with self.snapshot() as tables:
+            yield from tables.raw[table].rows()
 
     def commit(self, change: Change) -> None:
         """Makes a change durable, all of it or nothing. Raises StoreFull, StoreError."""
@@ -184,112 +165,70 @@ class Store:
 
     @contextmanager
     def snapshot(self) -> Iterator[Tables]:
-        """What is committed, for any thread of this process, also while a commit is made. Keep it short."""
-        with self._gate:
-            self._gate.wait_for(lambda: not self._growing)
-            if self._closed:
-                raise StoreError(f"{self.path} is closed; open it again")
-            self._readers += 1
+        """Open a read transaction. Thread-safe, also during a commit. Keep it short: it pins pages."""
         try:
-            with self._reading() as found:
-                yield found
-        finally:
-            with self._gate:
-                self._readers -= 1
-                self._gate.notify_all()
-
-    @contextmanager
-    def _reading(self) -> Iterator[Tables]:
-        try:
-            with self.env.begin() as txn:
-                yield Tables(txn, self.handles)
+            with self.environment.read() as tables:
+                yield tables
         except CorruptStore:
             self._failed = True  # nobody vouches for it
             raise
-        except lmdb.Error as error:
-            self._failed = True
-            raise _unusable(self.path, error) from error
 
     def erase_mentions(self, key: bytes) -> int:
-        """Take a key out of the event log; returns in how many events it was. Raises StoreError."""
-        while True:
-            try:
-                with self.env.begin(write=True) as txn:
-                    return commit.erase_mentions(Tables(txn, self.handles), key)
-            except lmdb.MapFullError:
-                self._grow()
-            except (lmdb.Error, OSError) as error:
-                self._failed = True
-                raise _unusable(self.path, error) from error
+        """Take a key out of the event log; return in how many events it was. Raises StoreError."""
+        return self._transact(lambda tables: commit.erase_mentions(tables, key))
 
     def compact(self) -> Compacted:
         """Write the file anew without what is not used; no other thread may write meanwhile.
 
         Raises StoreFull, CorruptStore; then the store is as it was, or has to be opened again.
         """
-        file = self.path / "data.mdb"
+        file = self.path / DATA
         before, free = file.stat().st_size, shutil.disk_usage(self.path).free
         if free < before + self._limits.free_bytes:
             need = f"compaction needs {(before + self._limits.free_bytes) / 1e6:.1f} MB"
             raise StoreFull(f"{self.path}: {free / 1e6:.1f} MB are free on its disk, {need}; make room")
-        size, scratch = self.env.info()["map_size"], self.path / compaction.SCRATCH
+        scratch = self.path / compaction.SCRATCH
         try:
-            with self._reading() as found:
-                anew = write_anew(found, scratch, size)
-            self._swap(anew, size)
+            with self.snapshot() as tables:
+                anew = write_anew(tables, scratch, self.environment.map_bytes)
+            self._failed = True  # until it is open again
+            self.environment.replace_file(anew)
+            self._failed = False
         except (lmdb.Error, OSError) as error:
-            raise _unusable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return Compacted(before, file.stat().st_size)
-
-    def _swap(self, anew: Path, map_bytes: int) -> None:
-        """The new file in the place of the old, with a lock file of its own: LMDB's counts are others."""
-        with self._gate:
-            self._growing = True
-            self._gate.wait_for(lambda: self._readers == 0)
-        self._failed = True  # until it is open again
-        try:
-            self.env.close()
-            files.put_in_place(anew, self.path / "data.mdb")
-            (self.path / "lock.mdb").unlink(missing_ok=True)
-            files.sync(self.path)
-            self.env = _environment(self.path, map_bytes)
-            with self.env.begin(write=True) as txn:
-                self.handles = {name: self.env.open_db(name.encode(), txn) for name in schema.TABLES}
-            self._failed = False
-        finally:
-            with self._gate:
-                self._growing = False
-                self._gate.notify_all()
 
     def log_is_full(self) -> bool:
         """Whether the event log is beyond its bound and nothing of it may be forgotten yet."""
         if self.keep_from is None:
             return False
-        with self._reading() as found:
-            log, oldest = found.json("log") or {"bytes": 0}, found.first("commits")
-        held = oldest is not None and schema.read_u64(oldest[0]) >= self.keep_from
-        return held and log["bytes"] > self._limits.events_max_bytes
+        with self.snapshot() as tables:
+            size, oldest = tables.meta.log.bytes, next(tables.commits.rows(), None)
+        return oldest is not None and oldest[0] >= self.keep_from and size > self._limits.events_max_bytes
 
     def _adopt(self, config: Mapping[str, Any] | None) -> None:
         """Compares the configuration with the stored one, or stores it."""
-        with self._reading() as found:
-            stored, state = found.json("config"), found.json("state") or {}
-            self.identity = str((found.json("identity") or {}).get("id", ""))
-        self.version = int(state.get("version", 0))
+        with self.snapshot() as tables:
+            stored, self.version = tables.meta.config, tables.meta.state.version
+            self.identity = tables.meta.identity
         wanted = {"collection": "", "dim": None, **(config or stored or {}), "format": schema.FORMAT}
         if stored is None:
-            self.identity = uuid.uuid4().hex
-            with self.env.begin(write=True) as txn:
-                found = Tables(txn, self.handles)
-                found.put("meta", b"config", schema.dump_json(wanted))
-                found.put("meta", b"identity", schema.dump_json({"id": self.identity}))
-            self.config = wanted
+            self._make(wanted)
             return
         compare(self.path, stored, wanted)
         self.stale = stored.get(_RECOMPUTED) != wanted.get(_RECOMPUTED)
         self.config = {**stored, _RECOMPUTED: wanted.get(_RECOMPUTED)}
+
+    def _make(self, config: dict[str, Any]) -> None:
+        self.config, self.identity = config, uuid.uuid4().hex
+
+        def make(tables: Tables) -> None:
+            tables.meta.put_config(config)
+            tables.meta.put_identity(self.identity)
+
+        self._transact(make)
 
     def _write(self, change: Change, config: Mapping[str, Any] | None) -> None:
         if self._failed:
@@ -300,26 +239,30 @@ class Store:
         if kept["dim"] is None:
             kept["dim"] = change.upserts.vectors.shape[1] if len(change.upserts.ids) else self.config["dim"]
         limits, before = self._limits, _bytes_written()
-        while True:
-            try:
-                with self.env.begin(write=True) as txn:
-                    found = Tables(txn, self.handles)
-                    if config is not None:
-                        commit.clear_derived(found)
-                    commit.apply(found, change)
-                    commit.write_history(
-                        found, change, limits.events_max_bytes, limits.events_max_age_ms, self.keep_from
-                    )
-                    if self.stale or kept != self.config:
-                        found.put("meta", b"config", schema.dump_json(kept))
-                break
-            except lmdb.MapFullError:
-                self._grow()
-            except (lmdb.Error, OSError) as error:
-                self._failed = True
-                raise _unusable(self.path, error) from error
+
+        def write(tables: Tables) -> None:
+            if config is not None:
+                commit.clear_derived(tables)
+            commit.apply(tables, change)
+            commit.write_history(
+                tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.keep_from
+            )
+            if self.stale or kept != self.config:
+                tables.meta.put_config(kept)
+
+        self._transact(write)
         self.version, self.config, self.stale = change.version, kept, False
         self.bytes_written += _bytes_written() - before
+
+    def _transact(self, work: Callable[[Tables], T]) -> T:
+        """Run work in a durable transaction; after an error of the disk nothing more is written."""
+        try:
+            return self.environment.write(work)
+        except (lmdb.Error, OSError, StoreFull) as error:
+            self._failed = True
+            if isinstance(error, StoreFull):
+                raise
+            raise unwritable(self.path, error) from error
 
     def check_room(self, change: Change) -> None:
         """Raises StoreFull. LMDB reports a full disk as "Input/output error", too late for words."""
@@ -332,22 +275,6 @@ class Store:
                 f"{self.path}: {free / 1e6:.1f} MB are free on its disk, a commit needs {need / 1e6:.1f} MB; "
                 "make room, then start again"
             )
-
-    def _grow(self) -> None:
-        """Doubles the map; no transaction may be open in this process meanwhile."""
-        size = 2 * self.env.info()["map_size"]
-        with self._gate:
-            self._growing = True
-            self._gate.wait_for(lambda: self._readers == 0)
-        try:
-            self.env.set_mapsize(size)
-        except (lmdb.Error, OSError) as error:
-            self._failed = True
-            raise StoreFull(f"{self.path}: no address space for a map of {size / 1e9:.1f} GB") from error
-        finally:
-            with self._gate:
-                self._growing = False
-                self._gate.notify_all()
 
 
 def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -389,52 +316,17 @@ def hold(folder: Path) -> int:
     return lock
 
 
-def _environment(folder: Path, map_bytes: int) -> lmdb.Environment:
-    """Durable at each commit, never a writable map: on a full disk that kills the process."""
-    if not (folder / "data.mdb").exists():
-        _make_environment(folder)
-    size = max(map_bytes, 2 * (folder / "data.mdb").stat().st_size)
-    env = lmdb.open(os.fspath(folder), map_size=size, max_dbs=len(schema.TABLES), max_readers=MAX_READERS)
-    env.reader_check()
-    return env
-
-
-def _make_environment(folder: Path) -> None:
-    """A new file is there as a whole or not at all: LMDB does not wait until its first pages are."""
-    temporary = folder / "data.new"
-    temporary.unlink(missing_ok=True)
-    lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()
-    files.put_in_place(temporary, folder / "data.mdb")
-
-
 def _examine(folder: Path) -> None:
     """Raises CorruptStore unless the store is as a writer closed it or, after a crash, good in every value.
 
     It is read in another process: a broken page can end the one that reads it.
     """
-    if not (folder / "data.mdb").exists() or seal.is_sealed(folder) or not (folder / "unclean").exists():
+    if not (folder / DATA).exists() or seal.is_sealed(folder) or not (folder / "unclean").exists():
         return
     try:
         isolation.call("engine.storage.verify.walk", folder)
     except CorruptStore as damage:
         raise CorruptStore(f"{folder} was not closed and is damaged: {damage}") from None
-
-
-def _unusable(folder: Path, error: Exception) -> StoreError:
-    """An error of the disk in words."""
-    code = getattr(error, "errno", None) or getattr(error, "code", None)
-    words = str(error)
-    if isinstance(error, _DAMAGE):
-        return CorruptStore(f"{folder} is damaged ({words}); restore a backup")
-    if code in (errno.EROFS, errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
-        return StoreFull(f"{folder} cannot be written ({words}); make it writable, then start again")
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return StoreError(f"{folder} is not a folder; name another store")
-    free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
-    return StoreFull(
-        f"{folder}: the disk refused a write ({words}; {free:.0f} MB free); nothing of it was kept: "
-        "make room or mend the disk, then start again"
-    )
 
 
 def _bytes_written() -> int:

@@ -1,178 +1,161 @@
-"""The tables of a store within one transaction: rows in, rows out, every value checked."""
+"""The tables of a store within one transaction, each with the types of its keys and values.
+
+Tables that are loaded as a whole or written by the batch also take and give columns (`Items`, `Lists`,
+`Clusters`, arrays).
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lmdb
 import numpy as np
 
-from engine.errors import CorruptStore
+from engine.events import Place
 from engine.storage import schema
-from engine.types import NO_TREES, Clusters, Epoch, Int64, Lists, Loaded, Trees
+from engine.storage.schema import CommitRecord, LogRecord, StateRecord
+from engine.storage.table import PairTable, RawTable, Table
+from engine.types import Cluster, Clusters, Event, Int64, Item, Items, Lists
+
+
+class MetaTable:
+    """What holds of the whole store: configuration, identity, state of the last version, size of the log."""
+
+    def __init__(self, raw: RawTable) -> None:
+        self.raw = raw
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """What the stored clusters depend on; None in a store that is just being made."""
+        return self._get("config")
+
+    @property
+    def identity(self) -> str:
+        """The store's random id, kept by copies."""
+        return str((self._get("identity") or {}).get("id", ""))
+
+    @property
+    def state(self) -> StateRecord:
+        """The last version; version 0 before the first commit."""
+        return StateRecord.of(self._get("state") or {})
+
+    @property
+    def log(self) -> LogRecord:
+        """The size of the event log, and what it has forgotten."""
+        return LogRecord.of(self._get("log") or {})
+
+    def put_config(self, config: Mapping[str, Any]) -> None:
+        self._put("config", dict(config))
+
+    def put_identity(self, identity: str) -> None:
+        self._put("identity", {"id": identity})
+
+    def put_state(self, state: StateRecord) -> None:
+        self._put("state", state.as_json())
+
+    def put_log(self, log: LogRecord) -> None:
+        self._put("log", log.as_json())
+
+    def _get(self, name: str) -> dict[str, Any] | None:
+        body = self.raw.get(name.encode())
+        return None if body is None else schema.load_json("meta", name.encode(), body)
+
+    def _put(self, name: str, value: Mapping[str, Any]) -> None:
+        self.raw.put(name.encode(), schema.dump_json(value))
+
+
+class ItemTable(Table[int, Item]):
+    """Items by id."""
+
+    def columns(self) -> Items:
+        """Return all items by rising id. Raises CorruptStore."""
+        return schema.read_items(*self.raw.read())
+
+    def pick(self, ids: Int64) -> Items:
+        """Return those of these items that exist, in the order of `ids`. Raises CorruptStore."""
+        rows = [(key, body) for key in schema.u64_keys(ids) if (body := self.raw.get(key)) is not None]
+        return schema.read_items([key for key, _ in rows], [body for _, body in rows])
+
+    def put_columns(self, items: Items) -> None:
+        """Write items, in the order of their ids."""
+        keys, bodies, order = schema.u64_keys(items.ids), schema.item_bodies(items), np.argsort(items.ids)
+        self.raw.put_sorted([keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
+
+
+class ListTable(Table[int, Lists]):
+    """Neighbour lists of level 0 by item id; the value is a single row of `Lists`."""
+
+    def columns(self) -> Lists:
+        """Return all lists by rising item id. Raises CorruptStore."""
+        return schema.read_lists(*self.raw.read())
+
+    def pick(self, ids: Int64) -> Lists:
+        """Return the lists of these items, each of which must exist. Raises CorruptStore."""
+        keys = schema.u64_keys(ids)
+        return schema.read_lists(keys, [self.raw.need(key) for key in keys])
+
+    def put_columns(self, lists: Lists) -> None:
+        """Write lists, in the order of their ids."""
+        order = np.argsort(lists.ids)
+        ordered = Lists(lists.ids[order], lists.neighbors[order], lists.dots[order])
+        self.raw.put_sorted(schema.u64_keys(ordered.ids), schema.list_bodies(ordered))
+
+
+class PlaceTable(Table[int, int]):
+    """The level-0 tree of each item."""
+
+    def columns(self) -> tuple[Int64, Int64]:
+        """Return item ids, rising, and their trees. Raises CorruptStore."""
+        keys, bodies = self.raw.read()
+        return schema.read_u64_keys(keys), schema.read_numbers(bodies)
+
+    def put_columns(self, ids: Int64, trees: Int64) -> None:
+        """Write the trees of items. `ids` rise."""
+        self.raw.put_sorted(schema.u64_keys(ids), schema.number_bodies(trees))
+
+
+class ClusterTable(Table[int, Cluster]):
+    """Clusters by id, the ended ones too."""
+
+    def living(self) -> Clusters:
+        """Return the clusters that have not ended, by rising id. Raises CorruptStore."""
+        return schema.read_living(*self.raw.read())
+
+
+class EventTable(Table[Place, Event]):
+    """Events by version and ordinal."""
+
+    def stored(self, start: Place = (0, 0)) -> Iterator[tuple[Place, bytes]]:
+        """Yield (place, body) from a place on; see `schema.event_body`. Raises CorruptStore."""
+        for key, body in self.raw.rows(schema.event_key(*start)):
+            yield schema.read_event_key(key), body
+
+    def put_version(self, version: int, events: Sequence[Event]) -> int:
+        """Write the events of a version; return the bytes of their bodies."""
+        keys = [schema.event_key(version, ordinal) for ordinal in range(len(events))]
+        bodies = list(map(schema.event_body, events))
+        self.raw.put_sorted(keys, bodies)
+        return sum(map(len, bodies))
 
 
 class Tables:
-    """One transaction's view of the tables. Bodies go in and come out; checksums stay inside."""
+    """All tables of a store, as one transaction sees them."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], handles: Mapping[str, Any]) -> None:
-        self.txn = txn
-        self._handles = handles
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        """The body under a key, None: there is none. Raises CorruptStore."""
-        value = self.txn.get(key, db=self._handles[table])
-        return None if value is None else schema.unseal(table, key, value)
-
-    def need(self, table: str, key: bytes) -> bytes:
-        """As `get`, of a row that has to be there. Raises CorruptStore."""
-        body = self.get(table, key)
-        if body is None:
-            raise CorruptStore(
-                f"table {table}, key {schema.show_key(table, key)} is missing; restore a backup"
-            )
-        return body
-
-    def rows(self, table: str, start: bytes = b"", prefix: bytes = b"") -> Iterator[schema.Row]:
-        """Rows from `start` on, in the order of keys, while they begin with `prefix`. Raises CorruptStore."""
-        with self.txn.cursor(self._handles[table]) as cursor:
-            found = cursor.set_range(max(start, prefix)) if start or prefix else cursor.first()
-            while found and cursor.key().startswith(prefix):
-                yield cursor.key(), schema.unseal(table, cursor.key(), cursor.value())
-                found = cursor.next()
-
-    def rows_back(self, table: str, start: bytes = b"") -> Iterator[schema.Row]:
-        """Rows from `start` (the last one without) backwards. Raises CorruptStore."""
-        with self.txn.cursor(self._handles[table]) as cursor:
-            if start and cursor.set_range(start):
-                found = cursor.key() == start or cursor.prev()
-            else:
-                found = cursor.last()
-            while found:
-                yield cursor.key(), schema.unseal(table, cursor.key(), cursor.value())
-                found = cursor.prev()
-
-    def cursor(self, table: str) -> lmdb.Cursor[bytes]:
-        """Keys and values as they are stored."""
-        return self.txn.cursor(self._handles[table])
-
-    def first(self, table: str) -> schema.Row | None:
-        return next(self.rows(table), None)
-
-    def read(self, table: str) -> tuple[list[bytes], list[bytes]]:
-        """All keys and bodies of a table. Raises CorruptStore."""
-        with self.txn.cursor(self._handles[table]) as cursor:
-            return schema.unseal_rows(table, cursor)
-
-    def count(self, table: str) -> int:
-        return int(self.txn.stat(self._handles[table])["entries"])
-
-    def put(self, table: str, key: bytes, body: bytes = b"") -> None:
-        self.txn.put(key, schema.seal(table, key, body), db=self._handles[table])
-
-    def put_rows(self, table: str, keys: Sequence[bytes], bodies: Iterable[bytes]) -> None:
-        """Keys in rising order: neighbours share pages, so each page is copied once.
-
-        Rows behind the last one are appended, which fills pages (else LMDB leaves each a quarter empty).
-        """
-        rows = schema.seal_rows(table, keys, bodies)
-        with self.txn.cursor(self._handles[table]) as cursor:
-            last = cursor.key() if cursor.last() else b""
-            inner = bisect_right(keys, last)
-            cursor.putmulti(rows[:inner])
-            cursor.putmulti(rows[inner:], append=True)
-
-    def put_keys(self, table: str, keys: Sequence[bytes]) -> None:
-        """Rows without a body."""
-        self.put_rows(table, keys, [b""] * len(keys))
-
-    def delete(self, table: str, key: bytes) -> bool:
-        return bool(self.txn.delete(key, db=self._handles[table]))
-
-    def delete_all(self, table: str, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            found = self.delete(table, key)
-            assert found, f"table {table} has no key {schema.show_key(table, key)}"
-
-    def clear(self, table: str) -> None:
-        self.txn.drop(self._handles[table], delete=False)
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        """A value of the table `meta`."""
-        body = self.get("meta", name.encode())
-        return None if body is None else schema.load_json("meta", name.encode(), body)
-
-
-def load(tables: Tables) -> Loaded:
-    """Everything but history. Raises CorruptStore where tables contradict each other."""
-    state = tables.json("state") or {}
-    counters = state.get("counters", {})
-    levels = int(counters.get("levels", 1))
-    items = schema.read_items(*tables.read("items"))
-    lists = schema.read_lists(*tables.read("lists"))
-    if not np.array_equal(lists.ids, items.ids):
-        raise CorruptStore("the tables items and lists do not hold the same items; restore a backup")
-    keys, bodies = tables.read("places")
-    places = schema.read_numbers(bodies)
-    if not np.array_equal(schema.read_u64_keys(keys), items.ids):
-        raise CorruptStore("the tables items and places do not hold the same items; `shoal rebuild` mends it")
-    clusters = _clusters(tables, levels)
-    trees = _trees(tables, clusters, levels)
-    if not np.array_equal(np.unique(places), trees.handles):
-        raise CorruptStore("the tables places and trees do not hold the same trees; `shoal rebuild` mends it")
-    positions = {key.decode(): body for key, body in tables.rows("positions")}
-    version, time_ms = int(state.get("version", 0)), int(state.get("time_ms", 0))
-    epoch = Epoch(*state.get("epoch", (0.0, 0.0, 0)))
-    return Loaded(version, time_ms, epoch, counters, positions, items, lists, places, trees, clusters)
-
-
-def load_to_rebuild(tables: Tables) -> Loaded:
-    """As `load`; where derived tables contradict each other, all items are as new, and keep no names.
-
-    Raises CorruptStore where values are damaged.
-    """
-    try:
-        return load(tables)
-    except CorruptStore:
-        state = tables.json("state") or {}
-        counters = state.get("counters", {})
-        items = schema.read_items(*tables.read("items"))
-        count = len(items.ids)
-        lists = Lists(items.ids, np.full((count, 0), -1, np.int64), np.zeros((count, 0), np.int32))
-        clusters = _clusters(tables, int(counters.get("levels", 1)))
-        return Loaded(
-            int(state.get("version", 0)), int(state.get("time_ms", 0)), Epoch(*state["epoch"]), counters, {},
-            items, lists, np.zeros(count, np.int64), NO_TREES, clusters,
-        )  # fmt: skip
-
-
-def _clusters(tables: Tables, levels: int) -> Clusters:
-    clusters = schema.read_living(*tables.read("clusters"))
-    final = clusters.parent == 0  # not rewritten when the number of levels changes
-    clusters.coarsest[final] = levels - 1
-    return clusters
-
-
-def _trees(tables: Tables, clusters: Clusters, levels: int) -> Trees:
-    """Paths by level from distinct ids: a level has the coarsest cluster that reaches down to it."""
-    keys, bodies = tables.read("trees")
-    packed = np.zeros((len(keys), levels), np.int64)
-    for row, body in enumerate(bodies):
-        path = schema.read_ids(body)
-        if len(path) > levels:
-            raise CorruptStore(f"table trees, key {schema.show_key('trees', keys[row])}: too long a path")
-        packed[row, : len(path)] = path
-    at = np.minimum(np.searchsorted(clusters.ids, packed), max(len(clusters.ids) - 1, 0))
-    if len(keys) and not ((clusters.ids[at] == packed) | (packed == 0)).all():
-        raise CorruptStore("the table trees names clusters that are not there; `shoal rebuild` mends it")
-    finest = np.where(packed > 0, clusters.finest[at], -1) if len(keys) else packed
-    rows = np.arange(len(keys))
-    paths = np.stack([packed[rows, _reach(finest, level)] for level in range(levels)], axis=1)
-    return Trees(schema.read_u64_keys(keys), paths)
-
-
-def _reach(finest: Int64, level: int) -> Int64:
-    index: Int64 = np.minimum((finest > level).sum(axis=1), finest.shape[1] - 1)
-    return index
+        self.raw = {name: RawTable(txn, handles[name], name) for name in schema.TABLES}
+        raw = self.raw
+        self.meta = MetaTable(raw["meta"])
+        self.items = ItemTable(raw["items"], schema.ID, schema.ITEM)
+        self.keys = Table(raw["keys"], schema.BYTES, schema.NUMBER)
+        self.lists = ListTable(raw["lists"], schema.ID, schema.LIST)
+        self.places = PlaceTable(raw["places"], schema.ID, schema.NUMBER)
+        self.members = PairTable(raw["members"], schema.PAIR)
+        self.trees = Table(raw["trees"], schema.ID, schema.IDS)
+        self.cluster_trees = PairTable(raw["cluster_trees"], schema.PAIR)
+        self.clusters = ClusterTable(raw["clusters"], schema.ID, schema.CLUSTER)
+        self.sizes = PairTable(raw["sizes"], schema.SIZE)
+        self.endings = PairTable(raw["endings"], schema.PAIR)
+        self.commits: Table[int, CommitRecord] = Table(raw["commits"], schema.ID, schema.COMMIT)
+        self.events = EventTable(raw["events"], schema.PLACE, schema.EVENT)
+        self.positions = Table(raw["positions"], schema.TEXT, schema.RAW)

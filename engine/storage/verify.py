@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import lmdb
 
 from engine.errors import CorruptStore
 from engine.storage import schema
-from engine.storage.tables import Tables
-
-
-@contextmanager
-def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[tuple[lmdb.Environment, Tables | None]]:
-    """One version of a store: its environment and tables; None while it has none.
-
-    `lock`: others may be writing it. Not within a process that has the store open. Raises CorruptStore.
-    """
-    try:
-        env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=lock, create=False)
-        with env, env.begin() as txn:
-            if not txn.stat()["entries"]:
-                yield env, None  # the writer was stopped before its first transaction
-                return
-            handles = {name: env.open_db(name.encode(), txn, create=False) for name in schema.TABLES}
-            yield env, Tables(txn, handles)
-    except lmdb.Error as error:
-        raise CorruptStore(f"{path}: {error}; restore a backup") from error
+from engine.storage.environment import reading
+from engine.storage.table import RawTable
 
 
 def walk(path: str | os.PathLike[str], beside: str = "") -> int:
@@ -36,26 +15,24 @@ def walk(path: str | os.PathLike[str], beside: str = "") -> int:
 
     `beside`: not empty where others may be writing it. Raises CorruptStore.
     """
-    with reading(path, lock=bool(beside)) as (_, found):
-        if found is None:
+    with reading(path, lock=bool(beside)) as tables:
+        if tables is None:
             return 0
-        counts = {name: _count(found, name) for name in schema.TABLES}
+        counts = {name: _count(table) for name, table in tables.raw.items()}
         for name, count in counts.items():
-            if count != found.count(name):
-                wanted = found.count(name)
+            if count != (wanted := tables.raw[name].count()):
                 raise CorruptStore(f"table {name} has {count} rows, not {wanted}; restore a backup")
         return sum(counts.values())
 
 
-def _count(found: Tables, table: str) -> int:
+def _count(table: RawTable) -> int:
     """The rows of a table: in order, as written, and found where the pages above them lead to."""
     count, before = 0, b""
-    with found.cursor(table) as rows, found.cursor(table) as search:
+    with table.cursor() as rows, table.cursor() as search:
         for key, value in rows:
-            schema.unseal(table, key, value)
+            schema.unseal(table.name, key, value)
             if key <= before or not search.set_key(key):
-                raise CorruptStore(
-                    f"table {table}, key {schema.show_key(table, key)} is in a wrong place; restore a backup"
-                )
+                shown = schema.show_key(table.name, key)
+                raise CorruptStore(f"table {table.name}, key {shown} is in a wrong place; restore a backup")
             count, before = count + 1, key
     return count

@@ -84,7 +84,7 @@ def test_a_map_is_drawn_anew_for_a_new_version_but_not_too_often(tmp_path: Path)
     toy, now = Toy(SEED), [0.0]
     atlas = Atlas(AtlasBounds(clusters=2, pause_s=2.0), clock=lambda: now[0])
     with Store.open(tmp_path, {"collection": "toy", "dim": None}) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         assert atlas.answer(view)["clusters"] == []
         now[0] += 5
         for _ in range(4):

@@ -116,7 +116,7 @@ def bounds(window_events: int = 10**6, history_versions: int = 10**6) -> Bounds:
 def test_it_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) -> None:
     toy = Toy(3)
     with Store.open(tmp_path, CONFIG) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         early = Follower(bounds())
         for _ in range(12):
             store.commit(toy.step())
@@ -153,7 +153,7 @@ def test_it_knows_what_is_in_the_log_wherever_it_begins(tmp_path: Path) -> None:
 def test_a_follower_that_retention_has_overtaken_begins_again(tmp_path: Path) -> None:
     toy = Toy(4)
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         follower = Follower(bounds())
         for _ in range(4):
             store.commit(toy.step())
@@ -167,7 +167,7 @@ def test_a_follower_that_retention_has_overtaken_begins_again(tmp_path: Path) ->
 def test_pages_of_one_kind_have_all_of_it_and_nothing_else(tmp_path: Path) -> None:
     toy = Toy(5)
     with Store.open(tmp_path, CONFIG) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         for _ in range(10):
             store.commit(toy.step())
         everything = view.changes(limit=10_000)["changes"]
@@ -190,7 +190,7 @@ def test_versions_without_events_leave_no_gap(tmp_path: Path) -> None:
     """A cursor behind the last event is good for as long as nothing further happens."""
     toy = Toy(6)
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         store.commit(toy.step())
         last = view.head().place
         follower = Follower(bounds())
@@ -213,7 +213,7 @@ def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
     toy = Toy(7)
     change = toy.step()
     with Store.open(tmp_path, CONFIG) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         store.commit(
             replace(change, events=[Erased() if isinstance(e, Assignment) else e for e in change.events])
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.errors import NoStore
 from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.storage.store import Store
+from engine.storage.table import K, Table, V
 from engine.storage.tables import Tables
 from engine.types import Assignment
 from tests.conftest import Run
@@ -116,111 +118,97 @@ def test_an_empty_store_and_none(tmp_path: Path, model_file: Path) -> None:
 Harm = Callable[[Tables], None]
 
 
-def first(found: Tables, table: str) -> schema.Row:
-    return next(iter(found.rows(table)))
+def first(table: Table[K, V]) -> tuple[K, V]:
+    return next(table.rows())
 
 
-def swap_two_neighbours(found: Tables) -> None:
-    key, body = first(found, "lists")
-    lists = schema.read_lists([key], [body])
+def swap_two_neighbours(tables: Tables) -> None:
+    item, lists = first(tables.lists)
     lists.neighbors[0, [2, 5]] = lists.neighbors[0, [5, 2]]
-    found.put("lists", key, schema.list_bodies(lists)[0])
+    tables.lists.put(item, lists)
 
 
-def forget_a_neighbour(found: Tables) -> None:
+def forget_a_neighbour(tables: Tables) -> None:
     """The list is still sorted, but not what exact search finds."""
-    key, body = first(found, "lists")
-    lists = schema.read_lists([key], [body])
+    item, lists = first(tables.lists)
     lists.neighbors[0] = np.append(np.delete(lists.neighbors[0], 3), -1)
     lists.dots[0] = np.append(np.delete(lists.dots[0], 3), -1)
-    found.put("lists", key, schema.list_bodies(lists)[0])
+    tables.lists.put(item, lists)
 
 
-def cut_a_list(found: Tables) -> None:
-    key, body = first(found, "lists")
-    lists = schema.read_lists([key], [body])
+def cut_a_list(tables: Tables) -> None:
+    item, lists = first(tables.lists)
     lists.neighbors[0, 4:], lists.dots[0, 4:] = -1, -1
-    found.put("lists", key, schema.list_bodies(lists)[0])
+    tables.lists.put(item, lists)
 
 
-def change_a_vector(found: Tables) -> None:
-    key, body = first(found, "items")
-    item = schema.read_items([key], [body])
-    item.vectors[0, 0] += 9
-    found.put("items", key, schema.item_bodies(item)[0])
+def change_a_vector(tables: Tables) -> None:
+    number, item = first(tables.items)
+    item.vector[0] += 9
+    tables.items.put(number, item)
 
 
-def lose_a_key(found: Tables) -> None:
-    found.delete("keys", first(found, "keys")[0])
+def lose_a_key(tables: Tables) -> None:
+    tables.keys.delete(first(tables.keys)[0])
 
 
-def lose_a_place(found: Tables) -> None:
-    found.delete("places", first(found, "places")[0])
+def lose_a_place(tables: Tables) -> None:
+    tables.places.delete(first(tables.places)[0])
 
 
-def lose_a_member(found: Tables) -> None:
-    found.delete("members", first(found, "members")[0])
+def lose_a_member(tables: Tables) -> None:
+    tables.members.remove([next(tables.members.pairs())])
 
 
-def lose_a_cluster_tree(found: Tables) -> None:
-    found.delete("cluster_trees", first(found, "cluster_trees")[0])
+def lose_a_cluster_tree(tables: Tables) -> None:
+    tables.cluster_trees.remove([next(tables.cluster_trees.pairs())])
 
 
-def lose_a_size(found: Tables) -> None:
-    found.delete("sizes", first(found, "sizes")[0])
+def lose_a_size(tables: Tables) -> None:
+    tables.sizes.remove([next(tables.sizes.pairs())])
 
 
-def enlarge_a_cluster(found: Tables) -> None:
-    for key, body in found.rows("clusters"):
-        cluster = schema.read_cluster(key, body)
-        if not cluster.ended:
-            grown = bytearray(body)
-            grown[0] += 1
-            found.put("clusters", key, bytes(grown))
-            return
+def enlarge_a_cluster(tables: Tables) -> None:
+    cluster = next(cluster for _, cluster in tables.clusters.rows() if not cluster.ended)
+    tables.clusters.put(cluster.id, replace(cluster, size=cluster.size + 1))
 
 
-def move_an_item(found: Tables) -> None:
+def move_an_item(tables: Tables) -> None:
     """The tables agree with each other, but not with the lists."""
-    places = [(key, schema.read_number(body)) for key, body in found.rows("places")]
-    sizes: dict[int, int] = {}
-    for _, tree in places:
-        sizes[tree] = sizes.get(tree, 0) + 1
-    (one, was), (_, other) = next(
+    places = list(tables.places.rows())
+    sizes = Counter(tree for _, tree in places)
+    (item, was), (_, other) = next(
         (mine, theirs)
         for mine in places
         for theirs in places
         if mine[1] != theirs[1] and sizes[mine[1]] == sizes[theirs[1]] + 1
     )
-    number = schema.read_u64(one)
-    found.put("places", one, schema.number_bodies(np.array([other]))[0])
-    found.delete("members", schema.pair(was, number))
-    found.put("members", schema.pair(other, number))
+    tables.places.put(item, other)
+    tables.members.remove([(was, item)])
+    tables.members.add([(other, item)])
 
 
-def lose_an_event(found: Tables) -> None:
-    found.delete("events", first(found, "events")[0])
+def lose_an_event(tables: Tables) -> None:
+    tables.events.delete(first(tables.events)[0])
 
 
-def lose_a_commit(found: Tables) -> None:
-    rows = list(found.rows("commits"))
-    found.delete("commits", rows[2][0])
+def lose_a_commit(tables: Tables) -> None:
+    tables.commits.delete(list(tables.commits.rows())[2][0])
 
 
-def tell_a_lie(found: Tables) -> None:
+def tell_a_lie(tables: Tables) -> None:
     """The last event of an item says it is elsewhere."""
-    for key, body in reversed(list(found.rows("events"))):
+    for place, body in reversed(list(tables.events.stored())):
         event = schema.parse_event(body)
         if isinstance(event, Assignment) and event.cluster:
-            lie = schema.event_body(Assignment(event.key, event.cluster + 1, event.previous, event.path))
-            found.put("events", key, lie.ljust(len(body)))
+            lie = schema.event_body(replace(event, cluster=event.cluster + 1))
+            tables.events.raw.put(schema.event_key(*place), lie.ljust(len(body)))
             return
 
 
-def give_an_id_twice(found: Tables) -> None:
-    state = found.json("state") or {}
-    state["counters"]["next_item"] = 3
-    found.put("meta", b"state", schema.dump_json(state))
+def give_an_id_twice(tables: Tables) -> None:
+    state = tables.meta.state
+    tables.meta.put_state(replace(state, counters={**state.counters, "next_item": 3}))
 
 
 HARM: list[tuple[Harm, str]] = [
@@ -246,8 +234,8 @@ HARM: list[tuple[Harm, str]] = [
 def test_what_is_wrong_is_found(settings: Settings, harm: Harm, words: str) -> None:
     """All checksums match: only what the tables mean tells."""
     fill(settings)
-    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
-        harm(Tables(txn, opened.handles))
+    with Store.open(settings.store.path) as opened:
+        opened.environment.write(harm)
     for file in settings.store.path.glob("derived-*"):
         file.unlink()
     found = wrong(settings)
@@ -257,8 +245,8 @@ def test_what_is_wrong_is_found(settings: Settings, harm: Harm, words: str) -> N
 @pytest.mark.parametrize("harm", [harm for harm, _ in HARM], ids=[harm.__name__ for harm, _ in HARM])
 def test_a_rebuild_mends_what_it_is_said_to_mend(settings: Settings, harm: Harm) -> None:
     fill(settings)
-    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
-        harm(Tables(txn, opened.handles))
+    with Store.open(settings.store.path) as opened:
+        opened.environment.write(harm)
     findings = check(settings, 0).findings
     if all("shoal rebuild" in finding for finding in findings if "derived-" not in finding):
         rebuild_store(settings, clock=lambda: 6.0)
@@ -353,8 +341,8 @@ def test_the_command_ends_with_the_exit_code_of_damage(
     settings: Settings, shoal: Run, model_file: Path
 ) -> None:
     fill(settings)
-    with Store.open(settings.store.path) as opened, opened.env.begin(write=True) as txn:
-        lose_a_member(Tables(txn, opened.handles))
+    with Store.open(settings.store.path) as opened:
+        opened.environment.write(lose_a_member)
     done = shoal(
         "check", "--store", settings.store.path, "--index", "exact", "-m", model_file, "--tau", "0.3"
     )

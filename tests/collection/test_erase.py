@@ -54,7 +54,7 @@ def draw(seed: int, count: int) -> np.ndarray:
 def engine(settings: Settings, weights: LinkageModel) -> Iterator[Engine]:
     """With an item that was moved twice, among others whose keys stand around its own."""
     with Engine.open(settings, weights, lambda: 5.0) as engine:
-        with engine.store.env.begin():  # while one reads, pages are not used again: all is still there
+        with engine.store.snapshot():  # while one reads, pages are not used again: all is still there
             for at in range(3):
                 names = [f"the key of nobody {i}" for i in range(400 * at, 400 * at + 400)]
                 vectors = draw(at, 401)

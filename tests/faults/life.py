@@ -135,7 +135,7 @@ class Life:
         def hear(told: Published) -> None:
             store.keep_from = told.keep_from
 
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         self.publisher = Publisher(view, self.topic, self.story.settings(self.folder), hear, Event())
         self.is_lost = True
 

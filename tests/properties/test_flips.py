@@ -64,7 +64,7 @@ def make(path: str) -> None:
             engine.delete(NAMES[at : at + 30 : 9])
         engine.save()
         engine.upsert(NAMES[:9], draw(70, 9))
-        copy_open(engine.store.env, Path(path + ".backup"))
+        copy_open(engine.store, Path(path + ".backup"))
 
 
 def answers(path: str) -> dict[str, Any]:

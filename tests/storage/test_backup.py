@@ -93,7 +93,7 @@ def test_a_backup_while_a_writer_runs_is_one_version(tmp_path: Path) -> None:
 
 def test_a_process_that_has_the_store_open_copies_it_too(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
-        assert copy_open(store.env, tmp_path / "copy").version == 4
+        assert copy_open(store, tmp_path / "copy").version == 4
         store.commit(later(5))
     assert walk(tmp_path / "copy") > 0
 

@@ -302,7 +302,7 @@ with Store.open(sys.argv[1], {"collection": "toy", "dim": None}, map_bytes=1 << 
 def test_the_writers_process_reads_through_the_writers_environment(tmp_path: Path) -> None:
     toy = Toy(5)
     with Store.open(tmp_path, CONFIG) as store:
-        view = View.beside(store.env, store.handles)
+        view = View.beside(store)
         assert view.version == 0
         for _ in range(3):
             store.commit(toy.step())

@@ -253,7 +253,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
     toy = Toy(9)
     with Store.open(tmp_path, CONFIG, map_bytes=1 << 18) as store:
-        while store.env.info()["map_size"] < 1 << 20:
+        while store.environment.map_bytes < 1 << 20:
             store.commit(toy.step(40))
         assert_loaded(store.load(), toy)
     with Store.open(tmp_path, CONFIG, map_bytes=1 << 18) as store:

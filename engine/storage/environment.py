@@ -1,0 +1,318 @@
+"""The LMDB environment of a store: opened, read and written here, and nowhere else.
+
+Three things change under open transactions and are handled here: a writer whose map is full makes it larger,
+a reader follows, and a compaction puts another file in the store's place. Each waits until this process
+has no transaction open. LMDB must not be opened twice in a process: whoever reads where a writer is at work
+shares its environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from engine.errors import CorruptStore, NoStore, StoreError, StoreFull
+from engine.storage import schema
+from engine.storage.tables import Tables
+from engine.system import files
+
+DATA, LOCK = "data.mdb", "lock.mdb"
+MAP_BYTES = 1 << 36  # address space, neither memory nor disk
+MAX_READERS = 126  # read transactions open at once, over all processes
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.BadDbiError,
+    lmdb.IncompatibleError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+T = TypeVar("T")
+Files = tuple[int, int] | None
+
+
+class Environment:
+    """An open store. Any thread may read; one thread of one process writes."""
+
+    def __init__(self, folder: Path, map_bytes: int, writable: bool) -> None:
+        self.folder, self.writable, self._map_bytes = folder, writable, map_bytes
+        self._gate, self._active = threading.Condition(), 0  # open read transactions
+        self._changing = self._closed = False
+        self._files = _files(folder)
+        self._env, self._handles = (_open_to_write if writable else _open_to_read)(folder, map_bytes)
+
+    @classmethod
+    def create(cls, folder: Path, map_bytes: int = MAP_BYTES) -> Environment:
+        """Open a store for its writer, and make its file where there is none. Raises lmdb.Error, OSError."""
+        if not (folder / DATA).exists():
+            _make_file(folder)
+        return cls(folder, map_bytes, writable=True)
+
+    @classmethod
+    def attach(cls, folder: Path, map_bytes: int = MAP_BYTES) -> Environment:
+        """Open a store to read it, also while another process writes it. Raises NoStore, CorruptStore,
+        StoreError.
+        """
+        return cls(folder, map_bytes, writable=False)
+
+    def close(self) -> None:
+        """Wait for the open read transactions, then let go of the file."""
+        with self._alone():
+            if not self._closed:
+                self._closed = True
+                self._env.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Tables]:
+        """Open a read transaction. Thread-safe, also during a commit. Keep it short: it pins pages.
+
+        Raises StoreError (all reader slots are taken), CorruptStore.
+        """
+        txn = self._begin()
+        try:
+            yield Tables(txn, self._handles)
+        except lmdb.Error as error:
+            raise unreadable(self.folder, error) from error
+        finally:
+            with self._gate:
+                txn.abort()
+                self._active -= 1
+                self._gate.notify_all()
+
+    def write(self, work: Callable[[Tables], T]) -> T:
+        """Run `work` in a write transaction, again with a larger map where the map was too small.
+
+        Only in the writer's thread, without a read transaction of its own. Raises lmdb.Error, OSError,
+        StoreFull (no address space); then nothing of it was kept.
+        """
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    return work(Tables(txn, self._handles))
+            except lmdb.MapFullError:
+                self._grow()
+
+    def replace_file(self, file: Path) -> None:
+        """Put another file in the store's place and open it. Raises lmdb.Error, OSError.
+
+        It gets a lock file of its own: LMDB counts its transactions from the beginning.
+        """
+        map_bytes = self.map_bytes
+        with self._alone():
+            self._closed = True  # and it stays so where something fails
+            self._env.close()
+            files.put_in_place(file, self.folder / DATA)
+            (self.folder / LOCK).unlink(missing_ok=True)
+            files.sync(self.folder)
+            self._env, self._handles = _open_to_write(self.folder, map_bytes)
+            self._closed = False
+
+    def copy(self, folder: Path) -> None:
+        """Write LMDB's compacted copy of the last version into a folder. Raises lmdb.Error, OSError."""
+        self._env.copy(os.fspath(folder), compact=True)
+
+    def check_readers(self) -> int:
+        """Free the reader slots of processes that died; return how many."""
+        return int(self._env.reader_check())
+
+    @property
+    def map_bytes(self) -> int:
+        """The size of the map, which bounds the file."""
+        return int(self._env.info()["map_size"])
+
+    @property
+    def transaction(self) -> int:
+        """LMDB's number of the last committed transaction; a compacted file counts from the beginning."""
+        return int(self._env.info()["last_txnid"])
+
+    def oldest_reader(self) -> int | None:
+        """Return the transaction that the oldest open read transaction of any process sees; None: none is."""
+        rows = (line.split() for line in self._env.readers().splitlines()[1:])
+        return min((int(row[2]) for row in rows if len(row) == 3 and row[2].isdigit()), default=None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no read transaction is open, and let none begin."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._changing)
+            self._changing = True
+            try:
+                self._gate.wait_for(lambda: self._active == 0)
+                yield
+            finally:
+                self._changing = False
+                self._gate.notify_all()
+
+    def _begin(self) -> lmdb.Transaction[bytes]:
+        with self._gate:
+            self._gate.wait_for(lambda: not self._changing)
+            if self._closed:
+                raise StoreError(f"{self.folder} is closed; open it again")
+            try:
+                if not self.writable:
+                    self._follow()
+                try:
+                    txn = self._env.begin()
+                except lmdb.MapResizedError:  # the writer made the map larger
+                    with self._alone():
+                        self._env.set_mapsize(0)
+                    txn = self._env.begin()
+            except lmdb.Error as error:
+                raise unreadable(self.folder, error) from error
+            self._active += 1
+            return txn
+
+    def _follow(self) -> None:
+        """Open the file that compaction has put in the place of the one that is open."""
+        if _files(self.folder) in (None, self._files):
+            return
+        with self._alone():
+            self._files = _files(self.folder)
+            self._env.close()
+            self._env, self._handles = _open_to_read(self.folder, self._map_bytes)
+
+    def _grow(self) -> None:
+        """Double the map. Raises StoreFull."""
+        size = 2 * self.map_bytes
+        with self._alone():
+            try:
+                self._env.set_mapsize(size)
+            except (lmdb.Error, OSError) as error:
+                raise StoreFull(
+                    f"{self.folder}: no address space for a map of {size / 1e9:.1f} GB"
+                ) from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[Tables | None]:
+    """Open one version of a store just once; None while it has none.
+
+    `lock`: others may be writing it. Not within a process that has the store open. Raises CorruptStore,
+    StoreError.
+    """
+    folder = Path(path)
+    try:
+        env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=lock, create=False)
+        with env, env.begin() as txn:
+            if not txn.stat()["entries"]:
+                yield None  # the writer was stopped before its first transaction
+                return
+            yield Tables(txn, _handles(env, txn, create=False))
+    except lmdb.Error as error:
+        raise unreadable(folder, error) from error
+
+
+@contextmanager
+def scratch(folder: Path, map_bytes: int) -> Iterator[Callable[[Callable[[Tables], None]], None]]:
+    """Make an environment in an empty folder: yield what runs work in one transaction of it.
+
+    It is durable when the block ends, not at each transaction.
+    """
+    with lmdb.open(os.fspath(folder), map_size=map_bytes, max_dbs=len(schema.TABLES), sync=False) as env:
+        with env.begin(write=True) as txn:
+            handles = _handles(env, txn, create=True)
+
+        def write(work: Callable[[Tables], None]) -> None:
+            with env.begin(write=True) as txn:
+                work(Tables(txn, handles))
+
+        yield write
+        env.sync(True)
+    files.sync(folder / DATA)
+
+
+def unreadable(folder: Path, error: Exception) -> StoreError:
+    """Return the error to raise where a store cannot be read."""
+    if isinstance(error, lmdb.ReadersFullError):
+        return StoreError(
+            f"{folder}: all {MAX_READERS} reader slots are taken; end programs that have the store open, "
+            "then try again"
+        )
+    return CorruptStore(f"{folder} is damaged ({error}); restore a backup")
+
+
+def unwritable(folder: Path, error: Exception) -> StoreError:
+    """Return the error to raise where a store cannot be opened to write, or a write failed."""
+    code = getattr(error, "errno", None) or getattr(error, "code", None)
+    if isinstance(error, (*_DAMAGE, lmdb.ReadersFullError)):
+        return unreadable(folder, error)
+    if code in _REFUSED or isinstance(error, lmdb.ReadonlyError):
+        return StoreFull(f"{folder} cannot be written ({error}); make it writable, then start again")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return StoreError(f"{folder} is not a folder; name another store")
+    free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
+    return StoreFull(
+        f"{folder}: the disk refused a write ({error}; {free:.0f} MB free); nothing of it was kept: "
+        "make room or mend the disk, then start again"
+    )
+
+
+def _open_to_write(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
+    """Durable at each commit, never a writable map: on a full disk that kills the process."""
+    size = max(map_bytes, 2 * (folder / DATA).stat().st_size)
+    env = lmdb.open(os.fspath(folder), map_size=size, max_dbs=len(schema.TABLES), max_readers=MAX_READERS)
+    try:
+        env.reader_check()
+        with env.begin(write=True) as txn:  # all tables or none
+            return env, _handles(env, txn, create=True)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
+    try:
+        env = lmdb.open(
+            os.fspath(folder),
+            map_size=map_bytes,
+            max_dbs=len(schema.TABLES),
+            max_readers=MAX_READERS,
+            readonly=True,
+            create=False,
+        )
+    except _DAMAGE as error:
+        raise unreadable(folder, error) from error
+    except lmdb.Error as error:
+        raise StoreError(f"{folder} cannot be read ({error})") from error
+    try:
+        env.reader_check()
+        return env, _handles(env, None, create=False)
+    except BaseException as error:
+        env.close()
+        if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
+            raise NoStore(f"{folder} holds no store yet; `shoal ingest` makes one") from error
+        if isinstance(error, lmdb.Error):
+            raise unreadable(folder, error) from error
+        raise
+
+
+def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create: bool) -> dict[str, Any]:
+    """Open all tables. Handles opened in a read transaction are valid only there; with None, for good."""
+    return {name: env.open_db(name.encode(), txn, create=create) for name in schema.TABLES}
+
+
+def _make_file(folder: Path) -> None:
+    """A new file is there as a whole or not at all: LMDB does not wait until its first pages are durable."""
+    temporary = folder / "data.new"
+    temporary.unlink(missing_ok=True)
+    lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()
+    files.put_in_place(temporary, folder / DATA)
+
+
+def _files(folder: Path) -> Files:
+    """Identify the files of a store; None: the writer is just putting others in place."""
+    try:
+        return os.stat(folder / DATA).st_ino, os.stat(folder / LOCK).st_ino
+    except FileNotFoundError:
+        return None
