@@ -132,8 +132,8 @@ class Store:
 
     def positions(self) -> dict[str, bytes]:
         """The next position of each source."""
-        with self._reading() as found:
-            return {name.decode(): position for name, position in found.rows("positions")}
+        with self.snapshot() as tables:
+            return dict(tables.positions.rows())
 
     def position(self, source: str) -> bytes | None:
         """Where to go on reading a source."""
