@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import os
 import select
 import sys
@@ -23,6 +22,7 @@ from engine.errors import InputError
 from engine.records import brief
 
 STDIN = Path("-")
+ZSTD_BYTES = 2**14  # read at once: little may unpack to much
 PAUSE_S = 0.2  # between two looks for more
 COMPRESSED = (".gz", ".zst")
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
@@ -84,18 +84,35 @@ def opened(path: Path, offset: int = 0) -> Iterator[Read]:
         if path.suffix == ".gz":
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
         elif path.suffix == ".zst":
-            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            stream = cast(BinaryIO, io.BufferedReader(reader))
+            unpacked = _unpacked(file)
+            yield lambda: _guarded(path, lambda: next(unpacked, b""))
+            return
         else:
             file.seek(offset)
+        yield lambda: _guarded(path, lambda: stream.read(CHUNK_BYTES))
 
-        def read() -> bytes:
-            try:
-                return stream.read(CHUNK_BYTES)
-            except _DAMAGE as problem:
-                raise InputError(f"{path} is damaged or truncated: {brief(problem)}.") from None
 
-        yield read
+def _guarded(path: Path, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except _DAMAGE as problem:
+        raise InputError(f"{path} is damaged or truncated: {brief(problem)}.") from None
+
+
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """The content of Zstandard's frames. zstandard's own reader is silent about a frame that is cut short."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    begun = False
+    while piece := file.read(ZSTD_BYTES):
+        while piece:
+            begun = True
+            if found := frame.decompress(piece):
+                yield found
+            piece = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+    if begun:
+        raise EOFError("the last frame is cut short")
 
 
 @contextmanager
