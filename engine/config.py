@@ -76,6 +76,11 @@ class KafkaSettings(_Section):
 
     bootstrap: str = Field(min_length=1)  # host:port, more of them with commas
     topic: str = Field(min_length=1, max_length=230, pattern=r"^[a-zA-Z0-9._-]+$")
+    key_format: Literal["utf8", "int32", "int64", "uuid"] = "utf8"  # binary ones as Kafka's serializers write
+    value_format: Literal["json", "json-schema", "avro", "float32", "float64"] = "json"
+    registry_url: str | None = Field(None, pattern=r"^https?://")  # of the schemas that avro needs
+    registry_username: str | None = None
+    registry_password: SecretStr | None = None
     publish: bool = True  # False: nothing goes out
     skip_expired: bool = False  # True: go on behind records that expired before they were read
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -95,6 +100,8 @@ class KafkaSettings(_Section):
             raise ValueError("security SASL_PLAINTEXT or SASL_SSL and sasl_mechanism go together")
         if sasl and (self.username is None or (self.password is None) == (self.password_file is None)):
             raise ValueError("SASL needs a username and either password or password_file")
+        if self.value_format == "avro" and self.registry_url is None:
+            raise ValueError("value_format avro needs registry_url")
         if "SSL" not in self.security and (self.tls_ca_file or self.tls_cert_file or self.tls_key_file):
             raise ValueError(f"tls_... settings need security SSL or SASL_SSL, not {self.security}")
         return self

@@ -1,13 +1,21 @@
 """What the Kafka source and sink share: how to connect, what a topic is, and which errors retrying mends.
 
-kafka-python tells the reason of a failed connection to its log only, and then raises a timeout. So its
-log is listened to here, and nothing of it goes further: Shoal says itself what is wrong, once.
+Every workaround for kafka-python (3.0) stands here, each with what it does upstream:
+
+- `_Reason`: the client tells why a connection failed to its log only, and raises a timeout after it. So its
+  log is listened to, and nothing of it goes further: Shoal says itself what is wrong, once.
+- `KafkaCluster.connect`: a consumer or producer whose constructor raises keeps its thread and sockets, and
+  nobody has a reference to close them by. So the network client is made here.
+- `commit`: `KafkaProducer.commit_transaction` waits without an end for a broker that was killed.
+- `let_go`: `KafkaProducer.close(timeout=0)` raises where a record could not be sent, and goes on trying.
+- `Watch`: a consumer has been seen to poll for ever, without an error and without a record.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +177,38 @@ class KafkaCluster:
         if isinstance(error, KafkaConfigurationError):
             return ConfigError(f"[source.kafka] cannot be used: {words}.")
         return None
+
+
+def commit(producer: Any, timeout_ms: int) -> None:
+    """End a transaction as `commit_transaction` does, but not later than this. Raises KafkaError."""
+    result = producer._transaction_manager.begin_commit()
+    producer._sender.wakeup()
+    if not result.wait(timeout_ms):
+        raise KafkaTimeoutError(f"no answer to a commit for {timeout_ms / 1000:g} s")
+
+
+def let_go(producer: Any) -> None:
+    """Close a producer at once, whatever it has still to send."""
+    try:
+        producer.close(timeout=0)
+    except KafkaError:
+        producer._sender.force_close()
+
+
+class Watch:
+    """Notices when records are there and none comes."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.moved()
+
+    def moved(self) -> None:
+        self._last = time.monotonic()
+
+    def check(self) -> None:
+        idle_s = time.monotonic() - self._last
+        if idle_s > self._timeout_s:
+            raise KafkaError(f"there are unread records and none came for {idle_s:.0f} s")
 
 
 def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:

@@ -18,7 +18,7 @@ import orjson
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
-from connectors.kafka.client import KafkaCluster, Topic, brief
+from connectors.kafka.client import KafkaCluster, Topic, Watch, brief
 from engine.config import BoundsSettings, KafkaSettings
 from engine.errors import BrokerError, ShoalError
 
@@ -186,7 +186,7 @@ class KafkaReader:
             max_poll_records=min(POLL_RECORDS, self._bounds.queue_records),
         )
         try:
-            watch = _Watch(self._bounds.stall_timeout_s)
+            watch = Watch(self._bounds.stall_timeout_s)
             self._assign(consumer, topic)
             due, told = 0.0, dict[int, int]()
             while not self._ending.is_set() and turn == self._turn:
@@ -256,7 +256,7 @@ class KafkaReader:
             self._inbox.next, self._inbox.topic = known, topic
         _log.info("reading %s, partitions %s", topic.name, known)
 
-    def _discover(self, cluster: KafkaCluster, consumer: Any, topic: Topic, watch: _Watch) -> Topic:
+    def _discover(self, cluster: KafkaCluster, consumer: Any, topic: Topic, watch: Watch) -> Topic:
         """New partitions, the ends of all, and whether records come."""
         found = self._identify(cluster)
         if found.partitions != topic.partitions:
@@ -331,22 +331,6 @@ def check_topic(settings: KafkaSettings, known: Position | None, found: Topic | 
             " store, which reads it from its beginning."
         )
     return found
-
-
-class _Watch:
-    """Notices when records are there and none comes, which kafka-python has been seen to do."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self.moved()
-
-    def moved(self) -> None:
-        self._last = time.monotonic()
-
-    def check(self) -> None:
-        idle_s = time.monotonic() - self._last
-        if idle_s > self._timeout_s:
-            raise KafkaError(f"there are unread records and none came for {idle_s:.0f} s")
 
 
 def _patiently(ask: Callable[[], Topic | None], timeout_s: float) -> Topic | None:

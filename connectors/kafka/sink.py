@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from connectors.kafka.client import KafkaCluster, brief
+from connectors.kafka.client import KafkaCluster, brief, commit, let_go
 from engine.config import BoundsSettings, KafkaSettings
 from engine.errors import BrokerError
 from engine.events import Place, show_event
@@ -95,7 +95,7 @@ class KafkaSink:
             progress = {"store": self._identity, "instance": self._instance, "version": place[0]}
             value = orjson.dumps({**progress, "ordinal": place[1]})
             self._producer.send(self.progress, value, self._collection.encode(), partition=0)
-            self._commit()
+            commit(self._producer, COMMIT_MS)
             self._last = place
         except KafkaError as error:
             self.close()
@@ -106,18 +106,8 @@ class KafkaSink:
         """An open transaction is aborted by whoever resumes."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            try:
-                producer.close(timeout=0)
-            except KafkaError:  # there is something that it could not send
-                producer._sender.force_close()
+            let_go(producer)
         self._cluster.close()
-
-    def _commit(self) -> None:
-        """As `commit_transaction`, which waits without an end for a broker that was killed."""
-        result = self._producer._transaction_manager.begin_commit()
-        self._producer._sender.wakeup()
-        if not result.wait(COMMIT_MS):
-            raise KafkaTimeoutError(f"no answer to a commit for {COMMIT_MS / 1000:g} s")
 
     def _make_topics(self) -> None:
         source = self._cluster.topic(self._settings.topic)

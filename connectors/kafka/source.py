@@ -7,18 +7,27 @@ that cannot be used goes to the dead letters in the same transaction. The sink i
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from connectors.kafka.reader import KafkaReader, Position
-from connectors.kafka.records import to_batch
-from engine.errors import ConfigError
+from kafka.errors import KafkaError
+
+from connectors.kafka.client import KafkaCluster, brief
+from connectors.kafka.reader import KafkaReader, Position, check_topic
+from connectors.kafka.registry import RegistryAway
+from connectors.kafka.values import Decoder
+from engine.config import KafkaSettings
+from engine.errors import BrokerError, ConfigError
 from engine.streams import Ground, Handler, Lag
-from engine.types import Applied, Batch
+from engine.types import Applied, Batch, DeadLetter
 
 POSITION = "kafka"  # its name in the store
 MARKS_S = 10.0  # between batches that only pass the marks of transactions
+TOLD_S = 10.0  # between two lines of the log on dead letters, or on a registry that is away
+_log = logging.getLogger("shoal.kafka")
 
 
 class KafkaSource:
@@ -30,13 +39,15 @@ class KafkaSource:
             raise ConfigError("There is no [source.kafka] in the settings: set bootstrap and topic.")
         self.name = f"kafka:{settings.source.kafka.topic}"
         self._bounds, self._dim, self._clock = settings.bounds, ground.dim, clock
+        self._decoder = Decoder(settings.source.kafka, settings.bounds)
         raw = ground.position(POSITION)
         position = Position.load(raw) if raw else None
-        self._known_dim: int | None = None
         self._stored = self._taken = dict(position.offsets) if position else {}
         self._taken_time: float | None = None  # ms, of the first record of a batch that is not durable
+        self._held: tuple[Sequence[Any], Position] | None = None  # records whose schemas are awaited
         self._passed = time.monotonic()  # when a batch was last handed over
         self._behind_since: float | None = None
+        self._letters, self._told_at = 0, -TOLD_S
         group = f"shoal-{settings.collection.name}"
         self._reader = KafkaReader(settings.source.kafka, settings.bounds, group, position)
 
@@ -46,15 +57,22 @@ class KafkaSource:
 
     def poll(self, size: int, timeout_s: float) -> Batch | None:
         """See `engine.streams.Source`. Raises BrokerError."""
-        records, position = self._reader.take(size, timeout_s)
+        records, position = self._held or self._reader.take(size, timeout_s)
         if position is None or (not records and not self._marks_are_due(position)):
             return None
-        dim = self._known_dim or self._dim()
-        batch, self._known_dim = to_batch(records, dim, self._bounds, int(self._clock() * 1000))
+        try:
+            settled, letters = self._decoder.settle(records, self._dim(), int(self._clock() * 1000))
+        except RegistryAway as problem:
+            self._held = records, position
+            self._tell("the schema registry cannot be asked, and records wait: %s", problem)
+            time.sleep(timeout_s)
+            return None
+        self._held = None
         self._taken = dict(position.offsets)
         self._taken_time = records[0].timestamp if records else None
         self._passed = time.monotonic()
-        return replace(batch, positions={POSITION: position.dump()})
+        self._tell_letters(letters)
+        return replace(settled.batch, positions={POSITION: position.dump()}, rejected=letters)
 
     def committed(self, applied: Applied) -> None:
         self._stored, self._taken_time = self._taken, None
@@ -70,7 +88,8 @@ class KafkaSource:
             return Lag({str(p): n for p, n in records.items()})
         now_s = self._clock()
         self._behind_since = self._behind_since or now_s
-        oldest_ms = self._taken_time or waiting
+        held = self._held[0][0].timestamp if self._held else None
+        oldest_ms = self._taken_time or held or waiting
         since_s = oldest_ms / 1000 if oldest_ms and oldest_ms > 0 else self._behind_since
         return Lag({str(p): n for p, n in records.items()}, max(0.0, now_s - since_s))
 
@@ -80,3 +99,40 @@ class KafkaSource:
     def _marks_are_due(self, position: Position) -> bool:
         """Marks of transactions are passed now and then, so that they do not expire as if unread."""
         return dict(position.offsets) != self._stored and time.monotonic() - self._passed > MARKS_S
+
+    def _tell_letters(self, letters: Sequence[DeadLetter]) -> None:
+        self._letters += len(letters)
+        if letters and self._tell(
+            "%d records cannot be used and are dead letters; the last one, %s: %s",
+            self._letters,
+            letters[-1].origin,
+            letters[-1].reason,
+        ):
+            self._letters = 0
+
+    def _tell(self, words: str, *values: object) -> bool:
+        """A line of the log, unless there was one just now."""
+        due = time.monotonic() - self._told_at >= TOLD_S
+        if due:
+            _log.warning(words, *values)
+            self._told_at = time.monotonic()
+        return due
+
+
+def plan(settings: KafkaSettings, raw: bytes | None) -> str:
+    """What a daemon would read, in words. `raw`: the position in the store. Raises ShoalError as it would."""
+    known = Position.load(raw) if raw else None
+    with KafkaCluster(settings) as cluster:
+        try:
+            topic = check_topic(settings, known, cluster.topic(settings.topic))
+        except KafkaError as error:
+            refusal = cluster.refusal(error)
+            raise refusal or BrokerError(
+                f"No broker can be asked at {settings.bootstrap} ({brief(error)}): start it, or set "
+                "[source.kafka] bootstrap."
+            ) from error
+    offsets = known.offsets if known else {}
+    places = ", ".join(f"{p} from {offsets.get(p, 'its beginning')}" for p in topic.partitions)
+    name = settings.topic
+    out = f"; it would publish to {name}.assignments, {name}.clusters and {name}.dlq"
+    return f"It would read the topic {name}: partition {places}{out if settings.publish else ''}."

@@ -175,8 +175,7 @@ def _open_source(ground: Ground) -> Source:
 def _plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> str:
     """What comes in, in words."""
     if chosen.source.kafka:
-        from connectors.kafka.plan import plan
-        from connectors.kafka.source import POSITION
+        from connectors.kafka.source import POSITION, plan
 
         return plan(chosen.source.kafka, position(POSITION))
     if chosen.source.http:

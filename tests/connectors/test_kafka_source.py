@@ -51,7 +51,8 @@ class Reading:
         self.live: dict[bytes, Any] = {}
         self.rejected: list[Any] = []
         self.batches: list[Batch] = []
-        ground = Ground(settings, "id", self.positions.get, lambda: len(self.batches), lambda: None)
+        self.dim: int | None = None
+        ground = Ground(settings, "id", self.positions.get, lambda: len(self.batches), lambda: self.dim)
         self.source = KafkaSource(ground)
 
     def take(self, size: int = 100, timeout_s: float = 0.2) -> Batch | None:
@@ -62,6 +63,8 @@ class Reading:
             batch.keys, batch.vectors, batch.times.tolist(), batch.payloads, strict=True
         ):
             self.live[key] = (vector.tolist(), time_ms, payload)
+        if len(batch.keys):
+            self.dim = batch.vectors.shape[1]
         for key in batch.deletes:
             self.live.pop(key, None)
         self.rejected += batch.rejected
