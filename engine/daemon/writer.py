@@ -84,6 +84,7 @@ class Writer:
         self._expired_at = self._readers_at = 0.0
         self._told, self._told_at = (0, 0), 0.0
         self._batch_s = 0.0
+        self._last_reject = ""  # why a record became a dead letter
 
     def listen(self) -> Listener:
         """Answer at the control socket from now on."""
@@ -115,6 +116,8 @@ class Writer:
         start = time.perf_counter()
         applied = self.engine.apply(batch)
         self._batch_s = seconds = time.perf_counter() - start
+        if batch.rejected:
+            self._last_reject = batch.rejected[-1].reason
         self.metrics.committed(applied, seconds)
         self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
         self._tell()
@@ -204,6 +207,8 @@ class Writer:
             "dim": self.engine.dim,
             "batches": self.metrics.batches,
             "records": self.metrics.outcomes.total(),
+            "rejected": self.metrics.outcomes["rejected"],
+            "last_reject": self._last_reject,
             "lag_records": lag.total,
             "oldest_unread_s": lag.oldest_unread_s,
             "stalled_s": time.monotonic() - self._progress,
