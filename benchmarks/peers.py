@@ -21,7 +21,7 @@ from engine.types import Float32, Int64
 NOISE = -1  # a label of items that are in no cluster; each counts as a cluster of one
 SIZES = (5, 10, 20)  # smallest cluster, offered to HDBSCAN and FISHDBC
 RADII = (0.8, 0.9, 1.0, 1.1)  # offered to DBSTREAM; vectors have length 1
-FADINGS = (0.01, 0.001, 0.0001)  # its default is the first: half of a weight is forgotten in 100 items
+FADINGS = (0.01, 0.0001)  # its default is the first: half of a weight is forgotten in 100 items
 
 
 class Peer(Protocol):
