@@ -37,6 +37,9 @@ def test_a_guide_is_a_page_that_needs_no_key(served: Api, path: str) -> None:
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "<h1 " in page.text
+    policies = page.headers.get_list("content-security-policy")
+    assert len(policies) == 2, "the API's own, and a stricter one; a browser enforces both"
+    assert any(policy.startswith("default-src 'none'") for policy in policies)
     head = served.http.head(path)
     assert (head.status_code, head.text) == (200, "")
     assert head.headers["content-length"] == page.headers["content-length"]
