@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing_extensions import TypedDict
 
 from engine.types import Assignment, Erased, Event, LineageEvent
 
 Place = tuple[int, int]  # (version, ordinal) of the last event read; reading resumes behind it
 BEGIN: Place = (0, -1)
 
+EventRow = TypedDict(
+    "EventRow",
+    {
+        "schema": int,  # of this JSON: 1
+        "collection": str,
+        "version": int,
+        "event-id": str,  # VERSION-ORDINAL, never repeated
+        "key": str,  # of an assignment
+        "cluster": "int | None",  # None: the item was deleted
+        "previous": "int | None",  # None: the item is new
+        "path": "list[int]",
+        "event": str,  # emerge, grow, shrink, merge, split, vanish, erase or reject
+        "from": "list[int]",  # of a lineage event
+        "into": "list[int]",
+        "size": int,
+        "origin": str,  # of a rejected record
+        "reason": str,
+    },
+    total=False,
+)
 
-def show_event(collection: str, version: int, ordinal: int, event: Event) -> dict[str, Any]:
+
+def show_event(collection: str, version: int, ordinal: int, event: Event) -> EventRow:
     """Return the JSON of an event on the topics `assignments` (`cluster` null: item gone) and `clusters`.
 
     A dead letter appears as the event `reject`, without its bytes.
     """
-    shown: dict[str, Any] = {"schema": 1, "collection": collection}
+    shown: EventRow = {"schema": 1, "collection": collection}
     if isinstance(event, Assignment):
         shown |= {"key": event.key.decode(), "cluster": event.cluster or None}
         shown |= {"previous": event.previous or None, "path": list(event.path)}
@@ -26,4 +47,5 @@ def show_event(collection: str, version: int, ordinal: int, event: Event) -> dic
         shown |= {"event": "erase"}
     else:
         shown |= {"event": "reject", "origin": event.origin, "reason": event.reason}
-    return shown | {"version": version, "event-id": f"{version}-{ordinal}"}
+    shown |= {"version": version, "event-id": f"{version}-{ordinal}"}
+    return shown

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engine.storage.reader import Answer, View
+from engine.storage.reader import View
+from engine.streams import Body
 from engine.types import Bool, Float64, Int16
 
 FILL = 0.5  # of the map's area is covered by discs
@@ -54,11 +55,11 @@ class Atlas:
     ) -> None:
         self._bounds, self._clock = bounds or AtlasBounds(), clock
         self._drawing = Lock()
-        self._answer: Answer | None = None
+        self._answer: Body | None = None
         self._drawn_s = -np.inf
         self._plane: dict[int, Place] = {}  # where clusters were before discs were pushed apart
 
-    def answer(self, view: View) -> Answer:
+    def answer(self, view: View) -> Body:
         """`clusters`, largest first: `x`, `y` and `radius` in a square from -1 to 1, y upwards.
 
         The version is the drawing's; the store's may be later. Raises what the view raises.
@@ -79,9 +80,9 @@ class Atlas:
         rested = self._clock() >= self._drawn_s + self._bounds.pause_s
         return rested and view.version != self._answer["version"]
 
-    def _draw(self, view: View) -> Answer:
+    def _draw(self, view: View) -> Body:
         found = view.peaks(self._bounds.clusters)
-        drawn: list[Answer] = []
+        drawn: list[Body] = []
         plane = np.empty((0, 2))
         ids = [row["cluster"] for row in found.clusters]
         if found.items is not None:

@@ -120,7 +120,7 @@ def page(view: View, after: Place | None, limit: int, kind: str | None) -> Body:
     """A page of the log. Raises Problem: the log does not reach back to `after`."""
     if after:
         _check_place(view.head(), after)
-    answer = view.changes(after, limit, kind)
+    answer: Body = {**view.changes(after, limit, kind)}
     if answer.pop("gap"):
         _check_place(view.head(), after or BEGIN)
     if answer["cursor"] is None:  # no event yet

@@ -66,7 +66,7 @@ async def clusters(
     """
     if order != "growth":
         return await if_changed.answer(
-            lambda view: _with_growth(log, view.clusters(level, order, cursor, limit))
+            lambda view: _with_growth(log, {**view.clusters(level, order, cursor, limit)})
         )
     if level is not None:
         raise Problem("invalid", "Growth is counted of final clusters: leave `level` out.")

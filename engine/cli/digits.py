@@ -19,6 +19,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from engine.collection.collection import Engine
+from engine.events import EventRow
+from engine.storage.answers import ClusterRow
 from engine.storage.reader import View
 from engine.training.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
 from engine.training.scores import ari
@@ -158,21 +160,21 @@ class Demo:
         (items, seconds), (more_items, more_seconds) = self._pace[0], self._pace[-1]
         return (more_items - items) / (more_seconds - seconds) if more_seconds > seconds else 0.0
 
-    def _shown(self, row: dict[str, Any], labels: Int64) -> Shown:
+    def _shown(self, row: ClusterRow, labels: Int64) -> Shown:
         counts = np.bincount(labels, minlength=10)
         digit = int(counts.argmax())
-        picture = self.digits.pixels[int(row["peak"])].reshape(8, 8) / 16
+        picture = self.digits.pixels[int(row["peak"] or 0)].reshape(8, 8) / 16
         return Shown(row["cluster"], row["size"], picture, digit, float(counts[digit] / counts.sum()))
 
     def _listen(self, view: View) -> None:
         """Of the new events, those worth telling: what became of clusters of some size."""
         while changes := (answer := view.changes(self._seen, limit=1000))["changes"]:
             self._stories.extend(told for event in changes if (told := _story(event)))
-            version, ordinal = answer["cursor"].split("-")
+            version, ordinal = str(answer["cursor"]).split("-")
             self._seen = int(version), int(ordinal)
 
 
-def _story(event: dict[str, Any]) -> str | None:
+def _story(event: EventRow) -> str | None:
     kind = event.get("event")
     if kind not in STORIES or event["size"] < 8:
         return None

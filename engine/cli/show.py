@@ -8,6 +8,8 @@ from typing import Any
 from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.errors import InputError
+from engine.events import EventRow
+from engine.storage.answers import ClusterPage, MemberPage
 from engine.storage.reader import View
 
 
@@ -15,8 +17,8 @@ def query(settings: Settings, key: str, level: int | None, as_json: bool) -> Non
     """Where an item is."""
     with View.open(settings.store.path) as view:
         answer = view.item(key, level)
-        cluster = view.cluster(answer["cluster"]) if not as_json else {}
-    if as_json:
+        cluster = None if as_json else view.cluster(answer["cluster"])
+    if cluster is None:
         print_json(answer)
         return
     path = " > ".join(map(str, answer["path"]))
@@ -35,8 +37,8 @@ def clusters(
     """A page of clusters."""
     with View.open(settings.store.path) as view:
         answer = view.clusters(level, order, cursor, limit)
-        summary = view.summary() if not as_json else {}
-    if as_json:
+        summary = None if as_json else view.summary()
+    if summary is None:
         print_json(answer)
         return
     where = "final clusters" if level is None else f"clusters of level {level}"
@@ -93,7 +95,7 @@ def _place(after: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _told(event: dict[str, Any]) -> str:
+def _told(event: EventRow) -> str:
     if "key" in event:
         came = f"from {event['previous']}" if event["previous"] else "new"
         return f"item {event['key']}: " + (f"{came} to {event['cluster']}" if event["cluster"] else "gone")
@@ -118,6 +120,6 @@ def _shortened(payload: Any) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _print_cursor(answer: dict[str, Any]) -> None:
+def _print_cursor(answer: ClusterPage | MemberPage) -> None:
     if answer["cursor"]:
         print(f"more with --cursor {answer['cursor']}")

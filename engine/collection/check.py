@@ -28,10 +28,10 @@ from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.linkage import LinkageModel
-from engine.storage import invariants, seal
+from engine.storage import seal, verify
 from engine.storage.environment import reading
-from engine.storage.invariants import Contents
 from engine.storage.store import compare
+from engine.storage.verify import Contents
 from engine.system import isolation
 from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
@@ -88,8 +88,8 @@ def check(settings: Settings, sample: int = SAMPLE, seed: int = 0) -> Report:
     report.version, report.items = loaded.version, len(loaded.items.ids)
     report.collection = str(contents.config.get("collection") or "")
     report.clusters = int(np.count_nonzero(loaded.clusters.parent == 0))
-    report.note("tables", invariants.tables(contents))
-    report.note("event log", invariants.history(contents))
+    report.note("tables", verify.tables(contents))
+    report.note("event log", verify.history(contents))
     complete = contents.config.get("k") or 0
     report.note("lists", lists(contents, int(complete)))
     _search(settings, contents, report, sample, seed)
@@ -105,7 +105,7 @@ def _read(path: Path, report: Report) -> Contents | None:
         with reading(path, lock=True) as found:
             if found is None:
                 raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
-            return invariants.read(found)
+            return verify.read(found)
     except CorruptStore as damage:
         report.note("values", [str(damage)])
         return None

@@ -89,7 +89,7 @@ class Engine:
         )
         try:
             if settings.source.publishes:
-                store.keep_from = 0  # until the publisher tells what is out
+                store.retain_from_version = 0  # until the publisher tells what is out
             engine = cls(settings, store, model, clock, executor)
             engine._restore()
         except BaseException:

@@ -36,7 +36,7 @@ class Erasure:
 def await_publisher(store: Store, version: int, wait_s: float) -> None:
     """Block until events up to a version are published, where any are. Raises StoreError: not in time."""
     deadline = time.monotonic() + wait_s
-    while store.keep_from is not None and store.keep_from <= version:
+    while store.retain_from_version is not None and store.retain_from_version <= version:
         if time.monotonic() > deadline:
             raise StoreError(
                 "the item is deleted, but its last event is not published yet, so the log still has it; "

@@ -137,7 +137,7 @@ def rebuild_store(
     """
     model = model or load_model(settings)
     with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
-        store.keep_from = 0  # what is published is not known here
+        store.retain_from_version = 0  # what is published is not known here
         loaded = store.load_to_rebuild()
         dim = store.config["dim"]
         if dim is None:

@@ -35,7 +35,7 @@ class Published:
     """What the writer and the metrics are told."""
 
     place: Place = BEGIN
-    keep_from: int = 0  # the first version of which something is not published yet
+    retain_from_version: int = 0  # the first version of which something is not published yet
     version: int = 0  # of the store
     assignments: int = 0
     clusters: int = 0
@@ -79,11 +79,11 @@ class Publisher:
         """Publish a slice; False: there was nothing new. Raises SinkAway, BrokerError, StoreError."""
         done = self.published
         version = self._view.version
-        if version == done.version and done.keep_from > version:
+        if version == done.version and done.retain_from_version > version:
             self._report()
             return False
         bounds = self._bounds
-        out = self._view.outgoing(done.place, bounds.publish_events, bounds.publish_bytes)
+        out = self._view.unpublished(done.place, bounds.publish_events, bounds.publish_bytes)
         if out.forgot > done.place:
             raise BrokerError(
                 f"Events behind version {done.place[0]} up to version {out.forgot[0]} were forgotten before "
@@ -94,7 +94,7 @@ class Publisher:
             self._sink.publish(out.events)
         self._count(out.events)
         done.place, done.version = out.place, out.version
-        done.keep_from = out.place[0] if out.events else out.version + 1
+        done.retain_from_version = out.place[0] if out.events else out.version + 1
         self._report()
         return bool(out.events)
 
@@ -106,8 +106,8 @@ class Publisher:
                 f"Version {place[0]} was published, but the store is at {head.version}: it is an older copy."
                 " Delete the outgoing topics, and it publishes anew."
             )
-        if place != self.published.place or self.published.keep_from == 0:
-            self.published.place, self.published.keep_from = place or BEGIN, (place or BEGIN)[0]
+        if place != self.published.place or self.published.retain_from_version == 0:
+            self.published.place, self.published.retain_from_version = place or BEGIN, (place or BEGIN)[0]
         self.published.version = 0
         self._log.info("publishing", behind=f"{self.published.place[0]}-{self.published.place[1]}")
 
@@ -162,7 +162,7 @@ def _wait_for_store(settings: Settings, stopping: Flag) -> View:
 def _tell_writer(control: Control, view: View, published: Published) -> None:
     """A writer that is not there hears it later."""
     body: dict[str, Any] = {
-        "version": published.keep_from,
+        "version": published.retain_from_version,
         "lag_events": view.behind(published.place),
         "events": {
             "assignments": published.assignments,

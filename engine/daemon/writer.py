@@ -235,7 +235,7 @@ class Writer:
 
     def _published(self, body: Body, vectors: Float32 | None) -> Body:
         """The publisher's cursor, the first version not published in full: later ones are not forgotten."""
-        self.engine.store.keep_from = int(body["version"])
+        self.engine.store.retain_from_version = int(body["version"])
         self.metrics.published(body)
         return {"version": self.engine.version}
 

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from engine.storage import schema
-from engine.storage.schema import CommitRecord, LogRecord, Pair, StateRecord
+from engine.storage.codecs import CommitRecord, LogRecord, Pair, StateRecord
 from engine.storage.tables import Tables
 from engine.types import Change, Cluster, Erased, Int64
 
@@ -89,18 +89,18 @@ def _write_clusters(tables: Tables, clusters: Sequence[Cluster]) -> None:
 
 
 def write_history(
-    tables: Tables, change: Change, max_bytes: int, max_age_ms: int, keep_from: int | None = None
+    tables: Tables, change: Change, max_bytes: int, max_age_ms: int, retain_from_version: int | None = None
 ) -> None:
     """Write the version's events; then forget the oldest versions while the log is beyond its bounds.
 
-    Versions from `keep_from` on stay. The place of the last event forgotten is remembered: versions without
-    events do not count for those who follow the log.
+    Versions from `retain_from_version` on stay. The place of the last forgotten event is recorded, so that a
+    version without events never looks like a gap to readers of the log.
     """
     size = tables.events.put_version(change.version, change.events)
     tables.commits.put(change.version, CommitRecord(change.time_ms, len(change.events), size))
     log = tables.meta.log
     total, forgot = log.bytes + size, log.forgot
-    newest = change.version if keep_from is None else min(keep_from, change.version)
+    newest = change.version if retain_from_version is None else min(retain_from_version, change.version)
     for version, record in list(_oldest(tables, change, total, max_bytes, max_age_ms, newest)):
         tables.events.delete_all((version, ordinal) for ordinal in range(record.events))
         ended = list(tables.endings.of(version))

@@ -84,8 +84,8 @@ def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> S
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """Events behind a place, dead letters too, to publish; the place they lead to."""
+class Unpublished:
+    """Events to publish behind a place, dead letters included, and the place they lead to."""
 
     events: list[tuple[Place, Event]]
     place: Place
@@ -93,8 +93,8 @@ class Outgoing:
     forgot: Place  # the last event that is forgotten
 
 
-def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_bytes: int) -> Outgoing:
-    """Events of at most so many bytes, or one that is larger."""
+def unpublished(tables: Tables, after: Place, max_events: int, max_bytes: int) -> Unpublished:
+    """Return events of at most `max_bytes` in all, or one that is larger."""
     found: list[tuple[Place, Event]] = []
     place, size = after, 0
     for at, body in tables.events.stored((after[0], after[1] + 1)):
@@ -105,7 +105,7 @@ def outgoing(tables: Tables, after: Place, version: int, max_events: int, max_by
         event = schema.parse_event(body)
         if not isinstance(event, Erased):
             found.append((place, event))
-    return Outgoing(found, place, version, forgot(tables))
+    return Unpublished(found, place, tables.meta.state.version, forgot(tables))
 
 
 def behind(tables: Tables, place: Place) -> int:

@@ -28,9 +28,9 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
@@ -38,13 +38,12 @@ from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
-from engine.events import Place, show_event
+from engine.events import EventRow, Place, show_event
 from engine.types import (
     Assignment,
     Cluster,
     Clusters,
     DeadLetter,
-    Epoch,
     Erased,
     Event,
     Int64,
@@ -76,9 +75,6 @@ CHECKSUM_BYTES = 4
 MAX_KEY_BYTES = 511
 
 Row = tuple[bytes, bytes]
-Pair = tuple[int, int]
-K = TypeVar("K")
-V = TypeVar("V")
 
 _ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("key", "<u2"), ("dim", "<u2")])
 _ITEM_HEAD = struct.Struct("<qqHH")  # the same
@@ -86,76 +82,6 @@ _CLUSTER = struct.Struct("<8Q")
 _COMMIT = struct.Struct("<qQQ")
 _U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
 _TOP = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class KeyCodec(Generic[K]):
-    """How the keys of a table are written and read."""
-
-    pack: Callable[[K], bytes]
-    unpack: Callable[[bytes], K]
-
-
-@dataclass(frozen=True, slots=True)
-class ValueCodec(Generic[V]):
-    """How the bodies of a table are written and read; `unpack` takes the row's key and its body."""
-
-    pack: Callable[[V], bytes]
-    unpack: Callable[[bytes, bytes], V]
-
-
-@dataclass(frozen=True, slots=True)
-class StateRecord:
-    """The last committed version."""
-
-    version: int  # 0: nothing was committed yet
-    time_ms: int  # of the commit
-    epoch: Epoch
-    counters: Mapping[str, int]
-
-    @property
-    def levels(self) -> int:
-        return int(self.counters.get("levels", 1))
-
-    @classmethod
-    def of(cls, found: Mapping[str, Any]) -> StateRecord:
-        epoch = Epoch(*found.get("epoch", (0.0, 0.0, 0)))
-        return cls(
-            int(found.get("version", 0)), int(found.get("time_ms", 0)), epoch, found.get("counters", {})
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        epoch = [self.epoch.mean, self.epoch.deviation, self.epoch.items]
-        return {
-            "version": self.version,
-            "time_ms": self.time_ms,
-            "epoch": epoch,
-            "counters": dict(self.counters),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """The event log as a whole."""
-
-    bytes: int  # of the bodies of its events
-    forgot: Place | None  # the last event that was forgotten
-
-    @classmethod
-    def of(cls, found: Mapping[str, Any]) -> LogRecord:
-        forgot = found.get("forgot")
-        return cls(int(found.get("bytes", 0)), (int(forgot[0]), int(forgot[1])) if forgot else None)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"bytes": self.bytes, "forgot": self.forgot}
-
-
-class CommitRecord(NamedTuple):
-    """A version in the event log."""
-
-    time_ms: int
-    events: int
-    bytes: int  # of their bodies
 
 
 def seal(table: str, key: bytes, body: bytes) -> bytes:
@@ -371,6 +297,16 @@ def read_size_key(key: bytes) -> tuple[int, int]:
     return _TOP - rest, cluster
 
 
+def commit_body(time_ms: int, events: int, size: int) -> bytes:
+    return _COMMIT.pack(time_ms, events, size)
+
+
+def read_commit(body: bytes) -> tuple[int, int, int]:
+    """Return the time in ms, the number of events, and the bytes of their bodies."""
+    time_ms, events, size = _COMMIT.unpack(body)
+    return time_ms, events, size
+
+
 def event_key(version: int, ordinal: int) -> bytes:
     return _EVENT.pack(version, ordinal)
 
@@ -439,8 +375,8 @@ def mentions(event: Event, key: bytes) -> bool:
     return False
 
 
-def read_event(collection: str, key: bytes, body: bytes) -> dict[str, Any]:
-    """`show_event` of a row."""
+def read_event(collection: str, key: bytes, body: bytes) -> EventRow:
+    """Return `show_event` of a row."""
     return show_event(collection, *read_event_key(key), parse_event(body))
 
 
@@ -453,30 +389,3 @@ def load_json(table: str, key: bytes, body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         _corrupt(table, key, "not a JSON object")
     return found
-
-
-def _same(value: bytes) -> bytes:
-    return value
-
-
-ID = KeyCodec(u64, read_u64)
-PAIR: KeyCodec[Pair] = KeyCodec(lambda key: _PAIR.pack(*key), read_pair)
-SIZE: KeyCodec[Pair] = KeyCodec(lambda key: size_key(*key), read_size_key)  # (size, cluster), largest first
-PLACE: KeyCodec[Place] = KeyCodec(lambda key: _EVENT.pack(*key), read_event_key)
-BYTES = KeyCodec(_same, _same)
-TEXT: KeyCodec[str] = KeyCodec(str.encode, bytes.decode)
-
-RAW: ValueCodec[bytes] = ValueCodec(_same, lambda key, body: body)
-NUMBER: ValueCodec[int] = ValueCodec(
-    lambda number: number.to_bytes(8, "little"), lambda key, body: read_number(body)
-)
-IDS: ValueCodec[tuple[int, ...]] = ValueCodec(ids_body, lambda key, body: read_ids(body))
-ITEM = ValueCodec(item_body, read_item)
-LIST: ValueCodec[Lists] = ValueCodec(
-    lambda row: list_bodies(row)[0], lambda key, body: read_lists([key], [body])
-)
-CLUSTER = ValueCodec(cluster_body, read_cluster)
-COMMIT: ValueCodec[CommitRecord] = ValueCodec(
-    lambda record: _COMMIT.pack(*record), lambda key, body: CommitRecord(*_COMMIT.unpack(body))
-)
-EVENT: ValueCodec[Event] = ValueCodec(event_body, lambda key, body: parse_event(body))

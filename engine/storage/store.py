@@ -60,7 +60,7 @@ class Store:
         self.version = 0
         self.config: dict[str, Any] = {}
         self.identity = ""  # given when the store is made; a copy keeps it
-        self.keep_from: int | None = None  # versions from this one on are not forgotten: not published yet
+        self.retain_from_version: int | None = None  # the log keeps this one and later: not published yet
         self.stale = False  # the arithmetic differs from the stored clusters'; commit what recomputing gives
         self.bytes_written = 0  # by the process during commits, as the operating system counts them
 
@@ -81,7 +81,7 @@ class Store:
         decides), `model`, `k`, `arithmetic`, ...; JSON values. A store that was made with another one is
         refused (another `arithmetic` only makes it `stale`); None takes it as it is. `free_bytes`: what a
         commit leaves free on the disk. Of the event log, versions older than `events_max_age_ms` or beyond
-        `events_max_bytes` are forgotten, never the newest, nor those from `keep_from` on.
+        `events_max_bytes` are forgotten, never the newest, nor those from `retain_from_version` on.
 
         Raises StoreLocked, StoreFull, CorruptStore, ConfigMismatch.
         """
@@ -202,11 +202,12 @@ class Store:
 
     def log_is_full(self) -> bool:
         """Whether the event log is beyond its bound and nothing of it may be forgotten yet."""
-        if self.keep_from is None:
+        if self.retain_from_version is None:
             return False
         with self.snapshot() as tables:
             size, oldest = tables.meta.log.bytes, next(tables.commits.rows(), None)
-        return oldest is not None and oldest[0] >= self.keep_from and size > self._limits.events_max_bytes
+        held = oldest is not None and oldest[0] >= self.retain_from_version
+        return held and size > self._limits.events_max_bytes
 
     def _adopt(self, config: Mapping[str, Any] | None) -> None:
         """Compares the configuration with the stored one, or stores it."""
@@ -245,7 +246,7 @@ class Store:
                 commit.clear_derived(tables)
             commit.apply(tables, change)
             commit.write_history(
-                tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.keep_from
+                tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
             )
             if self.stale or kept != self.config:
                 tables.meta.put_config(kept)

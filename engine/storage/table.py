@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import lmdb
 
 from engine.errors import CorruptStore
 from engine.storage import schema
-from engine.storage.schema import KeyCodec, Pair, Row, ValueCodec
-
-K = TypeVar("K")
-V = TypeVar("V")
+from engine.storage.codecs import K, KeyCodec, Pair, V, ValueCodec
+from engine.storage.schema import Row
 
 
 class RawTable:

@@ -13,8 +13,8 @@ import lmdb
 import numpy as np
 
 from engine.events import Place
-from engine.storage import schema
-from engine.storage.schema import CommitRecord, LogRecord, StateRecord
+from engine.storage import codecs, schema
+from engine.storage.codecs import CommitRecord, LogRecord, StateRecord
 from engine.storage.table import PairTable, RawTable, Table
 from engine.types import Cluster, Clusters, Event, Int64, Item, Items, Lists
 
@@ -146,16 +146,16 @@ class Tables:
         self.raw = {name: RawTable(txn, handles[name], name) for name in schema.TABLES}
         raw = self.raw
         self.meta = MetaTable(raw["meta"])
-        self.items = ItemTable(raw["items"], schema.ID, schema.ITEM)
-        self.keys = Table(raw["keys"], schema.BYTES, schema.NUMBER)
-        self.lists = ListTable(raw["lists"], schema.ID, schema.LIST)
-        self.places = PlaceTable(raw["places"], schema.ID, schema.NUMBER)
-        self.members = PairTable(raw["members"], schema.PAIR)
-        self.trees = Table(raw["trees"], schema.ID, schema.IDS)
-        self.cluster_trees = PairTable(raw["cluster_trees"], schema.PAIR)
-        self.clusters = ClusterTable(raw["clusters"], schema.ID, schema.CLUSTER)
-        self.sizes = PairTable(raw["sizes"], schema.SIZE)
-        self.endings = PairTable(raw["endings"], schema.PAIR)
-        self.commits: Table[int, CommitRecord] = Table(raw["commits"], schema.ID, schema.COMMIT)
-        self.events = EventTable(raw["events"], schema.PLACE, schema.EVENT)
-        self.positions = Table(raw["positions"], schema.TEXT, schema.RAW)
+        self.items = ItemTable(raw["items"], codecs.ID, codecs.ITEM)
+        self.keys = Table(raw["keys"], codecs.BYTES, codecs.NUMBER)
+        self.lists = ListTable(raw["lists"], codecs.ID, codecs.LIST)
+        self.places = PlaceTable(raw["places"], codecs.ID, codecs.NUMBER)
+        self.members = PairTable(raw["members"], codecs.PAIR)
+        self.trees = Table(raw["trees"], codecs.ID, codecs.IDS)
+        self.cluster_trees = PairTable(raw["cluster_trees"], codecs.PAIR)
+        self.clusters = ClusterTable(raw["clusters"], codecs.ID, codecs.CLUSTER)
+        self.sizes = PairTable(raw["sizes"], codecs.SIZE)
+        self.endings = PairTable(raw["endings"], codecs.PAIR)
+        self.commits: Table[int, CommitRecord] = Table(raw["commits"], codecs.ID, codecs.COMMIT)
+        self.events = EventTable(raw["events"], codecs.PLACE, codecs.EVENT)
+        self.positions = Table(raw["positions"], codecs.TEXT, codecs.RAW)

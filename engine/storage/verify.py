@@ -1,13 +1,26 @@
-"""Reading a whole store, value by value, to know whether it is what was written."""
+"""Is a store sound? Every value against its checksum (`walk`), the tables against each other, and the
+event log against the items. Nothing is computed anew.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from engine.errors import CorruptStore
 from engine.storage import schema
+from engine.storage.codecs import CommitRecord, Pair
 from engine.storage.environment import reading
+from engine.storage.load import load
 from engine.storage.table import RawTable
+from engine.storage.tables import Tables
+from engine.types import Assignment, Cluster, Loaded
+
+_REBUILD = "`shoal rebuild` mends it"
 
 
 def walk(path: str | os.PathLike[str], beside: str = "") -> int:
@@ -36,3 +49,177 @@ def _count(table: RawTable) -> int:
                 raise CorruptStore(f"table {table.name}, key {shown} is in a wrong place; restore a backup")
             count, before = count + 1, key
     return count
+
+
+@dataclass(slots=True)
+class Contents:
+    """One version of a store in memory."""
+
+    loaded: Loaded
+    config: dict[str, Any]
+    numbers: dict[bytes, int]  # the table keys
+    places: dict[int, int]
+    members: set[Pair]  # tree, item
+    paths: dict[int, tuple[int, ...]]  # the table trees
+    cluster_trees: set[Pair]
+    clusters: dict[int, Cluster]  # the ended ones too
+    sizes: set[Pair]  # size, cluster
+    endings: set[Pair]  # version, cluster
+    commits: dict[int, CommitRecord]
+    log_bytes: int
+    events: dict[int, Pair] = field(default_factory=dict)  # version -> events, bytes found
+    last: dict[bytes, Assignment] = field(default_factory=dict)  # key -> its last event in the log
+    strange: list[str] = field(default_factory=list)  # events that cannot be read
+
+
+def read(found: Tables) -> Contents:
+    """All of a version. Raises CorruptStore."""
+    contents = Contents(
+        loaded=load(found),
+        config=found.meta.config or {},
+        numbers=dict(found.keys.rows()),
+        places=dict(found.places.rows()),
+        members=set(found.members.pairs()),
+        paths=dict(found.trees.rows()),
+        cluster_trees=set(found.cluster_trees.pairs()),
+        clusters=dict(found.clusters.rows()),
+        sizes=set(found.sizes.pairs()),
+        endings=set(found.endings.pairs()),
+        commits=dict(found.commits.rows()),
+        log_bytes=found.meta.log.bytes,
+    )
+    _read_events(found, contents)
+    return contents
+
+
+def _read_events(found: Tables, contents: Contents) -> None:
+    for (version, ordinal), body in found.events.stored():
+        count, size = contents.events.get(version, (0, 0))
+        contents.events[version] = (count + 1, size + len(body))
+        if ordinal != count:
+            contents.strange.append(f"event {version}-{ordinal} stands where {version}-{count} should")
+        try:
+            event = schema.parse_event(body)
+        except (ValueError, KeyError, TypeError):
+            contents.strange.append(f"event {version}-{ordinal} cannot be read")
+            continue
+        if isinstance(event, Assignment):
+            contents.last[event.key] = event
+
+
+def tables(contents: Contents) -> list[str]:
+    """Where tables contradict each other."""
+    return [*_items(contents), *_trees(contents), *_clusters(contents)]
+
+
+def history(contents: Contents) -> list[str]:
+    """Where the event log contradicts itself, or the items."""
+    return [*_log(contents), *_replayed(contents)]
+
+
+def _items(contents: Contents) -> Iterator[str]:
+    loaded = contents.loaded
+    items = loaded.items
+    if contents.numbers != dict(zip(items.keys, items.ids.tolist(), strict=True)):
+        yield "the tables keys and items do not name the same items; restore a backup"
+    for name, ids in (("lists", loaded.lists.ids.tolist()), ("places", sorted(contents.places))):
+        if ids != items.ids.tolist():
+            yield f"the tables {name} and items do not hold the same items; " + _REBUILD
+    if contents.members != {(tree, item) for item, tree in contents.places.items()}:
+        yield "the tables members and places do not say the same; " + _REBUILD
+    counters = loaded.counters
+    if int(items.ids.max(initial=0)) >= counters.get("next_item", 1):
+        yield "an item has an id that is still to be given; restore a backup"
+    if max(contents.paths, default=0) >= counters.get("next_tree", 1):
+        yield "a tree has a number that is still to be given; restore a backup"
+    if max(contents.clusters, default=0) >= counters.get("next_cluster", 1):
+        yield "a cluster has an id that is still to be given; restore a backup"
+    if int(items.versions.max(initial=0)) > loaded.version:
+        yield "a vector is of a version that is still to come; restore a backup"
+    if contents.config.get("dim") not in (None, items.vectors.shape[1]) and len(items.ids):
+        yield "the vectors do not have the dimension of the collection; restore a backup"
+    empty = np.flatnonzero(~items.vectors.any(axis=1)).tolist() if len(items.ids) else []
+    yield from (f"the vector of item {items.ids[row]} is zero; restore a backup" for row in empty)
+
+
+def _trees(contents: Contents) -> Iterator[str]:
+    if set(contents.places.values()) != set(contents.paths):
+        yield "the tables places and trees do not hold the same trees; " + _REBUILD
+    listed = {(cluster, tree) for tree, path in contents.paths.items() for cluster in path}
+    if contents.cluster_trees != listed:
+        yield "the tables cluster_trees and trees do not say the same; " + _REBUILD
+    for tree, path in contents.paths.items():
+        if not path or len(set(path)) != len(path):
+            yield f"the path of tree {tree} is empty or names a cluster twice; " + _REBUILD
+        for cluster, parent in zip(path, (0, *path[:-1]), strict=True):
+            record = contents.clusters.get(cluster)
+            if record is None or record.ended or record.parent != parent:
+                yield f"tree {tree} is in cluster {cluster}, which is not so; " + _REBUILD
+
+
+def _clusters(contents: Contents) -> Iterator[str]:
+    sizes, items = _counted(contents), set(contents.loaded.items.ids.tolist())
+    levels = int(contents.loaded.counters.get("levels", 1))
+    final, ended = set(), set()
+    for cluster in contents.clusters.values():
+        if cluster.ended:
+            ended.add((cluster.ended, cluster.id))
+            continue
+        if not cluster.parent:
+            final.add((cluster.size, cluster.id))
+        if sizes.get(cluster.id) != cluster.size:
+            yield (
+                f"cluster {cluster.id} has {sizes.get(cluster.id, 0)} items, not {cluster.size}; " + _REBUILD
+            )
+        if cluster.peak not in items:
+            yield f"the peak of cluster {cluster.id} is an item that is not there; {_REBUILD}"
+        top = levels - 1 if not cluster.parent else cluster.coarsest
+        if not 0 <= cluster.finest <= top < levels:
+            yield f"cluster {cluster.id} is at levels {cluster.finest} to {top} of {levels}; {_REBUILD}"
+    if contents.sizes != final:
+        yield f"the table sizes does not hold the final clusters; {_REBUILD}"
+    if contents.endings != ended:
+        yield f"the table endings does not hold the ended clusters; {_REBUILD}"
+    if set(sizes) != {c.id for c in contents.clusters.values() if not c.ended}:
+        yield f"a cluster lives without items, or has items and does not live; {_REBUILD}"
+
+
+def _counted(contents: Contents) -> dict[int, int]:
+    """Items in each cluster, by places and paths."""
+    trees: dict[int, int] = {}
+    for tree in contents.places.values():
+        trees[tree] = trees.get(tree, 0) + 1
+    sizes: dict[int, int] = {}
+    for tree, path in contents.paths.items():
+        for cluster in path:
+            sizes[cluster] = sizes.get(cluster, 0) + trees.get(tree, 0)
+    return sizes
+
+
+def _log(contents: Contents) -> Iterator[str]:
+    commits, version = contents.commits, contents.loaded.version
+    yield from (f"{problem}; restore a backup" for problem in contents.strange)
+    if version and sorted(commits) != list(range(min(commits, default=0), version + 1)):
+        yield f"the versions of the log do not lead without a gap to version {version}; restore a backup"
+    for number, (_, count, size) in commits.items():
+        if contents.events.get(number, (0, 0)) != (count, size):
+            yield f"version {number} has not the events that its commit counts; restore a backup"
+    for number in contents.events.keys() - commits.keys():
+        yield f"events of version {number} are left without their commit; restore a backup"
+    if sum(size for _, _, size in commits.values()) != contents.log_bytes:
+        yield "the log has not the size that is written down; restore a backup"
+    if any(ended not in commits for ended, _ in contents.endings):
+        yield f"a cluster ended in a version that the log has forgotten; {_REBUILD}"
+
+
+def _replayed(contents: Contents) -> Iterator[str]:
+    """The last event of each key in the log is where the item is."""
+    numbers, places, paths = contents.numbers, contents.places, contents.paths
+    for key, event in contents.last.items():
+        now = paths.get(places.get(numbers.get(key, 0), 0), ())
+        if (now[0] if now else 0) != event.cluster:
+            name = key.decode(errors="replace")
+            yield f"the last event of {name!r} is not where the item is; restore a backup"
+    if contents.commits and min(contents.commits) == 1:
+        silent = numbers.keys() - contents.last.keys()
+        yield from (f"no event tells of {key.decode(errors='replace')!r}; restore a backup" for key in silent)

@@ -23,8 +23,9 @@ from engine.config import Settings
 from engine.errors import NoStore
 from engine.model.linkage import random_model
 from engine.storage import schema
+from engine.storage.codecs import K, V
 from engine.storage.store import Store
-from engine.storage.table import K, Table, V
+from engine.storage.table import Table
 from engine.storage.tables import Tables
 from engine.types import Assignment
 from tests.conftest import Run

@@ -170,11 +170,11 @@ def test_readers_in_other_processes_go_over_to_the_new_file(engine: Engine, sett
 
 
 def test_what_is_not_published_yet_is_waited_for(engine: Engine, settings: Settings) -> None:
-    engine.store.keep_from = 1
+    engine.store.retain_from_version = 1
     with pytest.raises(StoreError, match="not published yet, so the log still has it; run it again"):
         engine.erase(SECRET, wait_s=0.1)
     assert SECRET.encode() not in engine.labels()[0]
-    publisher = threading.Timer(0.2, lambda: setattr(engine.store, "keep_from", engine.version + 1))
+    publisher = threading.Timer(0.2, lambda: setattr(engine.store, "retain_from_version", engine.version + 1))
     publisher.start()
     assert not engine.erase(SECRET, wait_s=30).found
     publisher.join()
@@ -249,7 +249,7 @@ def test_what_is_published_is_erased_by_the_daemon_alone(shoal: Run, tmp_path: P
     taken = shoal("ingest", "in.npz", "--index", "exact", env={**kafka, "SHOAL_BATCH__SIZE": "20"})
     assert taken.returncode == 0, taken.stderr
     with View.open(tmp_path / "shoal-store") as view:
-        assert {place[0] for place, _ in view.outgoing((0, 0), 1000, 1 << 20).events} == {1, 2, 3}
+        assert {place[0] for place, _ in view.unpublished((0, 0), 1000, 1 << 20).events} == {1, 2, 3}
     done = shoal("erase", SECRET, env=kafka)
     assert done.returncode == WriterAway.exit_code
     assert "start `shoal serve`" in done.stderr

@@ -83,7 +83,7 @@ class World:
         stopping = threading.Event()
 
         def tell(published: Any) -> None:
-            if published.keep_from > published.version > 0:
+            if published.retain_from_version > published.version > 0:
                 stopping.set()
 
         with self.view() as view:
@@ -106,7 +106,7 @@ def test_every_event_is_published_as_it_is(world: World) -> None:
     done = world.publish().published
     world.assert_published()
     assert done.place == world.events[-1][0]
-    assert done.keep_from == 7
+    assert done.retain_from_version == 7
     assert done.assignments + done.clusters + done.dead_letters == len(world.events)
     assert done.dead_letters == 6 * len(LETTERS)
     with world.topics.admin() as admin:

@@ -156,7 +156,7 @@ def test_batches_go_through_and_are_counted(tmp_path: Path, weights: LinkageMode
 def test_the_publisher_tells_how_far_it_is(tmp_path: Path, weights: LinkageModel, script: Script) -> None:
     with running(tmp_path, weights, lambda *_: script) as (writer, control):
         control.call("published", {"version": 5, "events": {"t.assignments": 9}, "lag_events": 4})
-        assert writer.engine.store.keep_from == 5
+        assert writer.engine.store.retain_from_version == 5
         lines = control.call("metrics")["text"].splitlines()
         assert {
             'shoal_events_published_total{topic="t.assignments"} 9.0',

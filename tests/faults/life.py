@@ -107,7 +107,7 @@ class Life:
         store = self.engine.store
         if story.forgets == BY_SIZE:
             store._limits = replace(store._limits, events_max_bytes=LOG_BYTES)
-        store.keep_from = 0
+        store.retain_from_version = 0
         self._meet_publisher()
 
     def _now(self) -> float:
@@ -133,7 +133,7 @@ class Life:
         store = self.engine.store
 
         def hear(told: Published) -> None:
-            store.keep_from = told.keep_from
+            store.retain_from_version = told.retain_from_version
 
         view = View.beside(store)
         self.publisher = Publisher(view, self.topic, self.story.settings(self.folder), hear, Event())

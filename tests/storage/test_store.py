@@ -157,12 +157,12 @@ def test_the_log_keeps_what_is_not_published(tmp_path: Path) -> None:
         return [schema.read_u64(key) for key, _ in store.rows("commits")]
 
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
-        store.keep_from = 0  # nobody has told yet how far it is published
+        store.retain_from_version = 0  # nobody has told yet how far it is published
         for _ in range(4):
             store.commit(toy.step())
         assert versions(store) == [1, 2, 3, 4]
         assert store.log_is_full()
-        store.keep_from = 3
+        store.retain_from_version = 3
         assert not store.log_is_full()
         store.commit(toy.step())
         assert versions(store) == [3, 4, 5]

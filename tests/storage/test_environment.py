@@ -1,0 +1,49 @@
+"""The LMDB environment: shared by threads, bounded in readers, grown and replaced while others read."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from engine.errors import StoreError, StoreFull
+from engine.storage.environment import MAX_READERS, Environment
+from engine.storage.reader import View
+from engine.storage.store import Store
+from engine.storage.tables import Tables
+from tests.support.fake_collection import Toy
+
+
+def test_a_full_reader_table_is_named_and_does_no_harm(tmp_path: Path) -> None:
+    """Of the writer's process as of another one; a commit needs no reader slot."""
+    toy = Toy(1)
+    with Store.open(tmp_path / "store") as store:
+        store.commit(toy.step())
+        with ExitStack() as readers:
+            for _ in range(MAX_READERS):
+                readers.enter_context(store.environment.read())
+            for ask in (store.load, lambda: View.beside(store)):
+                with pytest.raises(StoreError, match=f"all {MAX_READERS} reader slots are taken") as told:
+                    ask()
+                assert not isinstance(told.value, StoreFull)
+            store.commit(toy.step())
+        assert store.load().version == 2
+        store.commit(toy.step())
+
+
+def test_a_transaction_that_fails_keeps_nothing(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    environment = Environment.create(tmp_path)
+
+    def work(tables: Tables) -> None:
+        tables.positions.put("file", b"7")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        environment.write(work)
+    with environment.read() as tables:
+        assert tables.positions.get("file") is None
+    environment.close()
+    with pytest.raises(StoreError, match="is closed; open it again"), environment.read():
+        pass
