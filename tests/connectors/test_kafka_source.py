@@ -24,6 +24,7 @@ from engine.types import Applied, Batch
 from engine.vectors import quantize
 from tests.broker import PASSWORD, USER, Broker
 from tests.broker.topics import RAW, Sent, Topics, document, until
+from tests.connectors.test_kafka_values import ITEM, SCHEMA, Schemas, avro, framed
 
 DIM = 4
 RNG = np.random.default_rng(1)
@@ -185,7 +186,7 @@ POISON = {
     "the key is missing": Sent(None, document([1, 2, 3, 4])),
     "the key is empty": Sent(b"", document([1, 2, 3, 4])),
     "the key has 512 bytes": Sent(b"k" * 512, document([1, 2, 3, 4])),
-    "the key is not valid UTF-8": Sent(b"\xff", document([1, 2, 3, 4])),
+    "is not valid UTF-8": Sent(b"\xff", document([1, 2, 3, 4])),
     "the key is empty ": Sent(b"", None),
 }
 
@@ -204,6 +205,26 @@ def test_poisoned_records_are_dead_letters_and_the_rest_goes_on(topics: Topics, 
         assert reason.rstrip() in letter.reason, letter.reason
         assert letter.origin == f"{topic}/0/{2 * number + 1}"
         assert (letter.key, letter.value, letter.headers) == (poison.key, poison.value, poison.headers)
+
+
+def test_records_wait_while_the_registry_of_their_schemas_is_away(
+    topics: Topics, reading: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    schemas = Schemas()
+    schemas.add(3, SCHEMA)
+    schemas.status = 500
+    topic = topics.make()
+    keys = [(7).to_bytes(4, "big"), (8).to_bytes(4, "big")]
+    topics.produce(topic, [Sent(key, framed(3, avro(ITEM))) for key in keys])
+    read = reading(
+        topic, kafka__key_format="int32", kafka__value_format="avro", kafka__registry_url=schemas.url
+    )
+    until(lambda: read.take() is None and "records wait" in caplog.text, 30)
+    assert not read.live
+    schemas.status = 200
+    read.take_until(lambda: len(read.live) == 2)
+    assert (sorted(read.live), read.rejected) == ([b"7", b"8"], [])
+    schemas.close()
 
 
 def test_a_dead_letter_beyond_the_bound_has_no_bytes(topics: Topics, reading: Open) -> None:
