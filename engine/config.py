@@ -164,10 +164,11 @@ class ApiSettings(_Section):
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
     key_file: Path | None = None  # who asks has to show the key in it; one key a line
-    requests_max: int = Field(64, ge=1)  # at work at once; more are told to come again
+    requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
     connections_max: int = Field(512, ge=2)
     streams_max: int = Field(32, ge=0)  # of changes, held open
-    forwards_max: int = Field(8, ge=1)  # waiting for the writer
+    forwards_max: int = Field(8, ge=1)  # calls of the writer of one kind, at once
+    submits_max: int = Field(2, ge=1)  # calls with records, at once; what comes meanwhile shares the next
     forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
     bulk_timeout_s: float = Field(60.0, gt=0)  # for that to a piece of NDJSON
     body_max_bytes: int = Field(2**23, ge=2**10)

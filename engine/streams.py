@@ -69,6 +69,7 @@ class Ground:
     position: Callable[[str], bytes | None]  # the next position under a name; None: start at the beginning
     version: Callable[[], int]  # the last committed one
     dim: Callable[[], int | None]  # dimension of the vectors; None until the first
+    holds: Callable[[bytes], bool] = lambda key: False  # whether an item has this key; between batches only
 
 
 OpenSource = Callable[[Ground], Source]

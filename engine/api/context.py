@@ -19,6 +19,7 @@ from engine.api.event_stream import EventStreams
 from engine.api.follower import Follower, bounds_of
 from engine.api.middleware.metrics import Meters
 from engine.api.store_reader import StoreReader
+from engine.api.write_queue import WriteQueue
 from engine.api.writer_client import WriterClient
 from engine.config import Settings
 
@@ -29,6 +30,7 @@ class Context:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.meters, self.atlas = settings, Meters(), Atlas()
         self.reader, self.writer = StoreReader(settings), WriterClient(settings)
+        self.writes = WriteQueue(self.writer, settings.api)
         self.follower = Follower(bounds_of(settings.api))
         self.streams = EventStreams(self.reader, self.follower, settings.api.heartbeat_s)
         self.failure: BaseException | None = None  # of a background task
@@ -68,6 +70,7 @@ def _part(pick: Callable[[Context], object]) -> Any:
 Config = Annotated[Settings, _part(lambda context: context.settings)]
 Reader = Annotated[StoreReader, _part(lambda context: context.reader)]
 Writer = Annotated[WriterClient, _part(lambda context: context.writer)]
+Writes = Annotated[WriteQueue, _part(lambda context: context.writes)]
 Log = Annotated[Follower, _part(lambda context: context.follower)]
 Streams = Annotated[EventStreams, _part(lambda context: context.streams)]
 Map = Annotated[Atlas, _part(lambda context: context.atlas)]

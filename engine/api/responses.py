@@ -365,35 +365,34 @@ class PutRequest(BaseModel):
     """An item: its vector, and what belongs to it."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"embedding": [0.1, 0.9, 0.3], "payload": {"title": "A title"}}]},
     )
     embedding: list[float] = Field(min_length=1, max_length=16_384)
     payload: Any = Field(None, description="A JSON document that comes back with the item.")
-    time: int | None = Field(
+    time: float | str | None = Field(
         None,
-        strict=True,
-        gt=-(2**62),
-        lt=2**62,
-        description="Event time in milliseconds since 1970; null: now.",
+        description="Event time: a number of seconds, milliseconds, microseconds or nanoseconds since 1970, "
+        "told apart by its magnitude, or an ISO 8601 string; null: now.",
     )
 
 
 class Written(Stamped):
     """Durable, as of this version."""
 
-    model_config = _example(**STAMP, written=1)
-    written: int = Field(ge=0, description="Upserts and deletes.")
+    model_config = _example(**STAMP, written=1, doubts=[], ignored=[])
+    written: int = Field(ge=0, description="0: there was no item to delete.")
+    doubts: list[str] = Field(description="What was taken although it is hardly right: an implausible time.")
+    ignored: list[str] = Field(description="Names of fields that were not used.")
 
 
-class Refused(BaseModel):
-    """A line that could not be used."""
+class Line(BaseModel):
+    """A line, and what is wrong with it."""
 
     line: int = Field(ge=1)
     reason: str
 
 
-class BulkWritten(Written):
+class BulkWritten(Stamped):
     """All lines that could be used are durable, as of this version."""
 
     model_config = _example(
@@ -402,10 +401,17 @@ class BulkWritten(Written):
         lines=3,
         refused=1,
         errors=[{"line": 3, "reason": "broken JSON: unexpected end of data"}],
+        doubts=[],
+        ignored={"colour": 3},
     )
+    written: int = Field(ge=0, description="Upserts, and deletes of items that there were.")
     lines: int = Field(ge=0, description="Empty ones too.")
     refused: int = Field(ge=0)
-    errors: list[Refused] = Field(description="The first 1,000 of the refused lines.")
+    errors: list[Line] = Field(description="The first 1,000 of the refused lines.")
+    doubts: list[Line] = Field(description="The first 1,000 lines that were taken with an implausible time.")
+    ignored: dict[str, int] = Field(
+        description="Names of fields that were not used, and how often they came."
+    )
 
 
 class Ready(BaseModel):

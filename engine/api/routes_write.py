@@ -8,15 +8,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from engine.api import bodies, ndjson, responses
-from engine.api.context import Config, Reader, Writer
+from engine.api.context import Config, Reader, Writer, Writes
 from engine.api.parameters import Key, Level, missing
 from engine.api.problems import Problem, documented
 from engine.api.replies import reply
 from engine.api.responses import AssignRequest, PutRequest
 from engine.api.store_reader import StoreReader
-from engine.api.writer_client import WriterClient
+from engine.api.write_queue import WriteQueue
+from engine.config import Settings
+from engine.records import Parser, Record
 from engine.streams import Body
-from engine.types import Float32
 
 NDJSON_EXAMPLE = '{"key": "a", "embedding": [0.1, 0.9]}\n{"key": "b", "delete": true}\n'
 
@@ -70,11 +71,10 @@ async def assign(request: Request, settings: Config, reader: Reader, writer: Wri
     The cluster of the most probable linkage above tau, or "new".
     """
     bounds = settings.api
-    found = await bodies.document(request, bounds.body_max_bytes, bounds.patience_s)
-    given = bodies.fields(AssignRequest, found)
-    if len(given) != 1:
+    given = bodies.parse_object(await bodies.read(request, bounds.body_max_bytes, bounds.patience_s))
+    if given.keys() not in ({"embedding"}, {"embeddings"}):
         raise Problem("invalid", "Give either `embedding`, one vector, or `embeddings`, a list of them.")
-    rows = [given["embedding"]] if "embedding" in given else given["embeddings"]
+    rows = given["embeddings"] if "embeddings" in given else [given["embedding"]]
     vectors = bodies.matrix(rows, bounds.assign_max, reader.view().dim)
     answer = await writer.call("assign", {}, vectors)
     return reply({"collection": reader.view().collection, **answer})
@@ -88,13 +88,13 @@ async def assign(request: Request, settings: Config, reader: Reader, writer: Wri
     dependencies=WRITES,
     tags=["writes"],
 )
-async def put(request: Request, settings: Config, reader: Reader, writer: Writer, key: Key) -> Response:
+async def put(request: Request, settings: Config, reader: Reader, writes: Writes, key: Key) -> Response:
     """Insert an item, or give it another vector; answered once it is durable."""
-    found = await bodies.document(request, settings.api.body_max_bytes, settings.api.patience_s)
-    given = bodies.fields(PutRequest, found)
-    vectors = bodies.matrix([given["embedding"]], 1, None)
-    body = {"keys": [key], "rows": [0], "payloads": [given.get("payload")], "times": [given.get("time")]}
-    return reply(await _submit_one(reader, writer, body, vectors))
+    bounds, parser = settings.api, Parser(settings.bounds)
+    limit = min(bounds.body_max_bytes, settings.bounds.record_max_bytes)
+    raw = await bodies.read(request, limit, bounds.patience_s)
+    record = bodies.parse_record(parser, raw, key)
+    return reply(await _write_one(settings, reader, writes, record) | {"ignored": list(parser.ignored)})
 
 
 @router.delete(
@@ -104,9 +104,9 @@ async def put(request: Request, settings: Config, reader: Reader, writer: Writer
     dependencies=WRITES,
     tags=["writes"],
 )
-async def delete(reader: Reader, writer: Writer, key: Key) -> Response:
-    """Remove an item, if it is there; answered once that is durable."""
-    return reply(await _submit_one(reader, writer, {"keys": [key], "rows": [-1]}, None))
+async def delete(settings: Config, reader: Reader, writes: Writes, key: Key) -> Response:
+    """Remove an item; answered once that is durable. `written` is 0 where there was none."""
+    return reply(await _write_one(settings, reader, writes, Record(key.encode(), None)))
 
 
 @router.post(
@@ -117,18 +117,24 @@ async def delete(reader: Reader, writer: Writer, key: Key) -> Response:
     dependencies=WRITES,
     tags=["writes"],
 )
-async def post_items(request: Request, settings: Config, reader: Reader, writer: Writer) -> Response:
+async def post_items(request: Request, settings: Config, reader: Reader, writes: Writes) -> Response:
     """Upserts and deletes, one JSON object a line; answered once all of them are durable.
 
     `{"key": "a", "embedding": [...], "payload": {...}, "time": ms}` or `{"key": "a", "delete": true}`.
     Lines that cannot be used are named in `errors`, and the rest goes on. Where the writer stops in
     between, the problem's `lines` says how many lines are dealt with; to send all of them again is safe.
     """
-    return reply(await ndjson.take(request, settings, reader, writer))
+    return reply(await ndjson.take(request, settings, reader, writes))
 
 
-async def _submit_one(reader: StoreReader, writer: WriterClient, body: Body, vectors: Float32 | None) -> Body:
-    answer = await writer.call("submit", body, vectors)
-    for refused in answer["rejected"]:
-        raise Problem("invalid", f"{refused['reason']}.")
-    return {"collection": reader.view().collection, "version": answer["version"], "written": 1}
+async def _write_one(settings: Settings, reader: StoreReader, writes: WriteQueue, record: Record) -> Body:
+    outcome = await writes.submit([record], settings.api.forward_timeout_s)
+    for reason in outcome.rejected.values():
+        raise Problem("invalid", f"{reason}.")
+    return {
+        "collection": reader.view().collection,
+        "version": outcome.version,
+        "written": outcome.written(1),
+        "doubts": list(outcome.doubts.values()),
+        "ignored": [],
+    }

@@ -46,13 +46,14 @@ class WriterClient:
         body: Mapping[str, Any] | None = None,
         vectors: Float32 | None = None,
         timeout_s: float | None = None,
+        blob: bytes | None = None,
     ) -> Body:
         """The writer's answer. Raises Problem (`[api] forwards_max` calls of `op` wait), ShoalError."""
         if self._calls.get(op, 0) >= self._calls_max:
             raise Problem("writer-busy", f"{self._calls[op]} requests wait for the writer already.")
         self._calls[op] = self._calls.get(op, 0) + 1
         try:
-            return await self._in_thread(lambda: self._control.call(op, body, vectors, timeout_s))
+            return await self._in_thread(lambda: self._control.call(op, body, vectors, timeout_s, blob))
         finally:
             self._calls[op] -= 1
 

@@ -123,6 +123,10 @@ class Engine:
             raise InputError(f"{self.store.path} is empty")
         return self._state
 
+    def holds(self, key: bytes) -> bool:
+        """Whether an item has this key. For the thread that applies batches."""
+        return self._state is not None and key in self._state.row_of
+
     def __len__(self) -> int:
         return self._state.hierarchy.base.nodes.live if self._state else 0
 

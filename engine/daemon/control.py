@@ -1,8 +1,9 @@
 """The writer's socket: what needs the live engine is asked of it here, by the API and by commands.
 
 A Unix socket `control` in the store's folder. A request is a frame of JSON, `{"op", "body", "shape",
-"timeout_s"}`, and, where it has a shape, a frame of little-endian float32; the answer is a frame of JSON,
-`{"answer"}` or `{"error", "sentence"}`. A frame is its length, four bytes, big-endian, and so many bytes.
+"blob", "timeout_s"}`; where it has a shape, a frame of little-endian float32 follows, and where `blob` is
+true, a frame of bytes. The answer is a frame of JSON, `{"answer"}` or `{"error", "sentence"}`. A frame is
+its length, four bytes, big-endian, and so many bytes.
 Nothing is unpickled.
 
 Everything has a bound: the size of a frame, connections, calls at once of each operation, and time.
@@ -56,18 +57,21 @@ class Control:
         body: Mapping[str, Any] | None = None,
         vectors: Float32 | None = None,
         timeout_s: float | None = None,
+        blob: bytes | None = None,
     ) -> Body:
-        """The answer of the writer's handler of `op`. `vectors`: (n, d).
+        """The answer of the writer's handler of `op`. `vectors`: (n, d); `blob`: as `body["blob"]` there.
 
         Raises WriterAway (there is none, or it ended before it answered), WriterBusy (no answer in time, or
         too many at once) and whatever the handler raised: InputError, StoreError ...
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        request = {"op": op, "body": body or {}, "timeout_s": limit_s}
+        request = {"op": op, "body": body or {}, "timeout_s": limit_s, "blob": blob is not None}
         frames = [request if vectors is None else {**request, "shape": vectors.shape}]
         raw = [orjson.dumps(frame, option=orjson.OPT_SERIALIZE_NUMPY) for frame in frames]
         if vectors is not None:
             raw.append(np.ascontiguousarray(vectors, "<f4").tobytes())
+        if blob is not None:
+            raw.append(blob)
         if max(map(len, raw)) > self._bounds.frame_max_bytes:
             raise InputError(
                 f"a request of more than {self._bounds.frame_max_bytes} bytes: send less at once"
@@ -240,6 +244,8 @@ class Listener:
             rows, dim = map(int, request["shape"])
             raw = _receive(connection, deadline, self._bounds.frame_max_bytes)
             vectors = np.frombuffer(raw, "<f4").reshape(rows, dim)
+        if request.get("blob"):
+            request["body"]["blob"] = _receive(connection, deadline, self._bounds.frame_max_bytes)
         answer = self._run(request, vectors)
         _send(connection, answer, time.monotonic() + self._bounds.receive_timeout_s)
         return True

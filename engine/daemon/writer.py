@@ -265,7 +265,14 @@ def run(settings: Settings, open_source: OpenSource) -> None:
 
 def ground_of(settings: Settings, engine: Engine) -> Ground:
     store = engine.store
-    return Ground(settings, store.identity, store.position, lambda: engine.version, lambda: engine.dim)
+    return Ground(
+        settings,
+        store.identity,
+        store.position,
+        version=lambda: engine.version,
+        dim=lambda: engine.dim,
+        holds=engine.holds,
+    )
 
 
 def _stop_on_signals(settings: Settings, log: Any) -> Callable[[threading.Event], None]:

@@ -144,9 +144,8 @@ def test_a_path_leads_nowhere_else(quiet: Api, path: str) -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
-        ({"embedding": VECTOR[:5]}, "invalid", "5 dimensions, the collection 6"),
-        ({"embedding": [0.0] * 6}, "invalid", "all zeros"),
-        ({"embedding": [*VECTOR[:5], 1e39]}, "invalid", "too large"),
+        ({"embedding": VECTOR[:5]}, "invalid", "5 dimensions, not the collection's 6"),
+        ({"embedding": [0.0] * 6}, "invalid", "is zero"),
         ({"embedding": [*VECTOR[:5], "x"]}, "invalid", "'x'"),
         ({"embedding": [*VECTOR[:5], True]}, "invalid", "True"),
         ({"embedding": [*VECTOR[:5], None]}, "invalid", "None"),
@@ -185,10 +184,10 @@ def test_a_body_of_another_kind(quiet: Api) -> None:
 
 def test_an_item_that_cannot_be_put(quiet: Api) -> None:
     for body, words in (
-        ({"embedding": [0.0, 0.0]}, "all zeros"),
+        ({"embedding": [0.0, 0.0]}, "is zero"),
         ({"payload": {}}, "embedding"),
         ({"embedding": VECTOR, "time": "now"}, "time"),
-        ({"embedding": VECTOR, "tag": 1}, "tag"),
+        ([VECTOR], "object"),
     ):
         assert words in problem(quiet.http.put("/v1/items/a", json=body), "invalid")["detail"]
     problem(quiet.http.put("/v1/items/" + "x" * 512, json={"embedding": VECTOR}), "bad-key")

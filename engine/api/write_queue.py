@@ -1,0 +1,122 @@
+"""Group commit: writes that come while the writer is at work are gathered into one call of it.
+
+At most `[api] submits_max` calls are under way. The records of all requests that wait then go to the writer
+together, as many as fit, and become durable with one commit. So the number of clients does not bound how
+many writes are served, and a request waits for two commits at most while the writer keeps up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine import submissions
+from engine.api.problems import Problem
+from engine.api.writer_client import WriterClient
+from engine.config import ApiSettings
+from engine.errors import ShoalError, WriterBusy
+from engine.records import Record
+from engine.streams import Body
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What has come of some records, durable as of `version`; indices are those of the records given."""
+
+    version: int
+    rejected: Mapping[int, str]  # index -> reason
+    doubts: Mapping[int, str]  # index -> why the time of a record that was taken is implausible
+    unknown: frozenset[int]  # deletes of keys that no item had
+
+    def written(self, count: int) -> int:
+        """How many of `count` records changed or confirmed an item."""
+        return count - len(self.rejected) - len(self.unknown)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A request's records, and when it stops waiting (time.monotonic)."""
+
+    records: Sequence[Record]
+    size: int
+    deadline: float
+    outcome: asyncio.Future[Outcome]
+
+
+class WriteQueue:
+    """Used in the event loop only."""
+
+    def __init__(self, writer: WriterClient, settings: ApiSettings) -> None:
+        self._writer, self._settings = writer, settings
+        self._waiting: deque[_Waiting] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def submit(self, records: Sequence[Record], timeout_s: float) -> Outcome:
+        """Write records; returns once they are durable. Raises WriterBusy (no time left), WriterAway."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(records, sum(map(_size, records)), time.monotonic() + timeout_s, outcome)
+        self._waiting.append(waiting)
+        self._start()
+        try:
+            return await asyncio.wait_for(outcome, timeout_s)
+        except asyncio.TimeoutError:
+            raise WriterBusy("the records were not durable in time; send them again") from None
+
+    def _start(self) -> None:
+        """Call the writer with what waits, while it may be called."""
+        while len(self._calls) < self._settings.submits_max and (group := self._take()):
+            call = asyncio.create_task(self._send(group))
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._start()
+
+    def _take(self) -> list[_Waiting]:
+        """Requests whose records fit into one call; those that gave up are dropped."""
+        group: list[_Waiting] = []
+        count = size = 0
+        while self._waiting:
+            first = self._waiting[0]
+            if first.outcome.done():
+                self._waiting.popleft()
+                continue
+            count, size = count + len(first.records), size + first.size
+            if group and (count > self._settings.bulk_batch or size > self._settings.body_max_bytes):
+                break
+            group.append(self._waiting.popleft())
+        return group
+
+    async def _send(self, group: Sequence[_Waiting]) -> None:
+        body, blob = submissions.pack([record for each in group for record in each.records])
+        timeout_s = max(0.0, max(each.deadline for each in group) - time.monotonic())
+        try:
+            answer = await self._writer.call("submit", body, None, timeout_s, blob)
+        except (Problem, ShoalError) as error:
+            for each in group:
+                if not each.outcome.done():
+                    each.outcome.set_exception(error)
+            return
+        start = 0
+        for each in group:
+            if not each.outcome.done():
+                each.outcome.set_result(_part(answer, range(start, start + len(each.records))))
+            start += len(each.records)
+
+
+def _part(answer: Body, indices: range) -> Outcome:
+    """What an answer says of the records at these indices."""
+    rejected, doubts = (
+        {one["index"] - indices.start: one["reason"] for one in answer[name] if one["index"] in indices}
+        for name in ("rejected", "doubts")
+    )
+    unknown = frozenset(index - indices.start for index in answer["unknown"] if index in indices)
+    return Outcome(answer["version"], rejected, doubts, unknown)
+
+
+def _size(record: Record) -> int:
+    return len(record.key) + len(record.payload) + (0 if record.vector is None else record.vector.nbytes)
