@@ -23,6 +23,7 @@ from engine.model.linkage import random_model
 from engine.storage.reader import View
 from tests.conftest import Run
 from tests.support.live_api import settings_of, writer
+from tests.support.records import submit
 
 DIM = 8
 
@@ -43,8 +44,8 @@ def stream(store: Path) -> Iterator[list[int]]:
         with Control(store, 60.0) as control:
             while not stopping.is_set():
                 at = len(versions)
-                body = {"keys": [f"s{at}", f"s{at - 5}"], "rows": [0, -1]}
-                versions.append(control.call("submit", body, draw(at, 1))["version"])
+                told = submit(control, [f"s{at}"], draw(at, 1), deletes=[f"s{at - 5}"])
+                versions.append(told["version"])
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -67,9 +68,7 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
     }
     with writer(settings_of(store, **flags)), Control(store, 60.0) as control, View.open(store) as view:
         names = [f"the item {i}" for i in range(300)]
-        control.call(
-            "submit", {"keys": names, "rows": list(range(300)), "times": list(range(300))}, draw(0, 300)
-        )
+        submit(control, names, draw(0, 300), times=list(range(300)))
         deadline = time.monotonic() + 30
         while view.summary()["items"] > 250:  # nothing comes: the clock alone does it
             assert time.monotonic() < deadline
@@ -127,7 +126,7 @@ def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "store", retention__max_items=5)
     with writer(settings), Control(tmp_path / "store", 30.0) as control:
-        control.call("submit", {"keys": [f"k{i}" for i in range(9)], "rows": list(range(9))}, draw(0, 9))
+        submit(control, [f"k{i}" for i in range(9)], draw(0, 9))
         deadline = time.monotonic() + 20
         while 'shoal_records_total{outcome="expired"} 4.0' not in control.call("metrics")["text"]:
             assert time.monotonic() < deadline

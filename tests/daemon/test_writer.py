@@ -25,6 +25,8 @@ from engine.storage import schema
 from engine.streams import Handler, Lag, NoSource, Source
 from engine.types import Applied, Batch, DeadLetter, Float32
 from engine.vectors import quantize
+from tests.support.records import submit
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 8
@@ -74,13 +76,6 @@ def draw(seed: int, count: int) -> Float32:
 def batch(seed: int, count: int, **more: Any) -> Batch:
     keys = [b"%d-%d" % (seed, row) for row in range(count)]
     return Batch(keys, quantize(draw(seed, count))[0], np.zeros(count, np.int64), [b""] * count, **more)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @contextmanager
@@ -286,11 +281,16 @@ def test_http_records_to_a_durable_version(tmp_path: Path, weights: LinkageModel
 
     with running(tmp_path, weights, http) as (writer, control):
         keys = [f"k{row}" for row in range(20)]
-        body = {"keys": [*keys, ""], "rows": [*range(20), 0]}
-        answer = control.call("submit", body, draw(3, 20))
-        assert answer == {"version": 1, "rejected": [{"index": 20, "reason": "the key is empty"}]}
+        answer = submit(control, [*keys, "zero"], [*draw(3, 20), np.zeros(DIM)], deletes=["none"])
+        assert answer == {
+            "version": 1,
+            "rejected": [{"index": 20, "reason": "the embedding is zero"}],
+            "doubts": [],
+            "unknown": [21],
+        }
         assert len(writer.engine) == 20
-        assert control.call("submit", {"keys": ["k1"], "rows": [-1]})["version"] == 2
+        told = submit(control, [], [], deletes=["k1", "k1"])
+        assert (told["version"], told["unknown"]) == (2, [1])
         with pytest.raises(NotFound):
             control.call("explain", {"key": "k1"})
 
