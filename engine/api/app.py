@@ -15,11 +15,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from engine import __version__
-from engine.api import guide, health, middleware, problems, routes_read, routes_write
+from engine.api import guide, middleware, problems
 from engine.api.context import Context
 from engine.api.middleware.authentication import Keys
 from engine.api.problems import ProblemDocument
 from engine.api.replies import reply
+from engine.api.routes import health, read, write
 
 HERE = Path(__file__).resolve().parent
 PAGE, SWAGGER = HERE / "static" / "page", HERE / "static" / "swagger"
@@ -53,7 +54,7 @@ def make_routes(context: Context) -> FastAPI:
     )
     app.state.context = context
     problems.install(app)
-    for router in (routes_write.router, routes_read.router, health.router, documents):
+    for router in (write.router, read.router, health.router, documents):
         app.include_router(router)
     guide.install(app)
     app.mount("/docs", Files(directory=SWAGGER, check_dir=False))

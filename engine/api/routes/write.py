@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from engine.api import bodies, ndjson, responses
 from engine.api.context import Config, Reader, Writer, Writes
-from engine.api.parameters import Key, Level, missing
 from engine.api.problems import Problem, documented
 from engine.api.replies import reply
 from engine.api.responses import AssignRequest, PutRequest
+from engine.api.routes.parameters import Key, Level, missing
 from engine.api.store_reader import StoreReader
 from engine.api.write_queue import WriteQueue
 from engine.config import Settings

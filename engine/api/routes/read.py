@@ -10,9 +10,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from engine.api import event_stream, responses
 from engine.api.context import Config, Log, Map, Reader, Streams, Writer
 from engine.api.follower import Follower
-from engine.api.parameters import Cursor, Id, Key, Level, PageSize, missing
 from engine.api.problems import Problem, documented
 from engine.api.replies import IfChanged, reply
+from engine.api.routes.parameters import Cursor, Id, Key, Level, PageSize, missing
 from engine.storage.reader import View
 from engine.streams import Body
 
