@@ -343,9 +343,7 @@ def _admits(u: int, item: int, exact: int, complete: Bool, hashes: UInt64, lists
 
 
 @njit(cache=True, nogil=True)
-def _offer(
-    offers: _Offers, complete: Bool, k: int, hashes: UInt64, lists: ListArrays, marks: Int8
-) -> Int32:
+def _offer(offers: _Offers, complete: Bool, k: int, hashes: UInt64, lists: ListArrays, marks: Int8) -> Int32:
     """Offer items to lists, pair by pair. Returns the lists that took one; marks: into the first k."""
     neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     touched = []

@@ -240,9 +240,7 @@ class LinkageModel:
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
         torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
-    def _sum(
-        self, graph: KnnGraph, epoch: Epoch, edges: _Edges, far: Float32, buffers: _Buffers
-    ) -> None:
+    def _sum(self, graph: KnnGraph, epoch: Epoch, edges: _Edges, far: Float32, buffers: _Buffers) -> None:
         """The sums of a chunk's m_ij, a row for each of its nodes, to `buffers.mean`."""
         features, products, sums = buffers.features, buffers.products, buffers.mean.numpy()
         sums[:] = 0.0

@@ -1,0 +1,90 @@
+"""Adapters in training: a linear map or a small network on top of embeddings that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.learning.labelled import LabelledSet
+from engine.learning.losses import Margins
+from engine.learning.training import Plan, fit
+from engine.model.adapter import Adapter
+from engine.vectors import as_float, quantize
+
+import torch  # isort: skip
+from torch import Tensor, nn  # isort: skip
+
+KINDS = ("linear", "mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the adapter is like."""
+
+    kind: str = "linear"
+    dim: int = 128  # components that it makes
+    hidden: int = 256  # of an MLP
+
+
+class Map(nn.Module):
+    """The map of `engine.model.adapter` in real numbers, its output centred and scaled in each batch.
+
+    It begins as a random projection. In training a share of the input is dropped.
+    """
+
+    def __init__(self, dim: int, shape: Shape) -> None:
+        super().__init__()
+        self.direct = nn.Linear(dim, shape.dim, bias=False)
+        self.inner = nn.Linear(dim, shape.hidden) if shape.kind == "mlp" else None
+        self.outer = nn.Linear(shape.hidden, shape.dim, bias=False) if shape.kind == "mlp" else None
+        self.centre = nn.BatchNorm1d(shape.dim, affine=False)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x)
+        y = self.direct(x)
+        if self.inner is not None and self.outer is not None:
+            y = y + self.outer(torch.relu(self.inner(x)))
+        out: Tensor = self.centre(y)
+        return out
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """What `Adapter.of` takes: the centring is part of the weights."""
+        mean, variance = self.centre.running_mean, self.centre.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = torch.rsqrt(variance + self.centre.eps)
+        found = {"direct": self.direct.weight.T * scale, "bias": -mean * scale}
+        if self.inner is not None and self.outer is not None:
+            found["inner"], found["inner_bias"] = self.inner.weight.T, self.inner.bias
+            found["outer"] = self.outer.weight.T * scale
+        return {name: tensor.detach().double().numpy() for name, tensor in found.items()}
+
+
+def train_adapter(
+    labelled: LabelledSet,
+    shape: Shape,
+    plan: Plan,
+    about: Mapping[str, Any],
+    progress: Callable[[float, float], None] = lambda share, loss: None,
+) -> tuple[Adapter, Margins | None]:
+    """Train an adapter on a labelled set; return it with the margins of TCM.
+
+    Raises InputError where the loss cannot be used.
+    """
+    torch.manual_seed(plan.seed)
+    x = torch.from_numpy(as_float(quantize(labelled.emb)[0]))
+    net = Map(x.shape[1], shape)
+    margins = fit(net, lambda items: x[items], labelled.classes, plan, progress)
+    return Adapter.of(net.weights(), about), margins
+
+
+def adapted(adapter: Adapter, labelled: LabelledSet) -> LabelledSet:
+    """The set as the adapter makes it."""
+    emb = as_float(adapter.apply(quantize(labelled.emb)[0]))
+    emb /= np.linalg.norm(emb, axis=1, keepdims=True)
+    return LabelledSet(emb, labelled.classes, labelled.names)
