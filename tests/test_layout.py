@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "daemon": {"system", "model", "storage", "collection"},
     "api": {"system", "storage", "daemon"},
     "training": {"system", "index", "model", "clustering", "collection"},
-    "learning": {"system", "training"},
+    "learning": {"system", "model", "training"},
     "cli": {"system", "storage", "collection", "daemon", "api", "training", "learning", "connectors"},
     "connectors": set(),
 }

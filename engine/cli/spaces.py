@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.cli.console import print_json, print_table
+from engine.errors import InputError
 
 if TYPE_CHECKING:
     from engine.learning.labelled import LabelledSet
     from engine.learning.opis import Consistency
+    from engine.learning.training import Plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Png = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw utility against threshold.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+
+Tcm = Annotated[float, typer.Option("--tcm", min=0.0, help="Weight of the margin loss; 0: without.")]
+MarginPair = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--margins", metavar="POS NEG", help="Similarities. Default: from the calibration range."),
+]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Batches to train on.")]
 
 WORST = 10  # classes that are named
 
@@ -25,6 +35,11 @@ WORST = 10  # classes that are named
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(opis)
+    app.command()(adapt)
+    encode = typer.Typer(no_args_is_help=True, help="Make embeddings of pictures.")
+    encode.command("train")(encode_train)
+    encode.command("apply")(encode_apply)
+    app.add_typer(encode, name="encode")
 
 
 def opis(
@@ -61,6 +76,87 @@ def opis(
     if png:
         plots.plot_utility(found, labelled.names, png)
     print_json(_document(found, labelled)) if json else _print(found, labelled, epsilon)
+
+
+def adapt(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.npz...", help="Labelled embeddings.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the adapter goes.")],
+    kind: Annotated[str, typer.Option("--kind", help="linear or mlp.")] = "linear",
+    dim: Annotated[int, typer.Option("--dim", min=2, max=1024, help="Components that it makes.")] = 128,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss", help="Of pytorch-metric-learning. Default: the best of three on held-out classes."
+        ),
+    ] = None,
+    tcm: Tcm = 4.0,
+    margins: MarginPair = None,
+    search: Annotated[bool, typer.Option("--search", help="Choose margins on held-out classes.")] = False,
+    steps: Steps = 300,
+    held_out: Annotated[
+        float, typer.Option("--held-out", min=0.05, max=0.9, help="Share of the classes, not trained on.")
+    ] = 0.4,
+    keep: Annotated[bool, typer.Option("--keep", help="Write it although it makes the space worse.")] = False,
+    model: Annotated[Path | None, typer.Option("-m", "--model", metavar="MODEL")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE")] = None,
+    json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Learn an adapter that makes one threshold fit all classes.
+
+    A base loss with the threshold-consistent margin beside it. Prints consistency, recall and the engine's
+    clusters before and after, on held-out classes; an adapter that makes them worse is not written.
+    """
+    from engine.cli import adapt as command
+    from engine.config import load
+    from engine.learning.adapt import KINDS, Shape
+
+    if kind not in KINDS:
+        raise InputError(f"an adapter is {' or '.join(KINDS)}, not {kind}.")
+    chosen = load(config, {"model.path": str(model) if model else None})
+    wish = command.Wish(out, loss, search, held_out, keep)
+    command.adapt(files, wish, Shape(kind, dim), _plan(loss, steps, seed, tcm, margins), chosen, json)
+
+
+def encode_train(
+    source: Annotated[
+        Path, typer.Argument(metavar="PICTURES", help="A folder of a folder per class, or an .npz of images.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the encoder goes.")],
+    kind: Annotated[str, typer.Option("--kind", help="convolutional or transformer.")] = "convolutional",
+    dim: Annotated[int, typer.Option("--dim", help="Components of an embedding.")] = 64,
+    loss: Annotated[str, typer.Option("--loss", help="Of pytorch-metric-learning.")] = "SmoothAPLoss",
+    tcm: Tcm = 1.0,
+    margins: MarginPair = None,
+    steps: Steps = 600,
+    seed: Seed = 0,
+) -> None:
+    """Train a small encoder on labelled pictures."""
+    from engine.cli import encode as command
+
+    command.train(source, out, kind, dim, _plan(loss, steps, seed, tcm, margins))
+
+
+def encode_apply(
+    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="Made by `shoal encode train`.")],
+    source: Annotated[Path, typer.Argument(metavar="PICTURES", help="As for `encode train`; any classes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="Where the embeddings go.")],
+) -> None:
+    """Embed pictures; `shoal ingest` takes the file."""
+    from engine.cli import encode as command
+
+    command.apply(encoder, source, out)
+
+
+def _plan(loss: str | None, steps: int, seed: int, tcm: float, margins: tuple[float, float] | None) -> Plan:
+    from engine.learning.losses import Margins
+    from engine.learning.training import Plan
+
+    if margins and not all(-1.0 <= each <= 1.0 for each in margins):
+        raise InputError(f"margins are similarities from -1 to 1, not {margins[0]:g} and {margins[1]:g}.")
+    given = Margins(*margins) if margins else None
+    plan = Plan(steps=steps, seed=seed, tcm=tcm, margins=given)
+    return replace(plan, loss=loss) if loss else plan
 
 
 @contextmanager

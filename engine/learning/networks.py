@@ -11,7 +11,7 @@ KINDS = ("convolutional", "transformer")
 class Convolutional(nn.Module):
     """Four convolutions of stride two, one and two, and a linear layer. Pictures (b, 1, s, s) -> (b, dim)."""
 
-    def __init__(self, size: int, dim: int, width: int = 32) -> None:
+    def __init__(self, size: int, dim: int, width: int = 16) -> None:
         super().__init__()
         wide = 2 * width
         self.features = nn.Sequential(
@@ -29,11 +29,11 @@ class Convolutional(nn.Module):
 class Transformer(nn.Module):
     """A small vision transformer (arXiv 2010.11929), its patches embedded by two convolutions (2106.14881).
 
-    One token for every four by four pixels, learned positions, `depth` layers with the norm first; the
-    tokens are averaged. Pictures (b, 1, s, s) -> (b, dim).
+    One token for every four by four pixels, learned positions, `depth` layers with the norm first; a linear
+    layer over all tokens. Pictures (b, 1, s, s) -> (b, dim).
     """
 
-    def __init__(self, size: int, dim: int, width: int = 64, depth: int = 2) -> None:
+    def __init__(self, size: int, dim: int, width: int = 32, depth: int = 2) -> None:
         super().__init__()
         side = -(-size // 4)
         self.patches = nn.Sequential(_convolution(1, width // 2, 2), _convolution(width // 2, width, 2))
@@ -43,12 +43,12 @@ class Transformer(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
-        self.out = _last(width, dim)
+        self.out = _last(side * side * width, dim)
 
     def forward(self, pictures: Tensor) -> Tensor:
         tokens = self.patches(pictures).flatten(2).transpose(1, 2)  # (b, patches, width)
         tokens = self.layers(tokens + self.places)
-        out: Tensor = self.out(self.norm(tokens).mean(dim=1))
+        out: Tensor = self.out(self.norm(tokens).flatten(1))
         return out
 
 

@@ -75,7 +75,10 @@ class Adapter:
         if not 0.0 < largest < np.inf:
             raise InputError("the adapter's weights are not finite numbers, or all zero.")
         shift = int(np.floor(15 - np.log2(largest))) - 1
-        steps = {name: np.rint(np.asarray(each, np.float64) * 2.0**shift) for name, each in weights.items()}
+        steps = {
+            name: np.ascontiguousarray(np.rint(np.asarray(each, np.float64) * 2.0**shift))
+            for name, each in weights.items()
+        }
         return _checked(cls(steps, shift, about))
 
     @classmethod
@@ -98,7 +101,8 @@ class Adapter:
     def save(self, path: Path) -> None:
         """Write weights and card to one safetensors file. Raises InputError where that cannot be."""
         card = json.dumps({"format": FORMAT, "shift": self.shift, "about": dict(self.about)})
-        tensors = {name: values.astype(np.int32) for name, values in self.weights.items()}
+        # safetensors writes an array's memory as it lies: columns first would be another array.
+        tensors = {name: np.ascontiguousarray(values, np.int32) for name, values in self.weights.items()}
         try:
             path.write_bytes(safetensors.numpy.save(tensors, {"shoal": card}))
         except OSError as problem:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
+from engine.errors import InputError
+from engine.learning.encoder import Encoder, train_encoder
+from engine.learning.networks import KINDS
+from engine.learning.pictures import Pictures, read_pictures
+from engine.learning.training import Plan
+from engine.model.adapter import Adapter
 from tests.conftest import Run
 
 
@@ -72,3 +81,134 @@ def test_opis_without_matplotlib_says_what_to_install(shoal: Run, tmp_path: Path
     assert "pip install 'shoal[plots]'" in told.stderr
     assert not (tmp_path / "curves.png").exists()
     assert shoal("opis", tmp_path / "set.npz").returncode == 0
+
+
+def test_adapt_writes_what_helps_and_refuses_what_does_not(shoal: Run, tmp_path: Path) -> None:
+    file = labelled(tmp_path / "set.npz", classes=30)
+    fast = "--steps", 30, "--dim", 8, "--loss", "SupConLoss"
+    told = shoal("adapt", file, "-o", "a.safetensors", *fast, "--json", "--keep")
+    assert told.returncode == 0, told.stderr
+    figures = json.loads(told.stdout)
+    assert figures["before"].keys() == figures["after"].keys() == {
+        "opis", "opis_worst", "recall_at_1", "Fp", "Fb", "NMI",
+    }  # fmt: skip
+    assert figures["recommended"] == (not figures["drawbacks"])
+    assert Adapter.load(tmp_path / "a.safetensors").sha256 == figures["sha256"]
+    # Two components cannot hold 16 of noise apart.
+    worse = shoal("adapt", file, "-o", "b.safetensors", "--steps", 2, "--dim", 2, "--loss", "SupConLoss")
+    assert worse.returncode == 3
+    assert "b.safetensors is not written: on held-out classes" in worse.stderr
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+BAD_ADAPT = {
+    "is no loss": ("--loss", "NoLoss"),
+    "an adapter is": ("--kind", "cubic"),
+    "margins are": ("--margins", "2", "0"),
+    "is not a folder": ("-o", "nowhere/a.safetensors"),
+    "too few": ("--held-out", "0.1"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ADAPT)
+def test_adapt_refuses_what_cannot_be(shoal: Run, tmp_path: Path, reason: str) -> None:
+    told = shoal(
+        "adapt", labelled(tmp_path / "set.npz"), "-o", "a.safetensors", "--steps", 2, *BAD_ADAPT[reason]
+    )
+    assert told.returncode == 3, told.stderr
+    assert reason in told.stderr
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_adapt_refuses_two_spaces(shoal: Run, tmp_path: Path) -> None:
+    one = labelled(tmp_path / "one.npz")
+    np.savez(
+        tmp_path / "two.npz", emb=np.random.default_rng(0).normal(size=(20, 5)), labels=np.arange(20) // 2
+    )
+    told = shoal("adapt", one, tmp_path / "two.npz", "-o", "a.safetensors")
+    assert told.returncode == 3
+    assert "5 components" in told.stderr
+
+
+def test_pictures_become_embeddings_that_ingest_takes(shoal: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "seen.npz", **pictures(range(5)))
+    np.savez(tmp_path / "new.npz", **pictures(range(5, 10)))
+    made = shoal("encode", "train", "seen.npz", "-o", "encoder.safetensors", "--steps", 12, "--dim", 16)
+    assert made.returncode == 0, made.stderr
+    told = shoal("encode", "apply", "encoder.safetensors", "new.npz", "-o", "new-emb.npz")
+    assert told.returncode == 0, told.stderr
+    with np.load(tmp_path / "new-emb.npz", allow_pickle=False) as found:
+        assert found["emb"].shape == (200, 16)
+        assert found["labels"].shape == (200,)
+    assert shoal("ingest", "new-emb.npz").returncode == 0
+    assert json.loads(shoal("query", "0", "--json").stdout)["key"] == "0"
+
+
+def test_a_folder_of_pictures_is_read_by_class(tmp_path: Path) -> None:
+    arrays = pictures(range(3))
+    for row, (image, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
+        folder = tmp_path / "set" / f"digit {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((20, 24)).save(folder / f"{row:03}.png")
+    found = read_pictures(tmp_path / "set")
+    assert found.grey.shape == (120, 28, 28)
+    assert found.label_names is not None
+    assert [found.label_names[c] for c in (0, 2)] == ["digit 0", "digit 2"]
+    assert found.keys[0] == "digit 0/000.png"
+    (tmp_path / "set" / "digit 0" / "000.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"000\.png is no picture"):
+        read_pictures(tmp_path / "set")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_is_the_same_after_reading(kind: str, tmp_path: Path) -> None:
+    arrays = pictures(range(3))
+    set_ = Pictures(arrays["images"].astype(np.float32) / 255, arrays["labels"], None, ())
+    made, _ = train_encoder(set_, kind, 8, Plan(steps=2, batch=24))
+    made.save(tmp_path / "e.safetensors")
+    np.testing.assert_array_equal(
+        Encoder.load(tmp_path / "e.safetensors").apply(set_.grey), made.apply(set_.grey)
+    )
+    with pytest.raises(InputError, match="pictures of 28 pixels"):
+        made.apply(np.zeros((1, 9, 9), np.float32))
+    (tmp_path / "e.safetensors").write_bytes((tmp_path / "e.safetensors").read_bytes()[:-9])
+    with pytest.raises(InputError, match="is no encoder"):
+        Encoder.load(tmp_path / "e.safetensors")
+
+
+BAD_PICTURES = {
+    "no array images": {"emb": np.eye(3)},
+    "of the shape": {"images": np.zeros((3, 4))},
+    "labels must be 3": {"images": np.ones((3, 9, 9)), "labels": np.zeros(2, int)},
+    "NaN": {"images": np.full((3, 9, 9), np.nan)},
+    "one class": {"images": np.ones((3, 9, 9)), "labels": np.zeros(3, int)},
+    "one picture": {"images": np.ones((3, 9, 9)), "labels": np.arange(3)},
+    "no labels": {"images": np.ones((3, 9, 9))},
+    "pixels": {"images": np.ones((3, 2, 2)), "labels": np.array([0, 0, 1])},
+}
+
+
+@pytest.mark.parametrize("reason", BAD_PICTURES)
+def test_pictures_that_are_none_are_refused(reason: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", **BAD_PICTURES[reason])
+    with pytest.raises(InputError, match=reason):
+        _ = read_pictures(tmp_path / "bad.npz").classes
+
+
+def test_an_empty_folder_and_an_adapter_are_no_input(shoal: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    told = shoal("encode", "train", "empty", "-o", "e.safetensors")
+    assert told.returncode == 3
+    assert "has no pictures" in told.stderr
+    Adapter.of({"direct": np.eye(3), "bias": np.zeros(3)}, {}).save(tmp_path / "a.safetensors")
+    told = shoal("encode", "apply", "a.safetensors", "empty", "-o", "x.npz")
+    assert told.returncode == 3
+    assert "is no encoder" in told.stderr
+
+
+def pictures(digits: range) -> dict[str, Any]:
+    """Forty handwritten digits of each kind, 28 pixels a side."""
+    found = load_digits()
+    rows = np.concatenate([np.flatnonzero(found.target == digit)[:40] for digit in digits])
+    images = (found.images[rows].repeat(3, axis=1).repeat(3, axis=2) * 15.9).astype(np.uint8)
+    return {"images": np.pad(images, ((0, 0), (2, 2), (2, 2))), "labels": found.target[rows]}

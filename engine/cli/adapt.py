@@ -1,0 +1,137 @@
+"""`adapt`: an adapter learned from labelled embeddings, and judged on classes that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli.console import complain, print_json, print_table
+from engine.config import Settings
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.learning.adapt import Shape
+    from engine.learning.judge import Judgement
+    from engine.learning.labelled import LabelledSet
+    from engine.learning.training import Plan
+    from engine.model.adapter import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for."""
+
+    out: Path
+    loss: str | None  # None: the best of the defaults
+    search: bool  # margins, on held-out classes
+    held_out: float  # share of the classes
+    keep: bool  # write it although it is worse
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    plan: Plan
+    adapter: Adapter
+    margins: tuple[float, float] | None
+    chosen_by: Judgement
+
+
+def adapt(
+    files: Sequence[Path], wish: Wish, shape: Shape, plan: Plan, settings: Settings, as_json: bool
+) -> None:
+    """Train candidates, choose one, print its figures, and write it unless it makes the space worse."""
+    from engine.learning.adapt import adapted
+    from engine.learning.judge import best, drawbacks, joined, judge, split
+    from engine.learning.labelled import read_labelled
+
+    if not wish.out.parent.is_dir():
+        raise InputError(f"{wish.out.parent} is not a folder: name the adapter's file in one that exists.")
+    labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
+    training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
+    complain(
+        f"{len(training.names):,} classes to train on, {len(choosing.names):,} to choose on, "
+        f"{len(reporting.names):,} to report on"
+    )
+    found = [
+        _train(each, shape, training, choosing, settings) for each in _plans(wish, plan)
+    ]  # fmt: skip
+    taken = found[best(judge(choosing, settings), [each.chosen_by for each in found])]
+    before, after = judge(reporting, settings), judge(adapted(taken.adapter, reporting), settings)
+    worse = drawbacks(before, after)
+    if not worse or wish.keep:
+        taken.adapter.save(wish.out)
+    _report(wish, taken, before, after, worse, as_json)
+    if worse and not wish.keep:
+        raise InputError(
+            f"{wish.out} is not written: on held-out classes {' and '.join(worse)}. "
+            "Try another --loss, --kind or --steps; --keep writes it nevertheless."
+        )
+
+
+def _plans(wish: Wish, plan: Plan) -> list[Plan]:
+    """What is tried: losses, and with --search margins beside those of the calibration range."""
+    from engine.learning.losses import DEFAULTS, Margins
+
+    plans = [replace(plan, loss=name) for name in ([wish.loss] if wish.loss else DEFAULTS)]
+    if not wish.search:
+        return plans
+    others = (None, Margins(0.3, 0.1), Margins(0.5, 0.1), Margins(0.7, 0.3), Margins(0.9, 0.5))
+    return [replace(each, margins=margins) for each in plans for margins in others]
+
+
+def _train(
+    plan: Plan, shape: Shape, training: LabelledSet, choosing: LabelledSet, settings: Settings
+) -> _Candidate:
+    from engine.cli.spaces import progress_bar
+    from engine.learning.adapt import adapted, train_adapter
+    from engine.learning.judge import judge
+
+    about = {"loss": plan.loss, "tcm": plan.tcm, "steps": plan.steps, "seed": plan.seed, "kind": shape.kind}
+    with progress_bar(plan.loss) as advance:
+        adapter, margins = train_adapter(training, shape, plan, about, lambda share, loss: advance(share))
+    judged = judge(adapted(adapter, choosing), settings)
+    ends = (margins.positive, margins.negative) if margins else None
+    shown = f", margins {ends[0]:.2f} and {ends[1]:.2f}" if ends else ""
+    complain(f"{plan.loss}{shown}: OPIS {judged.opis:.2e}, R@1 {judged.recall_at_1:.4f}, Fb {judged.Fb:.4f}")
+    return _Candidate(plan, adapter, ends, judged)
+
+
+def _report(
+    wish: Wish, taken: _Candidate, before: Judgement, after: Judgement, worse: list[str], as_json: bool
+) -> None:
+    if as_json:
+        document: dict[str, Any] = {
+            "loss": taken.plan.loss,
+            "margins": taken.margins,
+            "kind": taken.adapter.kind,
+            "dim": taken.adapter.dim_out,
+            "sha256": taken.adapter.sha256,
+            "before": asdict(before),
+            "after": asdict(after),
+            "recommended": not worse,
+            "drawbacks": worse,
+        }
+        print_json(document)
+        return
+    names = {
+        "opis": "OPIS",
+        "opis_worst": "10%-OPIS",
+        "recall_at_1": "recall at 1",
+        "Fp": "Fp",
+        "Fb": "Fb",
+        "NMI": "NMI",
+    }
+    rows = [
+        (names[key], *(f"{value[key]:.2e}" if "opis" in key else f"{value[key]:.4f}" for value in (old, new)))
+        for old, new in [(asdict(before), asdict(after))]
+        for key in names
+    ]
+    print_table(
+        f"{taken.plan.loss}, {taken.adapter.kind}, {taken.adapter.dim_out} components; on other classes:",
+        {"": "left", "before": "right", "after": "right"},
+        rows,
+    )
+    if not worse:
+        print(f"{wish.out}: SHA-256 {taken.adapter.sha256[:16]}...")

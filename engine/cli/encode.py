@@ -1,0 +1,62 @@
+"""`encode train`, `encode apply`: pictures to embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.cli.console import complain
+from engine.cli.spaces import progress_bar
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.learning.training import Plan
+
+
+def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
+    """Train an encoder on labelled pictures and write it."""
+    from engine.learning.encoder import train_encoder
+    from engine.learning.pictures import read_pictures
+
+    _need_folder(out)
+    pictures = read_pictures(source)
+    size = pictures.grey.shape[1]
+    complain(
+        f"{len(pictures.grey):,} pictures of {size} x {size}, {int(pictures.classes.max()) + 1:,} classes"
+    )
+    with progress_bar("steps") as advance:
+        encoder, margins = train_encoder(pictures, kind, dim, plan, lambda share, loss: advance(share))
+    encoder.save(out)
+    shown = f", margins {margins.positive:.2f} and {margins.negative:.2f}" if margins else ""
+    print(f"{out}: {kind}, {dim} components, {plan.loss}{shown}")
+
+
+def apply(encoder_file: Path, source: Path, out: Path) -> None:
+    """Embed pictures; write an .npz that `shoal ingest` takes."""
+    from engine.learning.encoder import Encoder
+    from engine.learning.pictures import read_pictures
+
+    _need_folder(out)
+    encoder = Encoder.load(encoder_file)
+    pictures = read_pictures(source, encoder.size)
+    with progress_bar("pictures") as advance:
+        emb = encoder.apply(pictures.grey, advance)
+    arrays: dict[str, Any] = {"emb": emb, "images": np.round(255 * pictures.grey).astype(np.uint8)}
+    arrays["keys"] = np.array(pictures.keys)
+    if pictures.labels is not None:
+        arrays["labels"] = pictures.labels
+    if pictures.label_names is not None:
+        arrays["label_names"] = pictures.label_names
+    try:
+        with out.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as problem:
+        raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
+    print(f"{out}: {len(emb):,} embeddings of {encoder.dim} components")
+
+
+def _need_folder(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")
