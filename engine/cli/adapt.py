@@ -12,11 +12,10 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.learning.adapt import Shape
+    from engine.learning.adapt import Adapter, Shape
     from engine.learning.judge import Judgement
     from engine.learning.labelled import LabelledSet
     from engine.learning.training import Plan
-    from engine.model.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.learning.labelled import LabelledSet
 from engine.learning.losses import Margins
 from engine.learning.training import Plan, fit
-from engine.model.adapter import Adapter
+from engine.model.adapter import Adapter as Adapter  # for the command line too
 from engine.vectors import as_float, quantize
 
 import torch  # isort: skip
