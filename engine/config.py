@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -39,6 +39,44 @@ RENEWED = ("model", "index")  # sections that a rebuild may change
 Value = str | int | float | bool | None
 
 
+class Options(TypedDict, total=False):
+    """Keywords of `engine.Engine.open`; None is not given. Any other setting is `section__name`."""
+
+    config: str | os.PathLike[str] | None  # a TOML file
+    path: str | os.PathLike[str] | None  # of the store
+    name: str | None  # of the collection
+    dim: int | None
+    index: Literal["hnsw", "exact"] | None
+    tau: float | None
+    max_levels: int | None
+    max_age_s: float | None  # retention
+    max_items: int | None
+
+
+_KEYWORDS = {
+    "path": "store.path",
+    "name": "collection.name",
+    "dim": "collection.dim",
+    "index": "index.kind",
+    "model": "model.path",
+    "tau": "model.tau",
+    "max_levels": "model.max_levels",
+    "max_age_s": "retention.max_age_s",
+    "max_items": "retention.max_items",
+}
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with ~ replaced by the home folder. Raises ValueError: there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as problem:
+        raise ValueError(str(problem)) from None
+
+
+HomePath = Annotated[Path, AfterValidator(expanded)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -51,7 +89,7 @@ class CollectionSettings(_Section):
 
 
 class StoreSettings(_Section):
-    path: Path = Path("shoal-store")
+    path: HomePath = Path("shoal-store")
 
 
 class IndexSettings(_Section):
@@ -66,7 +104,7 @@ class IndexSettings(_Section):
 class ModelSettings(_Section):
     """None: what the model's card says, or the model that ships with Shoal."""
 
-    path: Path | None = None
+    path: HomePath | None = None
     tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links
     max_levels: int | None = Field(None, ge=1, le=32)
 
@@ -87,10 +125,10 @@ class KafkaSettings(_Section):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None
     password: SecretStr | None = None  # rather SHOAL_SOURCE__KAFKA__PASSWORD, or a file
-    password_file: Path | None = None
-    tls_ca_file: Path | None = None  # None: the system's authorities
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
+    password_file: HomePath | None = None
+    tls_ca_file: HomePath | None = None  # None: the system's authorities
+    tls_cert_file: HomePath | None = None
+    tls_key_file: HomePath | None = None
     tls_check_hostname: bool = True
 
     @model_validator(mode="after")
@@ -163,7 +201,7 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
-    key_file: Path | None = None  # who asks has to show the key in it; one key a line
+    key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
     requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
     connections_max: int = Field(512, ge=2)
     streams_max: int = Field(32, ge=0)  # of changes, held open
@@ -269,6 +307,19 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
     return Settings.model_construct(**{name: getattr(layered, name) for name in Settings.model_fields})
 
 
+def with_options(options: Mapping[str, Any]) -> Settings:
+    """Settings of keywords, `Options`, over the environment. Raises ConfigError."""
+    flags: dict[str, Value] = {}
+    for keyword, value in options.items():
+        name = _KEYWORDS.get(keyword) or keyword.replace(ENV_DELIMITER, ".")
+        if keyword != "config" and "." not in name:
+            known = ", ".join(["config", *_KEYWORDS])
+            raise ConfigError(f"There is no keyword {keyword}: there are {known}, and section__name.")
+        flags[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    file = flags.pop("config", None)
+    return load(Path(str(file)) if file is not None else None, flags)
+
+
 def freeze(settings: Settings) -> str:
     """For another process of ours: JSON, secrets included."""
     return json.dumps(settings.model_dump(), default=_plain)
@@ -297,7 +348,7 @@ def _plain(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(expanded(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration file {path}: name another with -c.") from None
     except OSError as problem:
@@ -306,11 +357,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} is not TOML: {problem}.") from None
 
 
-def _nested(flat: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
-    nested: dict[str, dict[str, Value]] = {}
+def _nested(flat: Mapping[str, Value]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
     for name, value in flat.items():
-        section, key = name.split(".")
-        nested.setdefault(section, {})[key] = value
+        *sections, key = name.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
     return nested
 
 

@@ -26,8 +26,10 @@ class InputError(ShoalError):
     exit_code = 3
 
 
-class NotFound(InputError):
+class NotFound(InputError, KeyError):
     """Nothing has this key or id: ask for another."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message in quotes
 
 
 class StoreError(ShoalError):
@@ -82,6 +84,10 @@ class BrokerError(ShoalError):
     """Kafka refuses, or a topic is not the one that was read or published to: call the operator."""
 
     exit_code = 12
+
+
+class Forked(ShoalError):
+    """A fork cannot use what its parent has opened or begun: start the process with "spawn"."""
 
 
 class Unusable(Exception):

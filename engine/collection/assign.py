@@ -32,7 +32,7 @@ class Answer:
 
     cluster: int | None
     probability: float
-    neighbor: bytes | None
+    neighbor: str | None  # the key at its other end
 
 
 NEW = Answer(None, 0.0, None)
@@ -146,7 +146,7 @@ def _answers(
         best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
         links = mine[best] > np.float32(state.hierarchy.shape.tau)
         cluster = _final_cluster(tables, int(near[at].items.ids[best])) if links else None
-        answers[at] = Answer(cluster, float(mine[best]), keys[best])
+        answers[at] = Answer(cluster, float(mine[best]), keys[best].decode())
     return answers
 
 

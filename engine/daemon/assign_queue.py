@@ -1,7 +1,7 @@
-"""Questions where vectors would go, answered by one thread: those that wait are answered together.
+"""Micro-batches `assign` requests on one thread.
 
 For the model a few vectors cost what one does, and more threads would only take the cores from the batch
-that is at work.
+that is being applied.
 """
 
 from __future__ import annotations
@@ -19,83 +19,86 @@ from engine.errors import WriterAway, WriterBusy
 from engine.model.linkage import use_one_thread
 from engine.types import Int16
 
-Probe = Callable[[Int16], tuple[int, list[Answer]]]
+Answers = tuple[int, list[Answer]]  # of one version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Question:
+class _Request:
     grid: Int16  # (m, d)
-    answer: Future[tuple[int, list[Answer]]]
+    answer: Future[Answers]
 
 
-class Prober:
-    """`probe` answers for vectors (m, d); at most `together` at once, and `waiting_max` wait."""
+class AssignQueue:
+    """Requests wait here for the thread that answers them, `together` vectors at once.
 
-    def __init__(self, probe: Probe, together: int, waiting_max: int) -> None:
-        self._probe, self._together, self._waiting_max = probe, together, waiting_max
+    `assign` answers for grid vectors (m, d). At most `waiting_max` vectors wait.
+    """
+
+    def __init__(self, assign: Callable[[Int16], Answers], together: int, waiting_max: int) -> None:
+        self._assign, self._together, self._waiting_max = assign, together, waiting_max
         self._change = threading.Condition()
-        self._waiting: list[_Question] = []
+        self._waiting: list[_Request] = []
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="assign", daemon=True)
         self._thread.start()
 
-    def ask(self, grid: Int16, timeout_s: float) -> tuple[int, list[Answer]]:
-        """The version and the answers of vectors (m, d). Raises WriterBusy, WriterAway, and as `probe`."""
-        question = _Question(grid, Future())
+    def ask(self, grid: Int16, timeout_s: float) -> Answers:
+        """Return the answers for vectors (m, d). Raises WriterBusy, WriterAway, and what `assign` raises."""
+        request = _Request(grid, Future())
         with self._change:
             if self._closed:
                 raise WriterAway("the writer is stopping; try again when it is back")
             if sum(len(other.grid) for other in self._waiting) > self._waiting_max:
                 raise WriterBusy(f"more than {self._waiting_max} vectors wait already; try again")
-            self._waiting.append(question)
+            self._waiting.append(request)
             self._change.notify()
         try:
-            return question.answer.result(timeout_s)
+            return request.answer.result(timeout_s)
         except NotInTime:
-            question.answer.cancel()
+            request.answer.cancel()
             raise WriterBusy("the writer has too much to do to answer in time; try again") from None
         except CancelledError:
             raise WriterAway("the writer is stopping; try again when it is back") from None
 
     def close(self) -> None:
-        """Those that wait are told to come again."""
+        """Refuse the requests that wait, and end the thread."""
         with self._change:
             self._closed = True
-            for question in self._waiting:
-                question.answer.cancel()
+            for request in self._waiting:
+                request.answer.cancel()
             self._waiting.clear()
             self._change.notify()
         self._thread.join()
 
     def _work(self) -> None:
         use_one_thread()
-        while questions := self._next():
-            questions = [one for one in questions if one.answer.set_running_or_notify_cancel()]
-            if questions:
-                self._answer(questions)
+        while requests := self._next():
+            requests = [one for one in requests if one.answer.set_running_or_notify_cancel()]
+            if requests:
+                self._answer(requests)
 
-    def _next(self) -> list[_Question]:
-        """Some that fit together, at least one; none: closed."""
+    def _next(self) -> list[_Request]:
+        """Block for the next requests that fit together, at least one; return none when closed."""
         with self._change:
             self._change.wait_for(lambda: self._waiting or self._closed)
             count, total = 0, 0
-            for question in self._waiting:
-                total += len(question.grid)
-                alike = question.grid.shape[1] == self._waiting[0].grid.shape[1]
+            for request in self._waiting:
+                total += len(request.grid)
+                alike = request.grid.shape[1] == self._waiting[0].grid.shape[1]
                 if count and (total > self._together or not alike):
                     break
                 count += 1
             taken, self._waiting = self._waiting[:count], self._waiting[count:]
             return taken
 
-    def _answer(self, questions: list[_Question]) -> None:
+    def _answer(self, requests: list[_Request]) -> None:
         try:
-            version, answers = self._probe(np.concatenate([one.grid for one in questions]))
+            version, answers = self._assign(np.concatenate([one.grid for one in requests]))
         except Exception as problem:
-            for question in questions:
-                question.answer.set_exception(problem)
+            for request in requests:
+                request.answer.set_exception(problem)
             return
         at = 0
-        for question in questions:
-            question.answer.set_result((version, answers[at : at + len(question.grid)]))
-            at += len(question.grid)
+        for request in requests:
+            request.answer.set_result((version, answers[at : at + len(request.grid)]))
+            at += len(request.grid)

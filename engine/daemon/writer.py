@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from engine.collection.collection import Engine
 from engine.config import BatchSettings, Settings
 from engine.daemon.admin import Admin
-from engine.daemon.assign_queue import Prober
+from engine.daemon.assign_queue import AssignQueue
 from engine.daemon.control import Listener
 from engine.daemon.metrics import Metrics
 from engine.errors import InputError, WriterAway, WriterBusy
@@ -34,7 +34,7 @@ POLL_S = 0.05  # the longest wait for a record: what runs between batches waits 
 EXPIRE_S = 1.0  # between two looks for expired items
 TOLD_S = 1.0  # between two lines of the log on batches
 READERS_S = 60.0  # between two looks for readers that died
-ANSWERING = ("control", "caller", "prober")  # threads that need not wait behind a batch
+ANSWERING = ("control", "caller", "assign")  # threads that need not wait behind a batch
 SWITCH_S = 0.0005  # a thread that wants the interpreter gets it after so long
 
 T = TypeVar("T")
@@ -64,7 +64,9 @@ class Writer:
     def __init__(self, settings: Settings, engine: Engine, source: Source, log: Any = None) -> None:
         self.settings, self.engine, self.source = settings, engine, source
         self.metrics = Metrics(engine.store, source.lag)
-        self._prober = Prober(engine.probe, settings.bounds.probe_together, settings.bounds.probe_waiting)
+        self._assigning = AssignQueue(
+            engine.assign_grid, settings.bounds.probe_together, settings.bounds.probe_waiting
+        )
         self.log = log or logs.get()
         self.pace = Pace(settings.batch)
         self.stopping = threading.Event()
@@ -102,7 +104,7 @@ class Writer:
     def close(self) -> None:
         """Before the engine: questions that wait are turned away."""
         self.stopping.set()
-        self._prober.close()
+        self._assigning.close()
         self.source.close()
 
     def rest(self) -> None:
@@ -218,12 +220,12 @@ class Writer:
     def _assign(self, body: Body, vectors: Float32 | None) -> Body:
         if vectors is None:
             raise InputError("assign needs vectors")
-        version, answers = self._prober.ask(self.engine.on_grid(vectors), float(body["timeout_s"]))
+        version, answers = self._assigning.ask(self.engine.on_grid(vectors), float(body["timeout_s"]))
         shown = [
             {
                 "cluster": "new" if answer.cluster is None else answer.cluster,
                 "probability": answer.probability,
-                "neighbor": None if answer.neighbor is None else answer.neighbor.decode(),
+                "neighbor": answer.neighbor,
             }
             for answer in answers
         ]

@@ -139,7 +139,7 @@ def compare_in_the_end(world: World) -> dict[str, Any]:
             (schema.read_event_key(key), schema.parse_event(body)) for key, body in store.rows("events")
         ]
         keys, clusters = engine.labels()
-    held = dict(zip(keys, clusters.tolist(), strict=True))
+    held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))
     assert last_assignments(world.topics, TOPIC) == held
     assert_published(world.topics, TOPIC, COLLECTION, events)
     return {

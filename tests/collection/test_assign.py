@@ -16,7 +16,7 @@ from engine.clustering import pipeline
 from engine.collection.assign import NEW, Answer
 from engine.collection.collection import Engine
 from engine.config import Settings
-from engine.daemon.assign_queue import Prober
+from engine.daemon.assign_queue import AssignQueue
 from engine.errors import StoreError, WriterAway, WriterBusy
 from engine.index.hnsw import HnswIndex
 from engine.index.lock import GraphLock
@@ -48,7 +48,7 @@ def draw(seed: int, count: int) -> Float64:
 
 
 def ask(engine: Engine, seed: int = 5) -> tuple[int, list[Answer]]:
-    return engine.probe(engine.on_grid(draw(seed, QUESTIONS)))
+    return engine.assign_grid(engine.on_grid(draw(seed, QUESTIONS)))
 
 
 class Halted:
@@ -162,7 +162,7 @@ def test_a_closed_store_is_not_asked(tmp_path: Path, weights: LinkageModel) -> N
         engine.upsert(["a"], draw(1, 1))
         grid = engine.on_grid(draw(1, 1))
     with pytest.raises(StoreError, match="closed"):
-        engine.probe(grid)
+        engine.assign_grid(grid)
 
 
 def test_answers_under_load_are_of_one_version(engine: Engine) -> None:
@@ -214,12 +214,12 @@ class Slow:
 
 def test_questions_that_wait_are_answered_together() -> None:
     probe = Slow()
-    prober = Prober(probe, together=4, waiting_max=100)
+    queue = AssignQueue(probe, together=4, waiting_max=100)
     grids = [np.array([[1, number]] * 2, np.int16) for number in range(5)]
     found: dict[int, Any] = {}
 
     def put(number: int) -> None:
-        found[number] = prober.ask(grids[number], 10)
+        found[number] = queue.ask(grids[number], 10)
 
     threads = [threading.Thread(target=put, args=(number,)) for number in range(5)]
     for thread in threads:
@@ -231,9 +231,9 @@ def test_questions_that_wait_are_answered_together() -> None:
     assert found == {number: (3, [Answer(number, 1.0, None)] * 2) for number in range(5)}
     assert probe.sizes == [2, 4, 4]
     with pytest.raises(ValueError, match="of ours"):
-        prober.ask(np.array([[-1, 0]], np.int16), 10)
-    assert prober.ask(grids[0], 10)
-    prober.close()
+        queue.ask(np.array([[-1, 0]], np.int16), 10)
+    assert queue.ask(grids[0], 10)
+    queue.close()
 
 
 def test_the_model_answers_on_one_thread_whatever_others_chose() -> None:
@@ -244,27 +244,27 @@ def test_the_model_answers_on_one_thread_whatever_others_chose() -> None:
         return 1, [NEW]
 
     before = torch.get_num_threads()
-    prober = Prober(probe, together=4, waiting_max=4)
+    queue = AssignQueue(probe, together=4, waiting_max=4)
     try:
         torch.set_num_threads(2)  # as a thread does that names its arithmetic
-        prober.ask(np.ones((1, 2), np.int16), 10)
+        queue.ask(np.ones((1, 2), np.int16), 10)
     finally:
         torch.set_num_threads(before)
-        prober.close()
+        queue.close()
     assert threads == [1]
 
 
 def test_questions_are_bounded_in_number_and_time() -> None:
     probe = Slow()
-    prober = Prober(probe, together=4, waiting_max=2)
+    queue = AssignQueue(probe, together=4, waiting_max=2)
     grid = quantize(np.ones((2, 2)))[0]
     with pytest.raises(WriterBusy, match="in time"):
-        prober.ask(grid, 0.05)
+        queue.ask(grid, 0.05)
     outcomes: list[type[Exception] | None] = []
 
     def put() -> None:
         try:
-            prober.ask(grid, 10)
+            queue.ask(grid, 10)
             outcomes.append(None)
         except (WriterAway, WriterBusy) as problem:
             outcomes.append(type(problem))
@@ -274,8 +274,8 @@ def test_questions_are_bounded_in_number_and_time() -> None:
         thread.start()
     time.sleep(0.05)
     with pytest.raises(WriterBusy, match="wait already"):
-        prober.ask(grid, 10)
-    closing = threading.Thread(target=prober.close)
+        queue.ask(grid, 10)
+    closing = threading.Thread(target=queue.close)
     closing.start()
     time.sleep(0.05)
     probe.go.set()
@@ -283,7 +283,7 @@ def test_questions_are_bounded_in_number_and_time() -> None:
         thread.join()
     assert outcomes == [WriterAway, WriterAway]
     with pytest.raises(WriterAway):
-        prober.ask(grid, 10)
+        queue.ask(grid, 10)
 
 
 def test_a_search_comes_in_between_two_slices() -> None:

@@ -105,7 +105,9 @@ def replay(engine: Engine) -> None:
         if isinstance(event, Assignment):
             last[event.key] = event.cluster
     keys, clusters = engine.labels()
-    assert {key: at for key, at in last.items() if at} == dict(zip(keys, clusters.tolist(), strict=True))
+    assert {key: at for key, at in last.items() if at} == dict(
+        zip(map(str.encode, keys), clusters.tolist(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_assign_and_explain_over_the_socket(tmp_path: Path, weights: LinkageMode
             assert shown["cluster"] == (answer.cluster or "new")
             assert (shown["probability"], shown["neighbor"]) == (
                 answer.probability,
-                answer.neighbor.decode() if answer.neighbor else None,
+                answer.neighbor,
             )
         for wrong, words in (np.ones((1, 3)), "3 dimensions"), (np.zeros((1, DIM)), "zero"):
             with pytest.raises(InputError, match=words):

@@ -53,7 +53,7 @@ def _compare(engine: Engine, topics: Topics, topic: str, load: Load) -> None:
     events = [(schema.read_event_key(key), schema.parse_event(body)) for key, body in rows]
     assert_published(topics, topic, engine.settings.collection.name, events)
     keys, clusters = engine.labels()
-    held = dict(zip(keys, clusters.tolist(), strict=True))
+    held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))
     assert last_assignments(topics, topic) == held, "the topic's last assignments are not the store's"
     assert replay([], store) == held, "the event log does not lead to the store's assignments"
     letters = [event.value for _, event in events if isinstance(event, DeadLetter)]

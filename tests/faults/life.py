@@ -204,7 +204,7 @@ class Life:
             assert not wrong, wrong
             check_calibration(state, other)
         keys, clusters = engine.labels()
-        held = dict(zip(keys, clusters.tolist(), strict=True))
+        held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))
         told = replay(self.topic.events(), engine.store)
         assert told == held, f"the log tells of {len(told)} items, the store holds {len(held)}, or elsewhere"
 

@@ -84,7 +84,8 @@ def compare(daemon: Daemon, topics: Topics, model: Path, load: Load) -> None:
         ]
         keys, clusters = engine.labels()
     assert_published(topics, daemon.topic, COLLECTION, events)
-    assert last_assignments(topics, daemon.topic) == dict(zip(keys, clusters.tolist(), strict=True))
+    held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))
+    assert last_assignments(topics, daemon.topic) == held
     letters = [event.value for _, event in events if isinstance(event, DeadLetter)]
     assert sorted(letters, key=repr) == sorted(load.poisoned)
 

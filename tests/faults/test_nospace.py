@@ -63,7 +63,7 @@ def feed(engine: Any, until: int) -> None:
         engine.upsert([f"k{i}" for i in range(at * BATCH, at * BATCH + BATCH)], draw(at, BATCH))
 
 
-def labels(engine: Any) -> dict[bytes, int]:
+def labels(engine: Any) -> dict[str, int]:
     keys, clusters = engine.labels()
     return dict(zip(keys, clusters.tolist(), strict=True))
 

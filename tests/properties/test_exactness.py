@@ -189,6 +189,6 @@ def compare(steady: Engine, broken: Engine, where: str) -> None:
         assert next(rows) == next(rows), f"{table}, {where}"
 
 
-def names(engine: Engine) -> dict[bytes, int]:
+def names(engine: Engine) -> dict[str, int]:
     keys, clusters = engine.labels()
     return dict(zip(keys, clusters.tolist(), strict=True))

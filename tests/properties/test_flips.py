@@ -95,8 +95,7 @@ def written(path: str) -> dict[str, Any]:
         engine.delete(NAMES[50:70])
     with Engine.open(settings_of(path), random_model(7), lambda: 6.0) as engine:
         keys, clusters = engine.labels()
-        return {"version": engine.version, "labels": sorted(zip(map(bytes.decode, keys), clusters.tolist(),
-                                                                strict=True))}  # fmt: skip
+        return {"version": engine.version, "labels": sorted(zip(keys, clusters.tolist(), strict=True))}
 
 
 def checked(path: str) -> dict[str, Any]:

@@ -1,0 +1,375 @@
+"""A live collection: its state in memory, its store and snapshots on disk, changed in batches."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from typing_extensions import Self
+
+from engine.clustering import explain, pipeline, retention
+from engine.clustering.resume import resume
+from engine.clustering.state import State
+from engine.collection import assign, snapshots
+from engine.collection.assign import Answer
+from engine.collection.build import empty_state, index_of, load_model, shape_of, store_config
+from engine.collection.erase import PUBLISH_WAIT_S, Erasure, FreshIndex, await_publisher
+from engine.collection.rebuild import Generation, Rebuilt, nothing_to_rebuild, rebuilt
+from engine.collection.snapshots import Snapshots
+from engine.config import Settings
+from engine.errors import CorruptStore, Forked, InputError, NotFound, StoreError, Unusable, WriterBusy
+from engine.index.hnsw import HnswIndex
+from engine.model.linkage import LinkageModel
+from engine.records import read_key, wrong_dimension
+from engine.storage.compaction import Compacted
+from engine.storage.store import Store
+from engine.system import forks
+from engine.system.stopwatch import Stopwatch
+from engine.types import Applied, Batch, Int16, Loaded
+
+Key = str | bytes | int | UUID
+SNAPSHOT_SHARE = 12  # a twelfth of the items changed: a snapshot costs by items, a restart by changes since
+CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
+SWITCH_WAIT_S = 2.0  # that `assign` waits for a rebuild to be put in place
+FEW = 512  # changes that a rebuild takes while batches wait
+
+
+class LiveCollection:
+    """One collection, open for writing by this process.
+
+    Methods may be called from several threads. One runs at a time, but for `assign_grid`, which waits for
+    none. A forked copy of the object refuses to work.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        model: LinkageModel,
+        clock: Callable[[], float],
+        executor: Executor | None = None,
+    ) -> None:
+        self.settings, self.store, self.model = settings, store, model
+        self.snapshots = Snapshots(store.path, executor, settings.bounds.free_disk_min_bytes)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._state: State | None = None  # None: the dimension is not known yet
+        self._broken = ""
+        self._since_snapshot = 0
+        self._process = os.getpid()
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        model: LinkageModel | None = None,
+        clock: Callable[[], float] = time.time,
+        executor: Executor | None = None,
+    ) -> Self:
+        """Open or create the store of `settings`. `clock` gives seconds since 1970.
+
+        `executor`: writes snapshots out while batches go on; without one the batch that is due waits.
+
+        Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
+        """
+        forks.check()
+        model = model or load_model(settings)
+        store = Store.open(
+            settings.store.path,
+            store_config(settings, model),
+            map_bytes=settings.bounds.map_size_bytes,
+            free_bytes=settings.bounds.free_disk_min_bytes,
+            events_max_bytes=settings.retention.events_max_bytes,
+            events_max_age_ms=int(settings.retention.events_max_age_s * 1000),
+        )
+        try:
+            if settings.source.publishes:
+                store.retain_from_version = 0  # until the publisher tells what is out
+            engine = cls(settings, store, model, clock, executor)
+            engine._restore()
+        except BaseException:
+            store.close()
+            raise
+        return engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def version(self) -> int:
+        """The last committed version; 0: nothing yet."""
+        return self.store.version
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the vectors; None before the first one."""
+        return self._state.hierarchy.shape.dim if self._state else self.settings.collection.dim
+
+    @property
+    def state(self) -> State:
+        """The live state, to look at between batches. Raises InputError: there are no items yet."""
+        with self._running() as state:
+            if state is None:
+                raise InputError(f"{self.store.path} is empty")
+            return state
+
+    def holds(self, key: bytes) -> bool:
+        """Return whether an item has this key. For the thread that applies batches."""
+        return self._state is not None and key in self._state.row_of
+
+    def __len__(self) -> int:
+        return self._state.hierarchy.base.nodes.live if self._state else 0
+
+    def apply(self, batch: Batch) -> Applied:
+        """Take a batch; when this returns, it is durable. Raises StoreError; then open the store again."""
+        with self._running():
+            watch = Stopwatch()
+            state = self._state or self._begin(batch.vectors.shape[1], bool(len(batch.keys)))
+            if len(batch.keys) and batch.vectors.shape[1] != state.hierarchy.shape.dim:
+                raise InputError(wrong_dimension(batch.vectors.shape[1], state.hierarchy.shape.dim))
+            now_ms = self._now_ms()
+            expired = retention.due(state, self.settings, now_ms, batch)
+            self._broken = "a batch was cut short"
+            change, applied = pipeline.step(
+                state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
+            )
+            self.store.commit(change)
+            watch.lap("store")
+            self._broken = ""
+            self._since_snapshot += applied.inserted + applied.moved + applied.deleted
+            self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // SNAPSHOT_SHARE))
+            return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
+
+    def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
+        """Take a batch of deletes; unknown keys are counted and change nothing."""
+        none = np.empty((0, self.dim or 1), np.int16)
+        deletes = list(dict.fromkeys(keys))
+        return self.apply(Batch([], none, np.empty(0, np.int64), [], deletes, dict(positions or {})))
+
+    def expire(self) -> Applied | None:
+        """A version of what retention deletes now, at most `[bounds] expire_items`; None: nothing is due."""
+        with self._running():
+            nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
+            if not self._state or not retention.due(self._state, self.settings, self._now_ms(), nothing):
+                return None
+            return self.apply(nothing)
+
+    def assign_grid(self, grid: Int16) -> tuple[int, list[Answer]]:
+        """Return the version, and the cluster of each grid vector (m, d), were it inserted.
+
+        Does not wait for a batch that another thread applies. Raises WriterBusy while a rebuild is put in
+        place, if that takes long.
+        """
+        self._check_process()
+        deadline = time.monotonic() + SWITCH_WAIT_S
+        while True:
+            try:
+                return assign.assign(self.store, self._state, self.model, grid)
+            except WriterBusy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
+        """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound."""
+        with self._running() as state:
+            name = self._key(key)
+            if state is None:
+                raise NotFound(f"no item has the key {name.decode()!r}")
+            return explain.explain(state, name, level)
+
+    def compact(self) -> Compacted:
+        """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""
+        with self._running():
+            return self.store.compact()
+
+    def rebuild(self, settings: Settings | None = None, model: LinkageModel | None = None) -> Rebuilt:
+        """Cluster all items from scratch, with new settings and model if given, and a new calibration.
+
+        Batches may be applied from other threads meanwhile. `model`: one that no other thread uses.
+        Raises InputError (the collection is empty) and StoreError.
+        """
+        settings = settings or self.settings
+        model = model or load_model(settings)
+        with self._running() as live:
+            if live is None:
+                raise nothing_to_rebuild(self.settings)
+            generation = Generation(settings, model, live.hierarchy.shape.dim)
+            first = generation.difference(live)
+        generation.take(first)
+        for _ in range(CATCH_UP_MAX):
+            with self._running():
+                more = generation.difference(self.state)
+            if len(more) <= FEW:
+                break
+            generation.take(more)
+        with self._running():
+            change = generation.finish(self.state, self._now_ms())
+            self.store.check_room(change)  # raises before anything has changed
+            self._broken = "a rebuild was cut short"
+            self.store.replace(change, {**store_config(settings, model), "dim": self.dim})
+            self._state, self.settings, self.model = generation.state, settings, model
+            self._broken = ""
+            self.save()
+        return rebuilt(generation.state, change)
+
+    def erase(
+        self,
+        key: Key,
+        wait_s: float = PUBLISH_WAIT_S,
+        between: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    ) -> Erasure:
+        """Remove an item and its traces. Batches may be applied from other threads meanwhile.
+
+        `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
+        events are published, waits until the item's are. Raises InputError (no key) and StoreError (not
+        published in time, the item came back, no room to compact): the same call again goes on.
+        """
+        name = self._key(key)
+        deleted = bool(between(lambda: self.remove([name])).deleted)
+        await_publisher(self.store, self.version, wait_s)
+        self._renew_index()
+        mentions, size = between(lambda: self._forget(name))
+        return Erasure(deleted, mentions, self.version, size)
+
+    def _renew_index(self) -> None:
+        with self._running() as state:
+            if state is None or self.settings.index.kind != "hnsw":
+                return
+            fresh = FreshIndex(self.settings, state)
+        fresh.build()
+        with self._running():
+            fresh.put_into(self.state)
+
+    def _forget(self, key: bytes) -> tuple[int, int]:
+        """Remove everything on disk that has the key; return the events that had it, and the file's bytes."""
+        with self._running() as state:
+            if state is not None and key in state.row_of:
+                raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
+            mentions = self.store.erase_mentions(key)
+            self.snapshots.clear()
+            compacted = self.compact()
+            self.save()
+            return mentions, compacted.after
+
+    def save(self) -> None:
+        """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
+        with self._running():
+            self._since_snapshot = max(1, self._since_snapshot)
+            self._save_what_is_new()
+
+    def close(self) -> None:
+        """Save the index and let go of the store. Everything applied is durable already.
+
+        In a forked process it does nothing: the store is its parent's.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            try:
+                if self._broken:
+                    self.snapshots.wait()
+                else:
+                    self._save_what_is_new()
+            finally:
+                self._broken = "the engine is closed"
+                self._state = None
+                self.store.close()
+
+    @contextmanager
+    def _running(self) -> Iterator[State | None]:
+        """The state, and no batch meanwhile; None: there are no items yet. Raises StoreError, Forked."""
+        self._check_process()
+        with self._lock:
+            if self._broken:
+                raise StoreError(f"{self.store.path}: {self._broken}; open it again")
+            yield self._state
+
+    def _check_process(self) -> None:
+        """A fork has no threads of its parent's, and shares its database. Raises Forked."""
+        if os.getpid() != self._process:
+            raise Forked(
+                f"this process was forked from the one that opened {self.store.path}: open it there or in "
+                'a process that multiprocessing has started with the method "spawn", one at a time'
+            )
+
+    def _key(self, key: Key) -> bytes:
+        try:
+            return read_key(key, self.settings.bounds)
+        except Unusable as problem:
+            raise InputError(str(problem)) from None
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _begin(self, dim: int, decides: bool) -> State:
+        """The state of a collection without items."""
+        state = empty_state(self.settings, self.model, self.dim or dim)
+        state.version = self.store.version
+        if decides:
+            self._state = state
+        return state
+
+    def _restore(self) -> None:
+        loaded = self.store.load()
+        dim = self.store.config["dim"]
+        if dim is None:
+            return
+        shape = shape_of(self.settings, self.model, dim)
+        state = State.of(loaded, shape, self.model, self.model.default_epoch, index_of(self.settings))
+        self._state = state
+        if not len(loaded.items.ids):
+            return
+        state.restore_lists(loaded)
+        base = state.hierarchy.base
+        rows = base.nodes.all_rows()
+        if isinstance(base.lists.index, HnswIndex):
+            known = snapshots.load_index(
+                self.store.path, state.version, base.lists.index, state.ids, state.versions, rows
+            )
+        else:
+            base.lists.index.insert(rows)
+            known = True
+        basis = snapshots.dependencies(state, self.model)
+        saved = snapshots.load_levels(self.store.path, state.version, basis)
+        newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
+        self._since_snapshot = int(np.count_nonzero(state.versions[rows] > newest))
+        resume(state.hierarchy, state.contents(), saved, state.calibration.epoch, Stopwatch())
+        self._settle(state, loaded)
+
+    def _settle(self, state: State, loaded: Loaded) -> None:
+        """The restored partition takes the stored names."""
+        if self.store.stale:
+            self.store.commit(pipeline.regenerate(state, loaded.places, self._now_ms()))
+        elif not state.settle(loaded.places):
+            raise CorruptStore(
+                f"{self.store.path}: the stored clusters are not those of the stored lists; "
+                "`shoal rebuild` makes them anew"
+            )
+
+    def _save_what_is_new(self) -> None:
+        """A snapshot if anything changed since the last one; when it returns, nothing is being written."""
+        self.snapshots.wait()
+        self._snapshot(least=1)
+        self.snapshots.wait()
+
+    def _snapshot(self, least: int) -> None:
+        state = self._state
+        if state is None or self._since_snapshot < least:
+            return
+        if self.snapshots.begin(state, self.model):
+            self._since_snapshot = 0

@@ -1,0 +1,83 @@
+"""A rebuild of a store that nobody has open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.collection.collection import Engine
+from engine.collection.rebuild import rebuild_store
+from engine.errors import (
+    ConfigMismatch,
+    InputError,
+    NoStore,
+)
+from engine.model.linkage import LinkageModel, random_model
+from tests.collection.conftest import Open
+from tests.support.collections import draw, labels, members, names, settings_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_rebuild_with_another_tau_is_a_new_generation(opened: Open, weights: LinkageModel) -> None:
+    engine = opened(model={"tau": 0.3})
+    engine.upsert(names(150), draw(31, 150), positions={"source": b"150"})
+    engine.upsert(names(150, 150), draw(32, 150))
+    before = labels(engine)
+    engine.close()
+    stricter = settings_of(engine.settings.store.path, model={"tau": 0.7})
+    made = rebuild_store(stricter, weights, lambda: 2.0)
+    with pytest.raises(ConfigMismatch):
+        opened(model={"tau": 0.3})
+    engine = opened(model={"tau": 0.7})
+    after = labels(engine)
+    assert (made.version, made.items, made.clusters) == (3, 300, len(members(after)))
+    assert engine.version == 3
+    assert engine.store.position("source") == b"150"
+
+    fresh = opened("fresh", model={"tau": 0.7})
+    fresh.upsert(names(300), np.concatenate([draw(31, 150), draw(32, 150)]))
+    assert fresh.state.calibration.epoch == engine.state.calibration.epoch
+    assert set(members(labels(fresh)).values()) == set(members(after).values())
+
+    old, new = members(before), members(after)
+    assert set(old.values()) != set(new.values())
+    for cluster, own in old.items():
+        assert own not in new.values() or new[cluster] == own
+    followed = [cluster for cluster in new if cluster in old]
+    assert followed
+    assert all(new[cluster] & old[cluster] for cluster in followed)
+    assert min(new.keys() - old.keys(), default=max(old) + 1) > max(old)  # ids are never used again
+
+
+def test_rebuild_with_the_same_settings_changes_no_name(opened: Open, weights: LinkageModel) -> None:
+    engine = opened()
+    engine.upsert(names(300), draw(33, 300))
+    before = labels(engine)
+    engine.close()
+    rebuild_store(engine.settings, weights, lambda: 2.0)
+    engine = opened()
+    assert engine.version == 2
+    assert labels(engine) == before
+
+
+def test_rebuild_takes_another_model(opened: Open, tmp_path: Path) -> None:
+    engine = opened()
+    engine.upsert(names(200), draw(34, 200))
+    engine.close()
+    other = random_model(5)
+    rebuild_store(engine.settings, other)
+    with pytest.raises(ConfigMismatch, match="model"):
+        opened()
+    with Engine.open(engine.settings, other) as again:
+        assert len(labels(again)) == 200
+
+
+def test_rebuild_of_nothing(opened: Open, tmp_path: Path, weights: LinkageModel) -> None:
+    opened().close()
+    with pytest.raises(InputError, match="nothing to rebuild"):
+        rebuild_store(settings_of(tmp_path / "store"), weights)
+    with pytest.raises((NoStore, InputError)):
+        rebuild_store(settings_of(tmp_path / "nowhere"), weights)
