@@ -20,9 +20,10 @@ from engine.collection.items import Item
 from engine.collection.live import Key, LiveCollection
 from engine.config import Options, Settings
 from engine.errors import InputError, NotFound
-from engine.events import Place
+from engine.events import EventRow, Place
 from engine.model.linkage import LinkageModel
-from engine.storage.reader import MAX_PAGE, View
+from engine.storage.queries import MAX_PAGE
+from engine.storage.reader import View
 from engine.types import Applied, Int16, Int64
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Engine(LiveCollection):
 
         return self._view(read)
 
-    def changes(self, after: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
+    def changes(self, after: str | None = None, limit: int = 1000) -> list[EventRow]:
         """Return events behind the one with this `event-id`, oldest first: of items and of final clusters.
 
         Raises InputError: there is no such id, or events behind it were forgotten.
@@ -165,8 +166,7 @@ class Engine(LiveCollection):
         found = self._view(lambda view: view.changes(place, limit))
         if found["gap"]:
             raise InputError(f"events behind {after} were forgotten: begin with changes()")
-        changes: list[dict[str, Any]] = found["changes"]
-        return changes
+        return found["changes"]
 
     def to_arrow(self) -> pa.Table:
         """Return all items: `key`, `cluster`, `path`, `time`, `payload` (JSON), `updated`, a row each."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.storage.answers import ItemDetail
 from engine.types import Loaded
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Item:
         return _EPOCH + timedelta(milliseconds=self.time_ms)
 
 
-def item_of(answer: Mapping[str, Any]) -> Item:
-    """Return the item in an answer of `engine.storage.reader`."""
+def item_of(answer: ItemDetail) -> Item:
+    """Return the item that the store's reader has found."""
     return Item(
         key=answer["key"],
         cluster=answer["cluster"],
