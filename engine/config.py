@@ -34,6 +34,7 @@ LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
+PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 RENEWED = ("model", "index")  # sections that a rebuild may change
 
 Value = str | int | float | bool | None
@@ -202,6 +203,9 @@ class ApiSettings(_Section):
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
     key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
+    root_path: str = Field("", pattern=rf"^({PREFIX})?$")  # "/shoal": below this prefix of the path
+    forwarded_prefix: bool = False  # True: believe a proxy's X-Forwarded-Prefix
+    cors_origins: tuple[str, ...] = ()  # "https://example.com": whose pages may ask from a browser
     requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
     connections_max: int = Field(512, ge=2)
     streams_max: int = Field(32, ge=0)  # of changes, held open
@@ -223,6 +227,12 @@ class ApiSettings(_Section):
     history_events: int = Field(200_000, ge=1)  # of clusters that are found by cluster; the newest
     history_versions: int = Field(100_000, ge=0)  # looked through for them at a start
     lag_max_s: float = Field(60.0, gt=0)  # beyond it the daemon says that it is not ready
+
+    @model_validator(mode="after")
+    def _fits(self) -> ApiSettings:
+        if "*" in self.cors_origins and self.key_file is None:
+            raise ValueError('cors_origins = ["*"] lets every web page read what needs no key: set key_file')
+        return self
 
 
 class BoundsSettings(_Section):

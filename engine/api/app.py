@@ -67,7 +67,8 @@ async def openapi(request: Request) -> Response:
     """The OpenAPI document, made by the first request."""
     app: FastAPI = request.app
     app.openapi_schema = app.openapi_schema or describe(app)
-    return reply(app.openapi_schema)
+    prefix = getattr(request.state, "prefix", "")
+    return reply({**app.openapi_schema, **({"servers": [{"url": prefix}]} if prefix else {})})
 
 
 @documents.get("/docs")

@@ -1,15 +1,18 @@
-"""One request to the middleware without a socket, around an application that always answers 200."""
+"""Requests to the middleware without a socket."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
+
+from starlette.types import ASGIApp
 
 from engine.api import middleware
 from engine.api.middleware.authentication import Keys
 from engine.api.middleware.metrics import Meters
-from engine.config import load
+from engine.config import ApiSettings
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -19,7 +22,7 @@ class Asked:
 
     def __init__(self, body: bytes = b"") -> None:
         self.status, self.headers, self.body = 0, dict[bytes, bytes](), b""
-        self.path = ""
+        self.path, self.state = "", dict[str, Any]()
         self._body = body
 
     async def receive(self) -> dict[str, Any]:
@@ -48,22 +51,29 @@ def scope_of(raw: str, headers: Headers, method: str = "GET") -> dict[str, Any]:
     }
 
 
-def ask(
-    raw: str,
-    headers: Headers | None = None,
-    keys: Keys | None = None,
-    meters: Meters | None = None,
-    **settings: Any,
-) -> Asked:
-    """A GET through all middleware; `cors_origins=...` sets `[api] cors_origins`."""
-    asked = Asked()
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """An application that always answers 200."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"answered"})
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        asked.path = scope["path"]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"answered"})
 
-    chosen = load(None, {f"api.{name}": value for name, value in settings.items()}).api
-    wrapped = middleware.wrap(app, chosen, keys or Keys([]), meters or Meters())
-    asyncio.run(wrapped(scope_of(raw, headers or []), asked.receive, asked.send))
-    return asked
+@dataclass(frozen=True)
+class Client:
+    """Requests through all middleware, around `app`."""
+
+    app: ASGIApp = answer
+    keys: Keys = field(default_factory=lambda: Keys([]))
+    meters: Meters = field(default_factory=Meters)
+    settings: dict[str, Any] = field(default_factory=dict)  # of [api]
+
+    def ask(self, raw: str, headers: Headers | None = None, method: str = "GET") -> Asked:
+        asked = Asked()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            asked.path, asked.state = scope["path"], scope.get("state", {})
+            await self.app(scope, receive, send)
+
+        document = {"host": "127.0.0.1", **self.settings}
+        wrapped = middleware.wrap(app, ApiSettings(**document), self.keys, self.meters)
+        asyncio.run(wrapped(scope_of(raw, headers or [], method), asked.receive, asked.send))
+        return asked

@@ -9,7 +9,7 @@ import pytest
 from engine.api.middleware.authentication import Keys, read_keys
 from engine.config import load
 from engine.errors import ConfigError
-from tests.support.asgi import ask
+from tests.support.asgi import Client
 
 KEY = b"0123456789abcdef0123"
 
@@ -32,9 +32,9 @@ KEY = b"0123456789abcdef0123"
 def test_a_protected_path_needs_a_key(headers: list[tuple[bytes, bytes]], status: int) -> None:
     keys = Keys([b"another-another-another", KEY])
     for path in ("/v1/clusters", "/metrics", "/v1/nothing"):
-        assert ask(path, headers, keys=keys).status == status
+        assert Client(keys=keys).ask(path, headers).status == status
     for path in ("/", "/livez", "/docs"):
-        assert ask(path, headers, keys=keys).status == 200
+        assert Client(keys=keys).ask(path, headers).status == 200
 
 
 def test_an_address_that_others_reach_needs_a_key(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.asgi import ask
+from tests.support.asgi import Client
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from tests.support.asgi import ask
     ],
 )
 def test_the_path_that_is_routed(raw: bytes, routed: str) -> None:
-    assert ask(raw.decode()).path == routed
+    assert Client().ask(raw.decode()).path == routed
