@@ -15,6 +15,7 @@ from engine.types import Bool, Int64
 EARLIEST_MS = 631_152_000_000  # 1990: earlier times are more often a mistake of unit than a date
 LATEST_AHEAD_MS = 86_400_000  # a day: clocks of producers differ
 
+_NO_ARRAY = np.empty((0, 0))
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d+))?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?", re.I | re.A
@@ -85,8 +86,8 @@ def _in_range(time_ms: int) -> int:
 
 def read_times(column: Any) -> tuple[Int64, Bool, dict[int, str]]:
     """A column of times as `read_time` reads one: ms (n,), whether there is one (n,), and reasons by row."""
-    array = column if isinstance(column, np.ndarray) else np.asarray(column, object)
-    count = len(array)
+    array = column if isinstance(column, np.ndarray) else _NO_ARRAY
+    count = len(column)
     told, out = np.ones(count, np.bool_), np.zeros(count, np.int64)
     if array.ndim == 1 and array.dtype.kind == "M":
         told = ~np.isnat(array)
@@ -109,7 +110,8 @@ def read_times(column: Any) -> tuple[Int64, Bool, dict[int, str]]:
     reasons: dict[int, str] = {}
     for row in wrong.tolist():
         try:
-            time_ms = read_time(array[row].item() if array.dtype.kind in "iufbU" else array[row])
+            value = column[row]
+            time_ms = read_time(value.item() if isinstance(value, np.bool_) else value)
             told[row], out[row] = time_ms is not None, time_ms or 0
         except Unusable as problem:
             reasons[row] = str(problem)

@@ -100,7 +100,10 @@ class Doors:
         os.utime(self._path, (NOW_MS / 1000, NOW_MS / 1000))
         source = FileSource(self._path, Options(100, SETTINGS.bounds, clock=lambda: NOW_MS / 1000))
         source.begin({})
-        chunks = list(source.chunks(DIM))
+        try:
+            chunks = list(source.chunks(DIM))
+        except InputError as problem:  # the file as a whole: UTF-16
+            return Outcome(reason=str(problem))
         reasons = [remark.reason for chunk in chunks for remark in chunk.rejects]  # type: ignore[attr-defined]
         batches = [chunk.batch for chunk in chunks if len(chunk.batch.keys) or len(chunk.batch.deletes)]
         return outcome(batches[0] if batches else None, reasons, any(chunk.doubts for chunk in chunks))
