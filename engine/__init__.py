@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from engine.system import importpath  # noqa: F401  (first of all: keeps the current folder out of imports)
+
+# isort: split
 from typing import TYPE_CHECKING, Any
 
 from engine.system import determinism  # noqa: F401  (pins it before anything that computes is loaded)

@@ -5,6 +5,7 @@ Each class has the exit code with which the command line ends; engine/guide/oper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -98,3 +99,16 @@ def shown(value: Any) -> str:
     """A value as it stands in a sentence: on one line and not long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def dump(error: ShoalError) -> dict[str, str]:
+    """Return an error as JSON for another process; see `load`."""
+    return {"error": type(error).__name__, "sentence": str(error)}
+
+
+def load(told: Mapping[str, Any]) -> ShoalError:
+    """Return the error that `dump` described: a plain ShoalError where its class is unknown here."""
+    kind = globals().get(str(told["error"]))
+    if not (isinstance(kind, type) and issubclass(kind, ShoalError)):
+        kind = ShoalError
+    return kind(str(told["sentence"]))

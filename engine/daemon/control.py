@@ -288,15 +288,14 @@ def _address(folder: Path) -> Iterator[str]:
 
 
 def _wrap(problem: ShoalError) -> bytes:
-    return orjson.dumps({"error": type(problem).__name__, "sentence": str(problem)})
+    return orjson.dumps(errors.dump(problem))
 
 
 def _unwrap(answer: Body) -> Body:
-    if "error" not in answer:
-        found: Body = answer["answer"]
-        return found
-    kind = getattr(errors, str(answer["error"]), ShoalError)
-    raise kind(str(answer["sentence"]))
+    if "error" in answer:
+        raise errors.load(answer)
+    found: Body = answer["answer"]
+    return found
 
 
 def _send(connection: socket.socket, frame: bytes, deadline: float) -> None:

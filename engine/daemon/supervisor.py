@@ -26,7 +26,7 @@ from engine.config import ApiSettings, Settings
 from engine.daemon.control import Control
 from engine.errors import ConfigError, ShoalError
 from engine.storage.store import hold
-from engine.system import logs
+from engine.system import isolation, logs
 from engine.system.systemd import Notifier
 
 WRITER, API, PUBLISHER = "writer", "api", "publisher"
@@ -65,9 +65,10 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "engine", "part", self.part.name, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
-            [*command, *self.part.arguments],
+            isolation.command(
+                "engine", "part", self.part.name, "--parent", str(os.getpid()), *self.part.arguments
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # its last words: see `work_as`
             text=True,
@@ -114,8 +115,7 @@ class Child:
         with process.stdout as stdout:
             words = stdout.read()
         if words.endswith("}"):
-            told = json.loads(words)
-            raise getattr(errors, told["error"], ShoalError)(told["sentence"])
+            raise errors.load(json.loads(words))
         now = time.monotonic()
         self._failures.append(now)
         while self._failures[0] < now - self._bounds.restarts_window_s:
@@ -239,7 +239,7 @@ def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
     except ShoalError as problem:
         logs.get().error("cannot go on", error=type(problem).__name__, reason=str(problem))
         with contextlib.suppress(BrokenPipeError), last_words:
-            json.dump({"error": type(problem).__name__, "sentence": str(problem)}, last_words)
+            json.dump(errors.dump(problem), last_words)
         sys.exit(problem.exit_code)
     except Exception:
         logs.get().exception("a mistake of ours")

@@ -215,21 +215,24 @@ def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[Tables | None]
 
 @contextmanager
 def scratch(folder: Path, map_bytes: int) -> Iterator[Callable[[Callable[[Tables], None]], None]]:
-    """Make an environment in an empty folder: yield what runs work in one transaction of it.
+    """Make an environment in an empty folder; yield a function that runs work in one transaction of it.
 
-    It is durable when the block ends, not at each transaction.
+    It is durable when the block ends, not at each transaction. Raises StoreFull, CorruptStore.
     """
-    with lmdb.open(os.fspath(folder), map_size=map_bytes, max_dbs=len(schema.TABLES), sync=False) as env:
-        with env.begin(write=True) as txn:
-            handles = _handles(env, txn, create=True)
-
-        def write(work: Callable[[Tables], None]) -> None:
+    try:
+        with lmdb.open(os.fspath(folder), map_size=map_bytes, max_dbs=len(schema.TABLES), sync=False) as env:
             with env.begin(write=True) as txn:
-                work(Tables(txn, handles))
+                handles = _handles(env, txn, create=True)
 
-        yield write
-        env.sync(True)
-    files.sync(folder / DATA)
+            def write(work: Callable[[Tables], None]) -> None:
+                with env.begin(write=True) as txn:
+                    work(Tables(txn, handles))
+
+            yield write
+            env.sync(True)
+        files.sync(folder / DATA)
+    except (lmdb.Error, OSError) as error:
+        raise unwritable(folder.parent, error) from error
 
 
 def unreadable(folder: Path, error: Exception) -> StoreError:

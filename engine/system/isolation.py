@@ -1,8 +1,9 @@
-"""Work in another process, because a broken page or graph can end the one that reads it."""
+"""Runs functions in a process of their own: a damaged page or graph can kill the process that reads it."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -11,35 +12,39 @@ from pathlib import Path
 
 from engine import errors
 from engine.errors import CorruptStore, ShoalError, StoreError
+from engine.system import importpath
 
-_ROOT = Path(__file__).resolve().parents[2]
-_SCRIPT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from engine.system.isolation import main; main(*sys.argv[2:])"
-)
+_BOOT = Path(__file__).with_name("boot.py")
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no damage: out of memory, or told to end
 
 
-def call(function: str, *arguments: str | os.PathLike[str]) -> str:
-    """Run `module.function` on strings in a process of its own; returns what it printed.
+def command(module: str, *arguments: str | os.PathLike[str]) -> list[str]:
+    """Return the command line of a Python process that runs a module as `python -m` does, isolated.
 
-    Raises what it raised of Shoal's errors; StoreError when somebody ended it,
-    CorruptStore when it did not end by itself or otherwise.
+    It imports from where this process does, but never from the current folder.
     """
-    words = [str(_ROOT), function, *(os.fspath(argument) for argument in arguments)]
-    command = [sys.executable, "-c", _SCRIPT, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    paths = os.pathsep.join(importpath.trusted())
+    return [sys.executable, "-I", str(_BOOT), paths, module, *(os.fspath(each) for each in arguments)]
+
+
+def call(function: str, *arguments: str | os.PathLike[str]) -> str:
+    """Run `module.function` on strings in a process of its own; return its result as a string.
+
+    Raises the ShoalError that it raised; StoreError if something killed the process, CorruptStore if it
+    crashed.
+    """
+    words = command("engine.system.isolation", function, *arguments)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return done.stdout
-    told = done.stderr.strip().splitlines()[-1:] or [_ending(done.returncode)]
-    name, _, sentence = told[0].partition(": ")
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, ShoalError):
-        raise kind(sentence)
+        told = json.loads(done.stdout.splitlines()[-1])
+        if "error" in told:
+            raise errors.load(told)
+        return str(told["answer"])
     if -done.returncode in _FROM_OUTSIDE:
-        ended = signal.Signals(-done.returncode).name
-        raise StoreError(f"the process that reads it was ended by {ended}; give it memory, then start again")
-    raise CorruptStore(told[0] if done.returncode > 0 else _ending(done.returncode))
+        name = signal.Signals(-done.returncode).name
+        raise StoreError(f"the process that reads it was ended by {name}; give it memory, then start again")
+    lines = done.stderr.strip().splitlines()
+    raise CorruptStore(lines[-1] if lines and done.returncode > 0 else _ending(done.returncode))
 
 
 def _ending(code: int) -> str:
@@ -49,9 +54,14 @@ def _ending(code: int) -> str:
 
 
 def main(function: str, *arguments: str) -> None:
-    """The other process."""
+    """Run in the other process: print the answer, or the error that `function` raised."""
     module, name = function.rsplit(".", 1)
     try:
-        print(getattr(importlib.import_module(module), name)(*arguments))
-    except ShoalError as problem:
-        sys.exit(f"{type(problem).__name__}: {problem}")
+        told = {"answer": str(getattr(importlib.import_module(module), name)(*arguments))}
+    except ShoalError as error:
+        told = errors.dump(error)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

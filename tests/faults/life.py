@@ -230,7 +230,7 @@ class _Forked:
 
     @staticmethod
     def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        function, *arguments = command[4:]
+        function, *arguments = command[5:]
         reader, writer = os.pipe()
         process = os.fork()
         if not process:
