@@ -154,6 +154,17 @@ def test_who_does_not_listen_does_not_hold_up_the_daemon(tmp_path: Path) -> None
             notifier.tell("WATCHDOG=1")
 
 
+def test_no_part_imports_from_the_current_folder(serve: Serve, tmp_path: Path) -> None:
+    """Whatever lies there, and wherever the package was found."""
+    for name in ("lmdb", "queue", "random", "uvicorn", "orjson"):
+        (tmp_path / f"{name}.py").write_text('raise SystemExit("planted code ran")\n')
+    daemon = serve()
+    until(lambda: ready(daemon.url))
+    assert put(daemon.url, "key", 1.0, 0.0) == 1
+    assert daemon.end() == 0
+    assert not daemon.other, daemon.other
+
+
 def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: list[str]) -> None:
     """Answers before its writer does, survives its writer and its API, and stops when asked."""
     daemon = serve(NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
