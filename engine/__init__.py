@@ -7,11 +7,12 @@ from engine.system import importpath  # noqa: F401  (first of all: keeps the cur
 # isort: split
 from typing import TYPE_CHECKING, Any
 
-from engine.system import determinism  # noqa: F401  (pins it before anything that computes is loaded)
+from engine.system import determinism, kernel_cache  # noqa: F401  (both act before anything computes)
 
 if TYPE_CHECKING:
     from engine.collection.collection import Engine as Engine
 
+kernel_cache.prepare()
 __version__ = "0.1.0"
 __all__ = ["Engine", "__version__"]
 

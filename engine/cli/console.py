@@ -6,8 +6,11 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+from engine.errors import InputError
 
 
 def print_json(document: Any) -> None:
@@ -16,6 +19,14 @@ def print_json(document: Any) -> None:
 
     sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
     sys.stdout.write("\n")
+
+
+def home_path(text: str) -> Path:
+    """Read a path of the command line: shells leave the ~ in --store=~/folder alone. Raises InputError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as problem:
+        raise InputError(f"{text} cannot be used: {problem}") from None
 
 
 def complain(sentence: str) -> None:

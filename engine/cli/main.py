@@ -17,7 +17,7 @@ import typer
 
 from engine import __version__
 from engine.cli import spaces
-from engine.cli.console import Interrupted, complain, interrupt
+from engine.cli.console import Interrupted, complain, home_path, interrupt
 from engine.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -33,11 +33,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Store = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="Default: ./shoal-store")]
-Config = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Settings, a TOML file.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", parser=home_path, help="Default: ./shoal-store")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
-    Path | None, typer.Option("-m", "--model", metavar="MODEL", help="Default: the one that ships.")
+    Path | None,
+    typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
 ]
 Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")]
 Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links.")]
@@ -71,7 +77,10 @@ def demo(
     exit_: Annotated[bool, typer.Option("--exit", help="End with the stream, print a summary.")] = False,
     json: Json = False,
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="DIR", help="Keep it here. Default: a temporary one.")
+        Path | None,
+        typer.Option(
+            "--store", metavar="DIR", parser=home_path, help="Keep it here. Default: a temporary one."
+        ),
     ] = None,
     config: Config = None,
     model: Model = None,
@@ -120,7 +129,9 @@ def serve(
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where it goes.")] = Path("shoal.toml"),
+    path: Annotated[Path, typer.Argument(metavar="FILE", parser=home_path, help="Where it goes.")] = Path(
+        "shoal.toml"
+    ),
 ) -> None:
     """Write a commented shoal.toml to start from."""
     from engine.cli import serve as command
@@ -193,7 +204,10 @@ def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or - for standard input.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", parser=home_path, help="Files, or - for standard input."),
+    ],
     store: Store = None,
     config: Config = None,
     model: Model = None,
@@ -247,14 +261,14 @@ def query(
 @app.command()
 def clusters(
     level: Level = None,
-    order: Annotated[str, typer.Option("--order", help="size or id")] = "size",
+    order: Annotated[str, typer.Option("--order", help="size, newest or id")] = "size",
     cursor: Cursor = None,
     limit: Limit = 20,
     store: Store = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the clusters, largest first."""
+    """List the clusters, by default the largest first."""
     from engine.cli import show
 
     show.clusters(settings(config, store__path=store), level, order, cursor, limit, json)
@@ -291,11 +305,17 @@ def changes(
 
 @app.command()
 def train(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE.npz...", help="Labelled embeddings.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="MODEL", help="Where the model goes.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.npz...", parser=home_path, help="Labelled embeddings.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="MODEL", parser=home_path, help="Where the model goes.")
+    ],
     choose: Annotated[
         list[Path] | None,
-        typer.Option("--choose", metavar="FILE.npz", help="Chooses the checkpoint; repeatable."),
+        typer.Option(
+            "--choose", metavar="FILE.npz", parser=home_path, help="Chooses the checkpoint; repeatable."
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
@@ -311,7 +331,7 @@ def train(
 
 @app.command()
 def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Labelled embeddings.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
     model: Model = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
@@ -358,7 +378,9 @@ def check(
 
 @app.command()
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=home_path, help="A folder that is not there yet.")
+    ],
     store: Store = None,
     config: Config = None,
     json: Json = False,
@@ -374,7 +396,9 @@ def backup(
 
 @app.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="BACKUP", help="Made by `shoal backup`.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="BACKUP", parser=home_path, help="Made by `shoal backup`.")
+    ],
     store: Store = None,
     force: Annotated[bool, typer.Option("--force", help="Move a store that is there aside.")] = False,
     config: Config = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import print_json, print_table
+from engine.cli.console import home_path, print_json, print_table
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from engine.learning.training import Plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Png = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw utility against threshold.")]
+Png = Annotated[
+    Path | None,
+    typer.Option("--png", metavar="FILE", parser=home_path, help="Draw utility against threshold."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 
 Tcm = Annotated[float, typer.Option("--tcm", min=0.0, help="Weight of the margin loss; 0: without.")]
@@ -43,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def opis(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="Labelled embeddings.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
     range_: Annotated[
         tuple[float, float] | None,
         typer.Option("--range", metavar="D_MIN D_MAX", help="Distances. Default: from --rates."),
@@ -79,8 +82,12 @@ def opis(
 
 
 def adapt(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE.npz...", help="Labelled embeddings.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the adapter goes.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.npz...", parser=home_path, help="Labelled embeddings.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", parser=home_path, help="Where the adapter goes.")
+    ],
     kind: Annotated[str, typer.Option("--kind", help="linear or mlp.")] = "linear",
     dim: Annotated[int, typer.Option("--dim", min=2, max=1024, help="Components that it makes.")] = 128,
     loss: Annotated[
@@ -97,8 +104,8 @@ def adapt(
         float, typer.Option("--held-out", min=0.05, max=0.9, help="Share of the classes, not trained on.")
     ] = 0.4,
     keep: Annotated[bool, typer.Option("--keep", help="Write it although it makes the space worse.")] = False,
-    model: Annotated[Path | None, typer.Option("-m", "--model", metavar="MODEL")] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE")] = None,
+    model: Annotated[Path | None, typer.Option("-m", "--model", metavar="MODEL", parser=home_path)] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", parser=home_path)] = None,
     json: Json = False,
     seed: Seed = 0,
 ) -> None:
@@ -120,9 +127,14 @@ def adapt(
 
 def encode_train(
     source: Annotated[
-        Path, typer.Argument(metavar="PICTURES", help="A folder of a folder per class, or an .npz of images.")
+        Path,
+        typer.Argument(
+            metavar="PICTURES", parser=home_path, help="A folder of a folder per class, or an .npz of images."
+        ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Where the encoder goes.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", parser=home_path, help="Where the encoder goes.")
+    ],
     kind: Annotated[str, typer.Option("--kind", help="convolutional or transformer.")] = "convolutional",
     dim: Annotated[int, typer.Option("--dim", help="Components of an embedding.")] = 64,
     loss: Annotated[str, typer.Option("--loss", help="Of pytorch-metric-learning.")] = "SmoothAPLoss",
@@ -138,9 +150,16 @@ def encode_train(
 
 
 def encode_apply(
-    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="Made by `shoal encode train`.")],
-    source: Annotated[Path, typer.Argument(metavar="PICTURES", help="As for `encode train`; any classes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="Where the embeddings go.")],
+    encoder: Annotated[
+        Path, typer.Argument(metavar="ENCODER", parser=home_path, help="Made by `shoal encode train`.")
+    ],
+    source: Annotated[
+        Path, typer.Argument(metavar="PICTURES", parser=home_path, help="As for `encode train`; any classes.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="FILE.npz", parser=home_path, help="Where the embeddings go."),
+    ],
 ) -> None:
     """Embed pictures; `shoal ingest` takes the file."""
     from engine.cli import encode as command

@@ -32,7 +32,7 @@ from engine.model.linkage import LinkageModel
 from engine.records import read_key, wrong_dimension
 from engine.storage.compaction import Compacted
 from engine.storage.store import Store
-from engine.system import forks
+from engine.system import forks, kernel_cache
 from engine.system.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Int16, Loaded
 
@@ -82,6 +82,7 @@ class LiveCollection:
         Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
         """
         forks.check()
+        kernel_cache.report()
         model = model or load_model(settings)
         store = Store.open(
             settings.store.path,

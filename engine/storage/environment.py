@@ -284,7 +284,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
             readonly=True,
             create=False,
         )
-    except _DAMAGE as error:
+    except (*_DAMAGE, lmdb.ReadersFullError) as error:
         raise unreadable(folder, error) from error
     except lmdb.Error as error:
         raise StoreError(f"{folder} cannot be read ({error})") from error
