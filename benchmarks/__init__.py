@@ -1,3 +1,3 @@
 """Benchmarks: each prints the machine, a table and its figures, and writes them with --json FILE."""
 
-import engine  # noqa: F401  (pins the arithmetic, before NumPy loads)
+import engine  # noqa: F401  (OpenMP's passive waiting holds for peers too)

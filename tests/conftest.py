@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import engine  # noqa: F401  (pins the arithmetic, before NumPy loads)
+import engine  # noqa: F401  (pins the arithmetic before a test's torch loads)
 
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
