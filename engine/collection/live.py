@@ -117,8 +117,8 @@ class LiveCollection:
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None before the first one."""
-        return self._state.hierarchy.shape.dim if self._state else self.settings.collection.dim
+        """Dimension of the vectors; None before the first one, and again when all items are gone."""
+        return self._state.hierarchy.shape.dim if self._state and len(self) else self.settings.collection.dim
 
     @property
     def state(self) -> State:
@@ -139,16 +139,21 @@ class LiveCollection:
         """Take a batch; when this returns, it is durable. Raises StoreError; then open the store again."""
         with self._running():
             watch = Stopwatch()
-            state = self._state or self._begin(batch.vectors.shape[1], bool(len(batch.keys)))
-            if len(batch.keys) and batch.vectors.shape[1] != state.hierarchy.shape.dim:
-                raise InputError(wrong_dimension(batch.vectors.shape[1], state.hierarchy.shape.dim))
+            dim = batch.vectors.shape[1]
+            state = self._state or self._begin(dim, bool(len(batch.keys)))
+            anew = bool(len(batch.keys)) and dim != state.hierarchy.shape.dim
+            if anew:
+                state = self._begin_again(state, dim)
             now_ms = self._now_ms()
             expired = retention.due(state, self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
             change, applied = pipeline.step(
                 state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
             )
-            self.store.commit(change)
+            if anew:
+                self.store.replace(change, {**store_config(self.settings, self.model), "dim": dim})
+            else:
+                self.store.commit(change)
             watch.lap("store")
             self._broken = ""
             self._since_snapshot += applied.inserted + applied.moved + applied.deleted
@@ -323,6 +328,17 @@ class LiveCollection:
         state.version = self.store.version
         if decides:
             self._state = state
+        return state
+
+    def _begin_again(self, old: State, dim: int) -> State:
+        """The state of a collection whose items are gone, for vectors of another dimension.
+
+        Raises InputError: there are items, or the settings name the dimension.
+        """
+        if self.dim is not None:
+            raise InputError(wrong_dimension(dim, self.dim))
+        state = self._begin(dim, True)
+        state.next_item, state.next_tree, state.next_cluster = old.next_item, old.next_tree, old.next_cluster
         return state
 
     def _restore(self) -> None:

@@ -273,4 +273,4 @@ def test_mutated_records_are_refused_in_words(doors: Doors, door: str, long: boo
             found = doors.all()[door](b"k", raw)
         assert "Traceback" not in found.reason
         outcomes["refused" if found.reason else "kept"] += 1
-    assert min(outcomes.values()) > 10, outcomes  # the mutations are neither hopeless nor harmless
+    assert min(outcomes.values()) > 3, outcomes  # the mutations are neither hopeless nor harmless
