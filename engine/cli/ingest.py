@@ -18,6 +18,7 @@ from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
 from engine.types import Applied, Batch
 
+OTHER_DIMENSION = "dimensions, not the collection's"  # as `records.wrong_dimension` says it
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
 APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
@@ -161,7 +162,10 @@ class _Work:
                 return False
         self.place = f" after {source.path.name}"
         if at and rejected == at:
-            self.useless.append(f"None of the {at:,} records of {source.path} could be used.")
+            sentence = f"None of the {at:,} records of {source.path} could be used."
+            if OTHER_DIMENSION in " ".join(self.rejects[-1:]):
+                sentence += f" The collection has {engine.dim} dimensions until all its items are deleted."
+            self.useless.append(sentence)
         return True
 
     def _count(self, applied: Applied, chunk: Chunk) -> None:

@@ -1,0 +1,158 @@
+"""`ingest` in this process: what its summary says of rows that are not items, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from connectors.files.source import FileSource, Options
+from engine.cli.ingest import ingest
+from engine.collection.collection import Engine
+from engine.config import Settings
+from engine.errors import InputError
+from engine.model.linkage import random_model
+
+Take = Callable[..., dict[str, Any]]
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    random_model(3).save(path)
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, weights: Path) -> Settings:
+    return Settings(
+        store={"path": tmp_path / "store"},  # type: ignore[arg-type]
+        model={"path": weights},  # type: ignore[arg-type]
+        index={"kind": "exact"},  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def take(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Take:
+    """`take(files)` ingests; the summary, with what stood on standard error and the error under names."""
+
+    def run(
+        *paths: Path, chosen: Settings = settings, strict: bool = False, **options: Any
+    ) -> dict[str, Any]:
+        def open_source(path: Path, size: int) -> FileSource:
+            return FileSource(path, Options(size, chosen.bounds, strict=strict, **options))
+
+        error = ""
+        try:
+            ingest(chosen, list(paths), open_source, strict, as_json=True)
+        except InputError as problem:
+            error = str(problem)
+        out, err = capsys.readouterr()
+        return {**orjson.loads(out), "err": err, "error": error}
+
+    return run
+
+
+def counted(summary: dict[str, Any], *names: str) -> Sequence[int]:
+    return [summary[name] for name in names]
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    return path
+
+
+def record(key: str, **more: Any) -> dict[str, Any]:
+    return {"key": key, "embedding": RNG.normal(size=4).tolist(), **more}
+
+
+def test_three_files_of_one_name(take: Take, tmp_path: Path, settings: Settings) -> None:
+    paths = []
+    for day in ("mon", "tue", "wed"):
+        (tmp_path / day).mkdir()
+        paths.append(tmp_path / day / "emb.npy")
+        np.save(paths[-1], RNG.normal(size=(10, 4)))
+    summary = take(*paths)
+    assert counted(summary, "rows", "inserted") == [30, 30]
+    assert "its keys are tue/emb:0 and so on, for another file has emb:0" in summary["err"]
+    with Engine.open(settings) as engine:
+        assert len(engine) == 30
+        assert "wed/emb:9" in engine
+    again = take(*paths)
+    assert counted(again, "rows", "skipped") == [0, 30]
+
+
+def test_what_was_deleted_comes_back_with_again_only(take: Take, tmp_path: Path, settings: Settings) -> None:
+    path = lines(tmp_path / "a.jsonl", *(record(f"k{i}") for i in range(5)), {"key": "x"}, {"key": "y"})
+    first = take(path)
+    assert counted(first, "inserted", "rejected") == [5, 2]
+    with Engine.open(settings) as engine:
+        engine.delete(["k0", "k1"])
+    second = take(path)
+    assert counted(second, "rows", "skipped", "rejected_before") == [0, 7, 2]
+    third = take(path, again=True)
+    assert counted(third, "inserted", "unchanged", "rejected") == [2, 3, 2]
+    assert counted(take(path), "skipped", "rejected_before") == [7, 2]
+
+
+def test_a_file_without_a_usable_record_is_no_success(take: Take, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", *({"key": f"k{i}", "embedding": [0, 0]} for i in range(3)))
+    for _ in range(2):  # nor is it the second time
+        summary = take(path)
+        assert summary["error"] == f"None of the 3 records of {path} could be used."
+    good = lines(tmp_path / "b.jsonl", record("k"))
+    summary = take(path, good)
+    assert summary["inserted"] == 1
+    assert "None of the 3 records" in summary["error"]
+
+
+def test_times_in_seconds_are_not_from_1970(take: Take, tmp_path: Path, settings: Settings) -> None:
+    import time
+
+    now = int(time.time())
+    kept = settings.model_copy(update={"retention": type(settings.retention)(max_age_s=3600)})
+    fresh = take(lines(tmp_path / "a.jsonl", *(record(f"k{i}", ts=now - i) for i in range(5))), chosen=kept)
+    assert counted(fresh, "inserted", "expired", "doubtful") == [5, 0, 0]
+    old = [record(f"o{i}", time=17 + i) for i in range(5)]
+    summary = take(lines(tmp_path / "b.jsonl", *old), lines(tmp_path / "c.jsonl", record("new")), chosen=kept)
+    assert counted(summary, "inserted", "expired", "doubtful") == [6, 5, 5]
+    assert "b.jsonl, line 1: the time 1970-01-01T00:00:17Z is before 1990" in summary["err"]
+    assert summary["err"].count("doubtful") == 1
+
+
+def test_names_that_are_not_understood_and_keys_that_come_twice(take: Take, tmp_path: Path) -> None:
+    records = [record(f"k{i % 3}", color="red", size=i) for i in range(9)]
+    summary = take(lines(tmp_path / "a.jsonl", *records))
+    assert counted(summary, "rows", "inserted", "superseded") == [9, 3, 6]
+    assert summary["ignored"] == {"color": 9, "size": 9}
+    assert summary["err"].count("not understood and left out: color (9), size (9)") == 1
+
+
+def test_an_appended_file_replays_nothing(take: Take, tmp_path: Path, settings: Settings) -> None:
+    path = lines(tmp_path / "log.jsonl", *(record(f"k{i}") for i in range(5)))
+    take(path)
+    with Engine.open(settings) as engine:
+        engine.delete(["k1"])
+    with path.open("ab") as stream:
+        stream.write(orjson.dumps(record("k5")) + b"\n")
+    summary = take(path)
+    assert counted(summary, "rows", "inserted", "skipped") == [1, 1, 5]
+    with Engine.open(settings) as engine:
+        assert "k1" not in engine
+
+
+def test_an_emptied_collection_takes_another_dimension(
+    take: Take, tmp_path: Path, settings: Settings
+) -> None:
+    take(lines(tmp_path / "a.jsonl", record("a")))
+    wide = lines(tmp_path / "b.jsonl", {"key": "b", "embedding": [1, 2]})
+    summary = take(wide)
+    assert "until all its items are deleted" in summary["error"]
+    with Engine.open(settings) as engine:
+        engine.delete(["a"])
+    assert take(wide, again=True)["inserted"] == 1
