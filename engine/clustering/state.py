@@ -56,6 +56,10 @@ class State:
             state.place(rows, items.keys, items.ids, items.versions, items.times)
         return state
 
+    def count_on_from(self, old: State) -> None:
+        """Number items, trees and clusters behind those of a state that this one replaces."""
+        self.next_item, self.next_tree, self.next_cluster = old.next_item, old.next_tree, old.next_cluster
+
     def adopt(self, loaded: Loaded) -> None:
         """Take over a store's version, names and counters."""
         counters = loaded.counters

@@ -338,7 +338,7 @@ class LiveCollection:
         if self.dim is not None:
             raise InputError(wrong_dimension(dim, self.dim))
         state = self._begin(dim, True)
-        state.next_item, state.next_tree, state.next_cluster = old.next_item, old.next_tree, old.next_cluster
+        state.count_on_from(old)
         return state
 
     def _restore(self) -> None:

@@ -150,7 +150,7 @@ def test_all_items_may_go(opened: Open) -> None:
     assert labels(engine) == {}
     engine.close()
     engine = opened()
-    assert (len(engine), engine.dim, engine.version) == (0, DIM, 2)
+    assert (len(engine), engine.dim, engine.version) == (0, None, 2)
     assert engine.upsert(names(1), draw(11, 1)).inserted == 1
     assert len(members(labels(engine))) == 1
 
