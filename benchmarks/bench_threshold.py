@@ -9,6 +9,7 @@ goes on where it was interrupted.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -26,6 +27,7 @@ from engine.learning.adapt import Shape, adapted, train_adapter
 from engine.learning.encoder import train_encoder
 from engine.learning.judge import part
 from engine.learning.labelled import LabelledSet, labelled_set, read_labelled
+from engine.learning.losses import Margins
 from engine.learning.opis import measure
 from engine.learning.pictures import read_pictures
 from engine.learning.plots import figure
@@ -34,15 +36,20 @@ from engine.training.evaluate import Labelled, in_bulk
 
 CLUSTERED = 3_000  # items whose clusters are compared with the classes
 ENCODER_LOSSES = ("SmoothAPLoss", "MultiSimilarityLoss")
-ADAPTER_LOSSES = ("SmoothAPLoss", "MultiSimilarityLoss")
+ADAPTER_LOSSES = ("SupConLoss", "MultiSimilarityLoss")
 FRONTIER_LOSSES = (
     "SmoothAPLoss", "MultiSimilarityLoss", "NormalizedSoftmaxLoss", "ArcFaceLoss", "SupConLoss",
     "ProxyAnchorLoss",
 )  # fmt: skip
 FRONTIER_BATCHES = (36, 100)
 ENCODER = Plan(steps=200, batch=100, rate=3e-3)
-ADAPTER = Plan(steps=200, batch=64, rate=1e-3)
-TCM = {"encoder": 4.0, "adapter": 4.0}  # chosen on classes of the training sets that were held out
+ADAPTER = Plan(steps=400, batch=64, rate=3e-3, warm=0.2)
+# Weight and margins, None: those of the calibration range; chosen on held-out classes of the training sets.
+WITH_TCM: dict[tuple[str, str], tuple[float, Margins | None]] = {
+    ("encoder", "SmoothAPLoss"): (2.0, None),
+    ("encoder", "MultiSimilarityLoss"): (4.0, Margins(0.8, 0.3)),
+}
+DEFAULT_TCM = 4.0, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +108,27 @@ def main() -> None:
 
 def _runs(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
-        for kind in ("linear", "mlp"):
-            for loss in ADAPTER_LOSSES:
-                for tcm in (0.0, TCM["adapter"]):
-                    yield Run("adapter", kind, loss, ADAPTER.batch, seed, tcm)
-        for kind in ("convolutional", "transformer"):
-            for loss in ENCODER_LOSSES:
-                for tcm in (0.0, TCM["encoder"]):
-                    yield Run("encoder", kind, loss, ENCODER.batch, seed, tcm)
-    for loss in FRONTIER_LOSSES:
-        for batch in FRONTIER_BATCHES:
-            for tcm in (0.0, TCM["adapter"]):
-                yield Run("frontier", "linear", loss, batch, 0, tcm)
+        for part_, kinds, losses, base in (
+            ("encoder", ("convolutional", "transformer"), ENCODER_LOSSES, ENCODER),
+            ("adapter", ("linear", "mlp"), ADAPTER_LOSSES, ADAPTER),
+        ):
+            for kind, loss in itertools.product(kinds, losses):
+                for tcm in (0.0, _tcm(part_, loss)[0]):
+                    yield Run(part_, kind, loss, base.batch, seed, tcm)
+        if seed == 0:
+            for loss, batch in itertools.product(FRONTIER_LOSSES, FRONTIER_BATCHES):
+                for tcm in (0.0, _tcm("adapter", loss)[0]):
+                    yield Run("frontier", "linear", loss, batch, 0, tcm)
+
+
+def _tcm(part: str, loss: str) -> tuple[float, Margins | None]:
+    return WITH_TCM.get((part, loss), DEFAULT_TCM)
 
 
 def _carry_out(run: Run, data: Data, settings: Settings) -> dict[str, Any]:
     base = ENCODER if run.part == "encoder" else ADAPTER
-    plan = replace(base, loss=run.loss, batch=run.batch, seed=run.seed, tcm=run.tcm)
+    given = _tcm("encoder" if run.part == "encoder" else "adapter", run.loss)[1]
+    plan = replace(base, loss=run.loss, batch=run.batch, seed=run.seed, tcm=run.tcm, margins=given)
     if run.part == "encoder":
         encoder, margins = train_encoder(read_pictures(data.pictures), run.kind, 64, plan)
         other = read_pictures(data.other_pictures)

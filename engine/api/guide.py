@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -30,7 +30,7 @@ HEADERS = {
 
 
 def install(app: FastAPI) -> None:
-    """Add `/guide` and `/guide/<name>`."""
+    """Add `/guide`, `/guide/<name>` and the guides' pictures."""
 
     @app.api_route("/guide", methods=["GET", "HEAD"], include_in_schema=False)
     def index() -> Response:
@@ -42,6 +42,8 @@ def install(app: FastAPI) -> None:
 
     @app.api_route("/guide/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     def guide(name: str) -> Response:
+        if name in pictures():
+            return FileResponse(GUIDES / name, headers=HEADERS)
         if name not in names():
             raise HTTPException(404)
         return HTMLResponse(page(name), headers=HEADERS)
@@ -53,6 +55,12 @@ def names() -> Sequence[str]:
     listed = re.findall(r"\]\((\w+)\.md\)", _read(INDEX))
     others = sorted({file.stem for file in GUIDES.glob("*.md")} - {INDEX, *listed})
     return [*listed, *others]
+
+
+@lru_cache(maxsize=1)
+def pictures() -> frozenset[str]:
+    """The pictures that guides show."""
+    return frozenset(file.name for file in GUIDES.glob("*.png"))
 
 
 @lru_cache(maxsize=64)

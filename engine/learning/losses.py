@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from engine.errors import InputError
 
@@ -34,9 +36,10 @@ class Margins:
 class Objective(nn.Module):
     """A base loss, and TCM times its weight once its margins are set."""
 
-    def __init__(self, name: str, classes: int, dim: int, weight: float) -> None:
+    def __init__(self, base: nn.Module, weight: float) -> None:
         super().__init__()
-        self.base, self.weight = make_loss(name, classes, dim), weight
+        self.base, self.weight = base, weight
+        self.by_angle = "ArcFace" in type(base).__name__
         self.margin: nn.Module | None = None
 
     def set_margins(self, margins: Margins) -> None:
@@ -47,14 +50,17 @@ class Objective(nn.Module):
 
     def forward(self, emb: Tensor, classes: Tensor) -> Tensor:
         """The loss of embeddings (b, d), sorted by class, as many of each: Smooth-AP wants that."""
-        loss: Tensor = self.base(emb, classes)
+        # Angles near 0 have no gradient in float32: in few dimensions half of the batches would be lost.
+        loss: Tensor = self.base(emb.double() if self.by_angle else emb, classes)
         if self.margin is not None and self.weight:
             loss = loss + self.weight * self.margin(emb, classes)
         return loss
 
 
-def make_loss(name: str, classes: int, dim: int) -> nn.Module:
-    """Return a loss of pytorch-metric-learning with its default settings.
+def make_loss(
+    name: str, classes: int, dim: int, settings: Mapping[str, float] = MappingProxyType({})
+) -> nn.Module:
+    """Return a loss of pytorch-metric-learning, with its default settings but for those given.
 
     `classes` and `dim` go to losses that learn a vector for each class. Raises InputError for a name
     that is none, or a loss that works on something else than labelled batches.
@@ -65,7 +71,7 @@ def make_loss(name: str, classes: int, dim: int) -> nn.Module:
         raise InputError(f"{name} is no loss of pytorch-metric-learning. There are: {known}.")
     if name == MARGIN_LOSS:
         raise InputError(f"{name} is what is added to a base loss: name another.")
-    given = {"num_classes": classes, "embedding_size": dim}
+    given = {"num_classes": classes, "embedding_size": dim, **settings}
     wanted = inspect.signature(kind).parameters
     try:
         made: nn.Module = kind(**{key: value for key, value in given.items() if key in wanted})

@@ -6,13 +6,13 @@ pytorch-metric-learning 2.9 divides a batch rightly only there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.errors import InputError
-from engine.learning.losses import Margins, Objective
+from engine.learning.losses import Margins, Objective, make_loss
 from engine.types import Int64
 
 import torch  # isort: skip
@@ -26,6 +26,7 @@ class Plan:
     """How to train."""
 
     loss: str = "NormalizedSoftmaxLoss"
+    settings: Mapping[str, float] = field(default_factory=dict)  # of the loss, where not its defaults
     steps: int = 400
     batch: int = 144  # items
     each: int = 4  # of a class in a batch
@@ -56,7 +57,7 @@ def fit(
     draw = Batches(classes, *_shape(plan), plan.seed)
     with torch.no_grad():
         dim = net.eval()(read(draw.next())).shape[1]
-    objective = Objective(plan.loss, int(classes.max()) + 1, dim, plan.tcm)
+    objective = Objective(make_loss(plan.loss, int(classes.max()) + 1, dim, plan.settings), plan.tcm)
     weights = [*net.parameters(), *objective.parameters()]
     groups = [
         {"params": [*net.parameters()], "factor": 1.0},
@@ -64,6 +65,7 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, weight_decay=plan.decay)
     margins = None
+    left_out = 0
     recent: list[tuple[Tensor, Tensor]] = []
     net.train()
     for step in range(plan.steps):
@@ -79,11 +81,16 @@ def fit(
         loss = _loss(objective, emb, labels, plan.loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 5.0)
-        optimizer.step()
+        # ArcFace's gradient is infinite where a point lies in its class's direction: leave the batch out.
+        if torch.isfinite(nn.utils.clip_grad_norm_(weights, 5.0)):
+            optimizer.step()
+        else:
+            left_out += 1
         if step % 10 == 9 or step + 1 == plan.steps:
             progress((step + 1) / plan.steps, float(loss.detach()))
     net.eval()
+    if left_out > plan.steps / 10:
+        raise InputError(f"{plan.loss} had no finite gradient in {left_out} of {plan.steps} batches.")
     return margins
 
 
@@ -142,7 +149,7 @@ def _loss(objective: Objective, emb: Tensor, labels: Tensor, name: str) -> Tenso
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as problem:
         raise InputError(f"{name} cannot be trained on labelled batches: {problem}.") from None
     if not torch.isfinite(loss):
-        raise InputError(f"{name} became {float(loss)}: name another loss, or a smaller rate.")
+        raise InputError(f"{name} became {float(loss.detach())}: name another loss, or a smaller rate.")
     return loss
 
 

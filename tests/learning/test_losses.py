@@ -30,7 +30,7 @@ def draw(seed: int, classes: int = 5, each: int = 5, dim: int = 6) -> tuple[Tens
 
 
 def margin_loss(emb: Tensor, labels: Tensor, margins: Margins) -> float:
-    objective = Objective("SupConLoss", 3, emb.shape[1], 1.0)
+    objective = Objective(make_loss("SupConLoss", 3, emb.shape[1]), 1.0)
     plain = float(objective(emb, labels))
     objective.set_margins(margins)
     return float(objective(emb, labels)) - plain
