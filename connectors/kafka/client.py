@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient
@@ -39,6 +38,7 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 
+from engine.closing import Closing
 from engine.config import KafkaSettings
 from engine.errors import BrokerError, ConfigError, ShoalError
 
@@ -82,7 +82,7 @@ class Topic:
     partitions: tuple[int, ...]
 
 
-class KafkaCluster:
+class KafkaCluster(Closing):
     """The brokers of the settings. Methods raise KafkaError: `refusal` tells whether retrying may help."""
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -90,14 +90,6 @@ class KafkaCluster:
         self.options = _options(settings)
         self._admin: KafkaAdminClient | None = None
         self._cluster = ""
-
-    def __enter__(self) -> KafkaCluster:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._admin is not None:

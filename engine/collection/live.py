@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 from typing_extensions import Self
 
+from engine.closing import Closing
 from engine.clustering import explain, pipeline, retention
 from engine.clustering.resume import resume
 from engine.clustering.state import State
@@ -43,7 +43,7 @@ SWITCH_WAIT_S = 2.0  # that `assign` waits for a rebuild to be put in place
 FEW = 512  # changes that a rebuild takes while batches wait
 
 
-class LiveCollection:
+class LiveCollection(Closing):
     """One collection, open for writing by this process.
 
     Methods may be called from several threads. One runs at a time, but for `assign_grid`, which waits for
@@ -101,14 +101,6 @@ class LiveCollection:
             store.close()
             raise
         return engine
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def version(self) -> int:

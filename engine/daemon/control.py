@@ -20,13 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import orjson
 
 from engine import errors
+from engine.closing import Closing
 from engine.config import ControlSettings
 from engine.errors import InputError, ShoalError, StoreError, StoreLocked, WriterAway, WriterBusy
 from engine.streams import Body, Handler
@@ -37,7 +37,7 @@ PATH_MAX_BYTES = 100  # of a socket's name; the system takes 107
 _LENGTH = struct.Struct(">I")
 
 
-class Control:
+class Control(Closing):
     """A client; any number of threads may call. Connections are kept for the next call.
 
     Without a writer each call raises WriterAway; nothing is connected before the first.
@@ -83,14 +83,6 @@ class Control:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-
-    def __enter__(self) -> Control:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _exchange(self, op: str, raw: list[bytes], deadline: float) -> Body:
         connection = self._take() or self._connect(deadline)
@@ -139,7 +131,7 @@ class Control:
         return connection
 
 
-class Listener:
+class Listener(Closing):
     """The server: threads that answer calls with `handlers`, by operation, until closed.
 
     A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors,
@@ -167,14 +159,6 @@ class Listener:
         self._socket = self._bind()
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Callers that still wait for an answer get none. Takes the socket file away."""

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from engine.closing import Closing
 from engine.errors import InputError, NoStore, StoreError
 from engine.events import BEGIN, EventRow, Place
 from engine.storage import eventlog, schema, seal
@@ -45,7 +45,7 @@ class Head:
     place: Place  # the last event of the last version
 
 
-class View:
+class View(Closing):
     """A store open for reading. Thread-safe.
 
     Within the process that writes the store, use `View.beside`: LMDB must not be opened twice.
@@ -89,14 +89,6 @@ class View:
     def beside(cls, store: Store) -> View:
         """Return a view of a store that this process writes."""
         return cls(store.environment, owned=False)
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Wait for the answers at work, then let go of the store."""

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import lmdb
 
+from engine.closing import Closing
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.storage import commit, compaction, load, schema, seal
 from engine.storage.compaction import Compacted, write_anew
@@ -50,7 +50,7 @@ class _Limits:
     events_max_age_ms: int
 
 
-class Store:
+class Store(Closing):
     """A store open for writing. Not for more than one thread, but for `snapshot`."""
 
     def __init__(self, path: Path, environment: Environment, lock: int, limits: _Limits) -> None:
@@ -109,14 +109,6 @@ class Store:
             if isinstance(error, lmdb.Error | OSError):
                 raise unwritable(folder, error) from error
             raise
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Lets the next writer in. What was committed is durable already."""
