@@ -155,7 +155,16 @@ def _peers(stream: Stream) -> Iterator[tuple[Peer, str]]:
         f"clustering_threshold={radius}, fading_factor={fading}",
     )
     clusters = len(np.unique(stream.classes))
-    yield peers.Bertopic(clusters), f"n_clusters={clusters}, the true number"
+
+    def of_bertopic(dim: int | None) -> Int64:
+        peer = peers.Bertopic(clusters, dim)
+        for first in range(0, len(stream.texts), BATCH):
+            peer.add(stream.vectors[first : first + BATCH], stream.texts[first : first + BATCH])
+        return peer.labels()
+
+    (kept,) = _best(stream, of_bertopic, peers.DIMENSIONS)
+    words = f"n_clusters={clusters}, the true number; n_components={kept}"
+    yield peers.Bertopic(clusters, kept), words
 
 
 def feed(peer: Peer, stream: Stream, parameters: str, base: float | None = None) -> Figures:

@@ -21,6 +21,7 @@ from engine.types import Float32, Int64
 NOISE = -1  # a label of items that are in no cluster; each counts as a cluster of one
 SIZES = (5, 10, 20)  # smallest cluster, offered to HDBSCAN and FISHDBC
 RADII = (0.8, 0.9, 1.0, 1.1)  # offered to DBSTREAM; vectors have length 1
+DIMENSIONS = (5, 50, None)  # offered to BERTopic
 FADINGS = (0.01, 0.0001)  # its default is the first: half of a weight is forgotten in 100 items
 
 
@@ -80,7 +81,7 @@ class Rerun:
 
 
 class Nightly:
-    """HDBSCAN over all items every `period` batches; between two runs the nearest stored item decides.
+    """HDBSCAN after the first batch and then every `period` batches; between two runs the nearest item decides.
 
     hnswlib stands for the vector database: it stores the vectors and answers which one is nearest.
     """
@@ -109,7 +110,7 @@ class Nightly:
         self._vectors = np.concatenate([self._vectors, vectors])
         self._labels = np.concatenate([self._labels, labels])
         self._batches += 1
-        if self._batches % self.period == 0:
+        if self._batches == 1 or self._batches % self.period == 0:
             self._labels = hdbscan(self._vectors, self._size)
 
     def labels(self) -> Int64:
@@ -168,18 +169,20 @@ class Dbstream:
 class Bertopic:
     """BERTopic's online mode as documented: IncrementalPCA, MiniBatchKMeans, online c-TF-IDF.
 
-    An item keeps the topic that it got in its batch, as the documentation collects them.
+    `dim`: of the reduced vectors, 5 in the documentation; None leaves out the reduction. An item keeps the
+    topic that it got in its batch, as the documentation collects them.
     """
 
     name, stable = "BERTopic, online mode", True
 
-    def __init__(self, clusters: int) -> None:
+    def __init__(self, clusters: int, dim: int | None) -> None:
         from bertopic import BERTopic
+        from bertopic.dimensionality import BaseDimensionalityReduction
         from bertopic.vectorizers import ClassTfidfTransformer, OnlineCountVectorizer
 
         self._model: Any = BERTopic(
             embedding_model=None,
-            umap_model=IncrementalPCA(n_components=5),
+            umap_model=IncrementalPCA(n_components=dim) if dim else BaseDimensionalityReduction(),
             hdbscan_model=MiniBatchKMeans(n_clusters=clusters, random_state=0),
             vectorizer_model=OnlineCountVectorizer(stop_words="english", decay=0.01),
             ctfidf_model=ClassTfidfTransformer(reduce_frequent_words=True),
