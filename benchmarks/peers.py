@@ -81,7 +81,7 @@ class Rerun:
 
 
 class Nightly:
-    """HDBSCAN after the first batch and then every `period` batches; between two runs the nearest item decides.
+    """HDBSCAN after the first batch and every `period`; between two runs the nearest item decides.
 
     hnswlib stands for the vector database: it stores the vectors and answers which one is nearest.
     """
