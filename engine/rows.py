@@ -51,6 +51,17 @@ class Settled:
     dim: int | None  # of the vectors; None: not known yet
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Usable records side by side, in the order they came; a key may come twice, dimensions may differ."""
+
+    numbers: Sequence[int]
+    vectors: Array | Sequence[Array]
+    times: Sequence[int]  # ms
+    payloads: Sequence[bytes]
+    rejected: Sequence[tuple[int, str]]
+
+
 class Rows:
     """Gathers records under rising numbers. `default_ms`: the time of records that have none."""
 
@@ -106,6 +117,10 @@ class Rows:
                 self._doubt(first + row, time_ms)
         if isinstance(vectors, np.ndarray):
             self._vectors = [*self._vectors, *vectors[kept]] if len(self._vectors) else vectors[kept]
+
+    def kept(self) -> Kept:
+        """All records that can be used, whatever came of the dimension."""
+        return Kept(self._numbers, self._vectors, self._times, self._payloads, self._rejected)
 
     def settle(self, dim: int | None) -> Settled:
         """The net effect of all rows. `dim`: the collection's, None: that of most of these vectors."""

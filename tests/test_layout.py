@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "collection": {"system", "index", "model", "clustering", "storage"},
     "daemon": {"system", "model", "storage", "collection"},
     "api": {"system", "storage", "daemon"},
-    "training": {"system", "index", "model", "clustering", "collection"},
+    "training": {"system", "index", "model", "clustering", "collection", "connectors"},
     "learning": {"system", "model", "training"},
     "cli": {"system", "storage", "collection", "daemon", "api", "training", "learning", "connectors"},
     "connectors": set(),

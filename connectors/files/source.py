@@ -38,6 +38,7 @@ class Options:
     strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
     again: bool = False  # from the beginning, whatever is known of the file
     follow: bool = False  # wait for more at the end
+    default_ms: int | None = None  # the time of records that have none; None: when the file was written
     clock: Callable[[], float] = time.time
 
 
@@ -54,7 +55,8 @@ class FileSource:
         try:
             if not self._piped:
                 path.open("rb").close()
-            default_ms = now_ms if self._piped else path.stat().st_mtime_ns // 1_000_000
+            written_ms = now_ms if self._piped else path.stat().st_mtime_ns // 1_000_000
+            default_ms = written_ms if options.default_ms is None else options.default_ms
             self._parser = Parser(options.bounds, options.fields)
             self._reader = self._open(Reading(path, options.bounds, self._parser, now_ms, default_ms))
         except OSError as problem:
@@ -113,6 +115,10 @@ class FileSource:
                 self.notes.append(f"{self.path} was replaced: the new file is read from its beginning.")
                 self._mark = Mark()
                 self._seek(0)
+
+    def parts(self) -> Iterator[Part]:
+        """All records from the first one on, as they were read; positions have no part in it."""
+        return self._reader.parts(0, self._options.size, self._stem)
 
     def _find(self, positions: Mapping[str, bytes]) -> Mark:
         """The position of this content, or of its longest beginning that is known."""

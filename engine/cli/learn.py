@@ -40,6 +40,8 @@ def evaluate(settings: Settings, file: Path, stream: bool, seed: int, as_json: b
     from engine.training import evaluate
 
     labelled = evaluate.read_labelled(file)
+    if labelled.left_out:
+        complain(f"{file}: {labelled.left_out:,} records cannot be used and are left out")
 
     def report(done: int) -> None:
         complain(f"{done:,} of {len(labelled.keys):,} items")

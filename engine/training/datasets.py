@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from engine.errors import InputError
+from connectors.files import labelled as files
 from engine.types import Float32, Float64, Int64
 
 Rng = np.random.Generator
@@ -33,26 +33,20 @@ class Collection:
 
 
 def read_labelled(path: Path) -> Collection:
-    """Read an .npz of `emb` (n, d) and `labels` (n,). Raises InputError where it is not one."""
-    try:
-        with np.load(path) as file:
-            emb, labels = file["emb"].astype(np.float32), file["labels"].astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path} is not an .npz with 'emb' and 'labels': {error}") from error
-    if emb.ndim != 2 or labels.shape != (len(emb),) or not len(emb):
-        raise InputError(f"{path}: 'emb' {emb.shape} and 'labels' {labels.shape} should be (n, d) and (n,)")
-    usable = np.isfinite(emb).all(axis=1) & (emb != 0).any(axis=1)
-    return Collection(path.stem, emb[usable], labels[usable])
+    """Read a labelled set. Raises InputError where the file is none."""
+    found = files.read_labelled(path)
+    _, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
+    return Collection(path.stem, found.emb.astype(np.float32), classes.astype(np.int64))
 
 
 def embedded_again(path: Path, collection: Collection, seed: int) -> list[Collection]:
     """Other embeddings of the same items, where the file holds `text` or `images`."""
     rng = np.random.default_rng(seed)
-    with np.load(path) as file:
-        if "text" in file and len(file["text"]) == len(collection.emb):
-            return _texts(collection, [str(text) for text in file["text"]], rng)
-        if "images" in file and len(file["images"]) == len(collection.emb):
-            return _pixels(collection, file["images"].astype(np.float32), rng)
+    found = files.read_labelled(path)
+    if found.texts is not None:
+        return _texts(collection, [str(text) for text in found.texts], rng)
+    if found.images is not None:
+        return _pixels(collection, found.images.astype(np.float32), rng)
     return []
 
 

@@ -1,6 +1,6 @@
 """How good the clusters of a labelled set are: in bulk, and streamed in micro-batches.
 
-A labelled set is an .npz with `emb` (n, d) and `labels` (n,), optionally `time` (n,). Figures are those
+A labelled set is any file that can be ingested, if its records have labels. Figures are those
 of the final clusters of the whole engine, store included.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from connectors.files import labelled as files
 from engine.clustering import pipeline
 from engine.clustering.state import State
 from engine.collection.build import shape_of
 from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
-from engine.errors import InputError
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.training import scores
@@ -39,6 +38,7 @@ class Labelled:
     labels: Int64  # (n,)
     times: NDArray[Any]  # (n,), zeros where the set has none
     timed: bool
+    left_out: int = 0  # records of the file that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +57,13 @@ class Figures:
 
 
 def read_labelled(path: Path) -> Labelled:
-    """Raises InputError where the file is not a labelled set."""
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in ("emb", "labels", "time") if name in found.files}
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as problem:
-        raise InputError(f"{path} is not a labelled .npz, or it is damaged: {problem}.") from None
-    for name in ("emb", "labels"):
-        if name not in arrays:
-            raise InputError(f"{path} is not a labelled set: it has no array {name}.")
-    emb, labels = arrays["emb"], arrays["labels"]
-    if emb.ndim != 2 or emb.dtype.kind not in "fiu" or len(emb) == 0:
-        raise InputError(f"{path}: emb must be numbers of shape (n, d), not {emb.dtype} {emb.shape}.")
-    times = arrays.get("time", np.zeros(len(emb)))
-    if labels.shape != (len(emb),) or times.shape != (len(emb),):
-        raise InputError(f"{path}: labels and time must have one entry for each of the {len(emb)} rows.")
-    _, classes = np.unique(labels, return_inverse=True)
-    keys = [str(row) for row in range(len(emb))]
-    return Labelled(keys, emb, classes.astype(np.int64), times, "time" in arrays)
+    """Read a labelled set. Raises InputError where the file is none."""
+    found = files.read_labelled(path)
+    _, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
+    keys = [str(row) for row in range(len(found.emb))]
+    times = np.zeros(len(keys)) if found.times is None else found.times
+    timed, left_out = found.times is not None, len(found.left_out)
+    return Labelled(keys, found.emb, classes.astype(np.int64), times, timed, left_out)
 
 
 def stream_order(labelled: Labelled, seed: int) -> Int64:

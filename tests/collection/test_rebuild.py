@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.collection import collection
+from engine.collection import live as live_module
 from engine.collection.check import check
 from engine.collection.collection import Engine
 from engine.collection.rebuild import Generation, rebuild_store
@@ -56,7 +56,7 @@ def compare(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = random_model(seed, k=5), random_model(seed + 1, k=5)
     world = World(seed, KINDS[seed % len(KINDS)], 80, model)
     print(world)
-    monkeypatch.setattr(collection, "FEW", 5)
+    monkeypatch.setattr(live_module, "FEW", 5)
     batches = iter([batch for batch, _ in world.batches()])
     live: list[object] = []
     engine = Engine.open(settings_of(folder / "live", world), model, lambda: 1.0)

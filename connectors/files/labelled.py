@@ -1,0 +1,95 @@
+"""A labelled set: any file that can be ingested, if its records have labels."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from connectors.files.lines import is_pipe
+from connectors.files.source import FileSource, Options
+from engine.config import BoundsSettings
+from engine.errors import InputError
+from engine.records import wrong_dimension
+from engine.rows import majority
+from engine.types import Float64, Int64
+
+CHUNK = 4096  # records read at once
+NO_TIME = -(2**52)
+BOUNDS = BoundsSettings(payload_max_bytes=2**30, record_max_bytes=2**30)  # what is read is not stored
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFile:
+    """n records, the others left out. Columns that not every record has are None."""
+
+    emb: Float64  # (n, d), finite, no row zero
+    labels: Sequence[Any]  # n integers, strings, ...
+    times: Int64 | None  # (n,) ms
+    texts: Sequence[str] | None
+    images: NDArray[Any] | None  # (n, ...)
+    left_out: Sequence[tuple[int, str]]  # row and reason
+
+
+def read_labelled(path: Path) -> LabelledFile:
+    """Read a whole file. Raises InputError where it cannot be used, or a record has no label."""
+    if is_pipe(path):
+        raise InputError(f"{path} is a pipe: a labelled set is a file.")
+    source = FileSource(path, Options(CHUNK, BOUNDS, default_ms=NO_TIME))
+    vectors, times, payloads = list[Any](), list[int](), list[bytes]()
+    numbers, left_out = list[int](), list[tuple[int, str]]()
+    for part in source.parts():
+        kept = part.rows.kept()
+        numbers.extend(kept.numbers)
+        vectors.extend(kept.vectors)
+        times.extend(kept.times)
+        payloads.extend(kept.payloads)
+        left_out.extend(kept.rejected)
+    wanted = majority(np.fromiter(map(len, vectors), np.int64, len(vectors)))
+    reasons = [_reason(vector, wanted) for vector in vectors]
+    left_out += [(numbers[at], reason) for at, reason in enumerate(reasons) if reason]
+    rows = [at for at, reason in enumerate(reasons) if not reason]
+    if not rows:
+        raise InputError(f"{path} has no record that can be used.")
+    found = [orjson.loads(payloads[at] or b"null") for at in rows]
+    documents: list[dict[str, Any]] = [one if isinstance(one, dict) else {} for one in found]
+    for at, document in zip(rows, documents, strict=True):
+        if document.get("label") is None:
+            raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label.")
+    stamps = np.array([times[at] for at in rows], np.int64)
+    return LabelledFile(
+        emb=np.stack([np.asarray(vectors[at], np.float64) for at in rows]),
+        labels=[document["label"] for document in documents],
+        times=None if (stamps == NO_TIME).any() else stamps,
+        texts=_column(documents, "text"),
+        images=_images(documents),
+        left_out=sorted(left_out),
+    )
+
+
+def _reason(vector: Any, wanted: int | None) -> str:
+    """Why a vector is left out; "": it is not. NumPy's rows come unchecked."""
+    if len(vector) != wanted:
+        return wrong_dimension(len(vector), wanted)
+    return "" if np.isfinite(vector).all() and np.any(vector) else "the embedding is zero or not finite"
+
+
+def _column(documents: Sequence[dict[str, Any]], name: str) -> list[Any] | None:
+    values = [document.get(name) for document in documents]
+    return None if None in values else values
+
+
+def _images(documents: Sequence[dict[str, Any]]) -> NDArray[Any] | None:
+    """Pictures as NumPy's arrays have them in an .npz."""
+    found = [document.get("image") for document in documents]
+    if not all(isinstance(one, dict) and {"data", "dtype", "shape"} <= one.keys() for one in found):
+        return None
+    return np.stack(
+        [np.frombuffer(b64decode(one["data"]), one["dtype"]).reshape(one["shape"]) for one in found if one]
+    )

@@ -1,0 +1,77 @@
+"""Labelled sets: the same from every format that can be ingested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from connectors.files.labelled import read_labelled
+from engine.errors import InputError
+from engine.training import datasets, evaluate
+from tests.support.files import EMB, lines, write, write_parquet
+
+LABELS = [2, 0, 2, 1, 0]
+STAMPS = [1_700_000_000 + row for row in (4, 3, 2, 1, 0)]
+TEXTS = list("abcde")
+
+
+def labelled(path: Path) -> Path:
+    if path.suffix == ".npz":
+        return write(path, emb=EMB, labels=LABELS, time=STAMPS, text=TEXTS)
+    if path.suffix == ".parquet":
+        return write_parquet(path, vector=EMB.tolist(), label=LABELS, ts=STAMPS, text=TEXTS)
+    rows = zip(EMB.tolist(), LABELS, STAMPS, TEXTS, strict=True)
+    if path.suffix == ".csv":
+        body = [f'"{vector}",{label},{stamp},{text}\n' for vector, label, stamp, text in rows]
+        path.write_text("emb,label,time,text\n" + "".join(body))
+        return path
+    return lines(
+        path,
+        *(
+            {"id": text, "embedding": vector, "labels": label, "time": stamp, "text": text}
+            for vector, label, stamp, text in rows
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.parquet", "a.jsonl", "a.csv"])
+def test_every_format_gives_the_same_set(tmp_path: Path, name: str) -> None:
+    path = labelled(tmp_path / name)
+    found = read_labelled(path)
+    assert np.array_equal(found.emb.astype(np.float32), EMB)
+    assert list(map(str, found.labels)) == list(map(str, LABELS))
+    assert found.times is not None
+    assert found.times.tolist() == [stamp * 1000 for stamp in STAMPS]
+    assert (found.texts, found.images, found.left_out) == (TEXTS, None, [])
+    judged = evaluate.read_labelled(path)
+    assert judged.labels.tolist() == LABELS
+    assert evaluate.stream_order(judged, 0).tolist() == [4, 3, 2, 1, 0]
+    assert datasets.read_labelled(path).labels.tolist() == LABELS
+
+
+def test_pictures_and_names_of_labels(tmp_path: Path) -> None:
+    images = np.arange(20, dtype=np.uint8).reshape(5, 2, 2)
+    found = read_labelled(
+        write(tmp_path / "a.npz", emb=EMB, labels=LABELS, label_names=["x", "y", "z"], images=images)
+    )
+    assert list(found.labels) == ["z", "x", "z", "y", "x"]
+    assert found.images is not None
+    assert np.array_equal(found.images, images)
+    assert found.times is None
+
+
+def test_records_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
+    emb = EMB.copy()
+    emb[1], emb[3, 2] = 0, np.nan
+    found = read_labelled(write(tmp_path / "a.npz", emb=emb, labels=LABELS))
+    assert (len(found.emb), list(found.labels)) == (3, [2, 2, 0])
+    assert [row for row, _ in found.left_out] == [1, 3]
+
+
+def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.npz is not a labelled set: row 0 has no label"):
+        read_labelled(write(tmp_path / "a.npz", emb=EMB))
+    with pytest.raises(InputError, match=r"b\.npz has no record that can be used"):
+        read_labelled(write(tmp_path / "b.npz", emb=EMB * 0, labels=LABELS))
