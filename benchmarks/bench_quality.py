@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
+from engine.clustering.hierarchy import Level
 from engine.clustering.state import State
 from engine.config import STREAM_BATCH, Settings, load
 from engine.training import scores
@@ -81,19 +82,21 @@ def stream(settings: Settings, labelled: Labelled, order: Int64) -> dict[str, An
 
 def list_recall(live: State, exact: State) -> float:
     """The share of the exact lists' entries (first k) that the live lists have."""
-    k = live.hierarchy.shape.k
+    theirs, rows = exact.hierarchy.base, exact.hierarchy.base.nodes.all_rows()
+    mine, own = live.hierarchy.base, live.distinct.find(theirs.nodes.vectors[rows])
     hits = total = 0
-    for key, row in live.row_of.items():
-        mine = _neighbors(live, row, k)
-        best = _neighbors(exact, exact.row_of[key], k)
-        hits += len(best & mine)
+    for row, at in zip(own.tolist(), rows.tolist(), strict=True):
+        best = _neighbors(theirs, at)
+        hits += len(best & _neighbors(mine, row))
         total += len(best)
     return hits / total
 
 
-def _neighbors(state: State, row: int, k: int) -> set[bytes]:
-    lists = state.hierarchy.base.lists
-    return {state.keys[at] for at in lists.neighbors[row, : min(k, lists.lengths[row])]}
+def _neighbors(level: Level, row: int) -> set[int]:
+    """The hashes of a node's first k neighbours."""
+    lists = level.lists
+    used = min(level.shape.k, int(lists.lengths[row]))
+    return set(level.nodes.hashes[lists.neighbors[row, :used]].tolist())
 
 
 def _print(runs: list[dict[str, Any]]) -> None:

@@ -91,7 +91,7 @@ class Item:
 
     id: int
     key: bytes
-    vector: Int16  # (d,)
+    node: int
     time: int
     payload: bytes
     version: int
@@ -103,19 +103,36 @@ class Items:
 
     ids: Int64
     keys: Sequence[bytes]
-    vectors: Int16  # (n, d)
+    nodes: Int64  # the node that has the item's vector
     times: Int64
     payloads: Sequence[bytes]
     versions: Int64  # the state version that brought the vector
 
 
 @dataclass(frozen=True, slots=True)
+class Vectors:
+    """Rows of the node table: the distinct vectors. `ids` rise and are never reused."""
+
+    ids: Int64
+    vectors: Int16  # (n, d)
+
+
+@dataclass(frozen=True, slots=True)
 class Lists:
-    """Neighbour lists of level 0 by item id: all neighbours known for certain, best first."""
+    """Neighbour lists of level 0 by node id: all neighbours known for certain, best first."""
 
     ids: Int64  # (n,)
-    neighbors: Int64  # (n, width) item ids, -1 pads
+    neighbors: Int64  # (n, width) node ids, -1 pads
     dots: Int32  # (n, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """What went from one place to another: items from node to node, or nodes from tree to tree."""
+
+    ids: Int64
+    before: Int64  # 0: it is new
+    after: Int64  # 0: it is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ class Cluster:
     size: int  # items
     finest: int  # the finest and coarsest level at which a tree has exactly these members
     coarsest: int
-    peak: int  # item id of the tree's root at the coarsest of these levels
+    peak: int  # node id of the tree's root at the coarsest of these levels
     parent: int  # the next coarser cluster, 0 for a final one
     born: int  # version
     changed: int  # version of the last change of its members
@@ -200,8 +217,10 @@ class Change:
     positions: Mapping[str, bytes]
     upserts: Items
     removed: Sequence[tuple[int, bytes]]  # (item id, key)
+    copies: Shift  # items that came, went, or have another vector now: their nodes
+    vectors: Vectors  # nodes that are new; those that are gone are in `places`
     lists: Lists
-    moved: tuple[Int64, Int64, Int64]  # item ids, tree before (0: none), tree after (0: none)
+    places: Shift  # nodes that came, went, or are in another level-0 tree now: their trees
     trees: Mapping[int, tuple[int, ...]]  # level-0 tree -> path of cluster ids, final first; () gone
     clusters: Sequence[Cluster]  # those that changed or ended
     events: Sequence[Event]
@@ -217,8 +236,9 @@ class Loaded:
     counters: Mapping[str, int]
     positions: Mapping[str, bytes]
     items: Items  # by rising id
-    lists: Lists  # of the same items, in the same order
-    places: Int64  # (n,), level-0 tree of each item
+    vectors: Vectors  # of all nodes, by rising id
+    lists: Lists  # of the same nodes, in the same order
+    places: Int64  # level-0 tree of each item
     trees: Trees
     clusters: Clusters
 

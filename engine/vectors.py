@@ -7,7 +7,6 @@ sum of vectors an integer that fits int64, and both are the same whatever the or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from engine.types import Float32, Int16, Int64, UInt64
 
 SCALE = 2**14  # grid steps per unit
 DOT_SCALE = 2**28  # a dot's steps per unit of similarity
-HASH_SEED = 0x5110A1  # keys the hash that breaks ties; part of the format
+HASH_SEED = 0x5110A1  # keys the hash that breaks ties: the order of equal similarities depends on it
 
 _FINE, _NOT_FINITE, _ZERO = 0, 1, 2
 _REASONS = {_NOT_FINITE: NOT_FINITE, _ZERO: ZERO}
@@ -65,18 +64,15 @@ def _quantize(rows: Any, grid: Any, status: Any) -> None:
                 grid[i, c] = np.int16(np.rint(rows[i, c] / largest / norm * SCALE))
 
 
-def hash_keys(keys: Sequence[bytes]) -> UInt64:
-    """The last word of every order: a keyed 64-bit hash (XXH3) of each item's key."""
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(key, HASH_SEED) for key in keys), np.uint64, len(keys))
+def hash_vectors(grid: Int16, attempt: int = 0) -> UInt64:
+    """Return a keyed 64-bit hash (XXH3) of each vector, (n,) uint64; `grid`: (n, d).
 
-
-def hash_contents(keys: Sequence[bytes], grid: Int16) -> UInt64:
-    """A hash of each item's key and vector, (n,) uint64. `grid`: (n, d)."""
-    digest, width = xxhash.xxh3_64_intdigest, grid.shape[1] * grid.itemsize
-    raw = np.ascontiguousarray(grid).tobytes()
-    rows = (digest(key + raw[at * width : (at + 1) * width], HASH_SEED) for at, key in enumerate(keys))
-    return np.fromiter(rows, np.uint64, len(keys))
+    It breaks the ties of every order. `attempt` 1, 2, ... give further, independent hashes.
+    """
+    digest, width, seed = xxhash.xxh3_64_intdigest, grid.shape[1] * grid.itemsize, HASH_SEED + attempt
+    raw = np.ascontiguousarray(grid, "<i2").tobytes()
+    rows = (digest(raw[at : at + width], seed) for at in range(0, len(raw), width))
+    return np.fromiter(rows, np.uint64, len(grid))
 
 
 def as_float(grid: Int16) -> Float32:

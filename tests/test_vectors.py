@@ -114,6 +114,8 @@ def test_means_are_rounded_half_up() -> None:
 
 def test_hashes_are_those_of_the_format() -> None:
     """Stored orders depend on them: another value is another format."""
-    found = vectors.hash_keys([b"", b"a", "ä".encode()])
+    grid = np.array([[0, 0, 0], [1, -2, 3], [16384, 0, 0]], np.int16)
+    found = vectors.hash_vectors(grid)
     assert found.dtype == np.uint64
-    assert found.tolist() == [10583622909525909679, 602425582011077607, 6013054729921216150]
+    assert found.tolist() == [582970776255777392, 10494781932823842838, 16445757912525088788]
+    assert not np.isin(vectors.hash_vectors(grid, 1), found).any()

@@ -86,7 +86,7 @@ class Atlas:
         plane = np.empty((0, 2))
         ids = [row["cluster"] for row in found.clusters]
         if found.items is not None:
-            alike = similarities(found.items.vectors)
+            alike = similarities(found.vectors)
             plane = arrange(alike, [self._plane.get(cluster) for cluster in ids])
             places, radii = to_discs(plane, np.array([row["size"] for row in found.clusters], np.float64))
             for i, (row, near) in enumerate(zip(found.clusters, _nearest(alike, ids), strict=True)):

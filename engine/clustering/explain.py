@@ -24,20 +24,23 @@ Answer = dict[str, Any]
 def explain(state: State, key: bytes, level: int | None = None) -> Answer:
     """An item's neighbours, linkage and links at each level, up to `level`, from the finest. JSON-ready.
 
-    At level 0 a node is an item, above it a supernode, named by its peak. `verdict` of a neighbour: the
+    At level 0 a node is a vector, above it a supernode, named by its peak; `key` is that of one of the
+    `copies` items with the vector, `size` counts different vectors. `verdict` of a neighbour: the
     `parent` that the node links to; `less-probable` than the parent; `below-tau`: the linkage does not exceed
-    tau; `lower-density`: links lead to denser nodes only (equal densities go by the keys' hash).
+    tau; `lower-density`: links lead to denser nodes only (equal densities go by the vectors' hash).
     `chain` leads from the node to the level's peak, which is the node of the next level; `refused`: the most
     probable neighbour that tau or density kept it from. Raises NotFound.
     """
-    row = state.row_of.get(key)
-    if row is None:
+    item = state.items.row_of.get(key)
+    if item is None:
         raise NotFound(f"no item has the key {key.decode(errors='backslashreplace')!r}")
+    row = int(state.items.nodes[item])
     handle = state.handles[state.hierarchy.base.root[row]]
-    path = state.trees.paths[np.searchsorted(state.trees.handles, handle)].tolist()
-    levels = []
+    trees = state.names.trees
+    path = trees.paths[np.searchsorted(trees.handles, handle)].tolist()
+    own, levels = {row: key.decode()}, []
     for at, found in enumerate(state.hierarchy.levels):
-        levels.append({"level": at, "cluster": path[at], **_at_level(state, at, row)})
+        levels.append({"level": at, "cluster": path[at], **_at_level(state, at, row, own)})
         row = int(found.above[found.root[row]])
         if row < 0 or at == level:
             break
@@ -51,38 +54,43 @@ def explain(state: State, key: bytes, level: int | None = None) -> Answer:
     }
 
 
-def _at_level(state: State, at: int, row: int) -> Answer:
+def _at_level(state: State, at: int, row: int, own: dict[int, str]) -> Answer:
+    """`own`: the item that was asked for, by its node's row at level 0: it stands for that node."""
     level = state.hierarchy.levels[at]
-    neighbors = [_neighbor(state, at, row, rank) for rank in range(_degree(level, row))]
+    near = level.lists.neighbors[row, : _degree(level, row)].tolist()
+    chain = _chain(level, row)
+    shown = chain if len(chain) <= CHAIN_MAX else [*chain[: CHAIN_MAX - 1], chain[-1]]
+    nodes = _nodes(state, at, [row, *near, *shown], own)
+    neighbors = [
+        {**nodes[other], **_link(level, row, rank), "verdict": _verdict(level, row, other, rank)}
+        for rank, other in enumerate(near)
+    ]
+    finals = state.final_of_nodes(np.array([_base_row(state, at, other) for other in near], np.int32))
+    for neighbor, final in zip(neighbors, finals.tolist(), strict=True):
+        neighbor["cluster"] = final
     refused = [n for n in neighbors if n["verdict"] in (BELOW_TAU, LOWER_DENSITY)]
-    chain, length = _chain(state, at, row)
     return {
-        **_node(state, at, row),
+        **nodes[row],
         "neighbors": neighbors,
         "refused": max(refused, key=lambda n: n["linkage"], default=None),
-        "chain": chain,
-        "chain_links": length,
+        "chain": [{**nodes[node], **_link_up(level, node)} for node in shown],
+        "chain_links": len(chain) - 1,
     }
 
 
-def _node(state: State, at: int, row: int) -> Answer:
+def _nodes(state: State, at: int, rows: list[int], own: dict[int, str]) -> dict[int, Answer]:
+    """What is shown of each node, by row."""
     level = state.hierarchy.levels[at]
+    base_rows = [_base_row(state, at, row) for row in rows]
+    keys = state.representatives(np.array(base_rows, np.int32))
     return {
-        "key": state.keys[_item(state, at, row)].decode(),
-        "size": int(level.sizes[row]),
-        "density": float(level.density[row]),
-    }
-
-
-def _neighbor(state: State, at: int, row: int, rank: int) -> Answer:
-    level = state.hierarchy.levels[at]
-    other = int(level.lists.neighbors[row, rank])
-    item = np.array([_item(state, at, other)], np.int32)
-    return {
-        **_node(state, at, other),
-        **_link(level, row, rank),
-        "cluster": int(state.final_clusters(item)[0]),
-        "verdict": _verdict(level, row, other, level.linkage[row, rank]),
+        row: {
+            "key": own.get(base, key.decode()),
+            "copies": int(state.copies[base]),
+            "size": int(level.sizes[row]),
+            "density": float(level.density[row]),
+        }
+        for row, base, key in zip(rows, base_rows, keys, strict=True)
     }
 
 
@@ -91,11 +99,20 @@ def _link(level: Level, row: int, rank: int) -> Answer:
     return {"similarity": similarity, "linkage": float(level.linkage[row, rank])}
 
 
-def _verdict(level: Level, row: int, other: int, linkage: np.float32) -> str:
+def _link_up(level: Level, row: int) -> Answer:
+    """The link from a node to its parent; a peak has none."""
+    parent = level.parent[row]
+    if parent == ROOT:
+        return {"similarity": None, "linkage": None}
+    ranks = np.flatnonzero(level.lists.neighbors[row, : _degree(level, row)] == parent)
+    return _link(level, row, int(ranks[0]))
+
+
+def _verdict(level: Level, row: int, other: int, rank: int) -> str:
     """The rule of `decode.parents`."""
     if level.parent[row] == other:
         return PARENT
-    if linkage <= np.float32(level.shape.tau):
+    if level.linkage[row, rank] <= np.float32(level.shape.tau):
         return BELOW_TAU
     hashes, density = level.nodes.hashes, level.density
     if (density[other], hashes[other]) <= (density[row], hashes[row]):
@@ -103,28 +120,19 @@ def _verdict(level: Level, row: int, other: int, linkage: np.float32) -> str:
     return LESS_PROBABLE
 
 
-def _chain(state: State, at: int, row: int) -> tuple[list[Answer], int]:
-    """The nodes from `row` to its peak, each with the link to the next one, and how many links there are."""
-    level = state.hierarchy.levels[at]
+def _chain(level: Level, row: int) -> list[int]:
+    """The nodes from `row` to its peak."""
     rows = [row]
     while level.parent[rows[-1]] != ROOT:
         rows.append(int(level.parent[rows[-1]]))
-    shown = rows if len(rows) <= CHAIN_MAX else [*rows[: CHAIN_MAX - 1], rows[-1]]
-    chain = []
-    for node in shown:
-        parent, link = level.parent[node], {"similarity": None, "linkage": None}
-        if parent != ROOT:
-            ranks = np.flatnonzero(level.lists.neighbors[node, : _degree(level, node)] == parent)
-            link = _link(level, node, int(ranks[0]))
-        chain.append({**_node(state, at, node), **link})
-    return chain, len(rows) - 1
+    return rows
 
 
 def _degree(level: Level, row: int) -> int:
     return int(min(level.lists.lengths[row], level.shape.k))
 
 
-def _item(state: State, at: int, row: int) -> int:
+def _base_row(state: State, at: int, row: int) -> int:
     """The level-0 row of a node's peak."""
     for level in state.hierarchy.levels[at:0:-1]:
         row = int(level.below[row])

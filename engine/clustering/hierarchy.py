@@ -1,9 +1,9 @@
 """The levels of the hierarchy and how a change climbs through them.
 
-A level clusters its nodes: lists, then linkage, density, parents, and roots (the peaks). Each peak
-is a node of the next level, with the sums of its tree. What changes at one level is the next one's
-batch, as a difference; a level that adds no link is the top. Clustering from scratch is the same
-code, fed with everything at once.
+Nodes of level 0 are distinct vectors; how many items share one is unknown here. A level clusters its
+nodes: lists, then linkage, density, parents, and roots (the peaks). Each peak is a node of the next level,
+with the sums of its tree. What changes at one level is the next one's batch, as a difference; a level that
+adds no link is the top. Clustering from scratch is the same code, fed with everything at once.
 """
 
 from __future__ import annotations
@@ -93,10 +93,19 @@ class Work:
     moved: int
 
 
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """What a change did to a level, and what it cost there and at each level above."""
+
+    moves: Moves
+    rewritten: Int32  # rows whose list changed
+    work: list[Work]
+
+
 class Level(Columns):
     """One level's nodes, lists and clustering."""
 
-    sizes: Int64  # (capacity,) items in the supernode
+    sizes: Int64  # (capacity,) nodes of level 0 in the supernode: distinct vectors
     sums: Int64  # (capacity, d) of their vectors; none at level 0
     means: Int16  # (capacity, d); none at level 0
     hidden: Float32  # (capacity, hidden)
@@ -146,14 +155,13 @@ class Level(Columns):
             holders_max=shape.holders_max,
         )
         self.peaks = 0
-        self.rewritten = _NONE  # rows whose list changed in the last update
 
     @property
     def links(self) -> int:
         return self.nodes.live - self.peaks
 
-    @property
     def graph(self) -> KnnGraph:
+        """What a model may read of the level now."""
         lists = self.lists
         return KnnGraph(
             k=self.shape.k,
@@ -169,17 +177,22 @@ class Level(Columns):
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
         rows = self.nodes.add(vectors, hashes)
+        self.prepare(rows)
+        return rows
+
+    def prepare(self, rows: Int32) -> None:
+        """Make these rows, just added to `nodes`, ready for clustering."""
         self.reserve(self.nodes.capacity)
         self.parent[rows] = self.root[rows] = self.above[rows] = self.below[rows] = -1
-        return rows
 
     def update(
         self, delta: Delta, model: Model, epoch: Epoch, everything: bool, watch: Stopwatch
-    ) -> tuple[Moves, Work]:
+    ) -> Clustered:
         """Cluster again what a batch affects; `everything`: all nodes (a new calibration)."""
-        changed, self.rewritten = self.lists.update(delta.new, delta.gone, watch)
+        changed, rewritten = self.lists.update(delta.new, delta.gone, watch)
         changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.reshaped)
-        return self.recluster(delta, changed, model, epoch, watch)
+        moves, work = self.recluster(delta, changed, model, epoch, watch)
+        return Clustered(moves, rewritten, [work])
 
     def recluster(
         self, delta: Delta, changed: Int32, model: Model, epoch: Epoch, watch: Stopwatch
@@ -202,13 +215,13 @@ class Level(Columns):
         self.node_holds[changed] = False
         if not self.is_base:
             self.edge_holds[self.lists.affected_edges(rows, changed)] = False
-        fresh = model.embed(self.graph, epoch, rows)
+        fresh = model.embed(self.graph(), epoch, rows)
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
     def _link(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = model.link(self.graph, epoch, self.hidden, sources, ranks)
+        fresh = model.link(self.graph(), epoch, self.hidden, sources, ranks)
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:
@@ -261,13 +274,12 @@ class Hierarchy:
     def base(self) -> Level:
         return self.levels[0]
 
-    def update(
-        self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch
-    ) -> tuple[Moves, list[Work]]:
-        """Cluster after items came and went (already so in `base.nodes`). Returns level 0's moves."""
+    def update(self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
+        """Cluster after nodes came and went (already so in `base.nodes`)."""
         delta = Delta.of(new, gone)
-        moves, work = self.base.update(delta, self.model, epoch, everything, watch)
-        return moves, [work, *self._climb(delta, moves, epoch, everything, watch)]
+        found = self.base.update(delta, self.model, epoch, everything, watch)
+        above = self._climb(delta, found.moves, epoch, everything, watch)
+        return Clustered(found.moves, found.rewritten, [*found.work, *above])
 
     def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
         """Cluster from the lists of level 0, which are already there."""
@@ -295,8 +307,9 @@ class Hierarchy:
             delta = self._lift(lower, self.levels[at], delta, moves)
             lower.nodes.release(released)
             watch.lap("supernodes")
-            moves, work = self.levels[at].update(delta, self.model, epoch, everything, watch)
-            works.append(work)
+            found = self.levels[at].update(delta, self.model, epoch, everything, watch)
+            moves = found.moves
+            works += found.work
         self.levels[-1].nodes.release(delta.gone)
         return works
 

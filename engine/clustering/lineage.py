@@ -17,12 +17,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.types import Bool, Cluster, Clusters, Int64, LineageEvent, Trees
+from engine.types import NO_CLUSTERS, NO_TREES, Bool, Cluster, Clusters, Int64, LineageEvent, Trees
 
 
 @dataclass(frozen=True, slots=True)
-class Atoms:
-    """How many items went from which old level-0 tree to which new one."""
+class Names:
+    """A partition's names: its level-0 trees, the clusters, and the first handle and id that are free."""
+
+    trees: Trees
+    clusters: Clusters
+    next_tree: int
+    next_cluster: int
+
+
+NO_NAMES = Names(NO_TREES, NO_CLUSTERS, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A new partition, unnamed: for each level-0 tree 0, 1, ... the tree that contains it at each level."""
+
+    ancestors: Int64  # (t, levels), labels that are arbitrary at each level; level 0 is the number itself
+    peaks: Int64  # (t, levels), node id of that tree's peak: it decides ties
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """How many items went from which old level-0 tree to which new one. Every item is in exactly one."""
 
     before: Int64  # (a,), handle of the old tree, 0: the items are new
     after: Int64  # (a,), number of the new tree, -1: the items are gone
@@ -33,17 +54,14 @@ class Atoms:
 class Lineage:
     """The new partition under stable names, and how it differs from the old."""
 
-    trees: Trees
-    clusters: Clusters
+    names: Names
     handles: Int64  # (t,), of new tree number 0, 1, ...
     paths: Int64  # (t, levels), their cluster ids, finest level first
-    previous: Int64  # (a,), final cluster of an atom's items before, 0: new
+    previous: Int64  # (a,), final cluster of a transfer's items before, 0: new
     current: Int64  # (a,), and now, 0: gone
     changed_trees: dict[int, tuple[int, ...]]  # handle -> distinct ids, final first; (): gone
     changed_clusters: list[Cluster]
     events: list[LineageEvent]
-    next_tree: int
-    next_cluster: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,15 @@ class _Pairs:
 
     def where(self, mask: Bool) -> _Pairs:
         return _Pairs(self.old[mask], self.new[mask], self.overlap[mask])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The transfers of items that were there before and are there now."""
+
+    before: Int64  # row in the old table of trees
+    after: Int64  # number of the new tree
+    count: Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,79 +100,52 @@ class _Level:
     parent: Int64  # (n,), id of the next coarser level's tree, 0 at the top
 
 
-def follow(
-    old_trees: Trees,
-    old: Clusters,
-    atoms: Atoms,
-    up: Int64,
-    peaks: Int64,
-    version: int,
-    next_tree: int,
-    next_cluster: int,
-) -> Lineage:
-    """Names the trees of a new partition after the old one's and tells the differences.
+def follow(names: Names, partition: Partition, transfers: Transfers, version: int) -> Lineage:
+    """Name the trees of a new partition after the old one's and tell the differences.
 
-    `up` (t, levels): label of the level-l tree that contains level-0 tree number t; labels of a level
-    are arbitrary, level 0 is t itself. `peaks` (t, levels): item id of that tree's peak; it decides
-    ties. `version`: of the change. `next_tree`, `next_cluster`: the first free handle and id, >= 1.
-    Every item that lives before or after is counted in exactly one atom.
+    `names`: the old partition's; `version`: of the change.
     """
-    known, kept = atoms.before > 0, atoms.after >= 0
-    row = np.searchsorted(old_trees.handles, atoms.before[known])
-    assert np.array_equal(old_trees.handles[row], atoms.before[known]), "an atom's old tree is unknown"
-    old_row = np.full(len(atoms.before), -1, np.int64)
-    old_row[known] = row
+    old_trees, old = names.trees, names.clusters
+    ancestors, peaks = partition.ancestors, partition.peaks
+    known, kept = transfers.before > 0, transfers.after >= 0
+    row = old_rows(old_trees, transfers)
     both = known & kept
-    after, count, old_row_both = atoms.after[both], atoms.count[both], old_row[both]
-    tree_size = _totals(atoms.after[kept], atoms.count[kept], len(up))
+    parts = _Parts(row[both], transfers.after[both], transfers.count[both])
+    tree_size = _totals(transfers.after[kept], transfers.count[kept], len(ancestors))
     assert (tree_size > 0).all(), "a tree without items"
 
-    pairs = _overlaps(old_row_both, after, count, len(up))
-    handles = np.zeros(len(up), np.int64)
-    got, _ = _match(pairs, peaks[:, 0])
+    handles = np.zeros(len(ancestors), np.int64)
+    got, _ = _match(_overlaps(parts.before, parts.after, parts.count, len(ancestors)), peaks[:, 0])
     handles[got >= 0] = old_trees.handles[got[got >= 0]]
-    next_tree = _mint(handles, peaks[:, 0], next_tree)
+    next_tree = _mint(handles, peaks[:, 0], names.next_tree)
 
-    place = np.searchsorted(old.ids, old_trees.paths)
-    levels: list[_Level] = []
-    used = np.zeros(len(old.ids), np.bool_)
-    for level in reversed(range(up.shape[1])):
-        top = level == up.shape[1] - 1
-        column = place.shape[1] - 1 if top else min(level, place.shape[1] - 1)
-        found, next_cluster = _name_level(
-            levels[-1] if levels else None,
-            up[:, level],
-            peaks[:, level],
-            tree_size,
-            (place[old_row_both, column], after, count),
-            old,
-            used,
-            next_cluster,
-        )
-        levels.append(found)
-    levels.reverse()
-
+    levels, next_cluster = _name_levels(names, partition, tree_size, parts)
     paths = np.stack([found.ids[found.label] for found in levels], axis=1)
     clusters, record = _table(levels, old, version)
     order = np.argsort(handles)
     trees = Trees(handles[order], paths[order])
-    previous, current = np.zeros_like(atoms.before), np.zeros_like(atoms.before)
-    previous[known] = old_trees.paths[row, -1]
-    current[kept] = paths[atoms.after[kept], -1]
-    ended = _ended(old_trees, old, clusters, paths, (old_row_both, after, count), version)
+    previous, current = np.zeros_like(transfers.before), np.zeros_like(transfers.before)
+    previous[known] = old_trees.paths[row[known], -1]
+    current[kept] = paths[transfers.after[kept], -1]
     return Lineage(
-        trees,
-        clusters,
+        Names(trees, clusters, next_tree, next_cluster),
         handles,
         paths,
         previous,
         current,
         _changed_trees(old_trees, trees),
-        [*_records(clusters, record), *ended],
+        [*_records(clusters, record), *_ended(names, clusters, paths, parts, version)],
         _events(old, levels[-1]),
-        next_tree,
-        next_cluster,
     )
+
+
+def old_rows(trees: Trees, transfers: Transfers) -> Int64:
+    """Where in the old table each transfer's old tree is, int64 (a,), -1: the items are new."""
+    row = np.full(len(transfers.before), -1, np.int64)
+    known = transfers.before > 0
+    row[known] = np.searchsorted(trees.handles, transfers.before[known])
+    assert np.array_equal(trees.handles[row[known]], transfers.before[known]), "an old tree is unknown"
+    return row
 
 
 def distinct(paths: Int64) -> Int64:
@@ -201,35 +201,34 @@ def _mint(ids: Int64, peak: Int64, following: int) -> int:
     return following + len(blank)
 
 
-def _name_level(
-    coarser: _Level | None,
-    labels: Int64,
-    peaks: Int64,
-    tree_size: Int64,
-    parts: tuple[Int64, Int64, Int64],
-    old: Clusters,
-    used: Bool,
-    next_cluster: int,
-) -> tuple[_Level, int]:
-    """Ids of one level's trees, the coarser one's being known; marks the old ids it takes in `used`."""
-    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
-    size = _totals(label, tree_size, len(first))
-    peak = peaks[first]
-    ids = np.zeros(len(first), np.int64)
-    parent = np.zeros(len(first), np.int64)
-    shared = np.zeros(len(first), np.bool_)
-    if coarser is not None:
-        above = coarser.label[first]
-        parent = coarser.ids[above]
-        shared = size == coarser.size[above]
-        ids[shared] = parent[shared]
-    pairs = _overlaps(parts[0], label[parts[1]], parts[2], len(first))
-    got, overlap = _match(pairs.where(~used[pairs.old] & ~shared[pairs.new]), peak)
-    taken = got >= 0
-    ids[taken] = old.ids[got[taken]]
-    used[got[taken]] = True
-    next_cluster = _mint(ids, peak, next_cluster)
-    return _Level(label, first, size, peak, pairs, ids, overlap, shared, parent), next_cluster
+def _name_levels(
+    names: Names, partition: Partition, tree_size: Int64, parts: _Parts
+) -> tuple[list[_Level], int]:
+    """Name the trees of all levels, the coarsest first; returns the levels, finest first, and the next id."""
+    old, place = names.clusters, np.searchsorted(names.clusters.ids, names.trees.paths)
+    used = np.zeros(len(old.ids), np.bool_)
+    next_cluster, coarser = names.next_cluster, None
+    levels: list[_Level] = []
+    for level in reversed(range(partition.ancestors.shape[1])):
+        column = place.shape[1] - 1 if coarser is None else min(level, place.shape[1] - 1)
+        _, first, label = np.unique(partition.ancestors[:, level], return_index=True, return_inverse=True)
+        size, peak = _totals(label, tree_size, len(first)), partition.peaks[first, level]
+        ids, parent = np.zeros(len(first), np.int64), np.zeros(len(first), np.int64)
+        shared = np.zeros(len(first), np.bool_)
+        if coarser is not None:
+            above = coarser.label[first]
+            parent = coarser.ids[above]
+            shared = size == coarser.size[above]
+            ids[shared] = parent[shared]
+        pairs = _overlaps(place[parts.before, column], label[parts.after], parts.count, len(first))
+        got, overlap = _match(pairs.where(~used[pairs.old] & ~shared[pairs.new]), peak)
+        taken = got >= 0
+        ids[taken] = old.ids[got[taken]]
+        used[got[taken]] = True
+        next_cluster = _mint(ids, peak, next_cluster)
+        coarser = _Level(label, first, size, peak, pairs, ids, overlap, shared, parent)
+        levels.append(coarser)
+    return levels[::-1], next_cluster
 
 
 def _table(levels: list[_Level], old: Clusters, version: int) -> tuple[Clusters, Bool]:
@@ -267,15 +266,9 @@ def _records(table: Clusters, rows: Bool) -> list[Cluster]:
     return [Cluster(*fields) for fields in zip(*picked, strict=True)]
 
 
-def _ended(
-    old_trees: Trees,
-    old: Clusters,
-    clusters: Clusters,
-    paths: Int64,
-    parts: tuple[Int64, Int64, Int64],
-    version: int,
-) -> list[Cluster]:
+def _ended(names: Names, clusters: Clusters, paths: Int64, parts: _Parts, version: int) -> list[Cluster]:
     """Last records of the clusters that are no more; `into`: those of the level now, largest part first."""
+    old_trees, old = names.trees, names.clusters
     gone = ~_find(clusters.ids, old.ids)[1]
     records = _records(old, gone)
     if not records:
@@ -283,13 +276,12 @@ def _ended(
     old_top, top = old_trees.paths.shape[1] - 1, paths.shape[1] - 1
     into: dict[int, list[int]] = {}
     for level in range(old_top + 1):
-        row, after, count = parts
-        before = old_trees.paths[row, level]
+        before = old_trees.paths[parts.before, level]
         place = np.searchsorted(old.ids, before)
         mine = gone[place] & (old.coarsest[place] == level)
-        now = paths[after[mine], top if level == old_top else min(level, top)]
+        now = paths[parts.after[mine], top if level == old_top else min(level, top)]
         kinds, inverse = np.unique(now, return_inverse=True)
-        pairs = _overlaps(before[mine], inverse, count[mine], len(kinds))
+        pairs = _overlaps(before[mine], inverse, parts.count[mine], len(kinds))
         order = np.lexsort((kinds[pairs.new], -pairs.overlap, pairs.old))
         for o, n in zip(pairs.old[order].tolist(), kinds[pairs.new[order]].tolist(), strict=True):
             into.setdefault(o, []).append(n)

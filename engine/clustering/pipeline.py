@@ -1,10 +1,10 @@
 """The whole way of a batch, on one page: items in, the change of the stored state out.
 
-    batch -> items that are new, moved, gone   (`_sort_out`)
-          -> rows of level 0, calibration      (`step`)
-          -> lists, linkage, density, parents, roots, level by level   (`engine.clustering.hierarchy`)
-          -> stable ids, events                (`engine.clustering.lineage`)
-          -> one `Change` for the store        (`step` again)
+    batch -> items that are new, have another vector, or go   (`_sort_out`)
+          -> items and nodes in memory, calibration           (`State.take`)
+          -> lists, linkage, density, parents, roots, level by level   (`State.recluster`)
+          -> stable ids, events                               (`engine.clustering.lineage`)
+          -> one `Change` for the store                       (`step` again)
 
 `step` alters the state in memory. If the change cannot be committed, the state must be thrown away
 and loaded again: the store is the truth.
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import vectors
 from engine.clustering import lineage, touched
-from engine.clustering.lineage import Atoms, Lineage
-from engine.clustering.state import State, final_of
+from engine.clustering.hierarchy import Clustered
+from engine.clustering.lineage import Lineage, Partition, Transfers
+from engine.clustering.state import Arrivals, State, Turnover, final_of
 from engine.system.stopwatch import Stopwatch
 from engine.types import (
     Applied,
@@ -33,6 +33,8 @@ from engine.types import (
     Int64,
     Items,
     Lists,
+    Shift,
+    Vectors,
 )
 
 _NO_IDS = np.empty(0, np.int64)
@@ -42,267 +44,321 @@ _NO_IDS = np.empty(0, np.int64)
 class _Plan:
     """What a batch means for the items there are."""
 
-    held: Int32  # (n,), the row that an upsert's key has, -1: the key is new
+    held: Int32  # (n,), the item row that an upsert's key has, -1: the key is new
     fresh: Bool  # (n,), the key is new
     moving: Int64  # upserts that give a known key another vector
-    gone: Int32  # rows of deleted keys
+    gone: Int32  # item rows of deleted keys
     unknown: int  # deletes of unknown keys
-    moved_from: Int32  # rows that the moving keys leave
+
+    @property
+    def arrivals(self) -> Int64:
+        """The upserts that are new or have another vector."""
+        return np.concatenate([np.flatnonzero(self.fresh), self.moving])
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A partition under its names, and what that changes for nodes and items."""
+
+    found: Lineage
+    places: Shift
+    assignments: list[Assignment]
 
 
 def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Change, Applied]:
     """Take a batch: returns what the store has to commit and what came of it."""
-    base, calibration = state.hierarchy.base, state.calibration
     version = state.version + 1
     plan = _sort_out(state, batch)
-
-    gone = np.concatenate([plan.gone, plan.moved_from])
-    arrivals = np.concatenate([np.flatnonzero(plan.fresh), plan.moving])
-    calibration.add(base.nodes.vectors[gone], sign=-1)
-    base.nodes.remove(gone)
-    rows = base.add(batch.vectors[arrivals], vectors.hash_keys([batch.keys[i] for i in arrivals]))
-    calibration.add(batch.vectors[arrivals])
-    removed = [(int(state.ids[row]), state.keys[row]) for row in plan.gone.tolist()]
-    upserts = _register(state, batch, plan, rows, version)
-    recalibrated = calibration.advance()
+    removed = list(zip(state.items.ids[plan.gone].tolist(), state.items.named(plan.gone), strict=True))
+    turnover = state.take(_arrivals(state, batch, plan, version), plan.gone)
+    recalibrated = state.calibration.advance()
     watch.lap("vectors")
 
-    moves, work = state.hierarchy.update(rows, gone, calibration.epoch, recalibrated, watch)
-    before = np.zeros(base.capacity, np.int64)  # by row: the handle of the item's tree until now
-    had = moves.before >= 0
-    before[moves.rows[had]] = state.handles[moves.before[had]]
-    before[rows[len(rows) - len(plan.moving) :]] = before[plan.moved_from]
-    named, moved, assignments = _name(
-        state, moves.rows[moves.after >= 0], before, plan.gone, removed, version
-    )
+    clustered = state.recluster(turnover, recalibrated, watch)
+    named = _name(state, turnover, clustered, removed, version)
+    state.adopt(named.found.names, version)
     watch.lap("lineage")
 
+    new = turnover.new[~np.isin(turnover.new, turnover.replacing)]
     change = Change(
         version=version,
         time_ms=now_ms,
-        epoch=calibration.epoch,
-        counters=_adopt(state, named, version),
+        epoch=state.calibration.epoch,
+        counters=state.counters,
         positions=batch.positions,
-        upserts=upserts,
+        upserts=_upserts(state, batch),
         removed=removed,
-        lists=_lists(state, base.rewritten),
-        moved=moved,
-        trees=named.changed_trees,
-        clusters=named.changed_clusters,
-        events=[*named.events, *assignments, *batch.rejected],
+        copies=_copies(state, turnover, removed),
+        vectors=Vectors(state.node_ids[new], state.hierarchy.base.nodes.vectors[new]),
+        lists=_lists(state, clustered.rewritten),
+        places=named.places,
+        trees=named.found.changed_trees,
+        clusters=named.found.changed_clusters,
+        events=[*named.found.events, *named.assignments, *batch.rejected],
     )
     watch.lap("change")
     return change, Applied(
         version=version,
         inserted=int(plan.fresh.sum()),
         moved=len(plan.moving),
-        unchanged=len(batch.keys) - len(arrivals),
+        unchanged=len(batch.keys) - len(plan.arrivals),
         deleted=len(plan.gone),
         unknown=plan.unknown,
         rejected=len(batch.rejected),
-        stats={"work": work, "recalibrated": recalibrated, "seconds": watch.seconds},
+        stats={
+            "work": clustered.work,
+            "nodes": len(turnover.new) + len(turnover.gone),
+            "recalibrated": recalibrated,
+            "seconds": watch.seconds,
+        },
     )
 
 
 def regenerate(state: State, places: Int64, now_ms: int) -> Change:
     """The change that puts a collection clustered anew in the place of what a store has.
 
-    `state` holds the store's items (rows 0, 1, ...) and names, clustered with another model, epoch
-    or arithmetic; `places` (n,): the stored level-0 tree of each item. The change's lists, moved
-    items and trees are complete, and its ids follow the members.
+    `state` holds the store's items, nodes and names, clustered with another model, epoch or arithmetic;
+    `places` (n,): the stored level-0 tree of each item, by rising row, 0: none. The change's lists, places
+    and trees are complete, and its ids follow the members.
     """
-    base = state.hierarchy.base
-    rows = base.nodes.all_rows()
-    before = np.zeros(base.capacity, np.int64)
-    before[rows] = places
-    version = state.version + 1
-    named, _, assignments = _name(state, rows, before, rows[:0], [], version)
-    paths = lineage.distinct(named.trees.paths).tolist()
+    base, version = state.hierarchy.base, state.version + 1
+    nodes = base.nodes.all_rows()
+    found, assignments = _name_anew(state, state.items.all_rows(), places, version)
+    state.adopt(found.names, version)
     none = np.empty((0, state.hierarchy.shape.dim), np.int16)
+    paths = lineage.distinct(found.names.trees.paths).tolist()
     return Change(
         version=version,
         time_ms=now_ms,
         epoch=state.calibration.epoch,
-        counters=_adopt(state, named, version),
+        counters=state.counters,
         positions={},
-        upserts=Items(_NO_IDS, [], none, _NO_IDS, [], _NO_IDS),
+        upserts=Items(_NO_IDS, [], _NO_IDS, _NO_IDS, [], _NO_IDS),
         removed=[],
-        lists=_lists(state, rows),
-        moved=(state.ids[rows], np.zeros(len(rows), np.int64), state.handles[base.root[rows]]),
+        copies=Shift(_NO_IDS, _NO_IDS, _NO_IDS),
+        vectors=Vectors(_NO_IDS, none),
+        lists=_lists(state, nodes),
+        places=Shift(state.node_ids[nodes], np.zeros(len(nodes), np.int64), state.handles[base.root[nodes]]),
         trees={
             handle: tuple(i for i in path if i)
-            for handle, path in zip(named.trees.handles.tolist(), paths, strict=True)
+            for handle, path in zip(found.names.trees.handles.tolist(), paths, strict=True)
         },
-        clusters=named.changed_clusters,
-        events=[*named.events, *assignments],
+        clusters=found.changed_clusters,
+        events=[*found.events, *assignments],
     )
 
 
 def _sort_out(state: State, batch: Batch) -> _Plan:
-    held = np.fromiter((state.row_of.get(key, -1) for key in batch.keys), np.int32, len(batch.keys))
+    items, nodes = state.items, state.hierarchy.base.nodes
+    held = items.find(batch.keys)
     old = np.flatnonzero(held >= 0)
-    same = (state.hierarchy.base.nodes.vectors[held[old]] == batch.vectors[old]).all(axis=1)
-    moving = old[~same]
-    deleted = [state.row_of[key] for key in batch.deletes if key in state.row_of]
+    same = (nodes.vectors[items.nodes[held[old]]] == batch.vectors[old]).all(axis=1)
+    deleted = items.find(batch.deletes)
     return _Plan(
         held=held,
         fresh=held < 0,
-        moving=moving,
-        gone=np.array(deleted, np.int32),
-        unknown=len(batch.deletes) - len(deleted),
-        moved_from=held[moving],
+        moving=old[~same],
+        gone=deleted[deleted >= 0],
+        unknown=int(np.count_nonzero(deleted < 0)),
     )
 
 
-def _register(state: State, batch: Batch, plan: _Plan, rows: Int32, version: int) -> Items:
-    """Give the arrivals their rows and ids; returns the item rows to write, by rising id."""
-    new = np.flatnonzero(plan.fresh)
-    known = ~plan.fresh
-    ids = np.zeros(len(batch.keys), np.int64)
-    versions = np.full(len(batch.keys), version, np.int64)
-    ids[new] = np.arange(state.next_item, state.next_item + len(new))
-    state.next_item += len(new)
-    ids[known], versions[known] = state.ids[plan.held[known]], state.versions[plan.held[known]]
-    versions[plan.moving] = version
-    for row in plan.gone.tolist():
-        del state.row_of[state.keys[row]]
-    for row in [*plan.gone.tolist(), *plan.moved_from.tolist()]:
-        state.keys[row] = b""
-    arrivals = np.concatenate([new, plan.moving])
-    state.place(
-        rows, [batch.keys[i] for i in arrivals], ids[arrivals], versions[arrivals], batch.times[arrivals]
+def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals:
+    """The items that come or have another vector, new keys with ids; others get their new times."""
+    items, at = state.items, plan.arrivals
+    new = int(plan.fresh.sum())
+    ids = np.concatenate(
+        [np.arange(state.next_item, state.next_item + new), items.ids[plan.held[plan.moving]]]
     )
-    unchanged = np.setdiff1d(np.flatnonzero(known), plan.moving)
-    state.times[plan.held[unchanged]] = batch.times[unchanged]
-    order = np.argsort(ids)
+    state.next_item += new
+    known = np.flatnonzero(~plan.fresh)
+    items.times[plan.held[known]] = batch.times[known]
+    return Arrivals(
+        keys=[batch.keys[i] for i in at.tolist()],
+        vectors=batch.vectors[at],
+        ids=ids,
+        versions=np.full(len(at), version, np.int64),
+        times=batch.times[at],
+    )
+
+
+def _upserts(state: State, batch: Batch) -> Items:
+    """The item rows to write, by rising id."""
+    items = state.items
+    rows = items.find(batch.keys)
+    order = np.argsort(items.ids[rows])
+    rows = rows[order]
     return Items(
-        ids=ids[order],
-        keys=[batch.keys[i] for i in order],
-        vectors=batch.vectors[order],
-        times=batch.times[order],
-        payloads=[batch.payloads[i] for i in order],
-        versions=versions[order],
+        ids=items.ids[rows],
+        keys=[batch.keys[i] for i in order.tolist()],
+        nodes=state.node_ids[items.nodes[rows]],
+        times=items.times[rows],
+        payloads=[batch.payloads[i] for i in order.tolist()],
+        versions=items.versions[rows],
+    )
+
+
+def _copies(state: State, turnover: Turnover, removed: Sequence[tuple[int, bytes]]) -> Shift:
+    """The items' nodes before and after, by id."""
+    rows, before = turnover.items, turnover.before
+    ids = state.node_ids
+    return Shift(
+        np.concatenate([state.items.ids[rows], np.array([item for item, _ in removed], np.int64)]),
+        np.concatenate([_at(ids, before), ids[turnover.left]]),
+        np.concatenate([ids[state.items.nodes[rows]], np.zeros(len(removed), np.int64)]),
     )
 
 
 def _name(
-    state: State, moved: Int32, before: Int64, gone: Int32, removed: Sequence[tuple[int, bytes]], version: int
-) -> tuple[Lineage, tuple[Int64, Int64, Int64], list[Assignment]]:
-    """Match the new partition with the old: ids, the items' new trees, assignments of items.
+    state: State, turnover: Turnover, clustered: Clustered, removed: Sequence[tuple[int, bytes]], version: int
+) -> _Named:
+    """Match the partition after a batch with the one before: ids, the nodes' trees, events of items.
 
-    `moved`: rows whose tree may be another; `before`: by row, the old handle of those and of `gone`.
-    Alters `before` and the handles of the state.
+    Alters the handles of the state.
     """
-    base = state.hierarchy.base
+    base, items, moves = state.hierarchy.base, state.items, clustered.moves
     roots = state.roots()
-    number = np.full(base.capacity, -1, np.int64)  # by root's row: the tree's number
+    trees = _tree_numbers(state, roots)
+    root_before = base.root.copy()
+    root_before[moves.rows] = moves.before
+    root_before[turnover.replacing] = root_before[turnover.replaced]
+    before = _at(state.handles, root_before)  # by row: the handle of the node's tree until now
+    came_from, left = _at(before, turnover.before), before[turnover.left]
+    moved = moves.rows[moves.after >= 0]
+    came = np.bincount(items.nodes[turnover.items], minlength=base.capacity)[moved]
+    stood = np.setdiff1d(roots, moved)  # peaks whose trees lost and got single nodes only
+
+    part = Transfers(
+        np.concatenate([came_from, left, before[moved]]),
+        np.concatenate([trees[items.nodes[turnover.items]], np.full(len(left), -1), trees[moved]]),
+        np.concatenate([np.ones(len(came_from) + len(left), np.int64), state.copies[moved] - came]),
+    )
+    stay = _staying(state, part)[np.searchsorted(state.names.trees.handles, before[stood])]
+    transfers = _without_empty(
+        Transfers(
+            np.concatenate([part.before, before[stood]]),
+            np.concatenate([part.after, trees[stood]]),
+            np.concatenate([part.count, stay]),
+        )
+    )
+    old = state.names.trees
+    found = touched.follow(state.names, _partition(state, roots), transfers, version)
+    state.handles[roots] = found.handles
+
+    old_final, now = final_of(old, before[stood]), trees[stood]
+    renamed = (found.handles[now] != before[stood]) | (found.paths[now, -1] != old_final)
+    seen = np.concatenate([moved, _members(state, stood[renamed], moved)])
+    gone = np.setdiff1d(turnover.gone, turnover.replaced)
+    differs = seen[before[seen] != found.handles[trees[seen]]]
+    places = Shift(
+        np.concatenate([state.node_ids[differs], state.node_ids[gone]]),
+        np.concatenate([before[differs], before[gone]]),
+        np.concatenate([found.handles[trees[differs]], np.zeros(len(gone), np.int64)]),
+    )
+
+    elsewhere = seen[final_of(old, before[seen]) != found.paths[trees[seen], -1]]
+    others = np.setdiff1d(items.of_nodes(elsewhere, base.capacity), turnover.items)
+    rows = np.concatenate([others, turnover.items])
+    previous = final_of(old, np.concatenate([before[items.nodes[others]], came_from]))
+    assignments = _assignments(state, found, rows, previous)
+    last = final_of(old, left).tolist()
+    assignments += [Assignment(key, 0, final, ()) for (_, key), final in zip(removed, last, strict=True)]
+    return _Named(found, places, assignments)
+
+
+def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple[Lineage, list[Assignment]]:
+    """As `_name`, of a partition whose nodes may all be elsewhere; `places`: of all items, by row."""
+    roots = state.roots()
+    trees = _tree_numbers(state, roots)[state.items.nodes[items]]
+    transfers = Transfers(places, trees, np.ones(len(items), np.int64))
+    previous = final_of(state.names.trees, places)
+    found = touched.follow(state.names, _partition(state, roots), transfers, version)
+    state.handles[roots] = found.handles
+    return found, _assignments(state, found, items, previous)
+
+
+def _tree_numbers(state: State, roots: Int32) -> Int64:
+    """The number of each live node's tree, by row: its root's place in `roots`."""
+    base = state.hierarchy.base
+    number = np.zeros(base.capacity + 1, np.int64)  # the last for -1: not alive
     number[roots] = np.arange(len(roots))
-    stay = _tree_sizes(state, roots) - np.bincount(number[base.root[moved]], minlength=len(roots))
-    stays = np.flatnonzero(stay)  # trees with members that did not move
-    old_handles = state.handles[roots[stays]]
-    atoms = Atoms(
-        np.concatenate([before[moved], before[gone], old_handles]),
-        np.concatenate([number[base.root[moved]], np.full(len(gone), -1), stays]),
-        np.concatenate([np.ones(len(moved) + len(gone), np.int64), stay[stays]]),
-    )
-    up, peaks = _ancestors(state, roots)
-    named = touched.follow(
-        state.trees, state.clusters, atoms, up, peaks, version, state.next_tree, state.next_cluster
-    )
-    old_final = named.previous[len(moved) + len(gone) :]
-    renamed = (named.handles[stays] != old_handles) | (named.paths[stays, -1] != old_final)
-    settled = _members(state, roots[stays[renamed]], moved)
-    before[settled] = state.handles[base.root[settled]]
-    seen = np.concatenate([moved, settled])
-    trees = number[base.root[seen]]
-    state.handles[roots] = named.handles
-    assignments = _assignments(state, named, seen, before[seen], trees)
-    last = final_of(state.trees, before[gone]).tolist()
-    assignments += [Assignment(key, 0, old, ()) for (_, key), old in zip(removed, last, strict=True)]
-    return named, _places(state, seen, gone, before, named.handles[trees]), assignments
+    return number[base.root]
+
+
+def _staying(state: State, part: Transfers) -> Int64:
+    """How many items of each old tree are not in these transfers, (t,)."""
+    trees, clusters = state.names.trees, state.names.clusters
+    size = clusters.size[np.searchsorted(clusters.ids, trees.paths[:, 0])]
+    known = part.before > 0
+    row = np.searchsorted(trees.handles, part.before[known])
+    out: Int64 = np.bincount(row, weights=part.count[known], minlength=len(size)).astype(np.int64)
+    return size - out
+
+
+def _without_empty(transfers: Transfers) -> Transfers:
+    some = transfers.count > 0
+    return Transfers(transfers.before[some], transfers.after[some], transfers.count[some])
+
+
+def _at(values: Int64, rows: Int32) -> Int64:
+    """The values of rows, 0 for -1."""
+    if not len(values):
+        return np.zeros(len(rows), np.int64)
+    return np.where(rows >= 0, values[rows], 0)
 
 
 def _members(state: State, roots: Int32, moved: Int32) -> Int32:
-    """The rows of these trees, but for those that moved."""
+    """The nodes of these trees, but for those that moved."""
     base = state.hierarchy.base
     if not len(roots):
         return roots
     wanted = np.zeros(base.capacity, np.bool_)
     wanted[roots] = True
-    member = base.nodes.alive & wanted[base.root]
+    member = base.nodes.alive[: base.capacity] & wanted[base.root]
     member[moved] = False
     return np.flatnonzero(member).astype(np.int32)
 
 
-def _places(
-    state: State, seen: Int32, gone: Int32, before: Int64, after: Int64
-) -> tuple[Int64, Int64, Int64]:
-    """Items whose tree has another handle now: ids, handle before, handle after (0: gone)."""
-    differs = before[seen] != after
-    return (
-        np.concatenate([state.ids[seen[differs]], state.ids[gone]]),
-        np.concatenate([before[seen[differs]], before[gone]]),
-        np.concatenate([after[differs], np.zeros(len(gone), np.int64)]),
-    )
-
-
-def _assignments(state: State, named: Lineage, rows: Int32, before: Int64, trees: Int64) -> list[Assignment]:
-    """Of these rows, now in `trees`, before in the tree with handle `before`."""
-    previous = final_of(state.trees, before)
-    current = named.paths[trees, -1]
+def _assignments(state: State, found: Lineage, rows: Int32, previous: Int64) -> list[Assignment]:
+    """Of these items those whose final cluster, `previous`, is another now, by rising id."""
+    base, items = state.hierarchy.base, state.items
+    root = base.root[items.nodes[rows]]
+    trees = np.searchsorted(state.roots(), root)
+    current = found.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
     # By item id: rows are numbered otherwise after a restart, and events must come in the same order.
-    changed = changed[np.argsort(state.ids[rows[changed]])]
+    changed = changed[np.argsort(items.ids[rows[changed]])]
     concerned, which = np.unique(trees[changed], return_inverse=True)
-    paths = [tuple(i for i in path if i) for path in lineage.distinct(named.paths[concerned]).tolist()]
+    paths = [tuple(i for i in path if i) for path in lineage.distinct(found.paths[concerned]).tolist()]
     columns = (rows[changed], current[changed], previous[changed], which)
     return [
-        Assignment(state.keys[row], cluster, old, paths[tree])
-        for row, cluster, old, tree in zip(*(c.tolist() for c in columns), strict=True)
+        Assignment(items.keys[row], cluster, old, paths[tree])
+        for row, cluster, old, tree in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
-def _ancestors(state: State, roots: Int32) -> tuple[Int64, Int64]:
-    """For each level-0 tree the tree that holds it at each level, and that tree's peak's item id.
-
-    Returns labels and peaks, int64 (t, levels).
-    """
+def _partition(state: State, roots: Int32) -> Partition:
+    """For each level-0 tree the tree that holds it at each level, and that tree's peak's node id."""
     levels = state.hierarchy.levels
     labels = [np.arange(len(roots), dtype=np.int64)]
-    peaks = [state.ids[roots]]
-    item = np.arange(levels[0].capacity, dtype=np.int32)  # row of the level -> row of its peak's item
+    peaks = [state.node_ids[roots]]
+    node = np.arange(levels[0].capacity, dtype=np.int32)  # row of the level -> row of its peak at level 0
     at = roots
     for lower, level in itertools.pairwise(levels):
-        item = np.where(level.below >= 0, item[level.below], -1)
+        node = np.where(level.below >= 0, node[level.below], -1)
         at = level.root[lower.above[at]]
         labels.append(at.astype(np.int64))
-        peaks.append(state.ids[item[at]])
-    return np.stack(labels, axis=1), np.stack(peaks, axis=1)
-
-
-def _tree_sizes(state: State, roots: Int32) -> Int64:
-    levels = state.hierarchy.levels
-    if len(levels) == 1:
-        base = levels[0]
-        return np.bincount(base.root[base.nodes.all_rows()], minlength=base.capacity)[roots]
-    return levels[1].sizes[levels[0].above[roots]]
+        peaks.append(state.node_ids[node[at]])
+    return Partition(np.stack(labels, axis=1), np.stack(peaks, axis=1))
 
 
 def _lists(state: State, rows: Int32) -> Lists:
-    """The lists of these rows as the store keeps them, by rising item id."""
-    lists = state.hierarchy.base.lists
-    rows = rows[np.argsort(state.ids[rows])]
+    """The lists of these rows as the store keeps them, by rising node id."""
+    lists, ids = state.hierarchy.base.lists, state.node_ids
+    rows = rows[np.argsort(ids[rows])]
     neighbors = lists.neighbors[rows]
     return Lists(
-        ids=state.ids[rows],
-        neighbors=np.where(neighbors >= 0, state.ids[neighbors], -1),
+        ids=ids[rows],
+        neighbors=np.where(neighbors >= 0, ids[neighbors], -1),
         dots=lists.dots[rows],
     )
-
-
-def _adopt(state: State, named: Lineage, version: int) -> dict[str, int]:
-    """The state goes over to the new version; returns its counters."""
-    state.version = version
-    state.trees, state.clusters = named.trees, named.clusters
-    state.next_tree, state.next_cluster = named.next_tree, named.next_cluster
-    return state.counters

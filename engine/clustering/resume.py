@@ -29,7 +29,7 @@ _LOST = np.int32(ROOT - 1)  # the parent is not there any more: whatever it is n
 class Saved:
     """One level. Rows are its live nodes, numbered anew; -1 stands for no row."""
 
-    content: UInt64  # (n,) hash of the node's item: its key and vector
+    content: UInt64  # (n,) hash of the node's vector
     basis: UInt64  # (n,) hash of what else the row was computed from: N(i) at level 0, size and mean above
     neighbors: Int32  # (n, width) rows, above level 0; (n, 0) at level 0, whose lists are in the store
     dots: Int32
@@ -40,20 +40,18 @@ class Saved:
     root: Int32
 
 
-def capture(hierarchy: Hierarchy, content: UInt64) -> list[Saved]:
-    """All levels as they are. `content`: by row of level 0."""
+def capture(hierarchy: Hierarchy) -> list[Saved]:
+    """All levels as they are."""
     saved = []
     for at, level in enumerate(hierarchy.levels):
-        if at:
-            content = np.where(level.below >= 0, content[level.below], 0).astype(np.uint64)
         rows = level.nodes.all_rows()
         number = np.full(level.capacity + 1, -1, np.int32)  # the last for -1
         number[rows] = np.arange(len(rows), dtype=np.int32)
         width = level.lists.width if at else 0
         saved.append(
             Saved(
-                content=content[rows],
-                basis=_basis(level, rows, content),
+                content=level.nodes.hashes[rows],
+                basis=_basis(level, rows),
                 neighbors=number[level.lists.neighbors[rows, :width]],
                 dots=level.lists.dots[rows, :width],
                 hidden=level.hidden[rows],
@@ -66,15 +64,13 @@ def capture(hierarchy: Hierarchy, content: UInt64) -> list[Saved]:
     return saved
 
 
-def resume(
-    hierarchy: Hierarchy, content: UInt64, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch
-) -> list[Work]:
+def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch) -> list[Work]:
     """Cluster from the lists of level 0, which are there, taking from a snapshot what still holds.
 
-    `content`: by row of level 0. The snapshot has to be of this shape, model, arithmetic and epoch.
+    The snapshot has to be of this shape, model, arithmetic and epoch.
     """
     base, model = hierarchy.base, hierarchy.model
-    delta, changed = _begin(base, content, saved[0] if saved else None)
+    delta, changed = _begin(base, saved[0] if saved else None)
     _, work = base.recluster(delta, changed, model, epoch, watch)
     works = [work]
     for at in range(1, hierarchy.shape.max_levels):
@@ -84,19 +80,18 @@ def resume(
         upper = Level(hierarchy.shape, model, False, ExactIndex)
         hierarchy.levels.append(upper)
         known = saved[at] if saved and at < len(saved) else None
-        delta, content = _lift(base, lower, upper, content, known)
-        _, work = upper.update(delta, model, epoch, False, watch)
+        delta = _lift(lower, upper, known)
+        works += upper.update(delta, model, epoch, False, watch).work
         upper.nodes.release(delta.gone)
-        works.append(work)
     return works
 
 
-def _begin(base: Level, content: UInt64, saved: Saved | None) -> tuple[Delta, Int32]:
+def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Level 0 as saved, where it still is: the items that are new to it, and all rows that changed."""
     rows = base.nodes.all_rows()
     if saved is None:
         return Delta.of(rows, _NONE), rows
-    at = _find(saved.content, content[rows])
+    at = _find(saved.content, base.nodes.hashes[rows])
     known, at = rows[at >= 0], at[at >= 0]
     row_of = np.full(len(saved.content) + 1, -1, np.int32)  # the last for -1
     row_of[at] = known
@@ -107,39 +102,32 @@ def _begin(base: Level, content: UInt64, saved: Saved | None) -> tuple[Delta, In
     base.root[known] = row_of[saved.root[at]]
     base.peaks = int(np.count_nonzero(base.root[known] == known))
     same = np.zeros(base.capacity, np.bool_)
-    same[known] = _basis(base, known, content) == saved.basis[at]
+    same[known] = _basis(base, known) == saved.basis[at]
     fresh = np.ones(base.capacity, np.bool_)
     fresh[known] = False
     return Delta.of(rows[fresh[rows]], _NONE), rows[~same[rows]]
 
 
-def _lift(
-    base: Level, lower: Level, upper: Level, content: UInt64, saved: Saved | None
-) -> tuple[Delta, UInt64]:
-    """The supernodes of a level's peaks: those that were saved, what has come and gone and changed since.
-
-    `content`: by row of the lower level. Returns it by row of the upper one, too.
-    """
+def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
+    """The supernodes of a level's peaks: those that were saved, what has come and gone and changed since."""
     peaks = lower.nodes.all_rows()
     peaks = peaks[lower.parent[peaks] == ROOT]
     lower.above[: lower.nodes.rows] = -1
     at, gone = np.full(len(peaks), -1, np.int32), _NONE
     if saved is not None:
-        at = _find(saved.content, content[peaks])
+        at = _find(saved.content, lower.nodes.hashes[peaks])
         gone = _put_back(lower, upper, saved, peaks[at >= 0], at[at >= 0])
     new = upper.add(lower.nodes.vectors[peaks[at < 0]], lower.nodes.hashes[peaks[at < 0]])
     held = at.copy()
     held[at < 0] = new
     lower.above[peaks], upper.below[held] = held, peaks
-    above = np.zeros(upper.capacity, np.uint64)
-    above[held] = content[peaks]
     _add_up(lower, upper)
     stayed = held[at >= 0]
     reshaped = _NONE
     if saved is not None:
-        reshaped = stayed[_basis(upper, stayed, above) != saved.basis[at[at >= 0]]]
+        reshaped = stayed[_basis(upper, stayed) != saved.basis[at[at >= 0]]]
     nothing = Delta.of(new, gone)
-    return Delta(new, gone, _NONE, nothing.gained_sizes, nothing.gained_sums, reshaped), above
+    return Delta(new, gone, _NONE, nothing.gained_sizes, nothing.gained_sums, reshaped)
 
 
 def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:
@@ -173,11 +161,13 @@ def _add_up(lower: Level, upper: Level) -> None:
     upper.means[held] = means
 
 
-def _basis(level: Level, rows: Int32, content: UInt64) -> UInt64:
+def _basis(level: Level, rows: Int32) -> UInt64:
     """What a node's features are computed from beside itself and, above level 0, its neighbours."""
     basis: UInt64
     if level.is_base:
-        basis = _hash_lists(rows, level.shape.k, level.lists.neighbors, level.lists.lengths, content)
+        basis = _hash_lists(
+            rows, level.shape.k, level.lists.neighbors, level.lists.lengths, level.nodes.hashes
+        )
     else:
         basis = _hash_features(rows, level.sizes, level.means)
     return basis

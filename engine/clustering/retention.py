@@ -19,20 +19,17 @@ def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[byt
     if kept.max_age_s is None and kept.max_items is None:
         return []
     held = {*batch.keys, *batch.deletes}
-    rows = state.hierarchy.base.nodes.all_rows()
-    if held:
-        own = [state.row_of[key] for key in held if key in state.row_of]
-        rows = np.setdiff1d(rows, own).astype(np.int32)
+    rows = np.setdiff1d(state.items.all_rows(), state.items.find([*held]))
     rows = _oldest_first(state, rows)
     count = 0
     if kept.max_age_s is not None:
-        count = int(np.searchsorted(state.times[rows], now_ms - int(kept.max_age_s * 1000)))
+        count = int(np.searchsorted(state.items.times[rows], now_ms - int(kept.max_age_s * 1000)))
     if kept.max_items is not None:
         count = max(count, len(rows) + len(batch.keys) - kept.max_items)
     most = max(settings.bounds.expire_items, 2 * len(batch.keys))
-    return [state.keys[row] for row in rows[: min(count, most)].tolist()]
+    return state.items.named(rows[: min(count, most)])
 
 
 def _oldest_first(state: State, rows: Int32) -> Int32:
     """By event time, then by when the key was first seen."""
-    return rows[np.lexsort((state.ids[rows], state.times[rows]))]
+    return rows[np.lexsort((state.items.ids[rows], state.items.times[rows]))]

@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from engine import vectors
 from engine.clustering.calibration import Calibration
-from engine.clustering.hierarchy import Hierarchy, Model, Shape
+from engine.clustering.distinct import Distinct
+from engine.clustering.hierarchy import Clustered, Hierarchy, Model, Shape
+from engine.clustering.items import ItemTable
+from engine.clustering.lineage import NO_NAMES, Names
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
-from engine.types import NO_CLUSTERS, NO_TREES, Clusters, Epoch, Int32, Int64, Loaded, Trees, UInt64
+from engine.system.stopwatch import Stopwatch
+from engine.types import Epoch, Int16, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
+_NONE = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Items that are new, or have another vector than they had."""
+
+    keys: Sequence[bytes]
+    vectors: Int16  # (n, d)
+    ids: Int64
+    versions: Int64
+    times: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Turnover:
+    """What came and went: rows of items and of nodes."""
+
+    items: Int32  # (n,), rows of the arrivals
+    before: Int32  # (n,), the node that each had, -1: the item is new
+    left: Int32  # the nodes of the items that are gone
+    new: Int32  # nodes
+    gone: Int32  # nodes
+    replaced: Int32  # of the gone ones, those that go on in another row, under another hash
+    replacing: Int32  # these rows
 
 
 @dataclass(slots=True)
 class State:
-    """All that a step works on. Rows are those of level 0."""
+    """All that a step works on. Identical vectors are one node of level 0; items point to their node."""
 
     hierarchy: Hierarchy
     calibration: Calibration
     version: int = 0
     next_item: int = 1
-    next_tree: int = 1
-    next_cluster: int = 1
-    trees: Trees = NO_TREES
-    clusters: Clusters = NO_CLUSTERS
-    row_of: dict[bytes, int] = field(default_factory=dict)
-    keys: list[bytes] = field(default_factory=list)  # by row; b"" where free
-    ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row
-    versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the vector
-    times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row, of the event
+    next_node: int = 1
+    names: Names = NO_NAMES
+    items: ItemTable = field(default_factory=ItemTable)
+    node_ids: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row of level 0
+    copies: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))  # by row of level 0: its items
     handles: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))  # by row of a tree's root
+    distinct: Distinct = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.distinct = Distinct(self.hierarchy.base.nodes)
 
     @classmethod
     def empty(cls, shape: Shape, model: Model, card: Epoch, index: IndexFactory) -> State:
@@ -43,88 +72,158 @@ class State:
 
     @classmethod
     def of(cls, loaded: Loaded, shape: Shape, model: Model, card: Epoch, index: IndexFactory) -> State:
-        """The items and names of a store; its rows are 0, 1, ... by rising item id.
+        """The items and names of a store; item and node rows are 0, 1, ... by rising id.
 
         Nothing is clustered yet, and the neighbour lists are empty.
         """
         state = cls.empty(shape, model, card, index)
-        state.adopt(loaded)
-        items = loaded.items
-        if len(items.ids):
-            rows = state.hierarchy.base.add(items.vectors, vectors.hash_keys(items.keys))
-            state.calibration.add(items.vectors)
-            state.place(rows, items.keys, items.ids, items.versions, items.times)
+        counters, items = loaded.counters, loaded.items
+        state.version = loaded.version
+        state.names = Names(
+            loaded.trees, loaded.clusters, counters.get("next_tree", 1), counters.get("next_cluster", 1)
+        )
+        state.next_item = counters.get("next_item", 1)
+        state.next_node = counters.get("next_node", 1)
+        if loaded.version:
+            state.calibration.epoch = loaded.epoch
+            state.calibration.checked = counters.get("calibrated_items", 0)
+        if not len(items.ids):
+            return state
+        grid = loaded.vectors.vectors
+        nodes = state.hierarchy.base.add(grid, vectors.hash_vectors(grid))
+        state._reserve()
+        state.distinct.adopt(nodes)
+        state._settle_hashes(nodes)
+        state.node_ids[nodes] = loaded.vectors.ids
+        state.calibration.add(grid)
+        rows = state.items.add(items.keys)
+        of_item = np.searchsorted(loaded.vectors.ids, items.nodes).astype(np.int32)
+        state.items.fill(rows, items.ids, items.versions, items.times, of_item)
+        np.add.at(state.copies, of_item, 1)
         return state
 
     def count_on_from(self, old: State) -> None:
-        """Number items, trees and clusters behind those of a state that this one replaces."""
-        self.next_item, self.next_tree, self.next_cluster = old.next_item, old.next_tree, old.next_cluster
-
-    def adopt(self, loaded: Loaded) -> None:
-        """Take over a store's version, names and counters."""
-        counters = loaded.counters
-        self.version = loaded.version
-        self.trees, self.clusters = loaded.trees, loaded.clusters
-        self.next_item = counters.get("next_item", 1)
-        self.next_tree = counters.get("next_tree", 1)
-        self.next_cluster = counters.get("next_cluster", 1)
-        if loaded.version:
-            self.calibration.epoch = loaded.epoch
-            self.calibration.checked = counters.get("calibrated_items", 0)
+        """Number items, nodes, trees and clusters behind those of a state that this one replaces."""
+        self.next_item, self.next_node = old.next_item, old.next_node
+        self.names = replace(self.names, next_tree=old.names.next_tree, next_cluster=old.names.next_cluster)
 
     def restore_lists(self, loaded: Loaded) -> None:
         """The neighbour lists as they were stored."""
-        items, lists = loaded.items, loaded.lists
-        assert np.array_equal(items.ids, lists.ids)
+        ids, lists = loaded.vectors.ids, loaded.lists
+        assert np.array_equal(ids, lists.ids)
         known = lists.neighbors >= 0
-        neighbors = np.where(known, np.searchsorted(items.ids, lists.neighbors), -1).astype(np.int32)
-        rows = np.arange(len(items.ids), dtype=np.int32)
+        neighbors = np.where(known, np.searchsorted(ids, lists.neighbors), -1).astype(np.int32)
+        rows = np.arange(len(ids), dtype=np.int32)
         self.hierarchy.base.lists.restore(rows, neighbors, lists.dots)
 
-    def place(self, rows: Int32, keys: Sequence[bytes], ids: Int64, versions: Int64, times: Int64) -> None:
-        """These rows now hold these items, with vectors of these versions and events of these times."""
-        more = self.hierarchy.base.capacity - len(self.ids)
+    def take(self, arrivals: Arrivals, leaving: Int32) -> Turnover:
+        """Items come, have another vector now, or go (`leaving`: rows); so nodes come and go.
+
+        `recluster` has to follow.
+        """
+        items, nodes = self.items, self.hierarchy.base.nodes
+        rows = items.find(arrivals.keys)
+        known = rows >= 0
+        before = np.full(len(rows), -1, np.int32)
+        before[known] = items.nodes[rows[known]]
+        left = items.nodes[leaving]
+        items.drop(leaving)
+        rows[~known] = items.add([arrivals.keys[at] for at in np.flatnonzero(~known).tolist()])
+        nodes_now, new = self.distinct.find_or_add(arrivals.vectors)
+        self.hierarchy.base.prepare(new)
+        self._reserve()
+        self.node_ids[new] = np.arange(self.next_node, self.next_node + len(new))
+        self.next_node += len(new)
+        self.copies[new] = 0
+        items.fill(rows, arrivals.ids, arrivals.versions, arrivals.times, nodes_now)
+        np.add.at(self.copies, nodes_now, 1)
+        losing = np.concatenate([left, before[known]])
+        np.subtract.at(self.copies, losing, 1)
+        losing = np.unique(losing)
+        gone = losing[self.copies[losing] == 0]
+        self.distinct.remove(gone)
+        self.calibration.add(nodes.vectors[gone], sign=-1)
+        self.calibration.add(nodes.vectors[new])
+        replaced, replacing = self._settle_hashes(new)
+        new, gone = np.concatenate([new, replacing]), np.concatenate([gone, replaced])
+        nodes.remove(gone)
+        return Turnover(rows, before, left, new, gone, replaced, replacing)
+
+    def recluster(self, turnover: Turnover, everything: bool, watch: Stopwatch) -> Clustered:
+        """Cluster what came and went at the calibration in force; `everything`: all nodes (a new one)."""
+        epoch = self.calibration.epoch
+        return self.hierarchy.update(turnover.new, turnover.gone, epoch, everything, watch)
+
+    def recluster_all(self) -> None:
+        """Cluster all nodes from nothing, as `of` leaves them."""
+        rows = self.hierarchy.base.nodes.all_rows()
+        self.hierarchy.update(rows, _NONE, self.calibration.epoch, False, Stopwatch())
+
+    def adopt(self, names: Names, version: int) -> None:
+        """Go over to the next version under these names."""
+        self.names, self.version = names, version
+
+    def _reserve(self) -> None:
+        more = self.hierarchy.base.capacity - len(self.node_ids)
         if more > 0:
-            self.ids, self.versions, self.times, self.handles = (
-                np.concatenate([column, np.zeros(more, np.int64)])
-                for column in (self.ids, self.versions, self.times, self.handles)
-            )
-            self.keys.extend([b""] * more)
-        self.ids[rows], self.versions[rows], self.times[rows] = ids, versions, times
-        for row, key in zip(rows.tolist(), keys, strict=True):
-            self.keys[row] = key
-            self.row_of[key] = row
+            self.node_ids = np.concatenate([self.node_ids, np.zeros(more, np.int64)])
+            self.copies = np.concatenate([self.copies, np.zeros(more, np.int32)])
+            self.handles = np.concatenate([self.handles, np.zeros(more, np.int64)])
 
-    def contents(self) -> UInt64:
-        """What identifies each row's item: the hash of its key and vector, uint64 by row."""
+    def _settle_hashes(self, new: Int32) -> tuple[Int32, Int32]:
+        """Nodes take the hashes that they have among the nodes there are now.
+
+        A node that is not `new` goes on in another row: to all that is sorted by hash, it is another one.
+        Returns such rows, before and after.
+        """
         nodes = self.hierarchy.base.nodes
-        rows = nodes.all_rows()
-        out = np.zeros(nodes.capacity, np.uint64)
-        out[rows] = vectors.hash_contents([self.keys[row] for row in rows.tolist()], nodes.vectors[rows])
-        return out
-
-    def leave(self, rows: Int32) -> None:
-        """These rows hold no items any more."""
-        for row in rows.tolist():
-            if self.row_of.get(self.keys[row]) == row:
-                del self.row_of[self.keys[row]]
-            self.keys[row] = b""
+        rows, hashes = self.distinct.settle()
+        if not len(rows):
+            return _NONE, _NONE
+        old = ~np.isin(rows, new)
+        nodes.hashes[rows[~old]] = hashes[~old]
+        replaced = rows[old]
+        replacing = self.hierarchy.base.add(nodes.vectors[replaced], hashes[old])
+        self._reserve()
+        self.distinct.replace(replacing)
+        self.node_ids[replacing], self.copies[replacing] = self.node_ids[replaced], self.copies[replaced]
+        for before, after in zip(replaced.tolist(), replacing.tolist(), strict=True):
+            self.items.nodes[self.items.nodes == before] = after
+        return replaced, replacing
 
     @property
     def counters(self) -> dict[str, int]:
         """What has to be stored beside the tables."""
         return {
             "next_item": self.next_item,
-            "next_tree": self.next_tree,
-            "next_cluster": self.next_cluster,
+            "next_node": self.next_node,
+            "next_tree": self.names.next_tree,
+            "next_cluster": self.names.next_cluster,
             "calibrated_items": self.calibration.checked,
             "levels": len(self.hierarchy.levels),
         }
 
-    def final_clusters(self, rows: Int32) -> Int64:
-        """The final cluster id of each row, int64."""
-        base = self.hierarchy.base
-        return final_of(self.trees, self.handles[base.root[rows]])
+    def final_clusters(self, items: Int32) -> Int64:
+        """The final cluster id of each item, by row, int64."""
+        return self.final_of_nodes(self.items.nodes[items])
+
+    def final_of_nodes(self, nodes: Int32) -> Int64:
+        """The final cluster id of each node, by row of level 0, int64."""
+        return final_of(self.names.trees, self.handles[self.hierarchy.base.root[nodes]])
+
+    def nodes_since(self, version: int) -> int:
+        """Count the nodes of items whose vectors came after a version: an upper bound of the new nodes."""
+        items = self.items
+        rows = items.all_rows()
+        return len(np.unique(items.nodes[rows[items.versions[rows] > version]]))
+
+    def representatives(self, nodes: Int32) -> list[bytes]:
+        """The key of each node's oldest item, by row."""
+        items = self.items
+        rows = items.of_nodes(nodes, self.hierarchy.base.capacity)
+        rows = rows[np.argsort(-items.ids[rows])]  # the last one written is the oldest
+        key_of = dict(zip(items.nodes[rows].tolist(), items.named(rows), strict=True))
+        return [key_of[node] for node in nodes.tolist()]
 
     def roots(self) -> Int32:
         """The peaks of level 0, int32, rising."""
@@ -134,17 +233,16 @@ class State:
         return roots
 
     def settle(self, places: Int64) -> bool:
-        """Give the level-0 trees their handles: `places` (n,), of the live rows in rising order.
+        """Give the level-0 trees their handles: `places` (n,), of all items, by rising row.
 
         Returns whether the items of a tree have one handle, and no two trees the same: else the
         handles are of another partition.
         """
-        base = self.hierarchy.base
-        rows = base.nodes.all_rows()
-        self.handles[base.root[rows]] = places
+        root = self.hierarchy.base.root[self.items.nodes[self.items.all_rows()]]
+        self.handles[root] = places
         handles = self.handles[self.roots()]
-        one_each = bool((self.handles[base.root[rows]] == places).all())
-        return one_each and np.array_equal(np.sort(handles), self.trees.handles)
+        one_each = bool((self.handles[root] == places).all())
+        return one_each and np.array_equal(np.sort(handles), self.names.trees.handles)
 
 
 def final_of(trees: Trees, handles: Int64) -> Int64:

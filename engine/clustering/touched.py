@@ -7,18 +7,18 @@ tells the same differences whether it sees the untouched ones or not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.clustering import lineage
-from engine.clustering.lineage import Atoms, Lineage
+from engine.clustering.lineage import Lineage, Names, Partition, Transfers
 from engine.types import Bool, Clusters, Int64, Trees
 
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """The atoms whose items were there before and are there now: a row each."""
+    """The transfers whose items were there before and are there now: a row each."""
 
     old_tree: Int64  # (a,), place in the old table of trees
     new_tree: Int64  # (a,)
@@ -26,63 +26,46 @@ class _Links:
     new: Int64  # (a, levels), dense labels
 
 
-def follow(
-    old_trees: Trees,
-    old: Clusters,
-    atoms: Atoms,
-    up: Int64,
-    peaks: Int64,
-    version: int,
-    next_tree: int,
-    next_cluster: int,
-) -> Lineage:
+def follow(names: Names, partition: Partition, transfers: Transfers, version: int) -> Lineage:
     """As `lineage.follow`, at the cost of what is touched and a few passes over the tables."""
-    if old_trees.paths.shape[1] != up.shape[1] or not len(old_trees.handles) or not len(up):
-        return lineage.follow(old_trees, old, atoms, up, peaks, version, next_tree, next_cluster)
-    known = atoms.before > 0
-    row = np.full(len(known), -1, np.int64)
-    row[known] = np.searchsorted(old_trees.handles, atoms.before[known])
-    assert np.array_equal(old_trees.handles[row[known]], atoms.before[known]), "an atom's old tree is unknown"
+    old_trees, old, ancestors = names.trees, names.clusters, partition.ancestors
+    count, levels = ancestors.shape
+    if old_trees.paths.shape[1] != levels or not len(old_trees.handles) or not count:
+        return lineage.follow(names, partition, transfers, version)
+    row = lineage.old_rows(old_trees, transfers)
     place = np.searchsorted(old.ids, old_trees.paths)
-    labels = np.stack([_dense(up[:, level]) for level in range(up.shape[1])], axis=1)
+    labels = np.stack([_dense(ancestors[:, level]) for level in range(levels)], axis=1)
 
-    old_final, new_final = _touched(old, place, row, atoms.after, labels, peaks)
+    old_final, new_final = _touched(old, place, row, transfers.after, labels, partition.peaks)
     trees_before, trees_now = old_final[place[:, -1]], new_final[labels[:, -1]]
     table = np.zeros(len(old.ids), np.bool_)
     table[place[trees_before].ravel()] = True
-    part = (known & trees_before[row]) | ((atoms.after >= 0) & trees_now[atoms.after])
-    number = np.full(len(up) + 1, -1, np.int64)  # the last: of items that are gone
+    part = ((row >= 0) & trees_before[row]) | ((transfers.after >= 0) & trees_now[transfers.after])
+    number = np.full(count + 1, -1, np.int64)  # the last: of items that are gone
     number[:-1][trees_now] = np.arange(np.count_nonzero(trees_now))
     found = lineage.follow(
-        Trees(old_trees.handles[trees_before], old_trees.paths[trees_before]),
-        _pick(old, table),
-        Atoms(atoms.before[part], number[atoms.after[part]], atoms.count[part]),
-        up[trees_now],
-        peaks[trees_now],
+        replace(
+            names,
+            trees=Trees(old_trees.handles[trees_before], old_trees.paths[trees_before]),
+            clusters=_pick(old, table),
+        ),
+        Partition(ancestors[trees_now], partition.peaks[trees_now]),
+        Transfers(transfers.before[part], number[transfers.after[part]], transfers.count[part]),
         version,
-        next_tree,
-        next_cluster,
     )
 
-    handles, paths = np.zeros(len(up), np.int64), np.zeros_like(up)
-    handles[atoms.after[~part]] = atoms.before[~part]
-    paths[atoms.after[~part]] = old_trees.paths[row[~part]]
+    handles, paths = np.zeros(count, np.int64), np.zeros_like(ancestors)
+    handles[transfers.after[~part]] = transfers.before[~part]
+    paths[transfers.after[~part]] = old_trees.paths[row[~part]]
     handles[trees_now], paths[trees_now] = found.handles, found.paths
     previous, current = old_trees.paths[row, -1], old_trees.paths[row, -1]
     previous[part], current[part] = found.previous, found.current
-    return Lineage(
-        _joined_trees(old_trees, ~trees_before, found.trees),
-        _joined(_pick(old, ~table), found.clusters),
-        handles,
-        paths,
-        previous,
-        current,
-        found.changed_trees,
-        found.changed_clusters,
-        found.events,
-        found.next_tree,
-        found.next_cluster,
+    joined = replace(
+        found.names,
+        trees=_joined_trees(old_trees, ~trees_before, found.names.trees),
+        clusters=_joined(_pick(old, ~table), found.names.clusters),
     )
+    return replace(found, names=joined, handles=handles, paths=paths, previous=previous, current=current)
 
 
 def _touched(

@@ -1,7 +1,7 @@
 """Which cluster would a vector be in? Answered without inserting it, and without waiting for a batch.
 
 Another thread may be in the midst of a batch, so only *candidates* come from the live state: rows that may
-be near. What they are (vector, key, list, cluster) is read in one snapshot of the store, and what the model
+be near. What they are (vector, list, cluster) is read in one snapshot of the store, and what the model
 has to say of them is computed anew from their lists there; so an answer is of one committed version.
 """
 
@@ -19,8 +19,8 @@ from engine.index.hnsw import HnswIndex
 from engine.model.linkage import LinkageModel
 from engine.storage.store import Store
 from engine.storage.tables import Tables
-from engine.types import Epoch, Int16, Int32, Int64, Items, KnnGraph, Lists
-from engine.vectors import hash_keys, row_dots
+from engine.types import Epoch, Int16, Int32, Int64, KnnGraph, Lists, Vectors
+from engine.vectors import hash_vectors, row_dots
 
 TRIES = 3  # a commit in between starts an answer anew, at most so often
 MORE = 4  # so many times more candidates are looked at when too few are committed
@@ -40,17 +40,19 @@ NEW = Answer(None, 0.0, None)
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """The nearest items of a vector, best first."""
+    """The nearest nodes of a vector, best first."""
 
-    items: Items
+    nodes: Vectors
     dots: Int32  # (n,)
+    is_same: bool  # the first one is the vector itself
 
 
 def assign(
     store: Store, state: State | None, model: LinkageModel, vectors: Int16
 ) -> tuple[int, list[Answer]]:
     """The final cluster of the most probable linkage above tau of each grid vector (m, d), whatever the
-    densities. Features are as if it alone were inserted and no other list changed.
+    densities. Features are as if it alone were inserted and no other list changed. A vector that items have
+    already is in their cluster, with probability 1.
 
     Returns the version that all answers are of.
     """
@@ -75,15 +77,17 @@ def _check_generation(tables: Tables, state: State, model: LinkageModel) -> None
 
 
 def _nearest(tables: Tables, state: State, vector: Int16) -> Near:
-    """The k nearest committed items, by exact dot and then by the key's hash."""
+    """The k nearest committed nodes, by exact dot and then by the vector's hash."""
     base = state.hierarchy.base
     k, index, width = base.shape.k, base.lists.index, base.lists.search_width
     if not isinstance(index, HnswIndex):
         return _committed(tables, state, vector, _used(state))
+    own = state.distinct.find(vector[None])
     while True:
         rows = index.query(vector[None], width)[0]
-        near = _committed(tables, state, vector, np.union1d(rows, index.leaving))
-        if len(near.dots) == k or len(rows) < width:
+        candidates = np.unique(np.concatenate([rows, index.leaving, own[own >= 0]]))
+        near = _committed(tables, state, vector, candidates)
+        if near.is_same or len(near.dots) == k or len(rows) < width:
             return near
         width *= MORE
 
@@ -91,13 +95,13 @@ def _nearest(tables: Tables, state: State, vector: Int16) -> Near:
 def _used(state: State) -> Int32:
     """All rows, also of the batch at work, those that it removes among them."""
     nodes = state.hierarchy.base.nodes
-    return np.arange(min(nodes.rows, len(nodes.vectors), len(state.ids)), dtype=np.int32)
+    return np.arange(min(nodes.rows, len(nodes.vectors), len(state.node_ids)), dtype=np.int32)
 
 
 def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near:
     """The k best of these rows that are committed.
 
-    A row that holds a committed item holds its vector: rows are used again a batch after they were
+    A row that holds a committed node holds its vector: rows are used again a batch after they were
     freed. So the best are among those that look best.
     """
     nodes, k = state.hierarchy.base.nodes, state.hierarchy.shape.k
@@ -105,11 +109,11 @@ def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near
     count = min(2 * k, len(rows))
     while True:
         chosen = rows[looks >= _threshold(looks, count)]
-        items = tables.items.pick(np.unique(state.ids[chosen]))
-        if len(items.ids) >= k or len(chosen) == len(rows):
+        found = tables.nodes.pick(np.unique(state.node_ids[chosen]))
+        if len(found.ids) >= k or len(chosen) == len(rows):
             break
         count = min(MORE * count, len(rows))
-    return _best(items, vector, k)
+    return _best(found, vector, k)
 
 
 def _threshold(looks: Int32, count: int) -> int:
@@ -117,22 +121,26 @@ def _threshold(looks: Int32, count: int) -> int:
     return int(np.partition(looks, len(looks) - count)[len(looks) - count]) if len(looks) else 0
 
 
-def _best(items: Items, vector: Int16, k: int) -> Near:
-    dots = row_dots(items.vectors, np.arange(len(items.ids), dtype=np.int32), vector)
-    hashes = hash_keys(items.keys)
+def _best(nodes: Vectors, vector: Int16, k: int) -> Near:
+    dots = row_dots(nodes.vectors, np.arange(len(nodes.ids), dtype=np.int32), vector)
+    hashes = hash_vectors(nodes.vectors)
     best, best_dots = np.full(k, -1, np.int32), np.full(k, -1, np.int32)
+    same = np.flatnonzero((nodes.vectors == vector).all(axis=1)) if len(nodes.ids) else best[:0]
+    if len(same):
+        return Near(Vectors(nodes.ids[same], nodes.vectors[same]), dots[same], True)
     length = 0
     for row, exact in enumerate(dots):
         length = offer(best, best_dots, length, np.int32(row), exact, hashes)
-    return Near(_pick(items, best[:length]), best_dots[:length])
+    chosen = best[:length]
+    return Near(Vectors(nodes.ids[chosen], nodes.vectors[chosen]), best_dots[:length], False)
 
 
 def _answers(
     tables: Tables, state: State, model: LinkageModel, epoch: Epoch, near: Sequence[Near]
 ) -> list[Answer]:
     """All vectors in one graph: each sees its neighbours only, and they the lists they have."""
-    asked = [at for at, one in enumerate(near) if len(one.dots)]
-    answers = [NEW] * len(near)
+    asked = [at for at, one in enumerate(near) if len(one.dots) and not one.is_same]
+    answers = [_known(tables, one) if one.is_same else NEW for one in near]
     if not asked:
         return answers
     graph, sources, ranks = _local_graph(tables, state.hierarchy.shape.k, [near[at] for at in asked])
@@ -142,12 +150,23 @@ def _answers(
     linkage = model.link(graph, epoch, hidden, sources, ranks)
     for number, at in enumerate(asked):
         mine = linkage[sources == number]
-        keys, hashes = near[at].items.keys, hash_keys(near[at].items.keys)
+        hashes = hash_vectors(near[at].nodes.vectors)
         best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
         links = mine[best] > np.float32(state.hierarchy.shape.tau)
-        cluster = _final_cluster(tables, int(near[at].items.ids[best])) if links else None
-        answers[at] = Answer(cluster, float(mine[best]), keys[best].decode())
+        node = int(near[at].nodes.ids[best])
+        cluster = _final_cluster(tables, node) if links else None
+        answers[at] = Answer(cluster, float(mine[best]), _oldest(tables, node))
     return answers
+
+
+def _known(tables: Tables, near: Near) -> Answer:
+    node = int(near.nodes.ids[0])
+    return Answer(_final_cluster(tables, node), 1.0, _oldest(tables, node))
+
+
+def _oldest(tables: Tables, node: int) -> str:
+    """The key of the oldest item with a node's vector."""
+    return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
 def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph, Int32, Int32]:
@@ -160,7 +179,7 @@ def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph
     direct = np.full((asked, k), -1, np.int64)
     dots = np.full((asked, k), -1, np.int32)
     for row, one in enumerate(near):
-        direct[row, : len(one.dots)], dots[row, : len(one.dots)] = one.items.ids, one.dots
+        direct[row, : len(one.dots)], dots[row, : len(one.dots)] = one.nodes.ids, one.dots
     inner = np.unique(direct[direct >= 0])
     first = _read_lists(tables, inner, k)
     outer = np.setdiff1d(first.neighbors[first.neighbors >= 0], inner)
@@ -181,7 +200,7 @@ def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph
 
 
 class _Rows:
-    """From item ids to rows of a local graph, from `first` on; -1 stays -1."""
+    """From node ids to rows of a local graph, from `first` on; -1 stays -1."""
 
     def __init__(self, ids: Int64, first: int) -> None:
         self._order = np.argsort(ids)
@@ -194,7 +213,7 @@ class _Rows:
 
 
 def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:
-    """The k nearest of each item."""
+    """The k nearest of each node."""
     lists = tables.lists.pick(ids)
     neighbors, dots = np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -1, np.int32)
     width = min(k, lists.neighbors.shape[1])
@@ -202,17 +221,5 @@ def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:
     return Lists(ids, neighbors, dots)
 
 
-def _final_cluster(tables: Tables, item: int) -> int:
-    return tables.trees.need(tables.places.need(item))[0]
-
-
-def _pick(items: Items, rows: Int32) -> Items:
-    chosen = rows.tolist()
-    return Items(
-        items.ids[rows],
-        [items.keys[row] for row in chosen],
-        items.vectors[rows],
-        items.times[rows],
-        [items.payloads[row] for row in chosen],
-        items.versions[rows],
-    )
+def _final_cluster(tables: Tables, node: int) -> int:
+    return tables.trees.need(tables.places.need(node))[0]

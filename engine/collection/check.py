@@ -19,6 +19,7 @@ import numpy as np
 
 from engine import vectors
 from engine.clustering import pipeline
+from engine.clustering.distinct import distinct_hashes
 from engine.clustering.resume import Saved, capture
 from engine.clustering.state import State
 from engine.collection import snapshots
@@ -113,17 +114,17 @@ def _read(path: Path, report: Report) -> Contents | None:
 
 def lists(contents: Contents, k: int) -> list[str]:
     """What is wrong with single neighbour lists: order, similarities, strangers, length."""
-    items, lists = contents.loaded.items, contents.loaded.lists
+    nodes, lists = contents.loaded.vectors, contents.loaded.lists
     count, width = lists.neighbors.shape if len(lists.ids) else (0, 0)
     if not count:
         return []
     used = lists.neighbors >= 0
-    at = np.minimum(np.searchsorted(items.ids, lists.neighbors), count - 1)
-    hashes = vectors.hash_keys(items.keys)
+    at = np.minimum(np.searchsorted(nodes.ids, lists.neighbors), count - 1)
+    hashes = distinct_hashes(nodes.vectors)
     rows = np.arange(count)
     own, ranks = np.nonzero(used)
     exact = np.zeros(lists.dots.shape, np.int32)
-    exact[own, ranks] = vectors.dots(items.vectors, own.astype(np.int32), at[own, ranks].astype(np.int32))
+    exact[own, ranks] = vectors.dots(nodes.vectors, own.astype(np.int32), at[own, ranks].astype(np.int32))
     lengths = used.sum(axis=1)
     falls = np.zeros(count, np.bool_)
     if width > 1:
@@ -131,15 +132,15 @@ def lists(contents: Contents, k: int) -> list[str]:
         tie = (left == right) & (hashes[at[:, :-1]] >= hashes[at[:, 1:]])
         falls = (((left < right) | tie) & used[:, 1:]).any(axis=1)
     wrong: dict[str, Bool] = {
-        "names an item that is not there": (used & (items.ids[at] != lists.neighbors)).any(axis=1),
+        "names a node that is not there": (used & (nodes.ids[at] != lists.neighbors)).any(axis=1),
         "has a gap": (used != (np.arange(width) < lengths[:, None])).any(axis=1),
-        "names the item itself": (used & (at == rows[:, None])).any(axis=1),
+        "names the node itself": (used & (at == rows[:, None])).any(axis=1),
         "is not sorted by similarity and hash, or names one twice": falls,
         "has a similarity that is not that of the vectors": (used & (exact != lists.dots)).any(axis=1),
         f"has fewer than {min(k, count - 1)} neighbours": lengths < min(k, count - 1),
     }
     return [
-        f"the list of item {lists.ids[row]} {what}; {_REBUILD}"
+        f"the list of node {lists.ids[row]} {what}; {_REBUILD}"
         for what, mask in wrong.items()
         for row in np.flatnonzero(mask).tolist()
     ]
@@ -148,7 +149,7 @@ def lists(contents: Contents, k: int) -> list[str]:
 def _search(settings: Settings, contents: Contents, report: Report, sample: int, seed: int) -> None:
     """Lists against exact search; all of them must agree where the index is exact."""
     loaded = contents.loaded
-    count = len(loaded.items.ids)
+    count = len(loaded.vectors.ids)
     if not count or report.counts["lists"] or report.counts["tables"]:
         if count:
             report.not_looked_at.append("recall of the lists: they are wrong in themselves")
@@ -158,35 +159,36 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
     total = max(1, int((found >= 0).sum()))
     report.recall, report.sample = hits / total, len(rows)
     problems = [
-        f"the list of item {item} is not what exact search finds; {_REBUILD}"
-        for item in cut.tolist()
+        f"the list of node {node} is not what exact search finds; {_REBUILD}"
+        for node in cut.tolist()
         if settings.index.kind == "exact"
     ]
     if settings.index.kind != "exact" and report.recall < RECALL_MIN:
         problems.append(
             f"only {report.recall:.3f} of the nearest neighbours are in the lists of a sample of"
-            f" {len(rows):,} items, at least {RECALL_MIN} are wanted; {_REBUILD}"
+            f" {len(rows):,} nodes, at least {RECALL_MIN} are wanted; {_REBUILD}"
         )
     report.note("lists against exact search", problems)
 
 
 def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
-    """The k nearest items of each row, how many of them its list has, and the items whose list differs."""
+    """The k nearest nodes of each row, how many of them its list has, and the nodes whose list differs."""
     loaded, k = contents.loaded, int(contents.config.get("k") or 1)
-    nodes = Nodes(loaded.items.vectors.shape[1])
-    all_rows = nodes.add(loaded.items.vectors, vectors.hash_keys(loaded.items.keys))
+    grid, ids = loaded.vectors.vectors, loaded.vectors.ids
+    nodes = Nodes(grid.shape[1])
+    all_rows = nodes.add(grid, distinct_hashes(grid))
     index = ExactIndex(nodes)
     index.insert(all_rows)
     width = loaded.lists.neighbors.shape[1]
     found, _ = index.search(rows, width)
-    near = np.where(found >= 0, loaded.items.ids[found], -1)
+    near = np.where(found >= 0, ids[found], -1)
     mine = loaded.lists.neighbors[rows]
     hits = sum(
         len(np.intersect1d(own[own >= 0], best[best >= 0]))
         for own, best in zip(mine, near[:, :k], strict=True)
     )
     differs = ((mine >= 0) & (mine != near)).any(axis=1)
-    return near[:, :k], hits, loaded.items.ids[rows[differs]]
+    return near[:, :k], hits, ids[rows[differs]]
 
 
 def _computed(settings: Settings, contents: Contents, report: Report) -> None:
@@ -211,7 +213,7 @@ def recompute(settings: Settings, contents: Contents) -> State:
     compare(settings.store.path, contents.config, {**wanted, "format": contents.config.get("format")})
     if contents.config.get("arithmetic") != wanted["arithmetic"]:
         raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
-    dim = contents.loaded.items.vectors.shape[1]
+    dim = contents.loaded.vectors.vectors.shape[1]
     shape = shape_of(settings, model, dim)
     state = State.of(contents.loaded, shape, model, model.default_epoch, ExactIndex)
     if len(contents.loaded.items.ids):
@@ -232,9 +234,12 @@ def partition(state: State, contents: Contents) -> list[str]:
     if len(state.hierarchy.levels) != int(loaded.counters.get("levels", 1)):
         problems.append(f"there are {len(state.hierarchy.levels)} levels; {_REBUILD}")
     change = pipeline.regenerate(state, loaded.places, loaded.time_ms)
-    ids, _, trees = change.moved
-    moved = ids[trees != loaded.places]
-    problems += [f"item {item} is in another tree; {_REBUILD}" for item in moved.tolist()]
+    moved = [
+        node
+        for node, tree in zip(change.places.ids.tolist(), change.places.after.tolist(), strict=True)
+        if contents.places.get(node) != tree
+    ]
+    problems += [f"node {node} is in another tree; {_REBUILD}" for node in moved]
     stored = contents.paths
     for tree in sorted(change.trees.keys() | stored.keys()):
         if change.trees.get(tree) != stored.get(tree):
@@ -244,30 +249,27 @@ def partition(state: State, contents: Contents) -> list[str]:
 
 
 def _index(settings: Settings, contents: Contents) -> list[str]:
-    """The graph's vectors are those of the items, and its items those there are or were."""
+    """The graph's vectors are those of the nodes, and its nodes those there are or were."""
     problems = []
-    folder, loaded = settings.store.path, contents.loaded
+    folder, version_now = settings.store.path, contents.loaded.version
+    loaded = contents.loaded.vectors
     for version in snapshots.index_versions(folder):
-        if version > loaded.version:  # written since
+        if version > version_now:  # written since
             continue
         found = snapshots.read_index(folder, version)
         if found is None:
             if version in snapshots.index_versions(folder):
                 problems.append(f"index-{version} is damaged; delete it, the next start builds the index")
             continue
-        items, floats = found
-        at = np.minimum(np.searchsorted(loaded.items.ids, items), max(len(loaded.items.ids) - 1, 0))
-        if not len(loaded.items.ids):
+        nodes, floats = found
+        at = np.minimum(np.searchsorted(loaded.ids, nodes), max(len(loaded.ids) - 1, 0))
+        if not len(loaded.ids):
             continue
-        held = (loaded.items.ids[at] == items) & (loaded.items.versions[at] <= version)
-        if not np.array_equal(floats[held], vectors.as_float(loaded.items.vectors[at[held]])):
+        held = loaded.ids[at] == nodes
+        if not np.array_equal(floats[held], vectors.as_float(loaded.vectors[at[held]])):
             problems.append(f"index-{version} has other vectors than the store; delete it")
-        if (
-            version == loaded.version
-            and settings.index.kind == "hnsw"
-            and len(items) != len(loaded.items.ids)
-        ):
-            problems.append(f"index-{version} has {len(items)} items, not {len(loaded.items.ids)}; delete it")
+        if version == version_now and settings.index.kind == "hnsw" and len(nodes) != len(loaded.ids):
+            problems.append(f"index-{version} has {len(nodes)} nodes, not {len(loaded.ids)}; delete it")
     return problems
 
 
@@ -287,7 +289,7 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
         ):
             continue
         saved = snapshots.read_levels(folder, version, snapshots.dependencies(state, state.hierarchy.model))
-        if saved is not None and not _same(saved, capture(state.hierarchy, state.contents())):
+        if saved is not None and not _same(saved, capture(state.hierarchy)):
             problems.append(f"derived-{version} is not what follows from the lists; delete it")
     return problems
 

@@ -115,8 +115,8 @@ class Engine(LiveCollection):
         with self._running() as state:
             if state is None:
                 return [], np.empty(0, np.int64)
-            rows = state.hierarchy.base.nodes.all_rows()
-            keys = [state.keys[row].decode() for row in rows.tolist()]
+            rows = state.items.all_rows()
+            keys = [key.decode() for key in state.items.named(rows)]
             return keys, state.final_clusters(rows)
 
     def __contains__(self, key: object) -> bool:
@@ -125,7 +125,7 @@ class Engine(LiveCollection):
         except InputError:
             return False
         with self._running() as state:
-            return state is not None and name in state.row_of
+            return state is not None and name in state.items.row_of
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.labels()[0])

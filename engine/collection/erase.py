@@ -1,7 +1,8 @@
 """Erase an item with every trace of it: in items, event log, index, snapshots and unused pages.
 
-A deleted item leaves its vector in the HNSW graph, its key in the event log, and both in unused pages of the
-file. So `Engine.erase` rewrites all of these; this module has its parts.
+A deleted item leaves its key in the event log, its vector (unless another item has the same) in the HNSW
+graph, and both in unused pages of the file. So `Engine.erase` rewrites all of these; this module has its
+parts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def await_publisher(store: Store, version: int, wait_s: float) -> None:
 
 
 class FreshIndex:
-    """An HNSW index of the live items alone, to replace one that has deleted ones in its graph.
+    """An HNSW index of the live nodes alone, to replace one that has deleted ones in its graph.
 
     `FreshIndex(...)` and `put_into` read the state: let no batch run meanwhile. `build` works on a copy of
     the vectors and may run beside batches; `put_into` applies what has changed since.
@@ -58,7 +59,7 @@ class FreshIndex:
         copy = Nodes(nodes.vectors.shape[1])
         copy.reserve(nodes.capacity)
         copy.vectors[self._rows], copy.alive[self._rows] = nodes.vectors[self._rows], True
-        self._held = _stamps(state)
+        self._held = _node_ids(state)
         index = index_of(settings)(copy)
         assert isinstance(index, HnswIndex)
         self._index = index
@@ -69,20 +70,19 @@ class FreshIndex:
 
     def put_into(self, state: State) -> None:
         """Bring the index up to date and make it the state's."""
-        now = _stamps(state)
+        now = _node_ids(state)
         before = np.zeros_like(now)
         before[: len(self._held)] = self._held
-        differs = (before != now).any(axis=1)
-        self._index.remove(np.flatnonzero(differs & (before[:, 0] > 0)).astype(np.int32))
+        differs = before != now
+        self._index.remove(np.flatnonzero(differs & (before > 0)).astype(np.int32))
         self._index.points = state.hierarchy.base.nodes
-        self._index.insert(np.flatnonzero(differs & (now[:, 0] > 0)).astype(np.int32))
+        self._index.insert(np.flatnonzero(differs & (now > 0)).astype(np.int32))
         state.hierarchy.base.lists.index = self._index
 
 
-def _stamps(state: State) -> Int64:
-    """Return item and version of its vector by row, (capacity, 2); zeros where there is none."""
-    nodes = state.hierarchy.base.nodes
-    stamps = np.zeros((nodes.capacity, 2), np.int64)
-    rows = nodes.all_rows()
-    stamps[rows, 0], stamps[rows, 1] = state.ids[rows], state.versions[rows]
-    return stamps
+def _node_ids(state: State) -> Int64:
+    """Return the node's id by row, (capacity,); zeros where there is none."""
+    rows = state.hierarchy.base.nodes.all_rows()
+    ids = np.zeros(state.hierarchy.base.nodes.capacity, np.int64)
+    ids[rows] = state.node_ids[rows]
+    return ids

@@ -37,7 +37,7 @@ from engine.system.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Int16, Loaded
 
 Key = str | bytes | int | UUID
-SNAPSHOT_SHARE = 12  # a twelfth of the items changed: a snapshot costs by items, a restart by changes since
+SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
 CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
 SWITCH_WAIT_S = 2.0  # that `assign` waits for a rebuild to be put in place
 FEW = 512  # changes that a rebuild takes while batches wait
@@ -122,10 +122,10 @@ class LiveCollection(Closing):
 
     def holds(self, key: bytes) -> bool:
         """Return whether an item has this key. For the thread that applies batches."""
-        return self._state is not None and key in self._state.row_of
+        return self._state is not None and key in self._state.items.row_of
 
     def __len__(self) -> int:
-        return self._state.hierarchy.base.nodes.live if self._state else 0
+        return self._state.items.live if self._state else 0
 
     def apply(self, batch: Batch) -> Applied:
         """Take a batch; when this returns, it is durable. Raises StoreError; then open the store again."""
@@ -148,8 +148,9 @@ class LiveCollection(Closing):
                 self.store.commit(change)
             watch.lap("store")
             self._broken = ""
-            self._since_snapshot += applied.inserted + applied.moved + applied.deleted
-            self._snapshot(least=max(self.settings.bounds.snapshot_items, len(self) // SNAPSHOT_SHARE))
+            self._since_snapshot += applied.stats["nodes"]
+            nodes = state.hierarchy.base.nodes.live
+            self._snapshot(least=max(self.settings.bounds.snapshot_items, nodes // SNAPSHOT_SHARE))
             return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
 
     def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
@@ -256,7 +257,7 @@ class LiveCollection(Closing):
     def _forget(self, key: bytes) -> tuple[int, int]:
         """Remove everything on disk that has the key; return the events that had it, and the file's bytes."""
         with self._running() as state:
-            if state is not None and key in state.row_of:
+            if state is not None and key in state.items.row_of:
                 raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
             mentions = self.store.erase_mentions(key)
             self.snapshots.clear()
@@ -348,7 +349,7 @@ class LiveCollection(Closing):
         rows = base.nodes.all_rows()
         if isinstance(base.lists.index, HnswIndex):
             known = snapshots.load_index(
-                self.store.path, state.version, base.lists.index, state.ids, state.versions, rows
+                self.store.path, state.version, base.lists.index, state.node_ids, rows
             )
         else:
             base.lists.index.insert(rows)
@@ -356,8 +357,8 @@ class LiveCollection(Closing):
         basis = snapshots.dependencies(state, self.model)
         saved = snapshots.load_levels(self.store.path, state.version, basis)
         newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
-        self._since_snapshot = int(np.count_nonzero(state.versions[rows] > newest))
-        resume(state.hierarchy, state.contents(), saved, state.calibration.epoch, Stopwatch())
+        self._since_snapshot = state.nodes_since(newest)
+        resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.clustering import pipeline
-from engine.clustering.state import State
+from engine.clustering.state import Arrivals, State
 from engine.collection.build import empty_state, index_of, load_model, shape_of, store_config
 from engine.collection.snapshots import Snapshots
 from engine.config import Settings
@@ -26,8 +26,7 @@ from engine.errors import InputError
 from engine.model.linkage import LinkageModel
 from engine.storage.store import Store
 from engine.system.stopwatch import Stopwatch
-from engine.types import Bool, Change, Int16, Int32, Int64
-from engine.vectors import hash_keys
+from engine.types import Change, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +40,13 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The items that the new state lacks, and the rows of it that hold none any more."""
+    """The items that the new state lacks or has with another vector, and the rows of those that are gone."""
 
-    keys: list[bytes]
-    ids: Int64
-    versions: Int64
-    times: Int64
-    vectors: Int16
+    arrivals: Arrivals
     gone: Int32
 
     def __len__(self) -> int:
-        return len(self.keys) + len(self.gone)
+        return len(self.arrivals.keys) + len(self.gone)
 
 
 class Generation:
@@ -67,64 +62,51 @@ class Generation:
 
     def difference(self, live: State) -> Difference:
         """Compare by item and version of its vector; event times follow their items."""
-        state = self.state
-        theirs, mine = live.hierarchy.base.nodes, state.hierarchy.base.nodes
+        theirs, mine = live.items, self.state.items
         rows, own = theirs.all_rows(), mine.all_rows()
-        wanted = np.stack([live.ids[rows], live.versions[rows]], axis=1)
-        held = np.stack([state.ids[own], state.versions[own]], axis=1)
-        known, stays = _shared(wanted, held)
-        order = np.argsort(live.ids[rows[known]])
-        state.times[own[stays][np.argsort(state.ids[own[stays]])]] = live.times[rows[known][order]]
-        rows = rows[~known]
-        return Difference(
-            [live.keys[row] for row in rows.tolist()],
-            live.ids[rows],
-            live.versions[rows],
-            live.times[rows],
-            theirs.vectors[rows],
-            own[~stays],
+        at = mine.find(theirs.named(rows))
+        held = at >= 0
+        mine.times[at[held]] = theirs.times[rows[held]]
+        same = np.zeros(len(rows), np.bool_)
+        same[held] = (mine.ids[at[held]] == theirs.ids[rows[held]]) & (
+            mine.versions[at[held]] == theirs.versions[rows[held]]
         )
+        rows = rows[~same]
+        arrivals = Arrivals(
+            keys=theirs.named(rows),
+            vectors=live.hierarchy.base.nodes.vectors[theirs.nodes[rows]],
+            ids=theirs.ids[rows],
+            versions=theirs.versions[rows],
+            times=theirs.times[rows],
+        )
+        return Difference(arrivals, np.setdiff1d(own, at[held]))
 
     def take(self, change: Difference) -> None:
         """Apply a difference as a batch. The first one also fixes the epoch."""
-        state, gone, first = self.state, change.gone, not self._begun
-        base, calibration = state.hierarchy.base, state.calibration
+        state, first = self.state, not self._begun
         if not len(change) and not first:
             return
-        calibration.add(base.nodes.vectors[gone], sign=-1)
-        base.nodes.remove(gone)
-        state.leave(gone)
-        rows = base.add(change.vectors, hash_keys(change.keys))
-        calibration.add(change.vectors)
+        turnover = state.take(change.arrivals, change.gone)
         if first:
-            calibration.begin()
-        state.place(rows, change.keys, change.ids, change.versions, change.times)
-        state.hierarchy.update(rows, gone, calibration.epoch, False, Stopwatch())
+            state.calibration.begin()
+        state.recluster(turnover, False, Stopwatch())
         self._begun = True
 
     def finish(self, live: State, now_ms: int) -> Change:
         """Take the last difference and name clusters after the live ones; return what that alters."""
         self.take(self.difference(live))
         state = self.state
-        state.version, state.trees, state.clusters = live.version, live.trees, live.clusters
-        state.next_item, state.next_tree = live.next_item, live.next_tree
-        state.next_cluster = live.next_cluster
+        state.adopt(live.names, live.version)
+        state.next_item, state.next_node = live.next_item, live.next_node
+        rows = state.hierarchy.base.nodes.all_rows()
+        state.node_ids[rows] = live.node_ids[live.distinct.find(state.hierarchy.base.nodes.vectors[rows])]
         return pipeline.regenerate(state, self._places(live), now_ms)
 
     def _places(self, live: State) -> Int64:
-        """Return the old tree of each live row of the new state."""
-        state = self.state
-        rows = state.hierarchy.base.nodes.all_rows()
-        old = np.array([live.row_of[state.keys[row]] for row in rows.tolist()], np.int32)
+        """Return the old tree of each item of the new state."""
+        items = self.state.items
+        old = live.items.nodes[live.items.find(items.named(items.all_rows()))]
         return live.handles[live.hierarchy.base.root[old]]
-
-
-def _shared(one: Int64, other: Int64) -> tuple[Bool, Bool]:
-    """Return which rows of two tables (n, 2), (m, 2) are in the other one, too."""
-    pairs, place = np.unique(np.concatenate([one, other]), axis=0, return_inverse=True)
-    twice = np.bincount(place.ravel(), minlength=len(pairs)) > 1
-    both = twice[place.ravel()]
-    return both[: len(one)], both[len(one) :]
 
 
 def rebuild_store(
@@ -146,8 +128,7 @@ def rebuild_store(
         state = State.of(loaded, shape, model, model.default_epoch, index_of(settings))
         state.calibration.card = model.default_epoch
         state.calibration.begin()
-        rows = state.hierarchy.base.nodes.all_rows()
-        state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
+        state.recluster_all()
         change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
         store.replace(change, {**store_config(settings, model), "dim": dim})
         Snapshots(store.path).begin(state, model)
@@ -156,8 +137,8 @@ def rebuild_store(
 
 def rebuilt(state: State, change: Change) -> Rebuilt:
     """Count what a rebuild made."""
-    clusters = len(np.unique(state.trees.paths[:, -1]))
-    return Rebuilt(change.version, state.hierarchy.base.nodes.live, clusters)
+    clusters = len(np.unique(state.names.trees.paths[:, -1]))
+    return Rebuilt(change.version, state.items.live, clusters)
 
 
 def nothing_to_rebuild(settings: Settings) -> InputError:

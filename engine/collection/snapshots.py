@@ -1,7 +1,7 @@
 """Snapshots of a live state beside its store: caches for a quick start, never the truth.
 
     index-<version>.hnsw    the HNSW graph, in hnswlib's own format
-    index-<version>.npz     its live labels and their item ids
+    index-<version>.npz     its live labels and their node ids
     index-<version>.json    manifest: version, parameters, sizes and SHA-256
     derived-<version>.npz   embeddings, linkage, density, parents and the upper levels' lists, level by level
     derived-<version>.json  manifest: what they depend on, size and digest
@@ -10,7 +10,7 @@ A snapshot is copied between two batches and written while the next ones run. It
 name, synced and renamed; its manifest comes last and makes it valid. Two are kept. One that does not match in
 every point is ignored: the start then computes what it lacks from the store.
 
-Derived columns name nodes by a hash of key and vector, and carry a signature of what each row was computed
+Derived columns name nodes by the hash of their vector, and carry a signature of what each row was computed
 from. So a snapshot of an older version serves as far as nothing has changed (`engine.clustering.resume`).
 """
 
@@ -95,8 +95,8 @@ class Snapshots:
 def prepare(folder: Path, state: State, model: LinkageModel) -> Callable[[], None]:
     """Copy the state; return the function that writes the copy out, at any time. It raises OSError."""
     version, index = state.version, state.hierarchy.base.lists.index
-    graph = copy_index(folder, version, index, state.ids) if isinstance(index, HnswIndex) else None
-    levels, basis = capture(state.hierarchy, state.contents()), dependencies(state, model)
+    graph = copy_index(folder, version, index, state.node_ids) if isinstance(index, HnswIndex) else None
+    levels, basis = capture(state.hierarchy), dependencies(state, model)
 
     def write() -> None:
         if graph is not None:
@@ -146,11 +146,11 @@ class IndexCopy:
     ef_construction: int
     bytes: int  # that the file must have
     labels: Int64  # of the live elements
-    ids: Int64  # of their items
+    nodes: Int64  # their ids
 
 
 def copy_index(folder: Path, version: int, index: HnswIndex, ids: Int64) -> IndexCopy:
-    """Have hnswlib write the graph. `ids`: item ids by row. `save_index` makes a snapshot of it."""
+    """Have hnswlib write the graph. `ids`: node ids by row. `save_index` makes a snapshot of it."""
     labels, rows, size = index.save(files.temporary_name(folder, INDEX))
     return IndexCopy(version, index.dim, index.M, index.ef_construction, size, labels, ids[rows])
 
@@ -164,7 +164,7 @@ def save_index(folder: Path, copy: IndexCopy) -> None:
             raise OSError(f"{temporary} has {size} bytes instead of {copy.bytes}: is the disk full?")
         digest = _commit(temporary, stem.with_suffix(".hnsw"))
         with open(temporary, "wb") as file:
-            np.savez(file, labels=copy.labels, ids=copy.ids)
+            np.savez(file, labels=copy.labels, nodes=copy.nodes)
         manifest = IndexManifest(
             copy.version, copy.dim, copy.M, copy.ef_construction, len(copy.labels), size, digest,
             _commit(temporary, stem.with_suffix(".npz")),
@@ -173,23 +173,23 @@ def save_index(folder: Path, copy: IndexCopy) -> None:
         _commit(temporary, stem.with_suffix(".json"))
 
 
-def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions: Int64, rows: Int32) -> bool:
+def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, rows: Int32) -> bool:
     """Fill an empty index from the newest good snapshot and bring it up to date.
 
-    `newest`: the store's version; `ids`, `versions`: by row, of items and their vectors; `rows`: the
-    live ones. Returns whether a snapshot was used; without one all rows are inserted.
+    `newest`: the store's version; `ids`: of nodes, by row; `rows`: the live ones. Returns whether a
+    snapshot was used; without one all rows are inserted.
     """
     for version in index_versions(folder):
         found = _read_index(folder / f"{INDEX}-{version}", index)
         if found is None or version > newest:  # newer than the store: of another history
             continue
-        labels, items = found
+        labels, nodes = found
         order = np.argsort(ids[rows])
         by_id = rows[order]
-        at = np.minimum(np.searchsorted(ids[by_id], items), max(0, len(by_id) - 1))
+        at = np.minimum(np.searchsorted(ids[by_id], nodes), max(0, len(by_id) - 1))
         if not len(by_id):
             break
-        valid = (ids[by_id[at]] == items) & (versions[by_id[at]] <= version)
+        valid = ids[by_id[at]] == nodes
         held = by_id[at[valid]]
         index.load(folder / f"{INDEX}-{version}.hnsw", labels[valid], held)
         missing = np.ones(len(ids), np.bool_)
@@ -201,7 +201,7 @@ def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, versions
 
 
 def _read_index(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
-    """Return labels and item ids of a snapshot that fits the index's parameters, None if it is damaged."""
+    """Return labels and node ids of a snapshot that fits the index's parameters, None if it is damaged."""
     graph, labels_file = stem.with_suffix(".hnsw"), stem.with_suffix(".npz")
     try:
         manifest = IndexManifest(**json.loads(stem.with_suffix(".json").read_text()))
@@ -215,15 +215,15 @@ def _read_index(stem: Path, index: HnswIndex) -> tuple[Int64, Int64] | None:
         if not usable:
             return None
         with np.load(labels_file, allow_pickle=False) as saved:
-            labels, items = saved["labels"], saved["ids"]
+            labels, nodes = saved["labels"], saved["nodes"]
         isolation.call("engine.index.graph_file.load", graph, str(index.dim))
     except (OSError, ValueError, TypeError, KeyError, StoreError):
         return None
-    return labels, items
+    return labels, nodes
 
 
 def read_index(folder: Path, version: int) -> tuple[Int64, Float32] | None:
-    """Return the live items of a snapshot and their vectors in the graph, (n, d); None if it is damaged."""
+    """Return the ids of a snapshot's live nodes and their vectors (n, d), None if it is damaged."""
     stem = folder / f"{INDEX}-{version}"
     try:
         manifest = IndexManifest(**json.loads(stem.with_suffix(".json").read_text()))
@@ -233,11 +233,11 @@ def read_index(folder: Path, version: int) -> tuple[Int64, Float32] | None:
     found = _read_index(stem, HnswIndex(empty, M=manifest.M, ef_construction=manifest.ef_construction))
     if found is None:
         return None
-    labels, items = found
+    labels, nodes = found
     graph = hnswlib.Index(space="ip", dim=manifest.dim)
     graph.load_index(str(stem.with_suffix(".hnsw")))
     floats = np.array(graph.get_items(labels), np.float32).reshape(len(labels), manifest.dim)
-    return items, floats
+    return nodes, floats
 
 
 def index_versions(folder: Path) -> list[int]:

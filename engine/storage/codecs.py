@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.events import Place
 from engine.storage import schema
-from engine.types import Epoch, Event, Lists
+from engine.types import Epoch, Event, Int16, Lists
 
 Pair = tuple[int, int]
 K = TypeVar("K")
@@ -104,6 +104,10 @@ NUMBER: ValueCodec[int] = ValueCodec(
 )
 IDS: ValueCodec[tuple[int, ...]] = ValueCodec(schema.ids_body, lambda key, body: schema.read_ids(body))
 ITEM = ValueCodec(schema.item_body, schema.read_item)
+VECTOR: ValueCodec[Int16] = ValueCodec(
+    lambda vector: schema.vector_bodies(vector[None])[0],
+    lambda key, body: schema.read_vectors([key], [body]).vectors[0],
+)
 LIST: ValueCodec[Lists] = ValueCodec(
     lambda row: schema.list_bodies(row)[0], lambda key, body: schema.read_lists([key], [body])
 )

@@ -14,11 +14,11 @@ import orjson
 from engine.storage import schema
 from engine.storage.codecs import CommitRecord, LogRecord, Pair, StateRecord
 from engine.storage.tables import Tables
-from engine.types import Change, Cluster, Erased, Int64
+from engine.types import Change, Cluster, Erased, Int64, Shift
 
 
 def clear_derived(tables: Tables) -> None:
-    """Make room for a new generation: delete all but the items and what names clusters."""
+    """Make room for a new generation: delete all but the items, their nodes and what names clusters."""
     derived = (tables.lists, tables.places, tables.members, tables.trees, tables.cluster_trees)
     for table in (*derived, tables.sizes, tables.endings):
         table.clear()
@@ -34,8 +34,9 @@ def clear_derived(tables: Tables) -> None:
 def apply(tables: Tables, change: Change) -> None:
     """Write the state of the new version."""
     _write_items(tables, change, int(tables.meta.state.counters.get("next_item", 1)))
+    tables.nodes.put_columns(change.vectors)
     tables.lists.put_columns(change.lists)
-    _write_places(tables, *change.moved)
+    _write_places(tables, change.places)
     _write_trees(tables, change.trees)
     _write_clusters(tables, change.clusters)
     tables.positions.put_all(change.positions.items())
@@ -48,19 +49,22 @@ def _write_items(tables: Tables, change: Change, next_item: int) -> None:
     tables.items.put_columns(items)
     ids = items.ids.tolist()
     tables.keys.put_all((key, item) for key, item in zip(items.keys, ids, strict=True) if item >= next_item)
-    removed = [item for item, _ in change.removed]
-    tables.items.delete_all(removed)
-    for item in sorted(removed):
-        tables.lists.delete(item)
+    tables.items.delete_all(item for item, _ in change.removed)
     tables.keys.delete_all(key for _, key in change.removed)
+    ids, before, after = change.copies.ids, change.copies.before, change.copies.after
+    tables.copies.remove(_pairs(before[before > 0], ids[before > 0]))
+    tables.copies.add(_pairs(after[after > 0], ids[after > 0]))
 
 
-def _write_places(tables: Tables, ids: Int64, before: Int64, after: Int64) -> None:
-    order = np.argsort(ids)
-    ids, before, after = ids[order], before[order], after[order]
+def _write_places(tables: Tables, places: Shift) -> None:
+    """Rows of `places` and `members`; a node that is gone takes its vector and its list along."""
+    order = np.argsort(places.ids)
+    ids, before, after = places.ids[order], places.before[order], places.after[order]
     here, left = after > 0, before > 0
+    gone = ids[~here & left].tolist()
     tables.places.put_columns(ids[here], after[here])
-    tables.places.delete_all(ids[~here & left].tolist())
+    for table in (tables.places, tables.nodes, tables.lists):
+        table.delete_all(gone)
     tables.members.remove(_pairs(before[left], ids[left]))
     tables.members.add(_pairs(after[here], ids[here]))
 

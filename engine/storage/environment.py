@@ -302,7 +302,14 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
 
 def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create: bool) -> dict[str, Any]:
     """Open all tables. Handles opened in a read transaction are valid only there; with None, for good."""
-    return {name: env.open_db(name.encode(), txn, create=create) for name in schema.TABLES}
+    handles = {}
+    for name in schema.TABLES:
+        try:
+            handles[name] = env.open_db(name.encode(), txn, create=create)
+        except lmdb.NotFoundError:
+            if name not in schema.ADDED:
+                raise
+    return handles
 
 
 def _make_file(folder: Path) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from engine.errors import CorruptStore
+from engine.storage import schema, upgrade
 from engine.storage.tables import Tables
-from engine.types import NO_TREES, Clusters, Int64, Lists, Loaded, Trees
+from engine.types import NO_TREES, Clusters, Int64, Items, Lists, Loaded, Trees, Vectors
 
 
 def load(tables: Tables) -> Loaded:
     """Return everything but history. Raises CorruptStore where tables contradict each other."""
-    state, items, lists = tables.meta.state, tables.items.columns(), tables.lists.columns()
+    state, lists = tables.meta.state, tables.lists.columns()
+    items, vectors, at = _items(tables)
     levels = state.levels
-    if not np.array_equal(lists.ids, items.ids):
-        raise CorruptStore("the tables items and lists do not hold the same items; restore a backup")
+    if not np.array_equal(lists.ids, vectors.ids):
+        raise CorruptStore("the tables nodes and lists do not hold the same nodes; restore a backup")
     placed, places = tables.places.columns()
-    if not np.array_equal(placed, items.ids):
-        raise CorruptStore("the tables items and places do not hold the same items; `shoal rebuild` mends it")
+    if not np.array_equal(placed, vectors.ids):
+        raise CorruptStore("the tables nodes and places do not hold the same nodes; `shoal rebuild` mends it")
     clusters = _clusters(tables, levels)
     trees = _trees(tables, clusters, levels)
     if not np.array_equal(np.unique(places), trees.handles):
@@ -25,7 +27,7 @@ def load(tables: Tables) -> Loaded:
     positions = dict(tables.positions.rows())
     return Loaded(
         state.version, state.time_ms, state.epoch, state.counters, positions,
-        items, lists, places, trees, clusters,
+        items, vectors, lists, places[at], trees, clusters,
     )  # fmt: skip
 
 
@@ -34,16 +36,47 @@ def load_to_rebuild(tables: Tables) -> Loaded:
 
     Raises CorruptStore where values are damaged.
     """
+    if (tables.meta.config or {}).get("format") == schema.REBUILT_FROM:
+        return _load_format_1(tables)
     try:
         return load(tables)
     except CorruptStore:
-        state, items = tables.meta.state, tables.items.columns()
-        count = len(items.ids)
-        lists = Lists(items.ids, np.full((count, 0), -1, np.int64), np.zeros((count, 0), np.int32))
+        state = tables.meta.state
+        items, vectors, _ = _items(tables)
+        places = np.zeros(len(items.ids), np.int64)
         return Loaded(
             state.version, state.time_ms, state.epoch, state.counters, {},
-            items, lists, np.zeros(count, np.int64), NO_TREES, _clusters(tables, state.levels),
+            items, vectors, _no_lists(vectors.ids), places, NO_TREES, _clusters(tables, state.levels),
         )  # fmt: skip
+
+
+def _load_format_1(tables: Tables) -> Loaded:
+    """A store whose items have a vector each: nodes are numbered anew, lists are those of nobody."""
+    state = tables.meta.state
+    items, vectors = upgrade.read_items(tables)
+    placed, places = tables.places.columns()
+    clusters = _clusters(tables, state.levels)
+    trees = _trees(tables, clusters, state.levels)
+    if not np.array_equal(placed, items.ids) or not np.array_equal(np.unique(places), trees.handles):
+        places, trees = np.zeros(len(items.ids), np.int64), NO_TREES
+    counters = {**state.counters, "next_node": len(vectors.ids) + 1}
+    return Loaded(
+        state.version, state.time_ms, state.epoch, counters, {},
+        items, vectors, _no_lists(vectors.ids), places, trees, clusters,
+    )  # fmt: skip
+
+
+def _items(tables: Tables) -> tuple[Items, Vectors, Int64]:
+    """Items, nodes, and the place of each item's node among these, (n,)."""
+    items, vectors = tables.items.columns(), tables.nodes.columns()
+    at = np.searchsorted(vectors.ids, items.nodes)
+    if not np.array_equal(vectors.ids, np.unique(items.nodes)):
+        raise CorruptStore("the tables items and nodes do not name the same nodes; restore a backup")
+    return items, vectors, at
+
+
+def _no_lists(ids: Int64) -> Lists:
+    return Lists(ids, np.full((len(ids), 0), -1, np.int64), np.zeros((len(ids), 0), np.int32))
 
 
 def _clusters(tables: Tables, levels: int) -> Clusters:

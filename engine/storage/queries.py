@@ -29,7 +29,7 @@ from engine.storage.answers import (
     Summary,
 )
 from engine.storage.tables import Tables
-from engine.types import Cluster, Clusters, Items
+from engine.types import Cluster, Clusters, Int16, Items
 
 MAX_PAGE = 10_000
 MAX_STEPS = 1_000  # from an ended cluster to those that have its members now
@@ -39,12 +39,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The largest final clusters, and the items at their peaks."""
+    """The largest final clusters, and their peaks."""
 
     version: int
     total: int  # final clusters there are
     clusters: list[ClusterRow]
-    items: Items | None  # in the clusters' order; None: there are none
+    items: Items | None  # the oldest with each peak's vector; None: there are no clusters
+    vectors: Int16  # (n, d), of the peaks
 
 
 class Snapshot:
@@ -83,7 +84,7 @@ class Snapshot:
         if number is None:
             raise NotFound(f"no item has the key {key.decode(errors='backslashreplace')!r}")
         item = self.tables.items.need(number)
-        path = self.tables.trees.need(self.tables.places.need(number))
+        path = self.tables.trees.need(self.tables.places.need(item.node))
         return {
             **self.stamp,
             "key": item.key.decode(),
@@ -137,13 +138,15 @@ class Snapshot:
         `payload_bytes`: with their payloads; the page ends where these exceed so many bytes.
         """
         size = self._cluster(cluster).size
-        rows = islice(self._members(cluster, *(_pair(cursor) if cursor else (0, 0))), page_size(limit) + 1)
+        start = _numbers(cursor, 3) if cursor else (0, 0, 0)
+        rows = islice(self._members(cluster, start), page_size(limit) + 1)
         items: list[Member] = []
         spent, after = 0, None
-        for tree, number in rows:
+        for place in rows:
             if len(items) == limit or spent > (payload_bytes or 0):
-                after = f"{tree}-{number}"
+                after = "-".join(map(str, place))
                 break
+            tree, _, number = place
             item = self.tables.items.need(number)
             member: Member = {"key": item.key.decode(), "time": item.time, "tree": tree}
             if payload_bytes is not None:
@@ -153,14 +156,20 @@ class Snapshot:
         return {**self.stamp, "cluster": cluster, "size": size, "items": items, "cursor": after}
 
     def peaks(self, limit: int) -> Peaks:
-        """Return the largest final clusters with the item at the peak of each."""
+        """Return the largest final clusters with the vector and the oldest item of each one's peak."""
         clusters = [self.tables.clusters.need(c) for _, c in islice(self.tables.sizes.pairs(), limit)]
-        ids = np.array([cluster.peak for cluster in clusters], np.int64)
-        items = self.tables.items.pick(ids)
-        if len(items.ids) < len(ids):
-            raise CorruptStore("the peak of a cluster is no item of the store; `shoal rebuild` mends it")
+        nodes = np.array([cluster.peak for cluster in clusters], np.int64)
+        vectors = self.tables.nodes.pick(nodes)
+        items = self.tables.items.pick(np.array([*map(self._oldest, nodes.tolist())], np.int64))
+        if not len(vectors.ids) == len(items.ids) == len(nodes):
+            raise CorruptStore("the peak of a cluster is no node of the store; `shoal rebuild` mends it")
         rows = [self._row(cluster) for cluster in clusters]
-        return Peaks(self.state.version, self.tables.sizes.count(), rows, items if clusters else None)
+        total = self.tables.sizes.count()
+        return Peaks(self.state.version, total, rows, items if clusters else None, vectors.vectors)
+
+    def _oldest(self, node: int) -> int:
+        """Return the oldest item that has a node's vector, 0: there is none."""
+        return next(self.tables.copies.of(node), 0)
 
     def _cluster(self, number: int) -> Cluster:
         cluster = self.tables.clusters.get(number) if 0 < number < 2**63 else None
@@ -170,7 +179,7 @@ class Snapshot:
 
     def _row(self, cluster: Cluster) -> ClusterRow:
         final = cluster.parent == 0 and not cluster.ended
-        peak = self.tables.items.get(cluster.peak)
+        peak = self.tables.items.get(self._oldest(cluster.peak))
         return {
             "cluster": cluster.id,
             "size": cluster.size,
@@ -229,11 +238,14 @@ class Snapshot:
             rows = rows[table.ids[rows] >= _numbers(cursor, 1)[0]]
         return (self._row(self._cluster(number)) for number in table.ids[rows].tolist())
 
-    def _members(self, cluster: int, tree: int, item: int) -> Iterator[tuple[int, int]]:
-        """Yield (tree, item id) of a cluster's members from a pair on."""
-        for handle in self.tables.cluster_trees.of(cluster, tree):
-            for number in self.tables.members.of(handle, item if handle == tree else 0):
-                yield handle, number
+    def _members(self, cluster: int, start: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+        """Yield (tree, node, item id) of a cluster's members from a place on."""
+        first_tree, first_node, first_item = start
+        for tree in self.tables.cluster_trees.of(cluster, first_tree):
+            for node in self.tables.members.of(tree, first_node if tree == first_tree else 0):
+                begins = (tree, node) == (first_tree, first_node)
+                for item in self.tables.copies.of(node, first_item if begins else 0):
+                    yield tree, node, item
 
     def _successors(self, cluster: int) -> list[int]:
         """Return the living final clusters that an ended one's members have led to, as far as is known."""

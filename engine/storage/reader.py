@@ -59,6 +59,8 @@ class View(Closing):
             config = tables.meta.config
         if config is None:
             raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+        if config.get("format") == schema.REBUILT_FROM:
+            raise StoreError(f"{path} {schema.OLD_FORMAT}")
         if config.get("format") != schema.FORMAT:
             raise StoreError(
                 f"{path} has format {config.get('format')}, this release reads {schema.FORMAT}; "

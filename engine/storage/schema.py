@@ -7,11 +7,11 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 | table | key | body |
 |---|---|---|
 | meta | name | `config`, `state`, `log`, `identity`: JSON (see `Store`) |
-| items | item u64 | time i64, version i64, key length u16, dimension u16; vector i16 x d; key; payload |
+| items | item u64 | time i64, version i64, node u64, key length u16; key; payload |
 | keys | key (1-511 bytes) | item u64 |
-| lists | item u64 | ids, low part u32 x w; ids, high part u16 x w; dots i32 x w. All ones: no neighbour |
-| places | item u64 | level-0 tree u64 |
-| members | tree u64, item u64 | none |
+| lists | node u64 | ids, low part u32 x w; ids, high part u16 x w; dots i32 x w. All ones: no neighbour |
+| places | node u64 | level-0 tree u64 |
+| members | tree u64, node u64 | none |
 | trees | tree u64 | cluster u64 x 1..levels: the distinct ids of the path, final first |
 | cluster_trees | cluster u64, tree u64 | none |
 | clusters | cluster u64 | size, finest, coarsest, peak, parent, born, changed, ended u64; into u64 x n |
@@ -20,9 +20,12 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 | commits | version u64 | time i64, events u64, bytes of their bodies u64 |
 | events | version u64, ordinal u32 | JSON, without what key and configuration tell; see `event_body` |
 | positions | source (UTF-8) | the next position |
+| nodes | node u64 | vector i16 x d; identical vectors are one node |
+| copies | node u64, item u64 | none; the items that have the node's vector |
 
-`items`, `keys` and `positions` are the input; `lists` is history (an index search is); `places`, `members`,
-`trees` and `cluster_trees` follow from them and are rewritten by a rebuild.
+`items`, `keys`, `nodes`, `copies` and `positions` are the input; `lists` is history (an index search is);
+`places`, `members`, `trees` and `cluster_trees` follow from them and are rewritten by a rebuild. A cluster's
+peak is a node; people see the key of its oldest item.
 """
 
 from __future__ import annotations
@@ -46,14 +49,18 @@ from engine.types import (
     DeadLetter,
     Erased,
     Event,
+    Int16,
     Int64,
     Item,
     Items,
     LineageEvent,
     Lists,
+    Vectors,
 )
 
-FORMAT = 1
+FORMAT = 2
+REBUILT_FROM = 1  # stores of this format are brought over by a rebuild, see `engine.storage.upgrade`
+OLD_FORMAT = "was made by an earlier release (format 1); run `shoal rebuild` once to bring it over"
 TABLES = (
     "meta",
     "items",
@@ -69,15 +76,18 @@ TABLES = (
     "commits",
     "events",
     "positions",
+    "nodes",
+    "copies",
 )
+ADDED = ("nodes", "copies")  # not in a store of format 1
 SEEDS = {table: number for number, table in enumerate(TABLES, 1)}
 CHECKSUM_BYTES = 4
 MAX_KEY_BYTES = 511
 
 Row = tuple[bytes, bytes]
 
-_ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("key", "<u2"), ("dim", "<u2")])
-_ITEM_HEAD = struct.Struct("<qqHH")  # the same
+_ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("node", "<u8"), ("key", "<u2")])
+_ITEM_HEAD = struct.Struct("<qqQH")  # the same
 _CLUSTER = struct.Struct("<8Q")
 _COMMIT = struct.Struct("<qQQ")
 _U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
@@ -93,7 +103,7 @@ def unseal(table: str, key: bytes, value: bytes) -> bytes:
     """The body of a value. Raises CorruptStore."""
     body = value[:-CHECKSUM_BYTES]
     if xxh32_digest(key + body, SEEDS[table]) != value[-CHECKSUM_BYTES:]:
-        _corrupt(table, key, "the checksum does not match")
+        corrupt(table, key, "the checksum does not match")
     return body
 
 
@@ -111,13 +121,13 @@ def unseal_rows(table: str, rows: Iterable[Row]) -> tuple[list[bytes], list[byte
     for key, value in rows:
         body = value[:-CHECKSUM_BYTES]
         if digest(key + body, seed) != value[-CHECKSUM_BYTES:]:
-            _corrupt(table, key, "the checksum does not match")
+            corrupt(table, key, "the checksum does not match")
         keys.append(key)
         bodies.append(body)
     return keys, bodies
 
 
-def _corrupt(table: str, key: bytes, reason: str) -> NoReturn:
+def corrupt(table: str, key: bytes, reason: str) -> NoReturn:
     raise CorruptStore(
         f"table {table}, key {show_key(table, key)}: {reason}; restore a backup, or rebuild from the source"
     )
@@ -172,29 +182,22 @@ def _split(rows: NDArray[Any]) -> list[bytes]:
 
 
 def item_bodies(items: Items) -> list[bytes]:
-    """Vectors stand at a fixed place, before what varies in length."""
+    """What is of a fixed length stands before what is not."""
     head = np.zeros(len(items.ids), _ITEM)
-    head["time"], head["version"], head["dim"] = items.times, items.versions, items.vectors.shape[1]
+    head["time"], head["version"], head["node"] = items.times, items.versions, items.nodes
     head["key"] = [len(key) for key in items.keys]
-    vectors = _split(items.vectors.astype("<i2")) if items.vectors.shape[1] else [b""] * len(items.ids)
-    return [b"".join(parts) for parts in zip(_split(head), vectors, items.keys, items.payloads, strict=True)]
+    return [b"".join(parts) for parts in zip(_split(head), items.keys, items.payloads, strict=True)]
 
 
 def read_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
-    """Items in the order of their rows. Raises CorruptStore when dimensions differ."""
-    size = _ITEM.itemsize
-    head = np.frombuffer(b"".join([body[:size] for body in bodies]), _ITEM)
-    dim = int(head["dim"][0]) if len(head) else 0
-    odd = np.flatnonzero(head["dim"] != dim)
-    if len(odd):
-        _corrupt("items", keys[odd[0]], f"{head['dim'][odd[0]]} dimensions among vectors of {dim}")
-    start = size + 2 * dim
-    vectors = np.frombuffer(b"".join([body[size:start] for body in bodies]), "<i2").astype(np.int16)
+    """Items in the order of their rows."""
+    start = _ITEM.itemsize
+    head = np.frombuffer(b"".join([body[:start] for body in bodies]), _ITEM)
     ends = (start + head["key"].astype(np.int64)).tolist()
     return Items(
         read_u64_keys(keys),
         [body[start:end] for body, end in zip(bodies, ends, strict=True)],
-        vectors.reshape(len(bodies), dim),
+        head["node"].astype(np.int64),
         head["time"].astype(np.int64),
         [body[end:] for body, end in zip(bodies, ends, strict=True)],
         head["version"].astype(np.int64),
@@ -202,17 +205,30 @@ def read_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
 
 
 def item_body(item: Item) -> bytes:
-    head = _ITEM_HEAD.pack(item.time, item.version, len(item.key), len(item.vector))
-    return b"".join((head, item.vector.astype("<i2").tobytes(), item.key, item.payload))
+    return _ITEM_HEAD.pack(item.time, item.version, item.node, len(item.key)) + item.key + item.payload
 
 
 def read_item(key: bytes, body: bytes) -> Item:
     """One row of `read_items`."""
-    time, version, length, dim = _ITEM_HEAD.unpack_from(body)
-    vector = np.frombuffer(body, "<i2", dim, _ITEM_HEAD.size).astype(np.int16)
-    start = _ITEM_HEAD.size + 2 * dim
+    time, version, node, length = _ITEM_HEAD.unpack_from(body)
+    start = _ITEM_HEAD.size
     end = start + length
-    return Item(read_u64(key), body[start:end], vector, time, body[end:], version)
+    return Item(read_u64(key), body[start:end], node, time, body[end:], version)
+
+
+def vector_bodies(grid: Int16) -> list[bytes]:
+    """(n, d) -> n bodies of 2 d bytes."""
+    return _split(grid.astype("<i2"))
+
+
+def read_vectors(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
+    """Vectors in the order of their rows. Raises CorruptStore when dimensions differ."""
+    size = len(bodies[0]) if bodies else 0
+    odd = next((key for key, body in zip(keys, bodies, strict=True) if len(body) != size), None)
+    if odd is not None:
+        corrupt("nodes", odd, f"its dimension is not that of the others, {size // 2}")
+    grid = np.frombuffer(b"".join(bodies), "<i2").astype(np.int16)
+    return Vectors(read_u64_keys(keys), grid.reshape(len(keys), size // 2))
 
 
 def list_bodies(lists: Lists) -> list[bytes]:
@@ -387,5 +403,5 @@ def dump_json(value: Any) -> bytes:
 def load_json(table: str, key: bytes, body: bytes) -> dict[str, Any]:
     found = orjson.loads(body)
     if not isinstance(found, dict):
-        _corrupt(table, key, "not a JSON object")
+        corrupt(table, key, "not a JSON object")
     return found

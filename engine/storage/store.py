@@ -35,6 +35,7 @@ from engine.storage import commit, compaction, load, schema, seal
 from engine.storage.compaction import Compacted, write_anew
 from engine.storage.environment import DATA, MAP_BYTES, Environment, unwritable
 from engine.storage.tables import Tables
+from engine.storage.upgrade import upgrade
 from engine.system import files, isolation
 from engine.types import Change, DeadLetter, Loaded
 
@@ -57,6 +58,7 @@ class Store(Closing):
         self.path, self.environment = path, environment
         self._lock, self._limits = lock, limits
         self._failed = False
+        self._format = schema.FORMAT  # of what is on disk
         self.version = 0
         self.config: dict[str, Any] = {}
         self.identity = ""  # given when the store is made; a copy keeps it
@@ -152,7 +154,7 @@ class Store(Closing):
         self._write(change, None)
 
     def replace(self, change: Change, config: Mapping[str, Any]) -> None:
-        """Puts a new generation in place: `lists`, `moved` and `trees` of the change are complete."""
+        """Put a new generation in place: `lists`, `places` and `trees` of the change are complete."""
         self._write(change, config)
 
     @contextmanager
@@ -210,6 +212,9 @@ class Store(Closing):
         if stored is None:
             self._make(wanted)
             return
+        if config is None and stored.get("format") == schema.REBUILT_FROM:  # for a rebuild
+            self._format = schema.REBUILT_FROM
+            stored = {**stored, "format": schema.FORMAT}
         compare(self.path, stored, wanted)
         self.stale = stored.get(_RECOMPUTED) != wanted.get(_RECOMPUTED)
         self.config = {**stored, _RECOMPUTED: wanted.get(_RECOMPUTED)}
@@ -230,21 +235,24 @@ class Store(Closing):
         self.check_room(change)
         kept = {**self.config, **(config or {}), "format": schema.FORMAT}
         if kept["dim"] is None:
-            kept["dim"] = change.upserts.vectors.shape[1] if len(change.upserts.ids) else self.config["dim"]
+            kept["dim"] = change.vectors.vectors.shape[1] if len(change.vectors.ids) else self.config["dim"]
         limits, before = self._limits, _bytes_written()
 
         def write(tables: Tables) -> None:
+            if self._format == schema.REBUILT_FROM:
+                upgrade(tables)
             if config is not None:
                 commit.clear_derived(tables)
             commit.apply(tables, change)
             commit.write_history(
                 tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
             )
-            if self.stale or kept != self.config:
+            if self.stale or kept != self.config or self._format != schema.FORMAT:
                 tables.meta.put_config(kept)
 
         self._transact(write)
         self.version, self.config, self.stale = change.version, kept, False
+        self._format = schema.FORMAT
         self.bytes_written += _bytes_written() - before
 
     def _transact(self, work: Callable[[Tables], T]) -> T:
@@ -260,7 +268,8 @@ class Store(Closing):
     def check_room(self, change: Change) -> None:
         """Raises StoreFull. LMDB reports a full disk as "Input/output error", too late for words."""
         items = change.upserts
-        rows = items.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
+        rows = change.vectors.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
+        rows += sum(map(len, items.keys))
         rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
@@ -282,6 +291,8 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     if not differ:
         return
     words = ", ".join(f"{name} {was!r}, not {now!r}" for name, (was, now) in differ.items())
+    if stored.get("format") == schema.REBUILT_FROM:
+        raise ConfigMismatch(f"{path} {schema.OLD_FORMAT}")
     if "format" in differ:
         what = "use the release that made it, or ingest the data into a new store"
     elif differ.keys() & set(_ANOTHER_STORE):

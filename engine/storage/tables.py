@@ -16,7 +16,7 @@ from engine.events import Place
 from engine.storage import codecs, schema
 from engine.storage.codecs import CommitRecord, LogRecord, StateRecord
 from engine.storage.table import PairTable, RawTable, Table
-from engine.types import Cluster, Clusters, Event, Int64, Item, Items, Lists
+from engine.types import Cluster, Clusters, Event, Int16, Int64, Item, Items, Lists, Vectors
 
 
 class MetaTable:
@@ -83,15 +83,33 @@ class ItemTable(Table[int, Item]):
         self.raw.put_sorted([keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
 
 
+class NodeTable(Table[int, Int16]):
+    """Distinct vectors, (d,) int16 each, by node id."""
+
+    def columns(self) -> Vectors:
+        """Return all vectors by rising node id. Raises CorruptStore."""
+        return schema.read_vectors(*self.raw.read())
+
+    def pick(self, ids: Int64) -> Vectors:
+        """Return those of these nodes that exist, in the order of `ids`. Raises CorruptStore."""
+        rows = [(key, body) for key in schema.u64_keys(ids) if (body := self.raw.get(key)) is not None]
+        return schema.read_vectors([key for key, _ in rows], [body for _, body in rows])
+
+    def put_columns(self, vectors: Vectors) -> None:
+        """Write vectors, in the order of their ids."""
+        order = np.argsort(vectors.ids)
+        self.raw.put_sorted(schema.u64_keys(vectors.ids[order]), schema.vector_bodies(vectors.vectors[order]))
+
+
 class ListTable(Table[int, Lists]):
-    """Neighbour lists of level 0 by item id; the value is a single row of `Lists`."""
+    """Neighbour lists of level 0 by node id; the value is a single row of `Lists`."""
 
     def columns(self) -> Lists:
-        """Return all lists by rising item id. Raises CorruptStore."""
+        """Return all lists by rising node id. Raises CorruptStore."""
         return schema.read_lists(*self.raw.read())
 
     def pick(self, ids: Int64) -> Lists:
-        """Return the lists of these items, each of which must exist. Raises CorruptStore."""
+        """Return the lists of these nodes, each of which must exist. Raises CorruptStore."""
         keys = schema.u64_keys(ids)
         return schema.read_lists(keys, [self.raw.need(key) for key in keys])
 
@@ -103,15 +121,15 @@ class ListTable(Table[int, Lists]):
 
 
 class PlaceTable(Table[int, int]):
-    """The level-0 tree of each item."""
+    """The level-0 tree of each node."""
 
     def columns(self) -> tuple[Int64, Int64]:
-        """Return item ids, rising, and their trees. Raises CorruptStore."""
+        """Return node ids, rising, and their trees. Raises CorruptStore."""
         keys, bodies = self.raw.read()
         return schema.read_u64_keys(keys), schema.read_numbers(bodies)
 
     def put_columns(self, ids: Int64, trees: Int64) -> None:
-        """Write the trees of items. `ids` rise."""
+        """Write the trees of nodes. `ids` rise."""
         self.raw.put_sorted(schema.u64_keys(ids), schema.number_bodies(trees))
 
 
@@ -143,11 +161,14 @@ class Tables:
     """All tables of a store, as one transaction sees them."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], handles: Mapping[str, Any]) -> None:
-        self.raw = {name: RawTable(txn, handles[name], name) for name in schema.TABLES}
-        raw = self.raw
+        self.raw = {name: RawTable(txn, handles[name], name) for name in schema.TABLES if name in handles}
+        # A store of format 1 lacks the added ones; it is read by `upgrade` alone, which does not look there.
+        raw = {name: RawTable(txn, None, name) for name in schema.ADDED} | self.raw
         self.meta = MetaTable(raw["meta"])
         self.items = ItemTable(raw["items"], codecs.ID, codecs.ITEM)
         self.keys = Table(raw["keys"], codecs.BYTES, codecs.NUMBER)
+        self.nodes = NodeTable(raw["nodes"], codecs.ID, codecs.VECTOR)
+        self.copies = PairTable(raw["copies"], codecs.PAIR)
         self.lists = ListTable(raw["lists"], codecs.ID, codecs.LIST)
         self.places = PlaceTable(raw["places"], codecs.ID, codecs.NUMBER)
         self.members = PairTable(raw["members"], codecs.PAIR)

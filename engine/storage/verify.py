@@ -5,6 +5,7 @@ event log against the items. Nothing is computed anew.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,8 +59,9 @@ class Contents:
     loaded: Loaded
     config: dict[str, Any]
     numbers: dict[bytes, int]  # the table keys
-    places: dict[int, int]
-    members: set[Pair]  # tree, item
+    copies: set[Pair]  # node, item
+    places: dict[int, int]  # node -> tree
+    members: set[Pair]  # tree, node
     paths: dict[int, tuple[int, ...]]  # the table trees
     cluster_trees: set[Pair]
     clusters: dict[int, Cluster]  # the ended ones too
@@ -78,6 +80,7 @@ def read(found: Tables) -> Contents:
         loaded=load(found),
         config=found.meta.config or {},
         numbers=dict(found.keys.rows()),
+        copies=set(found.copies.pairs()),
         places=dict(found.places.rows()),
         members=set(found.members.pairs()),
         paths=dict(found.trees.rows()),
@@ -122,24 +125,32 @@ def _items(contents: Contents) -> Iterator[str]:
     items = loaded.items
     if contents.numbers != dict(zip(items.keys, items.ids.tolist(), strict=True)):
         yield "the tables keys and items do not name the same items; restore a backup"
+    if contents.copies != set(zip(items.nodes.tolist(), items.ids.tolist(), strict=True)):
+        yield "the tables copies and items do not say the same; restore a backup"
+    nodes = loaded.vectors.ids.tolist()
     for name, ids in (("lists", loaded.lists.ids.tolist()), ("places", sorted(contents.places))):
-        if ids != items.ids.tolist():
-            yield f"the tables {name} and items do not hold the same items; " + _REBUILD
-    if contents.members != {(tree, item) for item, tree in contents.places.items()}:
+        if ids != nodes:
+            yield f"the tables {name} and nodes do not hold the same nodes; " + _REBUILD
+    if contents.members != {(tree, node) for node, tree in contents.places.items()}:
         yield "the tables members and places do not say the same; " + _REBUILD
     counters = loaded.counters
     if int(items.ids.max(initial=0)) >= counters.get("next_item", 1):
         yield "an item has an id that is still to be given; restore a backup"
+    if max(nodes, default=0) >= counters.get("next_node", 1):
+        yield "a node has an id that is still to be given; restore a backup"
     if max(contents.paths, default=0) >= counters.get("next_tree", 1):
         yield "a tree has a number that is still to be given; restore a backup"
     if max(contents.clusters, default=0) >= counters.get("next_cluster", 1):
         yield "a cluster has an id that is still to be given; restore a backup"
     if int(items.versions.max(initial=0)) > loaded.version:
         yield "a vector is of a version that is still to come; restore a backup"
-    if contents.config.get("dim") not in (None, items.vectors.shape[1]) and len(items.ids):
+    grid = loaded.vectors.vectors
+    if contents.config.get("dim") not in (None, grid.shape[1]) and len(nodes):
         yield "the vectors do not have the dimension of the collection; restore a backup"
-    empty = np.flatnonzero(~items.vectors.any(axis=1)).tolist() if len(items.ids) else []
-    yield from (f"the vector of item {items.ids[row]} is zero; restore a backup" for row in empty)
+    empty = np.flatnonzero(~grid.any(axis=1)).tolist() if len(nodes) else []
+    yield from (f"the vector of node {nodes[row]} is zero; restore a backup" for row in empty)
+    if len({vector.tobytes() for vector in grid}) < len(nodes):
+        yield "two nodes have the same vector; restore a backup"
 
 
 def _trees(contents: Contents) -> Iterator[str]:
@@ -158,7 +169,7 @@ def _trees(contents: Contents) -> Iterator[str]:
 
 
 def _clusters(contents: Contents) -> Iterator[str]:
-    sizes, items = _counted(contents), set(contents.loaded.items.ids.tolist())
+    sizes = _counted(contents)
     levels = int(contents.loaded.counters.get("levels", 1))
     final, ended = set(), set()
     for cluster in contents.clusters.values():
@@ -171,8 +182,8 @@ def _clusters(contents: Contents) -> Iterator[str]:
             yield (
                 f"cluster {cluster.id} has {sizes.get(cluster.id, 0)} items, not {cluster.size}; " + _REBUILD
             )
-        if cluster.peak not in items:
-            yield f"the peak of cluster {cluster.id} is an item that is not there; {_REBUILD}"
+        if cluster.peak not in contents.places:
+            yield f"the peak of cluster {cluster.id} is a node that is not there; {_REBUILD}"
         top = levels - 1 if not cluster.parent else cluster.coarsest
         if not 0 <= cluster.finest <= top < levels:
             yield f"cluster {cluster.id} is at levels {cluster.finest} to {top} of {levels}; {_REBUILD}"
@@ -186,13 +197,11 @@ def _clusters(contents: Contents) -> Iterator[str]:
 
 def _counted(contents: Contents) -> dict[int, int]:
     """Items in each cluster, by places and paths."""
-    trees: dict[int, int] = {}
-    for tree in contents.places.values():
-        trees[tree] = trees.get(tree, 0) + 1
+    trees = Counter(contents.loaded.places.tolist())
     sizes: dict[int, int] = {}
     for tree, path in contents.paths.items():
         for cluster in path:
-            sizes[cluster] = sizes.get(cluster, 0) + trees.get(tree, 0)
+            sizes[cluster] = sizes.get(cluster, 0) + trees[tree]
     return sizes
 
 
@@ -214,9 +223,10 @@ def _log(contents: Contents) -> Iterator[str]:
 
 def _replayed(contents: Contents) -> Iterator[str]:
     """The last event of each key in the log is where the item is."""
-    numbers, places, paths = contents.numbers, contents.places, contents.paths
+    items, numbers, paths = contents.loaded.items, contents.numbers, contents.paths
+    place = dict(zip(items.keys, contents.loaded.places.tolist(), strict=True))
     for key, event in contents.last.items():
-        now = paths.get(places.get(numbers.get(key, 0), 0), ())
+        now = paths.get(place.get(key, 0), ())
         if (now[0] if now else 0) != event.cluster:
             name = key.decode(errors="replace")
             yield f"the last event of {name!r} is not where the item is; restore a backup"

@@ -24,7 +24,6 @@ from engine.collection.build import shape_of
 from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.index.base import ExactIndex
-from engine.system.stopwatch import Stopwatch
 from engine.training import scores
 from engine.types import Int64
 
@@ -130,8 +129,8 @@ def rebuilt_clusters(engine: Engine) -> Int64:
 
 def clusters_by_number(state: State) -> Int64:
     """The final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
-    rows = np.array([state.row_of[b"%d" % number] for number in range(len(state.row_of))], np.int32)
-    return state.final_clusters(rows)
+    keys = [b"%d" % number for number in range(state.items.live)]
+    return state.final_clusters(state.items.find(keys))
 
 
 def exact_rebuild(engine: Engine) -> State:
@@ -139,8 +138,7 @@ def exact_rebuild(engine: Engine) -> State:
     loaded = engine.store.load()
     shape = shape_of(engine.settings, engine.model, engine.dim or 1)
     state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
-    rows = state.hierarchy.base.nodes.all_rows()
-    state.hierarchy.update(rows, rows[:0], state.calibration.epoch, False, Stopwatch())
+    state.recluster_all()
     pipeline.regenerate(state, loaded.places, loaded.time_ms)
     return state
 

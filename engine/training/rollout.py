@@ -19,7 +19,7 @@ from engine.clustering.hierarchy import Hierarchy, Level, Model, Shape
 from engine.index.base import ExactIndex
 from engine.model.features import list_edges, raw_features
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int32, Int64, KnnGraph
+from engine.types import Epoch, Float32, Int16, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE, quantize
 
 _NONE = np.empty(0, np.int32)
@@ -45,6 +45,7 @@ class Oracle:
     """Links by true labels, wrong now and then: makes impure supernodes before there is a model."""
 
     def __init__(self, labels: Int64, rng: np.random.Generator, k: int = 10) -> None:
+        """`labels`: of the nodes, (n,): each vector occurs once."""
         self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
 
@@ -62,48 +63,67 @@ class Oracle:
         return p
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A clustered collection; identical vectors are one node, as in the engine."""
+
+    levels: list[Level]
+    node_of: Int64  # (n,), the row of level 0 that each item has
+
+
 def hierarchy(
     emb: Float32, model: Model, tau: float, max_levels: int, epoch: Epoch | None = None, seed: int = 0
-) -> Hierarchy:
+) -> Built:
     """Cluster embeddings (n, d), none of them zero, in bulk with the exact index.
 
-    `epoch`: the collection's own by default. Row i of level 0 is item i. Ties fall by `seed`.
+    `epoch`: the collection's own by default. Nodes follow the order of their first items; `seed` breaks ties.
     """
-    grid, reasons = quantize(emb)
-    assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
+    grid, node_of = _distinct(emb)
     shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels)
     built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
     rows = built.base.add(grid, hashes)
     built.update(rows, _NONE, epoch or measured_epoch(emb), True, Stopwatch())
-    return built
+    return Built(built.levels, node_of)
 
 
 def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
     """The calibration of a collection (n, d), as the engine takes it; `card` for the smallest."""
-    if len(emb) < LEAST_ITEMS:
+    grid, _ = _distinct(emb)
+    if len(grid) < LEAST_ITEMS:
         return card
     calibration = Calibration(emb.shape[1], card)
-    calibration.add(quantize(emb)[0])
+    calibration.add(grid)
     return calibration.measure()
 
 
-def partitions(built: Hierarchy) -> list[Int64]:
+def _distinct(emb: Float32) -> tuple[Int16, Int64]:
+    """The distinct grid vectors by their first items, and which of them each item has, (n,)."""
+    grid, reasons = quantize(emb)
+    assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
+    _, first, which = np.unique(grid, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return grid[first[order]], place[which.ravel()]
+
+
+def partitions(built: Built) -> list[Int64]:
     """The clusters (n,) of all items after each level, named by the peak's row at its level."""
-    out, place = [], built.base.nodes.all_rows()
+    out: list[Int64] = []
+    place = built.node_of
     for level in built.levels:
         roots = level.root[place]
         out.append(roots.astype(np.int64))
-        place = level.above[roots]
+        place = level.above[roots].astype(np.int64)
     return out
 
 
-def scenes(built: Hierarchy, labels: Int64, epoch: Epoch) -> list[Scene]:
-    """Each level of a hierarchy as a training graph; features raw."""
+def scenes(built: Built, labels: Int64, epoch: Epoch) -> list[Scene]:
+    """Each level of a hierarchy as a training graph; features raw. `labels`: of the items."""
     _, of = np.unique(labels, return_inverse=True)
-    n = len(of)
-    counts = scipy.sparse.csr_matrix((np.ones(n), (np.arange(n), of)))  # (nodes, classes) items
-    place, out = built.base.nodes.all_rows(), []
+    counts = scipy.sparse.csr_matrix((np.ones(len(of)), (built.node_of, of)))  # (nodes, classes) items
+    place, out = built.levels[0].nodes.all_rows(), []
     for depth, level in enumerate(built.levels):
         if depth:
             lower = built.levels[depth - 1]
@@ -120,7 +140,7 @@ def scenes(built: Hierarchy, labels: Int64, epoch: Epoch) -> list[Scene]:
 
 
 def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> Scene:
-    graph, n = level.graph, level.nodes.rows
+    graph, n = level.graph(), level.nodes.rows
     rows = np.arange(n, dtype=np.int32)
     sources, ranks = list_edges(graph, rows)
     tails = graph.neighbors[sources, ranks]

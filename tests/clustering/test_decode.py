@@ -12,7 +12,8 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.system.stopwatch import Stopwatch
 from engine.types import Int32
-from engine.vectors import DOT_SCALE, hash_keys, quantize
+from engine.vectors import DOT_SCALE, quantize
+from tests.support.sequences import hash_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,7 +79,7 @@ class Forest:
         nodes = Nodes(4)
         self.lists = Neighborhood(nodes, ExactIndex(nodes), k=count - 1, width=count - 1)
         keys = [b"%d" % i for i in range(count)]
-        rows = nodes.add(quantize(rng.normal(size=(count, 4)))[0], hash_keys(keys))
+        rows = nodes.add(quantize(rng.normal(size=(count, 4)))[0], hash_names(keys))
         self.lists.update(rows, rows[:0], Stopwatch())
         self.parent = np.full(nodes.capacity, ROOT, np.int32)
         self.root = np.full(nodes.capacity, -1, np.int32)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.clustering.hierarchy import Hierarchy, Level
-from engine.clustering.pipeline import State
+from engine.clustering.state import State
 from engine.index.base import ExactIndex
 from engine.model.linkage import random_model
 from engine.types import Epoch, Float32, Int32, KnnGraph
@@ -41,7 +41,7 @@ class Sight:
     """A level as the model sees it, computed whole: features, neighbours, hidden rows, by hash."""
 
     def __init__(self, level: Level, model: Any, epoch: Epoch) -> None:
-        graph, nodes = level.graph, level.nodes
+        graph, nodes = level.graph(), level.nodes
         rows = nodes.all_rows()
         names = nodes.hashes.tolist()
         hidden = model.embed(graph, epoch, rows)

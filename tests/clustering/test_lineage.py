@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.clustering import touched
-from engine.clustering.lineage import Atoms, Lineage, distinct, follow
-from engine.types import NO_CLUSTERS, NO_TREES, Clusters, Trees
+from engine.clustering.lineage import NO_NAMES, Lineage, Names, Transfers, distinct, follow
+from engine.clustering.lineage import Partition as Unnamed
+from engine.types import Clusters, Trees
 
 Partition = list[dict[int, int]]  # by level: item -> peak of its tree
 
@@ -20,10 +22,9 @@ class World:
     """A partition under stable names, kept by the slow method and by the one under test."""
 
     def __init__(self) -> None:
-        self.trees, self.clusters = NO_TREES, NO_CLUSTERS
+        self.names = NO_NAMES
         self.tree_of: dict[int, int] = {}  # item -> handle
         self.ids: list[dict[int, int]] = [{}]  # by level: item -> id, by the slow method
-        self.next_tree = self.next_cluster = 1
         self.next_slow = 1
         self.version = 0
 
@@ -44,53 +45,39 @@ class World:
             peaks[number[peak]] = [level[item] for level in partition]
         up = relabel[peaks]
         up[:, 0] = np.arange(len(up))
-        found = follow(
-            self.trees,
-            self.clusters,
-            Atoms(*columns),
-            up,
-            peaks,
-            self.version,
-            self.next_tree,
-            self.next_cluster,
-        )
-        self._check_touched(found, Atoms(*columns), up, peaks)
+        unnamed, transfers = Unnamed(up, peaks), Transfers(*columns)
+        found = follow(self.names, unnamed, transfers, self.version)
+        self._check_touched(found, unnamed, transfers)
         overlaps = {t: {b: n for (b, a), n in count.items() if a == t and b} for t in range(len(numbers))}
         named = slow_match(overlaps, numbers)
-        assert {t: h for t, h in enumerate(found.handles.tolist()) if h < self.next_tree} == named
+        assert {t: h for t, h in enumerate(found.handles.tolist()) if h < self.names.next_tree} == named
         self.ids = self.slow_ids(partition)
         for item, peak in partition[0].items():
             path = found.paths[number[peak]].tolist()
             assert path == [level[item] for level in self.ids]
         self.tree_of = {item: int(found.handles[number[peak]]) for item, peak in partition[0].items()}
-        self.trees, self.clusters = found.trees, found.clusters
-        self.next_tree, self.next_cluster = found.next_tree, found.next_cluster
-        assert self.next_cluster == self.next_slow
+        self.names = found.names
+        assert self.names.next_cluster == self.next_slow
         return found
 
-    def _check_touched(self, found: Lineage, atoms: Atoms, up: np.ndarray, peaks: np.ndarray) -> None:
-        """What looks at the touched clusters alone finds the same; equal atoms need not be added up."""
-        big = atoms.count > 1
-        before, after = (np.concatenate([name, name[big]]) for name in (atoms.before, atoms.after))
-        count = np.concatenate([np.where(big, atoms.count - 1, atoms.count), np.ones(big.sum(), np.int64)])
-        part = touched.follow(
-            self.trees,
-            self.clusters,
-            Atoms(before, after, count),
-            up,
-            peaks,
-            self.version,
-            self.next_tree,
-            self.next_cluster,
-        )
+    def _check_touched(self, found: Lineage, unnamed: Unnamed, transfers: Transfers) -> None:
+        """What looks at the touched clusters alone finds the same; equal transfers need not be added up."""
+        big = transfers.count > 1
+        before, after = (np.concatenate([name, name[big]]) for name in (transfers.before, transfers.after))
+        count = np.where(big, transfers.count - 1, transfers.count)
+        count = np.concatenate([count, np.ones(big.sum(), np.int64)])
+        part = touched.follow(self.names, unnamed, Transfers(before, after, count), self.version)
         assert all(
-            np.array_equal(getattr(getattr(part, table), name), getattr(getattr(found, table), name))
-            for table, kind in (("trees", Trees), ("clusters", Clusters))
-            for name in kind.__slots__
+            np.array_equal(getattr(mine, name), getattr(theirs, name))
+            for mine, theirs in (
+                (part.names.trees, found.names.trees),
+                (part.names.clusters, found.names.clusters),
+            )
+            for name in type(mine).__slots__
         )
         assert np.array_equal(part.handles, found.handles)
         assert np.array_equal(part.paths, found.paths)
-        whole = len(atoms.before)
+        whole = len(transfers.before)
         assert np.array_equal(part.previous[:whole], found.previous)
         assert np.array_equal(part.current[:whole], found.current)
         assert part.changed_trees == found.changed_trees
@@ -98,7 +85,8 @@ class World:
             found.changed_clusters, key=lambda c: (c.ended, c.id)
         )
         assert part.events == found.events
-        assert (part.next_tree, part.next_cluster) == (found.next_tree, found.next_cluster)
+        assert part.names.next_tree == found.names.next_tree
+        assert part.names.next_cluster == found.names.next_cluster
 
     def slow_ids(self, partition: Partition) -> list[dict[int, int]]:
         """Sets of items, matched one pair at a time."""
@@ -206,7 +194,7 @@ def test_the_table_describes_the_partition_and_records_replay_it(steps: list[Par
             replayed[record.id] = record
         paths.update(found.changed_trees)
         living = {i: c for i, c in replayed.items() if not c.ended}
-        assert sorted(living) == found.clusters.ids.tolist()
+        assert sorted(living) == found.names.clusters.ids.tolist()
         for level, items_of in enumerate(world.ids):
             for name, items in members(items_of).items():
                 record = living[name]
@@ -220,9 +208,13 @@ def test_the_table_describes_the_partition_and_records_replay_it(steps: list[Par
                     changed_at[name] = (items, world.version)
                 assert record.changed == changed_at[name][1]
         kept = {handle: path for handle, path in paths.items() if path}
-        packed = distinct(world.trees.paths).tolist()
+        packed = distinct(world.names.trees.paths).tolist()
         assert kept == dict(
-            zip(world.trees.handles.tolist(), (tuple(i for i in path if i) for path in packed), strict=True)
+            zip(
+                world.names.trees.handles.tolist(),
+                (tuple(i for i in path if i) for path in packed),
+                strict=True,
+            )
         )
 
 
@@ -232,11 +224,12 @@ def test_nothing_changes_when_nothing_changed(last: Partition, steps: list[Parti
     world, rng = World(), np.random.default_rng(seed)
     for partition in [*steps, last]:
         world.step(partition, rng)
-    before, copied = world.clusters, [*last, last[-1]]  # a level that adds no link changes nothing either
+    before = world.names.clusters
+    copied = [*last, last[-1]]  # a level that adds no link changes nothing either
     for partition in (last, copied):
         found = world.step(partition, rng)
         assert (found.changed_trees, found.changed_clusters, found.events) == ({}, [], [])
-        assert np.array_equal(found.clusters.ids, before.ids)
+        assert np.array_equal(found.names.clusters.ids, before.ids)
         assert np.array_equal(found.previous, found.current)
 
 
@@ -303,7 +296,7 @@ def test_the_largest_part_keeps_the_id_unless_a_larger_one_brought_another(
 
 @settings(max_examples=200, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
-def test_an_atom_knows_the_final_cluster_of_its_items(steps: list[Partition], seed: int) -> None:
+def test_a_transfer_knows_the_final_cluster_of_its_items(steps: list[Partition], seed: int) -> None:
     world = World()
     for partition in steps:
         before = Counter(world.ids[-1].get(i, 0) for i in partition[0])
@@ -319,10 +312,10 @@ def test_a_handle_follows_the_largest_part_and_its_path_tells_the_rest() -> None
     trees = Trees(np.array([3, 8]), np.array([[1, 5], [2, 5]]))
     columns = [[1, 2, 5], [6, 4, 10], [0, 0, 1], [0, 0, 1], [11, 12, 11], [5, 5, 0], [1, 1, 1], [1, 1, 1]]
     clusters = Clusters(*(np.array(column) for column in columns))
-    atoms = Atoms(np.array([3, 3, 8, 0]), np.array([0, 1, 1, 2]), np.array([4, 2, 4, 1]))
+    transfers = Transfers(np.array([3, 3, 8, 0]), np.array([0, 1, 1, 2]), np.array([4, 2, 4, 1]))
     up = np.array([[0, 7], [1, 7], [2, 9]])
     peaks = np.array([[11, 11], [12, 11], [30, 30]])
-    found = follow(trees, clusters, atoms, up, peaks, 2, 20, 40)
+    found = follow(Names(trees, clusters, 20, 40), Unnamed(up, peaks), transfers, 2)
     assert found.handles.tolist() == [3, 8, 20]
     assert found.paths.tolist() == [[1, 5], [2, 5], [40, 40]]
     assert found.changed_trees == {20: (40,)}
@@ -348,22 +341,24 @@ def test_twenty_thousand_trees_cost_milliseconds() -> None:
     peaks = up + np.array([0, 10**6, 2 * 10**6])
     sizes = rng.integers(1, 20, n)
     none = np.zeros(n, np.int64)
-    first = follow(NO_TREES, NO_CLUSTERS, Atoms(none, np.arange(n), sizes), up, peaks, 1, 1, 1)
+    unnamed = Unnamed(up, peaks)
+    first = follow(NO_NAMES, unnamed, Transfers(none, np.arange(n), sizes), 1)
     moved = rng.integers(0, n, 500)
     before = np.concatenate([first.handles, first.handles[moved], np.zeros(2_000, np.int64)])
     after = np.concatenate([np.arange(n), rng.integers(0, n, 500), rng.integers(0, n, 2_000)])
-    atoms = Atoms(before, after, np.concatenate([sizes, np.ones(2_500, np.int64)]))
+    transfers = Transfers(before, after, np.concatenate([sizes, np.ones(2_500, np.int64)]))
+    names = replace(first.names, clusters=_grown(first, moved))
     took = []
     for _ in range(5):
         start = time.perf_counter()
-        follow(first.trees, _grown(first, moved), atoms, up, peaks, 2, first.next_tree, first.next_cluster)
+        follow(names, unnamed, transfers, 2)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.2, f"{took=}"  # 15 ms where it was written; a loaded machine gets ten times that
 
 
 def _grown(found: Lineage, moved: np.ndarray) -> Clusters:
     """The table as it were if the moved items had been in their trees."""
-    old = found.clusters
+    old = found.names.clusters
     size = old.size.copy()
     for path in found.paths[moved].tolist():
         for i in {*path}:

@@ -13,9 +13,10 @@ from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
 from engine.types import Int16, Int32
-from engine.vectors import hash_keys, quantize
+from engine.vectors import quantize
 from tests.support import reference
 from tests.support.checks import check_lists
+from tests.support.sequences import hash_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Held = dict[int, list[tuple[int, int]]]  # hash -> (neighbour's hash, dot)
@@ -37,7 +38,7 @@ class Pond:
         gone = self.rng.choice(self.nodes.all_rows(), departures, replace=False).astype(np.int32)
         self.nodes.remove(gone)
         keys = [b"%d" % (self.born + i) for i in range(len(arrivals))]
-        new = self.nodes.add(arrivals, hash_keys(keys))
+        new = self.nodes.add(arrivals, hash_names(keys))
         self.born += len(arrivals)
         changed, rewritten = self.lists.update(new, gone, Stopwatch())
         self.nodes.release(gone)
@@ -198,7 +199,7 @@ def test_few_holders_and_many_are_found_alike(seed: int) -> None:
     rng = np.random.default_rng(seed)
     nodes = Nodes(6)
     lists = Neighborhood(nodes, ExactIndex(nodes), k=4, width=7)
-    rows = nodes.add(quantize(rng.normal(size=(300, 6)))[0], hash_keys([b"%d" % i for i in range(300)]))
+    rows = nodes.add(quantize(rng.normal(size=(300, 6)))[0], hash_names([b"%d" % i for i in range(300)]))
     lists.update(rows, rows[:0], Stopwatch())
     gone = rng.choice(rows, 60, replace=False).astype(np.int32)
     nodes.remove(gone)

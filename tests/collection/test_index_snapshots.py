@@ -14,8 +14,9 @@ from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.files import sha256
 from engine.types import Int16, Int32, Int64
-from engine.vectors import hash_keys, quantize
+from engine.vectors import quantize
 from tests.support import reference
+from tests.support.sequences import hash_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 8
@@ -24,11 +25,10 @@ PARTS = ("hnsw", "json", "npz")
 
 @dataclass
 class Shelf:
-    """Items with ids and versions of their vectors, as a state holds them, and their index."""
+    """Nodes with ids, as a state holds them, and their index."""
 
     nodes: Nodes = field(default_factory=lambda: Nodes(DIM))
     ids: Int64 = field(default_factory=lambda: np.zeros(4096, np.int64))
-    versions: Int64 = field(default_factory=lambda: np.zeros(4096, np.int64))
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -42,12 +42,11 @@ class Shelf:
         return quantize(self.rng.normal(size=(count, DIM)))[0]
 
     def put(self, ids: Int64) -> Int32:
-        """A version that brings items, or moves those there are."""
+        """A version that brings nodes."""
         self.version += 1
-        old = np.flatnonzero(np.isin(self.ids, ids)).astype(np.int32)
-        self.take(old)
-        rows = self.nodes.add(self.draw(len(ids)), hash_keys([b"%d" % i for i in ids]))
-        self.ids[rows], self.versions[rows] = ids, self.version
+        assert not np.isin(self.ids, ids).any()
+        rows = self.nodes.add(self.draw(len(ids)), hash_names([b"%d" % i for i in ids]))
+        self.ids[rows] = ids
         self.index.insert(rows)
         return rows
 
@@ -61,17 +60,15 @@ class Shelf:
         snapshots.save_index(folder, snapshots.copy_index(folder, self.version, self.index, self.ids))
 
     def load(self, folder: Path) -> tuple[bool, HnswIndex]:
-        """Whether a snapshot served, and the index; all live items are in it, and found."""
+        """Whether a snapshot served, and the index; all live nodes are in it, and found."""
         index = self.empty_index()
         capacity = self.nodes.capacity
         live = self.nodes.all_rows()
-        found = snapshots.load_index(
-            folder, self.version, index, self.ids[:capacity], self.versions[:capacity], live
-        )
+        found = snapshots.load_index(folder, self.version, index, self.ids[:capacity], live)
         near, dots = index.search(live, 10)
         wanted, wanted_dots = reference.nearest(self.nodes.vectors[live], self.nodes.hashes[live], 10)
         wanted = np.where(wanted >= 0, live[wanted], -1) if len(live) else wanted
-        assert np.array_equal(near, wanted)  # so few items that HNSW finds all
+        assert np.array_equal(near, wanted)  # so few nodes that HNSW finds all
         assert np.array_equal(dots, wanted_dots)
         return found, index
 
@@ -98,7 +95,8 @@ def test_comes_back_as_it_was(tmp_path: Path, shelf: Shelf) -> None:
 
 def test_what_changed_since_is_replayed(tmp_path: Path, shelf: Shelf) -> None:
     shelf.put(np.arange(400, 450))  # new
-    shelf.put(np.arange(30, 60))  # moved
+    shelf.take(np.arange(30, 60, dtype=np.int32))
+    shelf.put(np.arange(460, 490))  # in rows of others
     shelf.take(np.flatnonzero(shelf.ids % 7 == 0).astype(np.int32)[:30])
     found, index = shelf.load(tmp_path)
     assert found
@@ -109,7 +107,7 @@ def test_rows_may_be_numbered_otherwise(tmp_path: Path, shelf: Shelf) -> None:
     live = shelf.rng.permutation(shelf.nodes.all_rows())
     moved = Shelf()
     rows = moved.nodes.add(shelf.nodes.vectors[live], shelf.nodes.hashes[live])
-    moved.ids[rows], moved.versions[rows] = shelf.ids[live], shelf.versions[live]
+    moved.ids[rows] = shelf.ids[live]
     moved.version = shelf.version
     assert moved.load(tmp_path)[0]
 
@@ -119,7 +117,7 @@ def test_a_snapshot_newer_than_the_store_is_of_another_history(tmp_path: Path, s
     assert not shelf.load(tmp_path)[0]
 
 
-def test_none_is_left_of_the_items(tmp_path: Path, shelf: Shelf) -> None:
+def test_none_is_left_of_the_nodes(tmp_path: Path, shelf: Shelf) -> None:
     shelf.take(shelf.nodes.all_rows())
     shelf.load(tmp_path)
     shelf.put(np.arange(500, 520))

@@ -18,10 +18,10 @@ def test_a_moved_item_keeps_its_id_and_its_history(opened: Open) -> None:
     engine = opened()
     engine.upsert(names(100), draw(20, 100))
     state, before = engine.state, labels(engine)
-    ids = {key: int(state.ids[row]) for key, row in state.row_of.items()}
+    ids = {key: int(state.items.ids[row]) for key, row in state.items.row_of.items()}
     moving = names(10)
     engine.upsert(moving, draw(21, 10))
-    assert {key: int(state.ids[row]) for key, row in state.row_of.items()} == ids
+    assert {key: int(state.items.ids[row]) for key, row in state.items.row_of.items()} == ids
     after = labels(engine)
     now = engine.store.load()
     assert now.items.versions.tolist() == [2 if i < 10 else 1 for i in range(100)]
@@ -56,11 +56,12 @@ def test_assign_answers_as_an_insert_that_enters_no_list(opened: Open, kind: str
         key = f"probe {at}"
         applied = engine.upsert([key], vector)
         state = engine.state
-        base, row = state.hierarchy.base, state.row_of[key.encode()]
+        base = state.hierarchy.base
+        row = int(state.items.nodes[state.items.row_of[key.encode()]])
         if applied.stats["work"][0].changed == 1 and not applied.stats["recalibrated"]:
             compared += 1
             rank = int(base.linkage[row, : base.lists.degrees[row]].argmax())
-            neighbor = state.keys[base.lists.neighbors[row, rank]].decode()
+            [neighbor] = map(bytes.decode, state.representatives(base.lists.neighbors[row, rank : rank + 1]))
             assert answer.probability == float(base.linkage[row, rank])
             assert answer.neighbor == neighbor
             linked += answer.cluster is not None

@@ -13,8 +13,9 @@ from engine.index.base import ALWAYS, ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import Graph, HnswIndex
 from engine.types import Int16, Int32
-from engine.vectors import hash_keys, quantize
+from engine.vectors import quantize
 from tests.support import reference
+from tests.support.sequences import hash_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NONE = np.empty(0, np.int32)
@@ -36,7 +37,7 @@ def draw(rng: np.random.Generator, kind: str, count: int, dim: int = 16) -> Int1
 
 def fill(nodes: Nodes, grid: Int16) -> Int32:
     first = nodes.rows
-    return nodes.add(grid, hash_keys([b"%d" % (first + i) for i in range(len(grid))]))
+    return nodes.add(grid, hash_names([b"%d" % (first + i) for i in range(len(grid))]))
 
 
 def brute_force(nodes: Nodes, rows: Int32, width: int) -> tuple[Int32, Int32]:
@@ -324,7 +325,7 @@ def test_hnsw_saved_and_loaded_answers_the_same(tmp_path: Path) -> None:
     assert np.array_equal(again, number[found])
     assert np.array_equal(dots_again, dots)
 
-    more = other.add(draw(rng, "mixed", 300), hash_keys([b"more %d" % i for i in range(300)]))
+    more = other.add(draw(rng, "mixed", 300), hash_names([b"more %d" % i for i in range(300)]))
     loaded.insert(more)
     other.remove(more[:50])
     loaded.remove(more[:50])

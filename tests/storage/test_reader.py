@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError
+from engine.storage import schema
 from engine.storage.reader import View
 from engine.storage.store import Store
 from tests.support.fake_collection import ROOT, Toy
@@ -349,19 +350,22 @@ def test_the_view_needs_no_torch() -> None:
 
 def test_another_format_is_refused(written: tuple[Path, Toy], monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = written
-    monkeypatch.setattr("engine.storage.schema.FORMAT", 2)
-    with pytest.raises(StoreError, match="has format 1, this release reads 2"):
+    monkeypatch.setattr("engine.storage.schema.FORMAT", 3)
+    with pytest.raises(StoreError, match="has format 2, this release reads 3"):
         View.open(path)
 
 
 def test_damage_is_never_served(written: tuple[Path, Toy], tmp_path: Path) -> None:
     path, toy = written
+    item = max(toy.rows)
+    key = toy.rows[item][0]
+    with Store.open(path, CONFIG) as store:
+        body = dict(store.rows("items"))[schema.u64(item)]
     data = bytearray((path / "data.mdb").read_bytes())
-    key, vector = toy.rows[max(toy.rows)][:2]
-    at = data.find(vector.tobytes())
+    at = data.find(body)
     while at >= 0:
         data[at] ^= 1
-        at = data.find(vector.tobytes(), at + 1)
+        at = data.find(body, at + 1)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "data.mdb").write_bytes(data)
     with View.open(tmp_path / "bad") as view, pytest.raises(CorruptStore, match="table items, key"):

@@ -78,7 +78,7 @@ def derived(path: Path) -> dict[str, set[tuple[int, ...]]]:
     rows = contents(path)
     numbers = {
         table: {schema.read_pair(key) for key, _ in rows[table]}
-        for table in ("members", "cluster_trees", "endings")
+        for table in ("copies", "members", "cluster_trees", "endings")
     }
     return numbers | {"sizes": {schema.read_size_key(key) for key, _ in rows["sizes"]}}
 
@@ -212,8 +212,8 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path, othe
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store.open(tmp_path, CONFIG).close()
-    monkeypatch.setattr(schema, "FORMAT", 2)
-    with pytest.raises(ConfigMismatch, match="format 1, not 2: use the release"):
+    monkeypatch.setattr(schema, "FORMAT", 3)
+    with pytest.raises(ConfigMismatch, match="format 2, not 3: use the release"):
         Store.open(tmp_path)
 
 
@@ -336,7 +336,7 @@ def test_every_flipped_value_byte_is_detected(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-LOADED = {"items", "lists", "places", "trees", "clusters", "positions"}
+LOADED = {"items", "nodes", "lists", "places", "trees", "clusters", "positions"}
 
 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:

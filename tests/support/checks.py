@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from engine.clustering.decode import ROOT
+from engine.clustering.distinct import distinct_hashes
 from engine.clustering.hierarchy import Hierarchy, Level
 from engine.clustering.neighborhood import Neighborhood
-from engine.clustering.pipeline import State
+from engine.clustering.state import State
 from engine.types import Int32
-from engine.vectors import hash_keys
 from tests.support import reference
 from tests.support.sequences import World, content, partition
 
 
 def check_state(state: State, world: World) -> None:
-    """Items are the survivors; levels, supernodes and lists are consistent."""
-    base = state.hierarchy.base.nodes
+    """Items are the survivors, nodes their distinct vectors; levels, supernodes and lists are consistent."""
+    items, base = state.items, state.hierarchy.base.nodes
+    assert items.row_of.keys() == world.live.keys()
+    assert items.live == len(world.live)
     keys = list(world.live)
-    assert state.row_of.keys() == world.live.keys()
-    rows = np.array([state.row_of[key] for key in keys], np.int32)
-    assert np.array_equal(base.hashes[rows], hash_keys(keys))
+    rows = items.find(keys)
+    assert items.named(rows) == keys
+    assert np.array_equal(np.sort(items.all_rows()), np.sort(rows))
+    free = np.setdiff1d(np.arange(items.rows), rows)
+    assert sorted(items._free) == free.tolist(), "an item's row is lost or free twice"
+    assert (items.nodes[free] == -1).all()
+    held = Counter(vector.tobytes() for vector in world.live.values())
+    alive = base.all_rows()
+    assert {base.vectors[row].tobytes(): int(state.copies[row]) for row in alive.tolist()} == held
+    assert len(alive) == len(held), "two nodes have one vector"
+    assert np.array_equal(base.hashes[alive], distinct_hashes(base.vectors[alive]))
+    assert state.distinct.claims == {int(base.hashes[row]): row for row in alive.tolist()}
     if keys:
-        assert np.array_equal(base.vectors[rows], np.stack([world.live[key] for key in keys]))
+        assert np.array_equal(base.vectors[items.nodes[rows]], np.stack([world.live[key] for key in keys]))
+        assert len(np.unique(state.node_ids[alive])) == len(alive)
     for level in state.hierarchy.levels:
         check_level(level)
     for lower, upper in pairwise(state.hierarchy.levels):
@@ -84,7 +97,7 @@ def check_link(lower: Level, upper: Level) -> None:
 
 
 def check_supernodes(hierarchy: Hierarchy) -> None:
-    """Sizes, sums and rounded means are those of the items, counted anew."""
+    """Sizes, sums and rounded means are those of the distinct vectors, counted anew."""
     _, peaks = partition(hierarchy)
     vectors = content(hierarchy.base)["vector"]
     for at, level in enumerate(hierarchy.levels[1:]):
@@ -99,7 +112,7 @@ def check_supernodes(hierarchy: Hierarchy) -> None:
 
 
 def check_calibration(state: State, other: State) -> None:
-    """The running sums are a function of the live items."""
+    """The running sums are a function of the distinct vectors."""
     mine, theirs = state.calibration, other.calibration
     assert mine.items == theirs.items == state.hierarchy.base.nodes.live
     for calibration in (mine, theirs):
@@ -112,10 +125,10 @@ def check_calibration(state: State, other: State) -> None:
 
 
 def check_plain_code(state: State, world: World, model: Any) -> None:
-    """Every level equals what the plain code makes of the survivors; all known neighbours are certain."""
+    """Every level equals what the plain code makes of the distinct vectors; known neighbours are certain."""
     held = [content(level) for level in state.hierarchy.levels]
-    base = held[0]
-    plain = reference.cluster(base["vector"], base["hash"], model, world.shape, state.calibration.epoch)
+    grid = np.unique(np.array([*world.live.values()], np.int16).reshape(-1, world.shape.dim), axis=0)
+    plain = reference.cluster(grid, distinct_hashes(grid), model, world.shape, state.calibration.epoch)
     assert len(plain) == len(held) or (len(plain) == len(held) - 1 and state.hierarchy.levels[-2].links == 0)
     for at, (mine, level) in enumerate(zip(held, plain, strict=True)):
         names = level.hashes

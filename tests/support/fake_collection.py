@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from engine.clustering import lineage
-from engine.clustering.lineage import Atoms
-from engine.types import NO_CLUSTERS, NO_TREES, Assignment, Change, Epoch, Int64, Items, Lists, Loaded
+from engine.clustering.lineage import NO_NAMES, Lineage, Partition, Transfers
+from engine.types import (
+    Assignment,
+    Change,
+    Clusters,
+    Epoch,
+    Int16,
+    Int64,
+    Items,
+    Lists,
+    Loaded,
+    Shift,
+    Trees,
+    Vectors,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 6
 WIDTH = 4
 
+Labels = dict[int, list[int]]  # node -> peak at each level
+
 
 class Toy:
-    """Random upserts and deletes; clusters are drawn at random too, two or three levels of them."""
+    """Random upserts and deletes, copies among them; clusters are drawn at random too, in 2 or 3 levels."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -24,45 +41,81 @@ class Toy:
         self.epoch = Epoch(0.0, 0.0, 0)
         self.counters: dict[str, int] = {}
         self.positions: dict[str, bytes] = {}
-        self.rows: dict[int, tuple[bytes, Int64, int, bytes, int]] = {}  # key, vector, time, payload, version
-        self.lists: dict[int, tuple[Int64, Int64]] = {}
-        self.place: dict[int, int] = {}
-        self.trees, self.clusters = NO_TREES, NO_CLUSTERS
+        self.rows: dict[int, tuple[bytes, Int16, int, bytes, int]] = {}  # key, vector, time, payload, version
+        self.node: dict[int, int] = {}  # item -> node
+        self.vectors: dict[int, Int16] = {}  # node -> vector
+        self.lists: dict[int, tuple[Int64, Int64]] = {}  # by node
+        self.tree: dict[int, int] = {}  # node -> level-0 tree
+        self.names = NO_NAMES
         self.ended: set[tuple[int, int]] = set()
-        self.next_item = self.next_tree = self.next_cluster = 1
+        self.next_item = self.next_node = 1
+
+    @property
+    def place(self) -> dict[int, int]:
+        """item -> level-0 tree."""
+        return {item: self.tree[node] for item, node in self.node.items()}
+
+    @property
+    def trees(self) -> Trees:
+        return self.names.trees
+
+    @property
+    def clusters(self) -> Clusters:
+        return self.names.clusters
 
     def step(self, items: int = 8) -> Change:
         """The next version: some items come, some change, some go."""
         rng = self.rng
         self._tick()
+        nodes, places = dict(self.node), self.place
         old = rng.permutation(sorted(self.rows))
         removed = sorted((int(i), self.rows[int(i)][0]) for i in old[: len(old) // 6])
         for item, _ in removed:
-            del self.rows[item], self.lists[item]
+            del self.rows[item], self.node[item]
         changed = [int(i) for i in old[len(old) // 6 : len(old) // 3]]
         fresh = list(range(self.next_item, self.next_item + int(rng.integers(1, items + 1))))
         self.next_item += len(fresh)
+        known = set(self.vectors)
         for item in rng.permutation([*changed, *fresh]).tolist():
             key = self.rows[item][0] if item in self.rows else f"{rng.integers(1 << 30):x}:{item}".encode()
             payload = b'{"n":%d}' % item * int(rng.integers(2))
-            vector = rng.integers(-(2**14), 2**14, DIM).astype(np.int16)
+            self.node[item] = self._node()
+            vector = self.vectors[self.node[item]]
             self.rows[item] = (key, vector, int(rng.integers(1 << 40)), payload, self.version)
-        listed = sorted({*changed, *fresh, *rng.permutation(sorted(self.rows))[:5].tolist()})
+        held = set(self.node.values())
+        gone = {node: self.tree.pop(node) for node in sorted(known - held)}
+        self.vectors = {node: vector for node, vector in self.vectors.items() if node in held}
+        self.lists = {node: row for node, row in self.lists.items() if node in held}
+        new = sorted(held - known)
+        listed = sorted({*new, *rng.permutation(sorted(held))[:5].tolist()})
         self._relist(listed)
-        levels = int(rng.integers(2, 4))
-        return self._change([*changed, *fresh], removed, listed, self._draw(levels), whole=False)
+        found, shift = self._name(self._draw(int(rng.integers(2, 4))), places, gone)
+        upserts = self._items([*changed, *fresh])
+        kept = {item: node for item, node in self.node.items() if nodes.get(item) != node}
+        moves = [(item, nodes.get(item, 0), node) for item, node in kept.items()]
+        moves += [(item, nodes[item], 0) for item, _ in removed]
+        gone_events = [Assignment(key, 0, 1, ()) for _, key in removed]
+        here = [Assignment(self.rows[i][0], 7, 0, (7, 3)) for i in [*changed, *fresh]]
+        return self._change(
+            found, shift, listed, upserts=upserts, removed=removed, copies=_shift(moves),
+            vectors=self._vectors(new), events=[*found.events, *gone_events, *here],
+        )  # fmt: skip
 
     def rebuild(self) -> Change:
         """A new generation: the same items, other lists and trees, complete."""
         self._tick()
-        listed = sorted(self.rows)
+        listed = sorted(self.vectors)
         self._relist(listed)
-        return self._change([], [], listed, self._draw(3), whole=True)
+        found, _ = self._name(self._draw(3), self.place, {})
+        packed = lineage.distinct(found.names.trees.paths).tolist()
+        paths = zip(found.names.trees.handles.tolist(), packed, strict=True)
+        whole = {int(handle): tuple(filter(None, path)) for handle, path in paths}
+        shift = _shift((node, 0, tree) for node, tree in self.tree.items())
+        return self._change(found, shift, listed, trees=whole)
 
     def loaded(self) -> Loaded:
         """What the store must give back."""
-        ids = sorted(self.rows)
-        clusters = self.clusters
+        ids, nodes = sorted(self.rows), sorted(self.vectors)
         return Loaded(
             self.version,
             self.time_ms,
@@ -70,10 +123,11 @@ class Toy:
             self.counters,
             self.positions,
             self._items(ids),
-            self._lists(ids),
+            self._vectors(nodes),
+            self._lists(nodes),
             np.array([self.place[i] for i in ids], np.int64),
             self.trees,
-            clusters,
+            self.clusters,
         )
 
     def derived(self) -> dict[str, set[tuple[int, ...]]]:
@@ -82,7 +136,8 @@ class Toy:
         sizes = zip(self.clusters.size[final].tolist(), self.clusters.ids[final].tolist(), strict=True)
         paths = zip(self.trees.handles.tolist(), self.trees.paths.tolist(), strict=True)
         return {
-            "members": {(tree, item) for item, tree in self.place.items()},
+            "copies": {(node, item) for item, node in self.node.items()},
+            "members": {(tree, node) for node, tree in self.tree.items()},
             "cluster_trees": {(cluster, tree) for tree, path in paths for cluster in path},
             "sizes": set(sizes),
             "endings": self.ended,
@@ -94,29 +149,32 @@ class Toy:
         self.epoch = Epoch(float(self.rng.normal()), float(self.rng.random()), len(self.rows))
         self.positions["file"] = self.rng.bytes(5)
 
-    def _relist(self, ids: list[int]) -> None:
-        for item in ids:
-            neighbors = self.rng.choice([-1, *self.rows], WIDTH)
-            self.lists[item] = neighbors, self.rng.integers(-(2**28), 2**28, WIDTH).astype(np.int32)
+    def _node(self) -> int:
+        """The node of a vector that is new, or of one that others have."""
+        if self.vectors and self.rng.random() < 0.3:
+            return int(self.rng.choice(sorted(self.vectors)))
+        vector = self.rng.integers(-(2**14), 2**14, DIM).astype(np.int16)
+        self.vectors[self.next_node] = vector
+        self.next_node += 1
+        return self.next_node - 1
 
-    def _draw(self, levels: int) -> dict[int, list[int]]:
-        """item -> peak at each level; most items stay where they are."""
-        peaks: dict[int, list[int]] = {}
-        for item in sorted(self.rows):
-            tree = self.place.get(item, 0)
+    def _relist(self, ids: list[int]) -> None:
+        for node in ids:
+            neighbors = self.rng.choice([-1, *self.vectors], WIDTH)
+            self.lists[node] = neighbors, self.rng.integers(-(2**28), 2**28, WIDTH).astype(np.int32)
+
+    def _draw(self, levels: int) -> Labels:
+        """Most nodes stay where they are."""
+        peaks: Labels = {}
+        for node in sorted(self.vectors):
+            tree = self.tree.get(node, 0)
             base = tree if tree and self.rng.random() < 0.9 else int(self.rng.integers(1, 12))
             path = [base, base % 6, base % 2]  # nested
-            peaks[item] = [path[min(level, 2)] for level in range(levels)]
+            peaks[node] = [path[min(level, 2)] for level in range(levels)]
         return peaks
 
-    def _change(
-        self,
-        upserted: list[int],
-        removed: list[tuple[int, bytes]],
-        listed: list[int],
-        labels: dict[int, list[int]],
-        whole: bool,
-    ) -> Change:
+    def _name(self, labels: Labels, places: dict[int, int], gone: dict[int, int]) -> tuple[Lineage, Shift]:
+        """`places`: of the items before; `gone`: nodes and the trees that they had."""
         ids = sorted(labels)
         groups = np.array([labels[i] for i in ids], np.int64).reshape(len(ids), -1)
         _, first, number = np.unique(groups[:, 0], return_index=True, return_inverse=True)
@@ -126,61 +184,65 @@ class Toy:
         for level in range(up.shape[1]):
             for row, label in enumerate(groups[first, level]):
                 peaks[row, level] = ids[int(np.flatnonzero(groups[:, level] == label)[0])]
-        moves = {i: (self.place.get(i, 0), int(t)) for i, t in zip(ids, number, strict=True)}
-        moves |= {i: (self.place[i], -1) for i, _ in removed}
-        kinds, count = np.unique(np.array(sorted(moves.values()), np.int64), axis=0, return_counts=True)
-        found = lineage.follow(
-            self.trees,
-            self.clusters,
-            Atoms(kinds[:, 0], kinds[:, 1], count),
-            up,
-            peaks,
-            self.version,
-            self.next_tree,
-            self.next_cluster,
+        tree_of = dict(zip(ids, number.tolist(), strict=True))
+        count = Counter(
+            (places.get(item, 0), tree_of[self.node[item]] if item in self.node else -1)
+            for item in {*places, *self.node}
         )
-        places = {i: (before, int(found.handles[t]) if t >= 0 else 0) for i, (before, t) in moves.items()}
-        moved = [(i, 0 if whole else a, b) for i, (a, b) in places.items() if whole or a != b]
-        trees = found.changed_trees
-        if whole:
-            packed = lineage.distinct(found.trees.paths).tolist()
-            trees = {int(h): tuple(filter(None, p)) for h, p in zip(found.trees.handles, packed, strict=True)}
-        self.place = {i: after for i, (_, after) in places.items() if after}
-        self.trees, self.clusters = found.trees, found.clusters
-        self.next_tree, self.next_cluster = found.next_tree, found.next_cluster
+        columns = np.array([(*key, n) for key, n in sorted(count.items())], np.int64).reshape(-1, 3).T
+        found = lineage.follow(self.names, Partition(up, peaks), Transfers(*columns), self.version)
+        now = {node: int(found.handles[tree]) for node, tree in tree_of.items()}
+        shifts = [(node, self.tree.get(node, 0), tree) for node, tree in now.items()]
+        shifts = [shift for shift in shifts if shift[1] != shift[2]]
+        self.tree, self.names = now, found.names
         self.ended |= {(c.ended, c.id) for c in found.changed_clusters if c.ended}
-        counters = {
+        self.counters = {
             "next_item": self.next_item,
-            "next_tree": self.next_tree,
-            "next_cluster": self.next_cluster,
+            "next_node": self.next_node,
+            "next_tree": self.names.next_tree,
+            "next_cluster": self.names.next_cluster,
+            "levels": up.shape[1],
         }
-        self.counters = counters | {"levels": up.shape[1]}
-        gone = [Assignment(key, 0, 1, ()) for _, key in removed]
-        here = [Assignment(self.rows[i][0], 7, 0, (7, 3)) for i in upserted]
+        return found, _shift([*shifts, *((node, tree, 0) for node, tree in gone.items())])
+
+    def _change(self, found: Lineage, places: Shift, listed: list[int], **fields: object) -> Change:
+        nothing = {
+            "upserts": self._items([]),
+            "removed": [],
+            "copies": _shift([]),
+            "vectors": self._vectors([]),
+            "trees": found.changed_trees,
+            "events": found.events,
+        }
         return Change(
-            self.version,
-            self.time_ms,
-            self.epoch,
-            self.counters,
-            self.positions,
-            self._items(upserted),
-            removed,
-            self._lists(listed),
-            tuple(np.array(moved, np.int64).reshape(-1, 3).T),
-            trees,
-            found.changed_clusters,
-            [*found.events, *gone, *here],
+            version=self.version,
+            time_ms=self.time_ms,
+            epoch=self.epoch,
+            counters=self.counters,
+            positions=self.positions,
+            lists=self._lists(listed),
+            places=places,
+            clusters=found.changed_clusters,
+            **{**nothing, **fields},
         )
 
     def _items(self, ids: list[int]) -> Items:
         rows = [self.rows[i] for i in ids]
-        vectors = np.array([row[1] for row in rows], np.int16).reshape(len(ids), DIM if ids else 0)
+        nodes = np.array([self.node[i] for i in ids], np.int64)
         times, versions = (np.array([row[c] for row in rows], np.int64) for c in (2, 4))
         return Items(
-            np.array(ids, np.int64), [r[0] for r in rows], vectors, times, [r[3] for r in rows], versions
+            np.array(ids, np.int64), [r[0] for r in rows], nodes, times, [r[3] for r in rows], versions
         )
+
+    def _vectors(self, nodes: list[int]) -> Vectors:
+        grid = np.array([self.vectors[node] for node in nodes], np.int16)
+        return Vectors(np.array(nodes, np.int64), grid.reshape(len(nodes), DIM if nodes else 0))
 
     def _lists(self, ids: list[int]) -> Lists:
         neighbors = np.array([self.lists[i][0] for i in ids], np.int64).reshape(len(ids), WIDTH if ids else 0)
         dots = np.array([self.lists[i][1] for i in ids], np.int32).reshape(neighbors.shape)
         return Lists(np.array(ids, np.int64), neighbors, dots)
+
+
+def _shift(rows: Iterable[tuple[int, int, int]]) -> Shift:
+    return Shift(*np.array([*rows], np.int64).reshape(-1, 3).T)

@@ -11,16 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from engine.clustering.calibration import Calibration
 from engine.clustering.hierarchy import Hierarchy, Level, Shape
-from engine.clustering.pipeline import State, step
+from engine.clustering.pipeline import step
+from engine.clustering.state import State
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Applied, Batch, Change, Epoch, Int16
+from engine.types import Applied, Batch, Change, Epoch, Int16, UInt64
 from engine.vectors import SCALE, quantize
 
-KINDS = ("mixed", "trickle", "tides", "copies", "twins", "nudges", "lattice", "chain", "one by one", "drift")
+KINDS = (
+    "mixed", "trickle", "tides", "copies", "twins", "nudges", "lattice", "chain", "one by one", "drift",
+    "herds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class World:
             peak_width=width + int(rng.integers(0, 17)),
         )
         self.live: dict[bytes, Int16] = {}
+        self.once: dict[bytes, Int16] = {}  # what a herd that is gone was; they may come back
         self.keys = 0
         self.noise = float(rng.choice([0.05, 0.3, 0.8]))
         self.centres = rng.normal(size=(max(2, scale // 15), dim))
@@ -60,8 +66,12 @@ class World:
 
     def batches(self) -> Iterator[tuple[Batch, dict[str, int]]]:
         """The sequence, and with each batch what `Applied` has to say of it."""
-        for tide in self.tides():
-            yield self.batch(tide)
+        if self.kind == "herds":
+            for _ in range(16):
+                yield self.herd()
+        else:
+            for tide in self.tides():
+                yield self.batch(tide)
 
     def tides(self) -> Iterator[Tide]:
         rng, n = self.rng, self.scale
@@ -100,11 +110,52 @@ class World:
         deleted, old = old[:gone], old[gone:]
         moved, old = old[: tide.moved], old[tide.moved :]
         same = old[: tide.same]
-        fresh = [b"%x:%d" % (self.seed, self.keys + i) for i in range(tide.new)]
-        self.keys += tide.new
-        given = [*zip(fresh, self.vectors(tide.new), strict=True)]
+        given = [*zip(self.fresh(tide.new), self.vectors(tide.new), strict=True)]
         given += [(key, self.elsewhere(self.live[key])) for key in moved]
         given += [(key, self.live[key]) for key in same]
+        return self.told(given, deleted)
+
+    def herd(self) -> tuple[Batch, dict[str, int]]:
+        """Copies by the hundred come, go, and move together or all but one, also onto another herd."""
+        rng = self.rng
+        herds: dict[bytes, list[bytes]] = {}
+        for key, vector in self.live.items():
+            herds.setdefault(vector.tobytes(), []).append(key)
+        names = [list(herds)[i] for i in rng.permutation(len(herds))]
+        given: dict[bytes, Int16] = {}
+        deleted: list[bytes] = []
+        for name in names[: int(rng.integers(0, 5))]:
+            keys, own = herds[name], np.frombuffer(name, np.int16)
+            some = keys[: rng.choice([len(keys), len(keys) - 1, len(keys) // 2], p=[0.4, 0.3, 0.3])]
+            match rng.integers(4):
+                case 0:
+                    deleted += some
+                case 1:  # into one that is there
+                    given |= dict.fromkeys(some, np.frombuffer(names[rng.integers(len(names))], np.int16))
+                case 2:  # to one that is new, or was there once
+                    given |= dict.fromkeys(some, self.elsewhere(own))
+                case 3:  # apart
+                    given |= {key: self.elsewhere(own) for key in some[:20]}
+        for _ in range(int(rng.integers(1, 4))):
+            count = int(rng.choice([1, 3, 100, self.scale]))
+            vector = self.pool[rng.integers(len(self.pool))] if rng.random() < 0.5 else self.vectors(1)[0]
+            if len(herds) and rng.random() < 0.3:
+                vector = np.frombuffer(names[0], np.int16)
+            given |= dict.fromkeys(self.fresh(count), vector)
+        returning = [key for key in self.once if key not in self.live][: int(rng.integers(0, 60))]
+        given |= {key: self.once[key] for key in returning}
+        self.once |= {key: self.live[key] for key in deleted}
+        return self.told([*given.items()], deleted)
+
+    def fresh(self, count: int) -> list[bytes]:
+        """Keys that were never there."""
+        self.keys += count
+        return [b"%x:%d" % (self.seed, self.keys - 1 - i) for i in range(count)]
+
+    def told(self, given: list[tuple[bytes, Int16]], deleted: list[bytes]) -> tuple[Batch, dict[str, int]]:
+        """Upserts and deletes as a batch; `live` follows."""
+        rng = self.rng
+        new = sum(key not in self.live for key, _ in given)
         really = int(sum((self.live[key] != vector).any() for key, vector in given if key in self.live))
         given = [given[i] for i in rng.permutation(len(given))]
         for key in deleted:
@@ -112,9 +163,9 @@ class World:
         self.live.update(given)
         unknown = [b"never %d" % i for i in range(int(rng.integers(0, 2)))]
         expected = {
-            "inserted": tide.new,
+            "inserted": new,
             "moved": really,
-            "unchanged": len(given) - tide.new - really,
+            "unchanged": len(given) - new - really,
             "deleted": len(deleted),
             "unknown": len(unknown),
         }
@@ -169,6 +220,11 @@ class World:
         return [batch_of(items[start:stop], self.shape.dim) for start, stop in ends]
 
 
+def hash_names(names: Sequence[bytes]) -> UInt64:
+    """A hash of each name, (n,) uint64: for tests whose points need not have their vectors' hashes."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(name) for name in names), np.uint64, len(names))
+
+
 def batch_of(given: Sequence[tuple[bytes, Int16]], dim: int, deletes: Sequence[bytes] = ()) -> Batch:
     keys = [key for key, _ in given]
     grid = np.array([vector for _, vector in given], np.int16).reshape(-1, dim)
@@ -202,11 +258,11 @@ def rebuilt(world: World, model: Any, epoch: Epoch, parts: int = 1) -> State:
     return state
 
 
-Content = dict[str, np.ndarray]  # columns of one level, ordered by the hash of the node's key
+Content = dict[str, np.ndarray]  # columns of one level, ordered by the node's hash
 
 
 def content(level: Level) -> Content:
-    """All that a level holds, free of row numbers: rows in lists and links become hashes of keys."""
+    """All that a level holds, free of row numbers: rows in lists and links become hashes."""
     nodes, lists, k = level.nodes, level.lists, level.shape.k
     rows = nodes.all_rows()
     rows = rows[np.argsort(nodes.hashes[rows])]
