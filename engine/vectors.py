@@ -71,7 +71,7 @@ def hash_vectors(grid: Int16, attempt: int = 0) -> UInt64:
     """
     digest, width, seed = xxhash.xxh3_64_intdigest, grid.shape[1] * grid.itemsize, HASH_SEED + attempt
     raw = np.ascontiguousarray(grid, "<i2").tobytes()
-    rows = (digest(raw[at : at + width], seed) for at in range(0, len(raw), width))
+    rows = (digest(raw[at * width : (at + 1) * width], seed) for at in range(len(grid)))
     return np.fromiter(rows, np.uint64, len(grid))
 
 

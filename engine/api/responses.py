@@ -42,6 +42,7 @@ EVENT: dict[str, Any] = {
 
 NEIGHBOR: dict[str, Any] = {
     "key": "articles:3",
+    "copies": 1,
     "size": 1,
     "density": 0.3,
     "similarity": 0.9,
@@ -49,6 +50,11 @@ NEIGHBOR: dict[str, Any] = {
     "cluster": 42,
     "verdict": "parent",
 }
+
+CHAIN: list[dict[str, Any]] = [
+    {"key": "articles:7", "copies": 1, "size": 1, "density": 0.12, "similarity": 0.9, "linkage": 0.93},
+    {"key": "articles:3", "copies": 1, "size": 1, "density": 0.3, "similarity": None, "linkage": None},
+]
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -223,10 +229,11 @@ class Summary(Stamped):
 
 
 class Node(BaseModel):
-    """An item, or a supernode named by its peak."""
+    """A vector, or a supernode named by its peak's."""
 
-    key: Key
-    size: int = Field(ge=1, description="Items.")
+    key: Key = Field(description="Of the item that was asked for, or of the oldest one with this vector.")
+    copies: int = Field(ge=1, description="Items with exactly this vector.")
+    size: int = Field(ge=1, description="Different vectors in the supernode.")
     density: float
 
 
@@ -271,14 +278,12 @@ class Explanation(Stamped):
                 "level": 0,
                 "cluster": 9,
                 "key": "articles:7",
+                "copies": 1,
                 "size": 1,
                 "density": 0.12,
                 "neighbors": [NEIGHBOR],
                 "refused": None,
-                "chain": [
-                    {"key": "articles:7", "size": 1, "density": 0.12, "similarity": 0.9, "linkage": 0.93},
-                    {"key": "articles:3", "size": 1, "density": 0.3, "similarity": None, "linkage": None},
-                ],
+                "chain": CHAIN,
                 "chain_links": 1,
             }
         ],
