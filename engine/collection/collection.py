@@ -72,7 +72,6 @@ class Engine(LiveCollection):
             settings = config.with_options(given)
         elif options or isinstance(model, (str, os.PathLike)):
             raise InputError("give Engine.open either Settings or a folder and keywords, not both")
-        assert model is None or isinstance(model, LinkageModel)
         return super().open(settings, model, clock, executor)
 
     def upsert(
