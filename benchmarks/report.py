@@ -47,6 +47,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             print("  ".join("-" * width for width in widths))
 
 
+def print_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """The same as a Markdown table."""
+    for row in [header, ["---"] * len(header), *rows]:
+        print("| " + " | ".join(_text(cell) for cell in row) + " |")
+
+
 def finish(figures: dict[str, Any], file: Path | None) -> None:
     """Print the machine, and write the figures where asked."""
     facts = machine()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,25 @@ if TYPE_CHECKING:
     from engine.training.train import Progress
 
 
-def train(files: Sequence[Path], out: Path, choose: Sequence[Path], minutes: float, seed: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long to train, and from which models: both optional."""
+
+    minutes: float
+    seed: int
+    start: Path | None = None
+    teacher: Path | None = None
+
+
+def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course) -> None:
     """Train and write the model."""
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
+    from engine.model.linkage import LinkageModel
     from engine.training.train import Plan, train
 
+    models = (course.start, course.teacher)
+    start_from, teacher = (LinkageModel.load(path) if path else None for path in models)
     start = time.monotonic()
 
     def report(progress: Progress) -> None:
@@ -31,7 +44,8 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], minutes: flo
             f"  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    model = train(files, out, Plan(minutes=minutes, seed=seed), choose, report)
+    plan = Plan(minutes=course.minutes, seed=course.seed)
+    model = train(files, out, plan, choose, report, start_from, teacher)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
 
 

@@ -319,6 +319,13 @@ def train(
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="MODEL", help="A model to go on from.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", metavar="MODEL", help="Half of each target is this model's answer."),
+    ] = None,
 ) -> None:
     """Meta-train a model on labelled embeddings.
 
@@ -326,7 +333,7 @@ def train(
     """
     from engine.cli import learn
 
-    learn.train(files, out, choose or [], minutes, seed)
+    learn.train(files, out, choose or [], learn.Course(minutes, seed, start, teacher))
 
 
 @app.command()

@@ -26,6 +26,7 @@ FLOOR = 2.0**-14  # of distances: the grid's step
 MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
+LEAST_SCALE = 0.02  # of a feature's deviation: one that never differs stays finite
 BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
 
 EDGE_FEATURES = (
@@ -74,6 +75,9 @@ def node_feature_names(k: int) -> tuple[str, ...]:
         "tightness",
         "inner",  # standardised mean similarity between two items of the node
         "base",
+        "cone",  # of the epoch, on an absolute scale: log(1 - mean); -9.7 where all vectors are alike
+        "dispersion",  # log(deviation / (1 - mean)): low where no pair is closer than others
+        "isotropy",  # the same against 1 / sqrt(d), that of random directions: 0 where nothing has a form
     )
 
 
@@ -92,13 +96,27 @@ class Ranges:
         wide = raw.astype(np.float64)
         low, high = np.quantile(wide, (tail, 1.0 - tail), axis=0)
         inside = np.clip(wide, low, high)
-        return cls(low, high, inside.mean(axis=0), np.maximum(inside.std(axis=0), 0.02))
+        return cls(low, high, inside.mean(axis=0), np.maximum(inside.std(axis=0), LEAST_SCALE))
 
     @classmethod
     def none(cls, features: int) -> Ranges:
         """Return ranges that leave features as they are."""
         ones = np.ones(features)
         return cls(-np.inf * ones, np.inf * ones, 0.0 * ones, ones)
+
+    def widened(self, other: Ranges) -> Ranges:
+        """Return ranges that hold both, standardised as by these.
+
+        The other's where a feature is unbounded here, or was never seen to differ.
+        """
+        own = np.isfinite(self.low) & (self.scale > LEAST_SCALE)
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Ranges(
+            np.where(own, low, other.low),
+            np.where(own, high, other.high),
+            np.where(own, self.center, other.center),
+            np.where(own, self.scale, other.scale),
+        )
 
     def apply(self, raw: Float32) -> Float32:
         """Return raw features (rows, features) in these ranges, as the kernels write them."""
@@ -179,6 +197,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
     is_base, mean, deviation = graph.is_base, scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
     log_unit = _log_distance(mean)
+    dispersion = math.log(deviation) - log_unit
     for t in range(rows.shape[0]):
         i = rows[t]
         n = degree[i]
@@ -216,6 +235,9 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
         else:
             raw[f + 7] = raw[0]
         raw[f + 8] = 1.0 if is_base else 0.0
+        raw[f + 9] = log_unit
+        raw[f + 10] = dispersion
+        raw[f + 11] = dispersion + 0.5 * math.log(float(average.shape[1]))
         _standardise(out[t], raw, ranges)
 
 

@@ -140,8 +140,7 @@ class LinkageModel:
         self.hidden = 2 * card.hidden
         self.keeps = card.hidden, len(EDGE_FEATURES)  # W2 x of a node, features of an edge
         self.default_epoch = Epoch(card.mean, card.deviation, 0)
-        facts = f"{card.k} {card.hidden} {card.mean!r} {card.deviation!r}".encode()
-        self.sha256 = hashlib.sha256(self._bytes() + facts).hexdigest()
+        self.sha256 = _digest(self._bytes(), card)
         # (inputs, outputs) and contiguous, as the products below read them
         self._weights = {name: value.detach().t().contiguous() for name, value in net.named_parameters()}
         near, far, update = self._weights["node_ends.weight"].chunk(3, dim=1)
@@ -287,7 +286,8 @@ class LinkageModel:
             facts = json.loads(path.with_suffix(".json").read_text())
             sha256 = facts.pop("sha256")
             card = Card(**facts)
-            tensors = safetensors.torch.load(path.read_bytes())
+            content = path.read_bytes()
+            tensors = _with_all_features(safetensors.torch.load(content), len(node_feature_names(card.k)))
             nodes, edges = (
                 Ranges(
                     *(tensors.pop(f"{kind}.{name}").numpy() for name in ("low", "high", "center", "scale"))
@@ -302,10 +302,28 @@ class LinkageModel:
             raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise InputError(f"{path} has weights that are not finite: train it again")
-        model = cls(net, nodes, edges, card)
-        if model.sha256 != sha256:
+        if _digest(content, card) != sha256:
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
-        return model
+        return cls(net, nodes, edges, card)
+
+
+def _digest(weights: bytes, card: Card) -> str:
+    facts = f"{card.k} {card.hidden} {card.mean!r} {card.deviation!r}".encode()
+    return hashlib.sha256(weights + facts).hexdigest()
+
+
+def _with_all_features(tensors: dict[str, Tensor], features: int) -> dict[str, Tensor]:
+    """Weights from before the last node features existed, with those: read, and of no weight."""
+    missing = features - tensors["node_ends.weight"].shape[1]
+    if missing <= 0:
+        return tensors
+    added = {"low": -np.inf, "high": np.inf, "center": 0.0, "scale": 1.0}
+    for name, value in added.items():
+        column = torch.full((missing,), value, dtype=torch.float64)
+        tensors[f"nodes.{name}"] = torch.cat([tensors[f"nodes.{name}"], column])
+    weight = tensors["node_ends.weight"]
+    tensors["node_ends.weight"] = torch.cat([weight, weight.new_zeros((len(weight), missing))], dim=1)
+    return tensors
 
 
 def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:

@@ -9,7 +9,7 @@ clusters of all shapes and sizes, and large classes on curved manifolds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 from connectors.files import labelled as files
 from engine.types import Float32, Float64, Int64
+from engine.vectors import quantize
 
 Rng = np.random.Generator
 LEAST_DIM = 4
@@ -37,6 +38,13 @@ def read_labelled(path: Path) -> Collection:
     found = files.read_labelled(path)
     _, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
     return Collection(path.stem, found.emb.astype(np.float32), classes.astype(np.int64))
+
+
+def distinct(collection: Collection) -> Collection:
+    """The collection without copies of a vector, as the engine sees it: identical on the grid."""
+    _, first = np.unique(quantize(collection.emb)[0], axis=0, return_index=True)
+    rows = np.sort(first)
+    return replace(collection, emb=collection.emb[rows], labels=collection.labels[rows])
 
 
 def embedded_again(path: Path, collection: Collection, seed: int) -> list[Collection]:
@@ -84,7 +92,7 @@ def _pixels(collection: Collection, images: Float32, rng: Rng) -> list[Collectio
     """Drawings as coarse pixels, each jittered many times: few, large, curved classes."""
     out = []
     for side in (8, 14):
-        chosen = rng.choice(np.unique(collection.labels), 150, replace=False)
+        chosen = rng.permutation(np.unique(collection.labels))[:150]
         emb, labels = [], []
         for label in chosen:
             drawings = images[collection.labels == label]

@@ -21,8 +21,16 @@ from engine.errors import InputError
 from engine.model.features import Ranges
 from engine.model.linkage import Card, LinkageModel, Universal, UniversalConfig
 from engine.system.determinism import one_thread
-from engine.training import scores
-from engine.training.datasets import Collection, embedded_again, generated, read_labelled, subset, view
+from engine.training import scores, topics
+from engine.training.datasets import (
+    Collection,
+    distinct,
+    embedded_again,
+    generated,
+    read_labelled,
+    subset,
+    view,
+)
 from engine.training.rollout import Oracle, Scene, hierarchy, joined, measured_epoch, partitions, scenes
 from engine.types import Epoch, Float32
 
@@ -31,7 +39,7 @@ from torch import Tensor  # isort: skip
 
 MOST_ITEMS = 2500  # of most training graphs
 LARGE_ITEMS = 10_000  # of some: lists are tighter in large collections
-POOL = 240  # scenes kept for replay
+POOL = 500  # scenes kept for replay, of each of two kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +51,16 @@ class Plan:
     hidden: int = 48
     rate: float = 3e-3  # Adam's, cosine to 1/30 of it
     dropout: float = 0.05
-    edges: int = 24_000  # a step's
+    edges: int = 8_000  # a step's, or one scene's where that has more
     oracle_share: float = 0.15  # of the time, before roll-outs
-    generated_share: float = 0.35  # of the collections drawn
+    generated_share: float = 0.35  # of the other collections drawn
+    topics_share: float = 0.35  # of a step's scenes: of few topics, none, cones, near-copies
     first: int = 60  # collections drawn before the first step; they set the features' ranges
-    fresh_every: int = 3  # steps between new collections
+    fresh_every: int = 12  # steps between new collections
+    fresh_topics: int = 6  # so too, of few topics: they are small and vary more
     average: float = 0.998  # EMA's decay
     checks: int = 6  # evaluations on the held-out collections, in the second half
-    imitation: float = 1.0  # the teacher's part in the targets, where there is one
+    imitation: float = 0.5  # the teacher's part in the targets, where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,31 +178,33 @@ class Trainer:
         torch.manual_seed(plan.seed)
         self.steps = 0
         self.pool: list[Scene] = []
+        self.topics: list[Scene] = []
         self.net = Universal(UniversalConfig(hidden=plan.hidden, dropout=plan.dropout))
         if start:
             self.net.load_state_dict(start.net.state_dict())
         self.mean_net = copy.deepcopy(self.net).eval()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=0.01)
         raw = [scene for _ in range(plan.first) for scene in self._draw(start)]
+        few = [scene for _ in range(plan.first) for scene in self._draw_topics(start)]
+        self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw + few]))
+        self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw + few]))
         if start:
-            self.nodes, self.edges = start.nodes, start.edges
-        else:
-            self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw]))
-            self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw]))
-        self._keep(raw)
+            self.nodes, self.edges = start.nodes.widened(self.nodes), start.edges.widened(self.edges)
+        self._keep(raw, self.pool)
+        self._keep(few, self.topics)
 
     @one_thread()
     def step(self, share: float) -> float:
         """One step of the optimizer at `share` of the whole training; returns the loss."""
-        if self.steps % self.plan.fresh_every == 0:
-            self._keep(self._draw(None if share < self.plan.oracle_share else self.model()))
+        self._refresh(share)
         for group in self.optimizer.param_groups:
             warm = min(1.0, (self.steps + 1) / 200)
             group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
         parts: list[Scene] = []
         edges = 0
         while edges < self.plan.edges and len(parts) < 40:
-            parts.append(self.pool[self.rng.integers(len(self.pool))])
+            pool = self.topics if self.rng.random() < self.plan.topics_share else self.pool
+            parts.append(pool[self.rng.integers(len(pool))])
             edges += len(parts[-1].e)
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -207,6 +219,14 @@ class Trainer:
                 mean.lerp_(value, 1.0 - decay)
         return float(loss.detach())
 
+    def _refresh(self, share: float) -> None:
+        """New scenes, where some are due."""
+        others, few = (self.steps % every == 0 for every in (self.plan.fresh_every, self.plan.fresh_topics))
+        if others or few:
+            maker = None if share < self.plan.oracle_share else self.model()
+            self._keep(self._draw(maker) if others else (), self.pool)
+            self._keep(self._draw_topics(maker) if few else (), self.topics)
+
     def model(self) -> LinkageModel:
         """The average of the weights so far, as the engine runs it."""
         return LinkageModel(
@@ -215,8 +235,17 @@ class Trainer:
 
     def _draw(self, model: LinkageModel | None) -> list[Scene]:
         """The levels of a new collection, made by `model` or else by an oracle."""
+        collection = _collection(self.sources, self.rng, self.plan)
+        return [replace(scene, target=self._target(scene)) for scene in self._levels(collection, model)]
+
+    def _draw_topics(self, model: LinkageModel | None) -> list[Scene]:
+        """So too, of few topics and their like: their labels are right, whatever a teacher thinks."""
+        least = 16 if self.rng.random() < 0.7 else MOST_ITEMS // 3
+        items = int(np.exp(self.rng.uniform(np.log(least), np.log(MOST_ITEMS))))
+        return self._levels(distinct(topics.drawn(self.rng, items)), model)
+
+    def _levels(self, collection: Collection, model: LinkageModel | None) -> list[Scene]:
         rng = self.rng
-        collection = _collection(self.sources, rng, self.plan.generated_share)
         epoch = measured_epoch(collection.emb)
         drift = 0.07 * rng.normal(size=2)  # the engine's epoch lags behind the collection
         epoch = Epoch(
@@ -227,14 +256,13 @@ class Trainer:
         built = hierarchy(collection.emb, maker, tau, levels, epoch, int(rng.integers(1 << 31)))
         return scenes(built, collection.labels, epoch)
 
-    def _keep(self, raw: Sequence[Scene]) -> None:
+    def _keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
         for scene in raw:
-            x, e = self.nodes.apply(scene.x), self.edges.apply(scene.e)
-            ready = replace(scene, x=x, e=e, target=self._target(scene))
-            if len(self.pool) < POOL:
-                self.pool.append(ready)
+            ready = replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
+            if len(pool) < POOL:
+                pool.append(ready)
             else:
-                self.pool[self.rng.integers(POOL)] = ready
+                pool[self.rng.integers(POOL)] = ready
 
     @one_thread()
     def _target(self, scene: Scene) -> Float32:
@@ -252,22 +280,28 @@ def _versions(path: Path, seed: int) -> list[Collection]:
     return [collection, *embedded_again(path, collection, seed)]
 
 
-def _collection(
-    sources: Sequence[Sequence[Collection]], rng: np.random.Generator, generated_share: float
-) -> Collection:
-    """A random part of a random view of a random collection; at least two items, none of them zero."""
+def _collection(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, plan: Plan) -> Collection:
+    """A random part of a random view of a random collection; two items or more, distinct, not zero."""
     while True:
-        if rng.random() < generated_share:
-            drawn = generated(rng, int(np.exp(rng.uniform(np.log(100), np.log(MOST_ITEMS)))))
-            drawn = subset(drawn, rng, MOST_ITEMS) if rng.random() < 0.3 else drawn
-        else:
-            versions = sources[int(rng.integers(len(sources)))]
-            own = rng.random() < 0.6
-            drawn = versions[0] if own else versions[int(rng.integers(len(versions)))]
-            drawn = view(subset(drawn, rng, LARGE_ITEMS if rng.random() < 0.3 else MOST_ITEMS), rng)
+        drawn = _drawn(sources, rng, plan)
         usable = np.linalg.norm(drawn.emb, axis=1) > 1e-6
-        if usable.sum() > 1:
-            return Collection(drawn.name, drawn.emb[usable], drawn.labels[usable])
+        drawn = distinct(replace(drawn, emb=drawn.emb[usable], labels=drawn.labels[usable]))
+        if len(drawn.emb) > 1:
+            return drawn
+
+
+def _drawn(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, plan: Plan) -> Collection:
+    if rng.random() < plan.generated_share:
+        drawn = generated(rng, int(np.exp(rng.uniform(np.log(100), np.log(MOST_ITEMS)))))
+        drawn = subset(drawn, rng, MOST_ITEMS) if rng.random() < 0.3 else drawn
+    else:
+        versions = sources[int(rng.integers(len(sources)))]
+        own = rng.random() < 0.6
+        drawn = versions[0] if own else versions[int(rng.integers(len(versions)))]
+        drawn = view(subset(drawn, rng, LARGE_ITEMS if rng.random() < 0.15 else MOST_ITEMS), rng)
+    if rng.random() < 0.1:
+        drawn = topics.in_cone(rng, drawn)
+    return topics.planted(rng, drawn) if rng.random() < 0.02 else drawn
 
 
 def _thin(rows: Float32, rng: np.random.Generator, most: int = 3000) -> Float32:

@@ -63,6 +63,9 @@ def node_by_definition(graph: KnnGraph, i: int) -> dict[str, float]:
         "tightness": tightness,
         "inner": z(inner),
         "base": 0.0,
+        "cone": math.log(1 - EPOCH.mean),
+        "dispersion": math.log(EPOCH.deviation / (1 - EPOCH.mean)),
+        "isotropy": math.log(EPOCH.deviation / (1 - EPOCH.mean) * math.sqrt(graph.mean.shape[1])),
     }
 
 
@@ -165,6 +168,18 @@ def test_ranges_clip_what_was_never_seen() -> None:
     assert 2.0 < far[0] < 3.0
     assert -3.0 < far[1] < -2.0
     assert far[2] == 0.0
+
+
+def test_ranges_are_widened_and_unbounded_ones_replaced() -> None:
+    rng = np.random.default_rng(1)
+    own, other = (Ranges.measured(rng.normal(at, 1, (999, 3)).astype(np.float32)) for at in (0, 4))
+    own.low[2] = -np.inf
+    both = own.widened(other)
+    assert (both.low[:2] == own.low[:2]).all()
+    assert (both.high == other.high).all()
+    assert (both.center == [*own.center[:2], other.center[2]]).all()
+    assert (both.scale == [*own.scale[:2], other.scale[2]]).all()
+    assert both.low[2] == other.low[2]
 
 
 def test_the_mean_of_messages_is_that_of_each_node() -> None:

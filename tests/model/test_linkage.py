@@ -201,3 +201,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model.save(tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="not finite"):
         LinkageModel.load(tmp_path / "m.safetensors")
+
+
+def test_weights_from_before_the_last_features_answer_as_they_did(tmp_path: Path) -> None:
+    model, path, added = random_model(3), tmp_path / "m.safetensors", 3
+    with torch.no_grad():
+        model.net.node_ends.weight[:, -added:] = 0.0
+    wanted = answers(LinkageModel(model.net, model.nodes, model.edges, model.card), mixture(1, 300))
+    model.net.node_ends.weight = torch.nn.Parameter(model.net.node_ends.weight[:, :-added].clone())
+    shorter = Ranges(*(getattr(model.nodes, name)[:-added] for name in ("low", "high", "center", "scale")))
+    LinkageModel(model.net, shorter, model.edges, model.card).save(path)
+    for one, other in zip(answers(LinkageModel.load(path), mixture(1, 300)), wanted, strict=True):
+        assert (one == other).all()

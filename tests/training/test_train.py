@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
-from engine.training.datasets import Collection, generated, read_labelled, subset, view
+from engine.training import topics
+from engine.training.datasets import Collection, distinct, generated, read_labelled, subset, view
 from engine.training.rollout import Oracle, hierarchy, joined, measured_epoch, partitions, scenes
 from engine.training.train import Plan, Progress, Trainer, evaluate, scene_loss, train
+from engine.vectors import quantize
 
 SMALL = Plan(minutes=0.02, hidden=16, edges=2000, first=12)
 
@@ -39,6 +42,26 @@ def test_generated_collections_are_usable(seed: int) -> None:
         assert np.isfinite(each.emb).all(), f"{seed=}"
         assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
     assert len(part.emb) <= 400
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_collections_of_few_topics_are_usable(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = topics.drawn(rng, int(rng.integers(16, 1200)))
+    for each in (drawn, topics.planted(rng, clusters(seed)), topics.in_cone(rng, clusters(seed))):
+        assert np.isfinite(each.emb).all(), f"{seed=}"
+        assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
+        assert len(np.unique(quantize(distinct(each).emb)[0], axis=0)) == len(distinct(each).emb)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cone_makes_strangers_similar(seed: int) -> None:
+    drawn = Collection("strangers", *topics.strangers(np.random.default_rng(seed), 200))
+    epoch = measured_epoch(topics.in_cone(np.random.default_rng(seed), drawn).emb)
+    assert 0.08 < epoch.mean < 0.95
+    emb, labels = topics.cone(np.random.default_rng(seed), 400)
+    assert len(np.unique(labels)) > 30
+    assert 0.3 < measured_epoch(emb).mean < 0.97
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -91,7 +114,7 @@ def test_training_learns() -> None:
 def test_a_student_comes_nearer_to_its_teacher() -> None:
     """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
     teacher, start = random_model(1), random_model(2)
-    plan = replace(SMALL, generated_share=0.0, rate=0.03)
+    plan = replace(SMALL, generated_share=0.0, topics_share=0.0, rate=0.03, imitation=1.0)
     trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, start, teacher)
     collection = clusters(77)
     epoch = measured_epoch(collection.emb)
@@ -110,7 +133,9 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
 def test_training_goes_on_from_a_model() -> None:
     start = random_model(2)
     trainer = Trainer([[clusters(0)]], SMALL, start)
-    assert trainer.model().sha256 == start.sha256
+    for own, other in zip(trainer.model().net.parameters(), start.net.parameters(), strict=True):
+        assert (own == other).all()
+    assert (trainer.nodes.low <= start.nodes.low)[start.nodes.scale > LEAST_SCALE].all()
 
 
 def test_training_is_seeded() -> None:
