@@ -30,11 +30,9 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Cour
     """Train and write the model."""
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
-    from engine.model.linkage import LinkageModel
-    from engine.training.train import Plan, train
+    from engine.training.train import Plan, read_model, train
 
-    models = (course.start, course.teacher)
-    start_from, teacher = (LinkageModel.load(path) if path else None for path in models)
+    start_from, teacher = read_model(course.start), read_model(course.teacher)
     start = time.monotonic()
 
     def report(progress: Progress) -> None:

@@ -127,6 +127,11 @@ def train(
     return model
 
 
+def read_model(path: Path | None) -> LinkageModel | None:
+    """Return the model at `path`, if one is named. Raises InputError where it cannot be read."""
+    return LinkageModel.load(path) if path else None
+
+
 class Choice:
     """The best of some models on held-out collections by mean BCubed F; without any, the last."""
 
