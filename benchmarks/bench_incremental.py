@@ -40,7 +40,7 @@ def main() -> None:
 
 def measure(folder: Path, items: int, dim: int, repeat: int, seed: int) -> dict[str, Any]:
     """The last `repeat` batches of the collection are the ones measured."""
-    settings = load(None, {"store.path": str(folder / "store"), "bounds.snapshot_items": 10**9})
+    settings = load(None, {"store.path": str(folder / "store"), "limits.snapshot_items": 10**9})
     rows = mixture(items + BATCH, dim, seed)
     filled = items - (repeat - 1) * BATCH
     seconds, stages = [], {}

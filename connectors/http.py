@@ -71,7 +71,7 @@ class HttpSource:
     name = "http"
 
     def __init__(self, ground: Ground, clock: Callable[[], float] = time.time) -> None:
-        self._ground, self._bounds, self._clock = ground, ground.settings.bounds, clock
+        self._ground, self._bounds, self._clock = ground, ground.settings.limits, clock
         self._change = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._records = self._bytes = 0  # of records not handed over

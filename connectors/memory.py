@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from connectors.chunks import Chunk, Remark
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import Unusable
 from engine.records import Parser
 from engine.rows import Rows
@@ -36,12 +36,12 @@ class MemorySource:
         name: str,
         records: Sequence[Record],
         size: int,
-        bounds: BoundsSettings | None = None,
+        bounds: LimitsSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.total = name, len(records)
         self._records, self._size, self._clock = records, size, clock
-        self._parser = Parser(bounds or BoundsSettings())
+        self._parser = Parser(bounds or LimitsSettings())
 
     def chunks(self, position: bytes | None = None, dim: int | None = None) -> Iterator[Chunk]:
         """From a stored position to the end. `dim`: the collection's, None: that of the first vectors."""

@@ -6,16 +6,18 @@ A file is TOML with the sections below. In the environment `SHOAL_INDEX__EF=100`
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
-    InitSettingsSource,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -36,6 +38,15 @@ BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
 PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 RENEWED = ("model", "index")  # sections that a rebuild may change
+
+# Old names of sections and settings. They are understood for one release, with a line in the log.
+RENAMED = {
+    "bounds": "limits",
+    "batch.least": "batch.min",
+    "batch.most": "batch.max",
+    "limits.probe_together": "limits.assign_together",
+    "limits.probe_waiting": "limits.assign_waiting",
+}
 
 Value = str | int | float | bool | None
 
@@ -165,17 +176,17 @@ class SourceSettings(_Section):
 
 
 class BatchSettings(_Section):
-    """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the bounds below."""
+    """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the limits below."""
 
     size: int | None = Field(None, ge=1, le=65_536)  # items
-    least: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many
-    most: int = Field(2048, ge=1, le=65_536)
+    min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many
+    max: int = Field(2048, ge=1, le=65_536)
     target_s: float = Field(1.0, gt=0)  # by load: a batch should not take longer
 
     @model_validator(mode="after")
     def _in_order(self) -> BatchSettings:
-        if self.least > self.most:
-            raise ValueError(f"least = {self.least} is more than most = {self.most}")
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is more than max = {self.max}")
         return self
 
 
@@ -235,7 +246,7 @@ class ApiSettings(_Section):
         return self
 
 
-class BoundsSettings(_Section):
+class LimitsSettings(_Section):
     """Limits on what comes in and on what the process may take."""
 
     key_max_bytes: int = Field(LMDB_KEY_MAX_BYTES, ge=1, le=LMDB_KEY_MAX_BYTES)
@@ -247,8 +258,8 @@ class BoundsSettings(_Section):
     expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
-    probe_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
-    probe_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
+    assign_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
+    assign_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
     start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
     progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well
@@ -262,6 +273,13 @@ class BoundsSettings(_Section):
     discovery_interval_s: float = Field(2.0, gt=0)  # looking for new partitions, and at the topic's id
     stall_timeout_s: float = Field(30.0, gt=0)  # unread records and none comes: connect anew
     holders_max: int = Field(64, ge=0, le=10_000)  # hnsw: list holders offered a new item, per neighbour
+
+
+class _Environment(EnvSettingsSource):
+    """Environment variables, also those with old names."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _merged(_old_variables(), _renamed(super().__call__()))
 
 
 class Settings(BaseSettings):
@@ -284,7 +302,26 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     control: ControlSettings = ControlSettings()
     api: ApiSettings = ApiSettings()
-    bounds: BoundsSettings = BoundsSettings()
+    limits: LimitsSettings = LimitsSettings()
+
+
+    @property
+    def bounds(self) -> LimitsSettings:
+        return self.limits
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**_renamed(given))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
 
 
 def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> Settings:
@@ -292,29 +329,15 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
 
     A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin.
     """
-    document = _read(path) if path else {}
-    given = _nested({name: value for name, value in (flags or {}).items() if value is not None})
+    document = _renamed(_read(path)) if path else {}
+    given = _renamed(_nested({name: value for name, value in (flags or {}).items() if value is not None}))
     _refuse_unknown_variables()
-
-    class Layered(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=document)
-
     try:
-        layered = Layered(**cast(Any, given))
+        return Settings(**_merged(_merged(document, _Environment(Settings)()), given))
     except ValidationError as problem:
         raise ConfigError(_sentence(problem, path, given)) from None
     except SettingsError as problem:
         raise ConfigError(f"The environment cannot be used: {problem}.") from None
-    return Settings.model_construct(**{name: getattr(layered, name) for name in Settings.model_fields})
 
 
 def with_options(options: Mapping[str, Any]) -> Settings:
@@ -357,6 +380,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a file of settings. pydantic-settings' own source says nothing of a file that is not there."""
     try:
         return tomllib.loads(expanded(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -365,6 +389,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} cannot be read: {problem.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"The configuration file {path} is not TOML: {problem}.") from None
+    except ValueError as problem:  # there is no home folder
+        raise ConfigError(f"The configuration file {path} cannot be read: {problem}.") from None
 
 
 def _nested(flat: Mapping[str, Value]) -> dict[str, Any]:
@@ -378,12 +404,61 @@ def _nested(flat: Mapping[str, Value]) -> dict[str, Any]:
     return nested
 
 
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two documents as one; where both have a value, the upper one's."""
+    found = dict(lower)
+    for name, value in upper.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merged(found[name], value) if both else value
+    return found
+
+
+def _renamed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with new names in place of old ones, which are logged."""
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in document.items()}
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        holder = found.get(section) if key else found
+        name = key or section
+        if not isinstance(holder, dict) or name not in holder:
+            continue
+        _log_old_name(old, new)
+        name = new.rpartition(".")[2]
+        value = {name: holder.pop(old.rpartition(".")[2])}
+        holder[name] = _merged(value, {name: holder[name]} if name in holder else {})[name]
+    return found
+
+
+@lru_cache
+def _log_old_name(old: str, new: str) -> None:
+    """Once in a process. Python's own logging: this module imports nothing of ours that is above it."""
+    logging.getLogger("shoal").warning(
+        f"the setting {old} is called {new} now; the next release does not know the old name"
+    )
+
+
+def _old_variables() -> dict[str, Any]:
+    """Return what environment variables with old names set, under the new names."""
+    found = {}
+    for variable, value in os.environ.items():
+        path = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
+        if variable.upper().startswith(ENV_PREFIX) and _new_path(path) != path:
+            found[".".join(path)] = value
+    return _renamed(_nested(found))
+
+
+def _new_path(path: Sequence[str]) -> list[str]:
+    """Return the names of section and setting as they are now."""
+    section = RENAMED.get(path[0], path[0])
+    return RENAMED.get(".".join([section, *path[1:]]), ".".join([section, *path[1:]])).split(".")
+
+
 def _refuse_unknown_variables() -> None:
     """Only names with the double underscore are ours: cluster managers set SHOAL_PORT and the like."""
     for variable in os.environ:
         if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
             continue
-        *path, key = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
+        *path, key = _new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
         if key not in {name.lower() for name in _keys(path)}:
             raise ConfigError(f"The environment variable {variable} sets nothing: {_known(path)}.")
 

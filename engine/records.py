@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from engine.config import MAX_DIM, BoundsSettings
+from engine.config import MAX_DIM, LimitsSettings
 from engine.errors import Unusable, shown
 from engine.times import read_time
 from engine.types import Float64
@@ -94,7 +94,7 @@ class Parser:
     `ignored` counts the names that no role has, over all records read.
     """
 
-    bounds: BoundsSettings
+    bounds: LimitsSettings
     fields: Fields = FIELDS
     ignored: Counter[str] = field(default_factory=Counter)
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
@@ -180,7 +180,7 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-def read_key(value: Any, bounds: BoundsSettings) -> bytes:
+def read_key(value: Any, bounds: LimitsSettings) -> bytes:
     """UTF-8 of a string, bytes, an integer or a UUID. Raises Unusable."""
     if isinstance(value, str):
         try:
@@ -271,14 +271,14 @@ def _is_no_number(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating))
 
 
-def read_payload(value: Any, bounds: BoundsSettings) -> bytes:
+def read_payload(value: Any, bounds: LimitsSettings) -> bytes:
     """A JSON document: bytes are one, other values are written as one. b"": none. Raises Unusable."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return read_document(bytes(value), bounds)
     return read_document(dump_json(value), bounds)
 
 
-def read_document(raw: bytes, bounds: BoundsSettings) -> bytes:
+def read_document(raw: bytes, bounds: LimitsSettings) -> bytes:
     """A JSON document, kept as the bytes it came in. null, {} and nothing: b"". Raises Unusable.
 
     What no answer could hold is refused: text that is no JSON, and what nests too deep.
@@ -312,7 +312,7 @@ def text_payload(text: str) -> Any:
     return text or None
 
 
-def join_payload(payload: bytes, extras: Mapping[str, bytes], bounds: BoundsSettings) -> bytes:
+def join_payload(payload: bytes, extras: Mapping[str, bytes], bounds: LimitsSettings) -> bytes:
     """A payload and what stands beside it, name -> JSON; the payload's own entries go first."""
     extras = {name: raw for name, raw in extras.items() if raw not in (b"null", b"")}
     if not extras:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config import MAX_DIM, BoundsSettings
+from engine.config import MAX_DIM, LimitsSettings
 from engine.errors import Unusable
 from engine.records import (
     Record,
@@ -65,7 +65,7 @@ class Kept:
 class Rows:
     """Gathers records under rising numbers. `default_ms`: the time of records that have none."""
 
-    def __init__(self, bounds: BoundsSettings, default_ms: int, now_ms: int | None = None) -> None:
+    def __init__(self, bounds: LimitsSettings, default_ms: int, now_ms: int | None = None) -> None:
         self._bounds, self._default_ms = bounds, default_ms
         self._now_ms = default_ms if now_ms is None else now_ms
         self._numbers: list[int] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import config
-from engine.config import Value
+from engine.config import Settings, Value
 from engine.errors import ConfigError
 
 
@@ -66,7 +66,7 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
             "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\ntls_ca_file = 'ca.pem'",
             ["tls_... settings need security SSL"],
         ),
-        ("[bounds]\nkey_max_bytes = 512", ["bounds.key_max_bytes", "512", "less than or equal to 511"]),
+        ("[limits]\nkey_max_bytes = 512", ["limits.key_max_bytes", "512", "less than or equal to 511"]),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -122,3 +122,53 @@ def test_a_password_comes_from_the_environment_and_is_not_shown(
 def test_mistakes_in_flags() -> None:
     with pytest.raises(ConfigError, match=r"index.kind = 'faiss' \(in the command line\)"):
         config.load(None, {"index.kind": "faiss"})
+
+
+OLD = "[bounds]\nslack = 3\nprobe_waiting = 77\n[batch]\nleast = 5\nmost = 50\n"
+
+
+def test_old_names_are_understood_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config._log_old_name.cache_clear()
+    path = write(tmp_path / "shoal.toml", OLD)
+    for _ in range(2):
+        found = config.load(path)
+    assert (found.limits.slack, found.limits.assign_waiting) == (3, 77)
+    assert (found.batch.min, found.batch.max) == (5, 50)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the setting {old} is called {new} now; the next release does not know the old name"
+        for old, new in config.RENAMED.items()
+        if "together" not in old
+    ]
+
+
+def test_old_names_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_BOUNDS__SLACK", "4")
+    monkeypatch.setenv("SHOAL_BATCH__LEAST", "6")
+    assert config.load(write(tmp_path / "shoal.toml", OLD)).limits.slack == 4
+    assert config.load().batch.min == 6
+    assert Settings().limits.slack == 4
+    assert config.load(None, {"bounds.slack": 5}).limits.slack == 5
+    assert Settings.model_validate({"bounds": {"slack": 7}}).limits.slack == 7
+    monkeypatch.setenv("SHOAL_LIMITS__SLACK", "8")
+    assert config.load().limits.slack == 8
+
+
+def test_a_mistake_under_an_old_name_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no setting limits\.slak .*shoal\.toml"):
+        config.load(write(tmp_path / "shoal.toml", "[bounds]\nslak = 3\n"))
+    with pytest.raises(ConfigError, match=r"limits = 5 "):
+        config.load(write(tmp_path / "shoal.toml", "bounds = 5\n"))
+
+
+def test_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = (
+        "[store]\npath = '~/store'\n[model]\npath = '~/model'\n[api]\nkey_file = '~/keys'\n[source.kafka]\n"
+        "topic = 'a'\nbootstrap = 'a:1'\nsecurity = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'\nusername = 'me'\n"
+        "password_file = '~/p'\ntls_ca_file = '~/c'\ntls_cert_file = '~/d'\ntls_key_file = '~/k'\n"
+    )
+    found = config.load(write(tmp_path / "shoal.toml", text)).model_dump(mode="json")
+    assert str(found).count("/home/me/") == str(text).count("~/") == 7
+    assert config.load(None, {"store.path": "~/s"}).store.path == Path("/home/me/s")
+    with pytest.raises(ConfigError, match="home directory"):
+        config.load(Path("~nobody-by-this-name/shoal.toml"))

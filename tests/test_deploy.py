@@ -30,7 +30,7 @@ from engine.types import Applied
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "engine/deploy"
-BOUNDS = Settings.model_construct().bounds
+BOUNDS = Settings.model_construct().limits
 EXIT_CODES = {
     kind.exit_code
     for kind in vars(errors).values()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import InputError
 from engine.records import Parser, Plan
 from engine.rows import Rows
@@ -24,7 +24,7 @@ class Reading:
     """How a file is read. `now_ms`: the clock when reading began."""
 
     path: Path
-    bounds: BoundsSettings
+    bounds: LimitsSettings
     parser: Parser
     now_ms: int
     default_ms: int  # the time of records that have none

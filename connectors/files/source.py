@@ -20,7 +20,7 @@ from connectors.files.npz import NumpyReader
 from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_stem, owner_bytes, tail_digest
 from connectors.files.reading import Part, Reader, Reading
 from connectors.files.text import CSV, JSON_LINES, TextReader
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import InputError
 from engine.records import FIELDS, Fields, Parser
 
@@ -33,7 +33,7 @@ class Options:
     """How files are read. `clock` gives seconds since 1970."""
 
     size: int  # records of a batch, at most
-    bounds: BoundsSettings = field(default_factory=BoundsSettings)
+    bounds: LimitsSettings = field(default_factory=LimitsSettings)
     fields: Fields = FIELDS
     strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
     again: bool = False  # from the beginning, whatever is known of the file

@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from connectors.kafka.client import KafkaCluster, Topic, Watch, brief
-from engine.config import BoundsSettings, KafkaSettings
+from engine.config import KafkaSettings, LimitsSettings
 from engine.errors import BrokerError, ShoalError
 
 POLL_MS = 200
@@ -66,7 +66,7 @@ class _Inbox:
     alive: float = 0.0  # when the thread was last seen to work
     known: float = field(default_factory=time.monotonic)  # when the ends were last asked for with success
 
-    def full(self, bounds: BoundsSettings) -> bool:
+    def full(self, bounds: LimitsSettings) -> bool:
         return len(self.records) >= bounds.queue_records or self.size >= bounds.queue_bytes
 
 
@@ -77,7 +77,7 @@ class KafkaReader:
     """
 
     def __init__(
-        self, settings: KafkaSettings, bounds: BoundsSettings, group: str, position: Position | None
+        self, settings: KafkaSettings, bounds: LimitsSettings, group: str, position: Position | None
     ) -> None:
         KafkaCluster(settings)  # refuses what cannot be used
         self._settings, self._bounds, self._group = settings, bounds, group

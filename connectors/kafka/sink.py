@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from connectors.kafka.client import KafkaCluster, brief, commit, let_go
-from engine.config import BoundsSettings, KafkaSettings
+from engine.config import KafkaSettings, LimitsSettings
 from engine.errors import BrokerError
 from engine.events import Place, show_event
 from engine.streams import SinkAway
@@ -48,7 +48,7 @@ class KafkaSink:
     """See `engine.daemon.publisher.Sink`. `identity`: of the store; topics belong to one."""
 
     def __init__(
-        self, settings: KafkaSettings, bounds: BoundsSettings, collection: str, identity: str
+        self, settings: KafkaSettings, bounds: LimitsSettings, collection: str, identity: str
     ) -> None:
         self._cluster = KafkaCluster(settings)
         self._settings, self._bounds = settings, bounds

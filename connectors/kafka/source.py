@@ -38,8 +38,8 @@ class KafkaSource:
         if settings.source.kafka is None:
             raise ConfigError("There is no [source.kafka] in the settings: set bootstrap and topic.")
         self.name = f"kafka:{settings.source.kafka.topic}"
-        self._bounds, self._dim, self._clock = settings.bounds, ground.dim, clock
-        self._decoder = Decoder(settings.source.kafka, settings.bounds)
+        self._bounds, self._dim, self._clock = settings.limits, ground.dim, clock
+        self._decoder = Decoder(settings.source.kafka, settings.limits)
         raw = ground.position(POSITION)
         position = Position.load(raw) if raw else None
         self._stored = self._taken = dict(position.offsets) if position else {}
@@ -49,7 +49,7 @@ class KafkaSource:
         self._behind_since: float | None = None
         self._letters, self._told_at = 0, -TOLD_S
         group = f"shoal-{settings.collection.name}"
-        self._reader = KafkaReader(settings.source.kafka, settings.bounds, group, position)
+        self._reader = KafkaReader(settings.source.kafka, settings.limits, group, position)
 
     @property
     def handlers(self) -> Mapping[str, Handler]:

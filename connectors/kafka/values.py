@@ -17,7 +17,7 @@ import fastavro
 import numpy as np
 
 from connectors.kafka.registry import Registry
-from engine.config import BoundsSettings, KafkaSettings
+from engine.config import KafkaSettings, LimitsSettings
 from engine.errors import Unusable
 from engine.records import Parser, Record, brief, read_key, read_vector
 from engine.rows import Rows, Settled
@@ -39,7 +39,7 @@ _BINARY_KEYS: dict[str, tuple[int, Callable[[bytes], Any]]] = {
 class Decoder:
     """Reads kafka-python's records in the formats of the settings."""
 
-    def __init__(self, settings: KafkaSettings, bounds: BoundsSettings) -> None:
+    def __init__(self, settings: KafkaSettings, bounds: LimitsSettings) -> None:
         self._settings, self._bounds = settings, bounds
         self._parser = Parser(bounds)
         self._registry = Registry(settings) if settings.registry_url else None

@@ -133,6 +133,6 @@ def item_key(encoded: str, most: int) -> str:
 def _too_large(limit: int) -> Problem:
     return Problem(
         "too-large",
-        f"The body has more than {limit} bytes ([api] body_max_bytes and bulk_max_bytes, [bounds] "
+        f"The body has more than {limit} bytes ([api] body_max_bytes and bulk_max_bytes, [limits] "
         "record_max_bytes).",
     )

@@ -61,7 +61,7 @@ class Piece:
         self.count += 1
         self.bytes += len(line or b"")
         if line is None:
-            self.refused.append((self.last, "the line is longer than [bounds] record_max_bytes"))
+            self.refused.append((self.last, "the line is longer than [limits] record_max_bytes"))
         elif line.strip():
             try:
                 self.records.append(self._parser.parse(line))
@@ -97,7 +97,7 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
     Lines are parsed in the event loop, a few at a time: a thread would hold the interpreter longer.
     """
     bodies.check_type(request, MEDIA_TYPES)
-    view, parser = reader.view(), Parser(settings.bounds)
+    view, parser = reader.view(), Parser(settings.limits)
     taken = Taken(view.version)
     try:
         async for piece in _pieces(request, settings, parser):
@@ -112,7 +112,7 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
 
 async def _pieces(request: Request, settings: Settings, parser: Parser) -> AsyncIterator[Piece]:
     """The lines of the body, in pieces bounded in lines and bytes."""
-    bounds, lines, piece = settings.api, Lines(settings.bounds.record_max_bytes), Piece(parser)
+    bounds, lines, piece = settings.api, Lines(settings.limits.record_max_bytes), Piece(parser)
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):
             for line in lines.feed(chunk[start : start + SLICE_BYTES]):

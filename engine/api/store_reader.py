@@ -22,7 +22,7 @@ class StoreReader:
     """Opens the view lazily: the API starts before there is a store."""
 
     def __init__(self, settings: Settings) -> None:
-        self._path, self._map_bytes = settings.store.path, settings.bounds.map_size_bytes
+        self._path, self._map_bytes = settings.store.path, settings.limits.map_size_bytes
         self._view: View | None = None
         self._threads = ThreadPoolExecutor(THREADS, "reader")
 

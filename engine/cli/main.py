@@ -103,7 +103,7 @@ def demo(
             Record(str(row), pixels, payload(pixels, int(label)))
             for row, (pixels, label) in enumerate(zip(digits.pixels, digits.labels, strict=True))
         ]
-        return MemorySource(f"digits:{seed}", records, size, chosen.bounds)
+        return MemorySource(f"digits:{seed}", records, size, chosen.limits)
 
     run(chosen, make_source, store, seed, rate, exit_, json)
 
@@ -199,7 +199,7 @@ def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
     from connectors.kafka.sink import KafkaSink
 
     assert chosen.source.kafka is not None
-    return KafkaSink(chosen.source.kafka, chosen.bounds, collection, identity)
+    return KafkaSink(chosen.source.kafka, chosen.limits, collection, identity)
 
 
 @app.command()
@@ -238,7 +238,7 @@ def ingest(
     fields = FIELDS.named(key=key_column, vector=vector_column, time=time_column, payload=payload_column)
 
     def open_source(path: Path, size: int) -> FileSource:
-        options = Options(size, chosen.bounds, fields, strict=strict, again=again, follow=follow)
+        options = Options(size, chosen.limits, fields, strict=strict, again=again, follow=follow)
         return FileSource(path, options)
 
     ingest(chosen, files, open_source, strict, json)

@@ -153,7 +153,7 @@ def compact(settings: Settings, as_json: bool) -> None:
     def offline() -> dict[str, Any]:
         from engine.storage.store import Store
 
-        with Store.open(settings.store.path, map_bytes=settings.bounds.map_size_bytes) as store:
+        with Store.open(settings.store.path, map_bytes=settings.limits.map_size_bytes) as store:
             return asdict(store.compact())
 
     made = _through(settings, "compact", {}, offline)

@@ -53,7 +53,7 @@ def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
     if not (folder / "data.mdb").exists():
         return f"It would make a store for the collection {name} in {folder}."
     os.close(hold(folder))
-    with View.open(folder, settings.bounds.map_size_bytes) as view:
+    with View.open(folder, settings.limits.map_size_bytes) as view:
         compare(folder, view.config, {**wanted, "format": view.config["format"]})
         positions.update(view.positions())
         found = view.summary()

@@ -26,7 +26,7 @@ def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[byt
         count = int(np.searchsorted(state.items.times[rows], now_ms - int(kept.max_age_s * 1000)))
     if kept.max_items is not None:
         count = max(count, len(rows) + len(batch.keys) - kept.max_items)
-    most = max(settings.bounds.expire_items, 2 * len(batch.keys))
+    most = max(settings.limits.expire_items, 2 * len(batch.keys))
     return state.items.named(rows[: min(count, most)])
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from engine import vectors
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import InputError, Unusable, shown
 from engine.records import read_key, wrong_dimension
 from engine.rows import Columns, Rows
 from engine.types import Batch, Int16
 
 
-def keys_of(keys: Any, bounds: BoundsSettings) -> list[bytes]:
+def keys_of(keys: Any, bounds: LimitsSettings) -> list[bytes]:
     """Return the keys as they are stored. Raises InputError, naming the row."""
     found = []
     for row, key in enumerate(listed("keys", keys)):
@@ -27,7 +27,7 @@ def keys_of(keys: Any, bounds: BoundsSettings) -> list[bytes]:
     return found
 
 
-def batch_of(columns: Columns, bounds: BoundsSettings, dim: int | None, now_ms: int) -> Batch:
+def batch_of(columns: Columns, bounds: LimitsSettings, dim: int | None, now_ms: int) -> Batch:
     """Return the batch that inserts these records; the last of equal keys counts.
 
     `dim`: the collection's, None: the vectors decide. Raises InputError, naming the first row that cannot be

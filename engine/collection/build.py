@@ -28,10 +28,10 @@ def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
         k=model.k,
         tau=model.tau if chosen.tau is None else chosen.tau,
         max_levels=chosen.max_levels or model.max_levels,
-        base_width=model.k + settings.bounds.slack,
+        base_width=model.k + settings.limits.slack,
         peak_width=max(32, 2 * model.k),
-        search_width=settings.bounds.search_width,
-        holders_max=settings.bounds.holders_max,
+        search_width=settings.limits.search_width,
+        holders_max=settings.limits.holders_max,
     )
 
 

@@ -90,12 +90,12 @@ class Engine(LiveCollection):
         """
         self._check_process()
         columns = arguments.columns_of(keys, embeddings, times, payloads)
-        batch = arguments.batch_of(columns, self.settings.bounds, self.dim, self._now_ms())
+        batch = arguments.batch_of(columns, self.settings.limits, self.dim, self._now_ms())
         return self.apply(replace(batch, positions=dict(positions or {})))
 
     def delete(self, keys: Sequence[Key], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Remove items; unknown keys are counted and change nothing. Raises InputError as `upsert`."""
-        return self.remove(arguments.keys_of(keys, self.settings.bounds), positions)
+        return self.remove(arguments.keys_of(keys, self.settings.limits), positions)
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
         """The cluster of each vector, were it inserted: that of its most probable linkage above tau.

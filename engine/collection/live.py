@@ -59,7 +59,7 @@ class LiveCollection(Closing):
         executor: Executor | None = None,
     ) -> None:
         self.settings, self.store, self.model = settings, store, model
-        self.snapshots = Snapshots(store.path, executor, settings.bounds.free_disk_min_bytes)
+        self.snapshots = Snapshots(store.path, executor, settings.limits.free_disk_min_bytes)
         self._clock = clock
         self._lock = threading.RLock()
         self._state: State | None = None  # None: the dimension is not known yet
@@ -87,8 +87,8 @@ class LiveCollection(Closing):
         store = Store.open(
             settings.store.path,
             store_config(settings, model),
-            map_bytes=settings.bounds.map_size_bytes,
-            free_bytes=settings.bounds.free_disk_min_bytes,
+            map_bytes=settings.limits.map_size_bytes,
+            free_bytes=settings.limits.free_disk_min_bytes,
             events_max_bytes=settings.retention.events_max_bytes,
             events_max_age_ms=int(settings.retention.events_max_age_s * 1000),
         )
@@ -150,7 +150,7 @@ class LiveCollection(Closing):
             self._broken = ""
             self._since_snapshot += applied.stats["nodes"]
             nodes = state.hierarchy.base.nodes.live
-            self._snapshot(least=max(self.settings.bounds.snapshot_items, nodes // SNAPSHOT_SHARE))
+            self._snapshot(least=max(self.settings.limits.snapshot_items, nodes // SNAPSHOT_SHARE))
             return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
 
     def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
@@ -160,7 +160,7 @@ class LiveCollection(Closing):
         return self.apply(Batch([], none, np.empty(0, np.int64), [], deletes, dict(positions or {})))
 
     def expire(self) -> Applied | None:
-        """A version of what retention deletes now, at most `[bounds] expire_items`; None: nothing is due."""
+        """A version of what retention deletes now, at most `[limits] expire_items`; None: nothing is due."""
         with self._running():
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
             if not self._state or not retention.due(self._state, self.settings, self._now_ms(), nothing):
@@ -308,7 +308,7 @@ class LiveCollection(Closing):
 
     def _key(self, key: Key) -> bytes:
         try:
-            return read_key(key, self.settings.bounds)
+            return read_key(key, self.settings.limits)
         except Unusable as problem:
             raise InputError(str(problem)) from None
 

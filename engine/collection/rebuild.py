@@ -118,7 +118,7 @@ def rebuild_store(
     changed is in the event log. Raises StoreError and InputError.
     """
     model = model or load_model(settings)
-    with Store.open(settings.store.path, None, map_bytes=settings.bounds.map_size_bytes) as store:
+    with Store.open(settings.store.path, None, map_bytes=settings.limits.map_size_bytes) as store:
         store.retain_from_version = 0  # what is published is not known here
         loaded = store.load_to_rebuild()
         dim = store.config["dim"]

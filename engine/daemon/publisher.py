@@ -48,7 +48,7 @@ class Publisher:
     def __init__(
         self, view: View, sink: Sink, settings: Settings, tell: Callable[[Published], None], stopping: Flag
     ) -> None:
-        self._view, self._sink, self._bounds = view, sink, settings.bounds
+        self._view, self._sink, self._bounds = view, sink, settings.limits
         self._tell, self._stopping = tell, stopping
         self.published = Published()
         self._told_at = 0.0
@@ -154,7 +154,7 @@ class _Stopped(BaseException):
 def _wait_for_store(settings: Settings, stopping: Flag) -> View:
     while True:
         try:
-            return View.open(settings.store.path, settings.bounds.map_size_bytes)
+            return View.open(settings.store.path, settings.limits.map_size_bytes)
         except NoStore:
             stopping.wait(STORE_POLL_S)
 

@@ -53,7 +53,7 @@ class Child:
     """A part at work, started again when it fails."""
 
     def __init__(self, part: Part, settings: Settings, log: Any) -> None:
-        self.part, self._bounds, self._log = part, settings.bounds, log.bind(part=part.name)
+        self.part, self._bounds, self._log = part, settings.limits, log.bind(part=part.name)
         self._frozen = config.freeze(settings)
         self._failures: deque[float] = deque()
         self._process: subprocess.Popen[str] | None = None
@@ -163,7 +163,7 @@ class Daemon:
         if now - self._asked_at < ASK_S[self.ready]:
             return
         self._asked_at = now
-        bounds = self._settings.bounds
+        bounds = self._settings.limits
         try:
             status = self._control.call("status")
         except ShoalError:
@@ -218,10 +218,10 @@ def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
     """What `shoal serve` starts: the API at once, for queries do not need the writer."""
     parts = [
         api_part(listening),
-        Part(WRITER, stop_s=settings.bounds.stop_timeout_s + 2.0),
+        Part(WRITER, stop_s=settings.limits.stop_timeout_s + 2.0),
     ]
     if settings.source.publishes:
-        parts.append(Part(PUBLISHER, stop_s=settings.bounds.stop_timeout_s))
+        parts.append(Part(PUBLISHER, stop_s=settings.limits.stop_timeout_s))
     return parts
 
 

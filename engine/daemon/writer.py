@@ -48,14 +48,14 @@ class Pace:
 
     def __init__(self, settings: BatchSettings) -> None:
         self._settings = settings
-        self.size = settings.size or min(max(256, settings.least), settings.most)
+        self.size = settings.size or min(max(256, settings.min), settings.max)
 
     def took(self, records: int, seconds: float) -> None:
         """Learn from a batch; one that was not full says nothing of a full one."""
         chosen = self._settings
         if chosen.size is None and records >= self.size // 2:
             factor = min(2.0, max(0.5, chosen.target_s / max(seconds, 1e-6)))
-            self.size = int(min(chosen.most, max(chosen.least, self.size * factor)))
+            self.size = int(min(chosen.max, max(chosen.min, self.size * factor)))
 
 
 class Writer:
@@ -65,12 +65,12 @@ class Writer:
         self.settings, self.engine, self.source = settings, engine, source
         self.metrics = Metrics(engine.store, source.lag)
         self._assigning = AssignQueue(
-            engine.assign_grid, settings.bounds.probe_together, settings.bounds.probe_waiting
+            engine.assign_grid, settings.limits.assign_together, settings.limits.assign_waiting
         )
         self.log = log or logs.get()
         self.pace = Pace(settings.batch)
         self.stopping = threading.Event()
-        self._admin = Admin(engine, lambda work: self.between(work, settings.bounds.stop_timeout_s))
+        self._admin = Admin(engine, lambda work: self.between(work, settings.limits.stop_timeout_s))
         self._handlers: dict[str, Handler] = {
             **source.handlers,
             **self._admin.handlers,
@@ -281,7 +281,7 @@ def _stop_on_signals(settings: Settings, log: Any) -> Callable[[threading.Event]
     """SIGTERM sets the event that is given later, and ends the process where stopping takes too long."""
     asked: list[bool] = []
     events: list[threading.Event] = []
-    limit_s = settings.bounds.stop_timeout_s
+    limit_s = settings.limits.stop_timeout_s
 
     def too_long() -> None:
         log.error("stopping took too long", limit_s=limit_s)

@@ -274,7 +274,7 @@ def test_a_body_over_the_limit(store: Path) -> None:
 
 
 def test_a_line_over_the_limit_is_named_and_the_rest_goes_on(store: Path) -> None:
-    with api(settings_of(store, source__http=True, bounds__record_max_bytes=1024)) as served:
+    with api(settings_of(store, source__http=True, limits__record_max_bytes=1024)) as served:
         body = b"[" + b" " * 3000 + b"]\n[]\n" + b" " * 2000
         told = served.http.post("/v1/items", content=body, headers=NDJSON).json()
         assert [one["line"] for one in told["errors"]] == [1, 2, 3]
@@ -402,7 +402,7 @@ def test_without_a_key_it_answers_to_no_foreign_name(quiet: Api) -> None:
 
 
 def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
-    context = Context(settings_of(store, bounds__progress_timeout_s=9.0))
+    context = Context(settings_of(store, limits__progress_timeout_s=9.0))
 
     async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         context.writer.status = Status(told)

@@ -41,7 +41,7 @@ def opened(path: Path, weights: LinkageModel, clock: Clock, most: int = 1_000, *
             "store": {"path": path},
             "index": {"kind": "exact"},
             "retention": kept,
-            "bounds": {"expire_items": most},
+            "limits": {"expire_items": most},
         }
     )
     return Engine.open(settings, weights, clock)

@@ -41,7 +41,7 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
 
 def settings_of(path: Path, kind: str = "exact") -> Settings:
     return Settings.model_validate(
-        {"store": {"path": path}, "index": {"kind": kind}, "bounds": {"free_disk_min_bytes": 0}}
+        {"store": {"path": path}, "index": {"kind": kind}, "limits": {"free_disk_min_bytes": 0}}
     )
 
 

@@ -65,7 +65,7 @@ def test_a_commit_that_fails_leaves_what_was(opened: Open, tmp_path: Path, weigh
     engine.upsert(names(20), draw(18, 20))
     before = stored(engine)
     engine.close()
-    full = Engine.open(settings_of(tmp_path / "store", bounds={"free_disk_min_bytes": 2**60}), weights)
+    full = Engine.open(settings_of(tmp_path / "store", limits={"free_disk_min_bytes": 2**60}), weights)
     with pytest.raises(StoreFull):
         full.upsert(names(5, 100), draw(19, 5))
     with pytest.raises(StoreError, match="open it again"):  # its memory is ahead of the store

@@ -13,7 +13,7 @@ import pytest
 
 from engine.collection import snapshots
 from engine.collection.collection import Engine
-from engine.config import BoundsSettings, CollectionSettings, Settings, StoreSettings
+from engine.config import CollectionSettings, LimitsSettings, Settings, StoreSettings
 from engine.model.linkage import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def engine_in(folder: Path, aside: ThreadPoolExecutor | None = None) -> Engine:
     settings = Settings(
         collection=CollectionSettings(name="saved"),
         store=StoreSettings(path=folder / "store"),
-        bounds=BoundsSettings(snapshot_items=10),
+        limits=LimitsSettings(snapshot_items=10),
     )
     return Engine.open(settings, random_model(1), executor=aside)
 

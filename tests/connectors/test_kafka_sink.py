@@ -45,7 +45,7 @@ def settings_of(broker: Broker, topic: str, **bounds: int) -> Settings:
     return plain.model_copy(
         update={
             "source": type(plain.source).model_validate(source),
-            "bounds": type(plain.bounds).model_validate({"publish_events": 7, **bounds}),
+            "limits": type(plain.limits).model_validate({"publish_events": 7, **bounds}),
         }
     )
 
@@ -73,7 +73,7 @@ class World:
     def sink(self, identity: str = "", **bounds: int) -> KafkaSink:
         settings = settings_of(self.broker, self.topic, **bounds)
         assert settings.source.kafka
-        return KafkaSink(settings.source.kafka, settings.bounds, COLLECTION, identity or self.identity)
+        return KafkaSink(settings.source.kafka, settings.limits, COLLECTION, identity or self.identity)
 
     def view(self) -> View:
         return View.open(self.folder)

@@ -39,7 +39,7 @@ def settings_of(broker: Broker, topic: str, **flags: Any) -> Settings:
     return plain.model_copy(
         update={
             "source": type(plain.source).model_validate(source),
-            "bounds": type(plain.bounds).model_validate(bounds),
+            "limits": type(plain.limits).model_validate(bounds),
         }
     )
 

@@ -144,7 +144,7 @@ def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 def test_a_daemon_is_told_what_is_set_and_nothing_else(tmp_path: Path) -> None:
     """By file, flag or variable; the defaults here are not to take the place of its settings."""
     config = tmp_path / "shoal.toml"
-    config.write_text('[model]\nmax_levels = 3\npath = "a.safetensors"\n[bounds]\nslack = 7\n')
+    config.write_text('[model]\nmax_levels = 3\npath = "a.safetensors"\n[limits]\nslack = 7\n')
     told = operate._renewed(load(config, {"model.tau": 0.4}))
     assert told == {
         "model": {"max_levels": 3, "tau": 0.4, "path": str(Path("a.safetensors").absolute())},

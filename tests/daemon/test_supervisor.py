@@ -228,7 +228,7 @@ def test_no_part_outlives_a_killed_daemon(serve: Serve) -> None:
 
 
 def test_a_writer_that_fails_again_and_again_is_given_up(serve: Serve) -> None:
-    daemon = serve(SHOAL_BOUNDS__RESTARTS_MAX="0")
+    daemon = serve(SHOAL_LIMITS__RESTARTS_MAX="0")
     os.kill(daemon.told("started", part="writer")["pid"], signal.SIGKILL)
     assert daemon.process.wait(DEADLINE_S) == 1
     daemon._reader.join(5)
@@ -251,7 +251,7 @@ def test_a_port_in_use_is_told_at_once(shoal: Run, tmp_path: Path) -> None:
     ("toml", "words"),
     [
         ("[source]\nhttp = true\n[source.kafka]\nbootstrap = 'b:1'\ntopic = 't'\n", "one source at a time"),
-        ("[batch]\nleast = 9\nmost = 8\n", "least = 9 is more than most = 8"),
+        ("[batch]\nmin = 9\nmax = 8\n", "min = 9 is more than max = 8"),
         ("[api]\nports = 1\n", "There is no setting api.ports"),
         ("[api]\nhost = '0.0.0.0'\n", "key_file"),
         ("[serve]\nx = 1\n", "There is no setting serve"),
@@ -382,7 +382,7 @@ def test_a_part_of_no_known_name_fails_with_a_status(tmp_path: Path) -> None:
     """Backs off longer each time."""
 
     log = Log()
-    settings = Settings.model_validate({"bounds": {"restarts_max": 1}, "store": {"path": tmp_path}})
+    settings = Settings.model_validate({"limits": {"restarts_max": 1}, "store": {"path": tmp_path}})
     child = Child(Part("nothing"), settings, log)
     child.start()
     with pytest.raises(ShoalError, match=r"the nothing failed 2 times .* with status 1"):

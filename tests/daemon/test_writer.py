@@ -344,7 +344,7 @@ def test_nothing_comes_in_without_a_source(tmp_path: Path, weights: LinkageModel
 
 
 def test_batches_grow_with_the_backlog_and_stay_within_their_time() -> None:
-    pace = Pace(BatchSettings(least=16, most=1000, target_s=1.0))
+    pace = Pace(BatchSettings(min=16, max=1000, target_s=1.0))
     assert pace.size == 256
     pace.took(256, 0.1)
     assert pace.size == 512
@@ -360,7 +360,7 @@ def test_batches_grow_with_the_backlog_and_stay_within_their_time() -> None:
     fixed = Pace(BatchSettings(size=300))
     fixed.took(300, 60.0)
     assert fixed.size == 300
-    assert Pace(BatchSettings(least=400)).size == 400
+    assert Pace(BatchSettings(min=400)).size == 400
 
 
 def test_tables_have_what_metrics_read(tmp_path: Path, weights: LinkageModel) -> None:
@@ -369,5 +369,5 @@ def test_tables_have_what_metrics_read(tmp_path: Path, weights: LinkageModel) ->
     with Engine.open(settings, weights) as engine:
         engine.apply(batch(1, 50))
         with engine.store.snapshot() as found:
-            assert found.count("sizes") == len(set(engine.labels()[1].tolist()))
+            assert found.sizes.count() == len(set(engine.labels()[1].tolist()))
             assert "sizes" in schema.TABLES

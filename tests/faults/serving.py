@@ -45,7 +45,7 @@ least = 8
 most = 64
 [api]
 port = 0
-[bounds]
+[limits]
 restarts_max = 1000
 restarts_window_s = 3.0
 publish_events = 50

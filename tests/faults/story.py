@@ -74,7 +74,7 @@ class Story:
                 "index": {"kind": self.index, "ef": 50, "ef_construction": 50},
                 "model": {"tau": shape.tau, "max_levels": shape.max_levels},
                 "retention": {"events_max_age_s": 0.001 if self.forgets == BY_AGE else 1e9},
-                "bounds": {
+                "limits": {
                     "slack": shape.base_width - shape.k,
                     "map_size_bytes": 2**21 if self.seed % 3 == 0 else 2**26,  # 2 MB have to grow
                     "free_disk_min_bytes": 0,

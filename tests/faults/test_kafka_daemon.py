@@ -104,7 +104,7 @@ def test_the_whole_way_through_what_happens_to_a_broker(
         index__kind="exact",
         model__path=model,
         batch__most=64,
-        bounds__discovery_interval_s=0.5,
+        limits__discovery_interval_s=0.5,
     )
     with serving(daemon):
         until(daemon.is_through, 120)

@@ -39,7 +39,7 @@ def settings_of(path: Path, kind: str = "exact", free_min: int = 0) -> Any:
             "store": {"path": path},
             "index": {"kind": kind},
             "model": {"tau": 0.3},
-            "bounds": {"free_disk_min_bytes": free_min, "snapshot_items": 300},
+            "limits": {"free_disk_min_bytes": free_min, "snapshot_items": 300},
         }
     )
 

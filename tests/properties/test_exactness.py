@@ -173,7 +173,7 @@ def settings_of(path: Path, world: World, index: str = "exact") -> Settings:
             "store": {"path": path},
             "index": {"kind": index},
             "model": {"tau": shape.tau, "max_levels": shape.max_levels},
-            "bounds": {"slack": shape.base_width - shape.k},
+            "limits": {"slack": shape.base_width - shape.k},
         }
     )
 

@@ -42,7 +42,7 @@ def settings_of(path: str | Path) -> Any:
     from engine.config import Settings
 
     return Settings.model_validate(
-        {"store": {"path": path}, "model": {"tau": 0.3}, "bounds": {"free_disk_min_bytes": 0}}
+        {"store": {"path": path}, "model": {"tau": 0.3}, "limits": {"free_disk_min_bytes": 0}}
     )
 
 

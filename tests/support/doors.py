@@ -98,7 +98,7 @@ class Doors:
     def file(self, raw: bytes) -> Outcome:
         self._path.write_bytes(raw + b"\n")
         os.utime(self._path, (NOW_MS / 1000, NOW_MS / 1000))
-        source = FileSource(self._path, Options(100, SETTINGS.bounds, clock=lambda: NOW_MS / 1000))
+        source = FileSource(self._path, Options(100, SETTINGS.limits, clock=lambda: NOW_MS / 1000))
         source.begin({})
         try:
             chunks = list(source.chunks(DIM))
@@ -109,7 +109,7 @@ class Doors:
         return outcome(batches[0] if batches else None, reasons, any(chunk.doubts for chunk in chunks))
 
     def bulk(self, raw: bytes) -> Outcome:
-        piece = Piece(Parser(SETTINGS.bounds))
+        piece = Piece(Parser(SETTINGS.limits))
         for line in raw.split(b"\n"):
             piece.take(line)
         if piece.refused:
@@ -118,7 +118,7 @@ class Doors:
 
     def put(self, key: str, raw: bytes) -> Outcome:
         try:
-            record = bodies.parse_record(Parser(SETTINGS.bounds), raw, key)
+            record = bodies.parse_record(Parser(SETTINGS.limits), raw, key)
         except Problem as problem:
             return Outcome(reason=str(problem.detail).rstrip("."))
         return self._submit([record])
@@ -127,7 +127,7 @@ class Doors:
         place = {"topic": "t", "partition": 0, "offset": 0, "timestamp": -1, "headers": []}
         record = SimpleNamespace(key=key, value=raw, **place)
         settings = KafkaSettings(bootstrap="127.0.0.1:9", topic="t")
-        settled, letters = Decoder(settings, SETTINGS.bounds).settle([record], DIM, NOW_MS)
+        settled, letters = Decoder(settings, SETTINGS.limits).settle([record], DIM, NOW_MS)
         return outcome(settled.batch, [letter.reason for letter in letters], bool(settled.doubts))
 
     def library(self, values: Values) -> Outcome:
@@ -135,14 +135,14 @@ class Doors:
         given = {name: bytes(value) if isinstance(value, Raw) else value for name, value in values.items()}
         try:
             if given.get("delete") is True:
-                [key] = arguments.keys_of([given["key"]], SETTINGS.bounds)
+                [key] = arguments.keys_of([given["key"]], SETTINGS.limits)
                 return Outcome(key, deleted=True)
             times = [given["time"]] if "time" in given else None
             payloads = [given["payload"]] if "payload" in given else None
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 columns = arguments.columns_of([given["key"]], [given["embedding"]], times, payloads)
-                batch = arguments.batch_of(columns, SETTINGS.bounds, DIM, NOW_MS)
+                batch = arguments.batch_of(columns, SETTINGS.limits, DIM, NOW_MS)
             return outcome(batch, [], bool(told))
         except InputError as problem:
             return Outcome(reason=str(problem))

@@ -30,7 +30,7 @@ router = APIRouter(tags=["operation"])
 async def livez(settings: Config, writer: Writer) -> Response:
     """This process answers, and a writer that runs makes progress. (Whether all is well: /readyz.)"""
     told = writer.status.told
-    live = told is None or told["stalled_s"] < settings.bounds.progress_timeout_s
+    live = told is None or told["stalled_s"] < settings.limits.progress_timeout_s
     return reply({"live": live}, status=200 if live else 503)
 
 
@@ -70,7 +70,7 @@ def why_not_ready(settings: Settings, reader: StoreReader, status: Status) -> li
         found.append(
             f"the writer is {told['state']}: {told['reason'] or 'it comes back, or the daemon ends'}"
         )
-    if told["stalled_s"] > settings.bounds.progress_timeout_s:
+    if told["stalled_s"] > settings.limits.progress_timeout_s:
         found.append(f"the writer has been at one batch for {told['stalled_s']:.0f} s")
     if told["oldest_unread_s"] > settings.api.lag_max_s:
         found.append(f"the oldest record that waits is {told['oldest_unread_s']:.0f} s old")

@@ -33,7 +33,7 @@ async def _key(
         ),
     ],
 ) -> str:
-    return bodies.item_key(key, settings.bounds.key_max_bytes)
+    return bodies.item_key(key, settings.limits.key_max_bytes)
 
 
 async def _page_size(

@@ -90,8 +90,8 @@ async def assign(request: Request, settings: Config, reader: Reader, writer: Wri
 )
 async def put(request: Request, settings: Config, reader: Reader, writes: Writes, key: Key) -> Response:
     """Insert an item, or give it another vector; answered once it is durable."""
-    bounds, parser = settings.api, Parser(settings.bounds)
-    limit = min(bounds.body_max_bytes, settings.bounds.record_max_bytes)
+    bounds, parser = settings.api, Parser(settings.limits)
+    limit = min(bounds.body_max_bytes, settings.limits.record_max_bytes)
     raw = await bodies.read(request, limit, bounds.patience_s)
     record = bodies.parse_record(parser, raw, key)
     return reply(await _write_one(settings, reader, writes, record) | {"ignored": list(parser.ignored)})
