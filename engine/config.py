@@ -6,11 +6,9 @@ A file is TOML with the sections below. In the environment `SHOAL_INDEX__EF=100`
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -23,6 +21,15 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from engine.config_documents import (
+    ENV_DELIMITER,
+    ENV_PREFIX,
+    merged,
+    nested,
+    new_path,
+    old_variables,
+    renamed,
+)
 from engine.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -30,23 +37,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ENV_PREFIX = "SHOAL_"
-ENV_DELIMITER = "__"
 LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
 PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 RENEWED = ("model", "index")  # sections that a rebuild may change
-
-# Old names of sections and settings. They are understood for one release, with a line in the log.
-RENAMED = {
-    "bounds": "limits",
-    "batch.least": "batch.min",
-    "batch.most": "batch.max",
-    "limits.probe_together": "limits.assign_together",
-    "limits.probe_waiting": "limits.assign_waiting",
-}
 
 Value = str | int | float | bool | None
 
@@ -279,7 +275,7 @@ class _Environment(EnvSettingsSource):
     """Environment variables, also those with old names."""
 
     def __call__(self) -> dict[str, Any]:
-        return _merged(_old_variables(), _renamed(super().__call__()))
+        return merged(old_variables(), renamed(super().__call__()))
 
 
 class Settings(BaseSettings):
@@ -304,13 +300,12 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     limits: LimitsSettings = LimitsSettings()
 
-
     @property
     def bounds(self) -> LimitsSettings:
         return self.limits
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**_renamed(given))
+        super().__init__(**renamed(given))
 
     @classmethod
     def settings_customise_sources(
@@ -329,11 +324,11 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
 
     A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin.
     """
-    document = _renamed(_read(path)) if path else {}
-    given = _renamed(_nested({name: value for name, value in (flags or {}).items() if value is not None}))
+    document = renamed(_read(path)) if path else {}
+    given = renamed(nested({name: value for name, value in (flags or {}).items() if value is not None}))
     _refuse_unknown_variables()
     try:
-        return Settings(**_merged(_merged(document, _Environment(Settings)()), given))
+        return Settings(**merged(merged(document, _Environment(Settings)()), given))
     except ValidationError as problem:
         raise ConfigError(_sentence(problem, path, given)) from None
     except SettingsError as problem:
@@ -393,72 +388,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} cannot be read: {problem}.") from None
 
 
-def _nested(flat: Mapping[str, Value]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *sections, key = name.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[key] = value
-    return nested
-
-
-def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two documents as one; where both have a value, the upper one's."""
-    found = dict(lower)
-    for name, value in upper.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = _merged(found[name], value) if both else value
-    return found
-
-
-def _renamed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document with new names in place of old ones, which are logged."""
-    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in document.items()}
-    for old, new in RENAMED.items():
-        section, _, key = old.partition(".")
-        holder = found.get(section) if key else found
-        name = key or section
-        if not isinstance(holder, dict) or name not in holder:
-            continue
-        _log_old_name(old, new)
-        name = new.rpartition(".")[2]
-        value = {name: holder.pop(old.rpartition(".")[2])}
-        holder[name] = _merged(value, {name: holder[name]} if name in holder else {})[name]
-    return found
-
-
-@lru_cache
-def _log_old_name(old: str, new: str) -> None:
-    """Once in a process. Python's own logging: this module imports nothing of ours that is above it."""
-    logging.getLogger("shoal").warning(
-        f"the setting {old} is called {new} now; the next release does not know the old name"
-    )
-
-
-def _old_variables() -> dict[str, Any]:
-    """Return what environment variables with old names set, under the new names."""
-    found = {}
-    for variable, value in os.environ.items():
-        path = variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)
-        if variable.upper().startswith(ENV_PREFIX) and _new_path(path) != path:
-            found[".".join(path)] = value
-    return _renamed(_nested(found))
-
-
-def _new_path(path: Sequence[str]) -> list[str]:
-    """Return the names of section and setting as they are now."""
-    section = RENAMED.get(path[0], path[0])
-    return RENAMED.get(".".join([section, *path[1:]]), ".".join([section, *path[1:]])).split(".")
-
-
 def _refuse_unknown_variables() -> None:
     """Only names with the double underscore are ours: cluster managers set SHOAL_PORT and the like."""
     for variable in os.environ:
         if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
             continue
-        *path, key = _new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
+        *path, key = new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
         if key not in {name.lower() for name in _keys(path)}:
             raise ConfigError(f"The environment variable {variable} sets nothing: {_known(path)}.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import config
+from engine import config, config_documents
 from engine.config import Settings, Value
 from engine.errors import ConfigError
 
@@ -128,7 +128,7 @@ OLD = "[bounds]\nslack = 3\nprobe_waiting = 77\n[batch]\nleast = 5\nmost = 50\n"
 
 
 def test_old_names_are_understood_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config._log_old_name.cache_clear()
+    config_documents._log_old_name.cache_clear()
     path = write(tmp_path / "shoal.toml", OLD)
     for _ in range(2):
         found = config.load(path)
@@ -136,7 +136,7 @@ def test_old_names_are_understood_and_logged_once(tmp_path: Path, caplog: pytest
     assert (found.batch.min, found.batch.max) == (5, 50)
     assert [record.getMessage() for record in caplog.records] == [
         f"the setting {old} is called {new} now; the next release does not know the old name"
-        for old, new in config.RENAMED.items()
+        for old, new in config_documents.RENAMED.items()
         if "together" not in old
     ]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from connectors.files.lines import is_pipe
 from connectors.files.source import FileSource, Options
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import InputError
 from engine.records import wrong_dimension
 from engine.rows import majority
@@ -22,7 +22,7 @@ from engine.types import Float64, Int64
 
 CHUNK = 4096  # records read at once
 NO_TIME = -(2**52)
-BOUNDS = BoundsSettings(payload_max_bytes=2**30, record_max_bytes=2**30)  # what is read is not stored
+BOUNDS = LimitsSettings(payload_max_bytes=2**30, record_max_bytes=2**30)  # what is read is not stored
 
 
 @dataclass(frozen=True, slots=True)
