@@ -361,23 +361,3 @@ def kind_of(value: Any) -> str:
 def brief(problem: BaseException) -> str:
     """The first line of an error, without a full stop."""
     return (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
-
-
-def dump(document: Any) -> bytes:
-    """As JSON. Raises TypeError, saying why not."""
-    try:
-        raw = dump_json(document)
-    except Unusable as problem:
-        raise TypeError(str(problem).removeprefix("the payload is not JSON: ")) from None
-    if _levels(document) > PAYLOAD_LEVELS:
-        raise TypeError(f"it nests too deep, at most {PAYLOAD_LEVELS} levels are safe")
-    return raw
-
-
-def fault(document: Any) -> str | None:
-    """Why it cannot be kept."""
-    try:
-        dump(document)
-    except TypeError as error:
-        return str(error)
-    return None

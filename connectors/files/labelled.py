@@ -61,7 +61,7 @@ def read_labelled(path: Path) -> LabelledFile:
     documents: list[dict[str, Any]] = [one if isinstance(one, dict) else {} for one in found]
     for at, document in zip(rows, documents, strict=True):
         if document.get("label") is None:
-            raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label.")
+            raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label or labels.")
     stamps = np.array([times[at] for at in rows], np.int64)
     return LabelledFile(
         emb=np.stack([np.asarray(vectors[at], np.float64) for at in rows]),

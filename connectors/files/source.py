@@ -50,6 +50,7 @@ class FileSource:
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path, self._options = path, options
+        self.shown = "standard input" if path == STDIN else str(path)
         self._piped = is_pipe(path)
         now_ms = int(options.clock() * 1000)
         try:
@@ -178,7 +179,7 @@ class FileSource:
         )
 
     def _remark(self, number: int, reason: str) -> Remark:
-        name = "standard input" if self.path == STDIN else self.path.name
+        name = self.shown if self.path == STDIN else self.path.name
         return Remark(name, self._place(number), reason)
 
     def _place(self, number: int) -> str:

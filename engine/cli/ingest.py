@@ -53,6 +53,7 @@ class Source(Protocol):
     """A file: see `connectors.files.source`."""
 
     path: Path
+    shown: str  # the path, for people
     notes: list[str]
 
     @property
@@ -127,7 +128,7 @@ class _Work:
                     if strict or len(sources) == 1:
                         raise
                     complain(f"shoal: {problem}")
-                    failed.append(str(source.path))
+                    failed.append(source.shown)
                     continue
                 finally:
                     self._tell_notes(source)
@@ -162,7 +163,7 @@ class _Work:
                 return False
         self.place = f" after {source.path.name}"
         if at and rejected == at:
-            sentence = f"None of the {at:,} records of {source.path} could be used."
+            sentence = f"None of the {at:,} records of {source.shown} could be used."
             if OTHER_DIMENSION in " ".join(self.rejects[-1:]):
                 sentence += f" The collection has {engine.dim} dimensions until all its items are deleted."
             self.useless.append(sentence)
@@ -194,7 +195,7 @@ class _Work:
         self.ignored.update(source.ignored)
         if source.ignored:
             named = ", ".join(f"{name} ({count:,})" for name, count in list(source.ignored.items())[:20])
-            complain(f"shoal: {source.path}: not understood and left out: {printable(named)}.")
+            complain(f"shoal: {source.shown}: not understood and left out: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:
         counts = {name: self.counts[name] for name in COUNTS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,17 @@ from engine.cli.ingest import ingest
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.errors import InputError
-from engine.model.linkage import random_model
+from tests.conftest import command, environment
 
 Take = Callable[..., dict[str, Any]]
 RNG = np.random.default_rng(5)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    random_model(3).save(path)
-    return path
-
-
 @pytest.fixture
-def settings(tmp_path: Path, weights: Path) -> Settings:
+def settings(tmp_path: Path, model: Path) -> Settings:
     return Settings(
         store={"path": tmp_path / "store"},  # type: ignore[arg-type]
-        model={"path": weights},  # type: ignore[arg-type]
+        model={"path": model},  # type: ignore[arg-type]
         index={"kind": "exact"},  # type: ignore[arg-type]
     )
 
@@ -156,3 +150,21 @@ def test_an_emptied_collection_takes_another_dimension(
     with Engine.open(settings) as engine:
         engine.delete(["a"])
     assert take(wide, again=True)["inserted"] == 1
+
+
+def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) -> None:
+    table = "sku,vec,color\n" + "".join(f'{row},"[{row + 1}, 1]",red\n' for row in range(20)) + '"",1 2,red\n'
+    done = subprocess.run(
+        command("ingest", "-", "--key-column", "sku", "--vector-column", "vec"),
+        cwd=tmp_path,
+        env=environment({"SHOAL_MODEL__PATH": str(model)}),
+        input=table,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rejected: standard input, row 20: the key is empty" in done.stderr
+    assert "standard input: not understood and left out: color (21)" in done.stderr
+    assert done.stdout.startswith("21 rows in ")
+    assert "20 inserted, 1 rejected. shoal-store is at version" in done.stdout
