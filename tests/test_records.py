@@ -10,13 +10,13 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import Unusable
 from engine.records import FIELDS, Parser, Record, read_document, read_key, read_vector, text_payload
 from engine.rows import Columns, Rows, Settled
 from engine.times import read_time, read_times
 
-BOUNDS = BoundsSettings()
+BOUNDS = LimitsSettings()
 NOW_MS = 1_760_000_000_000
 
 

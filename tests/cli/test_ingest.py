@@ -39,7 +39,7 @@ def take(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Take:
         *paths: Path, chosen: Settings = settings, strict: bool = False, **options: Any
     ) -> dict[str, Any]:
         def open_source(path: Path, size: int) -> FileSource:
-            return FileSource(path, Options(size, chosen.bounds, strict=strict, **options))
+            return FileSource(path, Options(size, chosen.limits, strict=strict, **options))
 
         error = ""
         try:

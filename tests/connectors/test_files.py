@@ -11,12 +11,12 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.config import BoundsSettings
+from engine.config import LimitsSettings
 from engine.errors import InputError
 from engine.vectors import quantize
 from tests.support.files import EMB, lines, read, single, write, write_parquet, written
 
-BOUNDS = BoundsSettings()
+BOUNDS = LimitsSettings()
 FORMATS = pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet", "a.jsonl"])
 
 

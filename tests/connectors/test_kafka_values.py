@@ -19,7 +19,7 @@ import pytest
 
 from connectors.kafka.registry import RegistryAway
 from connectors.kafka.values import Decoder
-from engine.config import BoundsSettings, KafkaSettings, load
+from engine.config import KafkaSettings, LimitsSettings, load
 from engine.errors import BrokerError, ConfigError
 from engine.vectors import quantize
 
@@ -98,7 +98,7 @@ def record(key: bytes | None, value: bytes | None, *headers: tuple[str, bytes], 
 
 def decoded(given: Any, **settings: Any) -> tuple[list[bytes], list[str]]:
     """Keys, and the reasons of dead letters."""
-    settled, letters = Decoder(settings_of(**settings), BoundsSettings()).settle([given], None, NOW_MS)
+    settled, letters = Decoder(settings_of(**settings), LimitsSettings()).settle([given], None, NOW_MS)
     return [*settled.batch.keys, *settled.batch.deletes], [letter.reason for letter in letters]
 
 
@@ -161,7 +161,7 @@ def test_a_key_in_another_format_is_named_so(key_format: str, raw: bytes | None,
     ],
 )
 def test_values(value_format: str, value: bytes) -> None:
-    decoder = Decoder(settings_of(value_format=value_format), BoundsSettings())
+    decoder = Decoder(settings_of(value_format=value_format), LimitsSettings())
     settled, letters = decoder.settle([record(b"a", value)], None, NOW_MS)
     assert letters == []
     assert np.array_equal(settled.batch.vectors, quantize([[1, 2]])[0])
@@ -197,7 +197,7 @@ def test_a_value_in_another_format_is_named_so(value_format: str, value: bytes, 
 
 def test_avro_with_the_registrys_schema(schemas: Schemas) -> None:
     schemas.add(3, SCHEMA)
-    decoder = Decoder(settings_of(value_format="avro", registry_url=schemas.url + "/"), BoundsSettings())
+    decoder = Decoder(settings_of(value_format="avro", registry_url=schemas.url + "/"), LimitsSettings())
     sent = [record(b"k%d" % i, framed(3, avro({**ITEM, "embedding": [1.0, i]}))) for i in range(3)]
     sent.append(record(b"gone", None))
     settled, letters = decoder.settle(sent, None, NOW_MS)
@@ -236,13 +236,13 @@ def test_avro_that_cannot_be_read(schemas: Schemas, number: int, body: bytes, wo
 def test_a_registry_that_is_away_costs_no_record(schemas: Schemas) -> None:
     schemas.add(3, SCHEMA)
     schemas.status = 500
-    decoder = Decoder(settings_of(value_format="avro", registry_url=schemas.url), BoundsSettings())
+    decoder = Decoder(settings_of(value_format="avro", registry_url=schemas.url), LimitsSettings())
     sent = [record(b"a", framed(3, avro(ITEM)))]
     with pytest.raises(RegistryAway, match="answers 500"):
         decoder.settle(sent, None, NOW_MS)
     schemas.status = 200
     assert decoder.settle(sent, None, NOW_MS)[0].batch.keys == [b"a"]
-    nobody = Decoder(settings_of(value_format="avro", registry_url="http://127.0.0.1:1"), BoundsSettings())
+    nobody = Decoder(settings_of(value_format="avro", registry_url="http://127.0.0.1:1"), LimitsSettings())
     with pytest.raises(RegistryAway):
         nobody.settle(sent, None, NOW_MS)
 
@@ -264,7 +264,7 @@ def test_avro_needs_a_registry() -> None:
 
 
 def test_the_time_of_a_record() -> None:
-    decoder = Decoder(settings_of(), BoundsSettings())
+    decoder = Decoder(settings_of(), LimitsSettings())
     sent = [
         record(b"header", b'{"embedding": [1], "time": 5}', ("x-time", b"1700000000")),
         record(b"value", b'{"embedding": [1], "time": "2024-05-01"}'),
