@@ -1,11 +1,11 @@
-"""Copies of a store that are known to be good: made beside a running writer, checked before they are used.
+"""Backups: verified copies of a store, made while it is written, and restored as a whole.
 
     data.mdb      LMDB's compacted copy of one version: items, clusters, event log and input positions
-    backup.json   what it is, and the SHA-256 of data.mdb
+    backup.json   a manifest with the SHA-256 of data.mdb
     closed        as in a store
 
-A copy has its name only when it is complete, checked and durable. It holds the input positions, so whoever
-restores it goes on reading where it was made.
+A backup gets its name once it is complete, verified and durable. It holds the input positions, so a restored
+store resumes its sources where the backup was made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MANIFEST = "backup.json"
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What a backup says of itself."""
+    """The manifest of a backup."""
 
     collection: str
     identity: str
@@ -47,17 +47,17 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What `restore` put in place, and where the store that was there is now."""
+    """The restored backup, and where the store that it replaced is now."""
 
     backup: Backup
     aside: Path | None
 
 
 def back_up(store: Path, target: Path) -> Backup:
-    """Copy a store as of its last version, also while another process writes it.
+    """Copy the last version of a store, also while another process writes it.
 
-    Not within the process that writes it: see `copy_open`. Raises NoStore, InputError (the target is
-    there already), StoreFull, CorruptStore; then nothing is left of the copy.
+    The writing process itself uses `copy_open`. Raises NoStore, InputError (the target exists), StoreFull,
+    CorruptStore; then nothing is left of the copy.
     """
     if not (store / DATA).is_file():
         raise NoStore(f"there is no store in {store}; name another")
@@ -67,14 +67,14 @@ def back_up(store: Path, target: Path) -> Backup:
 
 
 def copy_open(store: Store, target: Path) -> Backup:
-    """`back_up` of a store that this process has open."""
+    """As `back_up`, of a store that this process has open."""
     with _new_folder(target) as folder:
         _copy(store.environment, folder)
         return _finish(folder)
 
 
 def read(folder: Path) -> Backup:
-    """What a backup says of itself. Raises InputError, CorruptStore, StoreError."""
+    """Return the manifest of a backup. Raises InputError, CorruptStore, StoreError."""
     try:
         raw = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -107,10 +107,10 @@ def verify(folder: Path) -> Backup:
 
 
 def restore(folder: Path, store: Path, force: bool = False) -> Restored:
-    """Put a backup in the place of a store. `force`: a store that is there is moved aside.
+    """Put a backup in the place of a store; `force` moves an existing store aside.
 
-    Raises InputError (something is there already, or no backup), StoreLocked, StoreFull, CorruptStore; then
-    the store is as it was.
+    Raises InputError (the place is not empty, or no backup), StoreLocked, StoreFull, CorruptStore; the store
+    is then unchanged.
     """
     read(folder)
     there = store.exists() and (not store.is_dir() or any(store.iterdir()))
@@ -120,7 +120,7 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
         shutil.copyfile(folder / DATA, scratch / DATA)
         shutil.copyfile(folder / MANIFEST, scratch / MANIFEST)
         files.sync(scratch / DATA)
-        backup = verify(scratch)  # of what was written, not of what was read
+        backup = verify(scratch)  # what was written, not what was read
         (scratch / MANIFEST).unlink()
         seal.seal(scratch)
         aside = _move_aside(store) if there else None
@@ -134,7 +134,7 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
 
 
 def copy(store: str, folder: str) -> int:
-    """The work of `back_up` in a process of its own."""
+    """Copy a store; `back_up` runs it in a process of its own."""
     environment = Environment.attach(Path(store))
     try:
         _copy(environment, Path(folder))
@@ -152,7 +152,7 @@ def _copy(environment: Environment, folder: Path) -> None:
 
 
 def _finish(folder: Path) -> Backup:
-    """Check a copy and say what it is."""
+    """Verify a copy, write its manifest and seal it."""
     isolation.call("engine.storage.verify.walk", folder)
     backup = Backup(**orjson.loads(isolation.call("engine.storage.backup.describe", folder)))
     (folder / MANIFEST).write_bytes(orjson.dumps(asdict(backup), option=orjson.OPT_INDENT_2))
@@ -162,7 +162,7 @@ def _finish(folder: Path) -> Backup:
 
 
 def describe(folder: str) -> str:
-    """The manifest of a copy, JSON."""
+    """Return the manifest of a copy as JSON."""
     with reading(folder, lock=False) as tables:
         if tables is None:
             raise NoStore(f"{folder} holds no version yet; there is nothing to copy")
@@ -195,7 +195,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(goal: Path, what: str) -> Iterator[Path]:
-    """A folder beside the goal, which is gone afterwards if it has not got another name."""
+    """Make a folder beside the goal; remove it at the end unless it was renamed."""
     folder = goal.absolute().with_name(f"{goal.absolute().name}.{what}-{os.getpid()}")
     try:
         folder.mkdir(parents=True)
@@ -207,7 +207,7 @@ def _scratch(goal: Path, what: str) -> Iterator[Path]:
 
 
 def _move_aside(store: Path) -> Path:
-    """Out of the way, unless somebody writes it. Raises StoreLocked."""
+    """Rename a store that nobody writes. Raises StoreLocked."""
     moment = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%d-%H%M%S")
     aside = store.absolute().with_name(f"{store.absolute().name}.before-{moment}")
     lock = hold(store)

@@ -1,6 +1,6 @@
-"""What a change does to the tables, within one transaction.
+"""A commit: writes a change to the tables, in one transaction.
 
-Each table is written in the order of its keys: rows that share a page then cost one copy of it.
+Each table is written in key order, so that rows that share a page cost one copy of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def apply(tables: Tables, change: Change) -> None:
 
 
 def _write_items(tables: Tables, change: Change, next_item: int) -> None:
-    """Items from `next_item` on have keys that are new."""
+    """Write upserts and deletes; items from `next_item` on bring new keys."""
     items = change.upserts
     tables.items.put_columns(items)
     ids = items.ids.tolist()
@@ -74,7 +74,7 @@ def _pairs(first: Int64, second: Int64) -> Iterator[Pair]:
 
 
 def _write_trees(tables: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
-    """Rows of `trees`, tree -> path (an empty one: the tree is gone), and of `cluster_trees`."""
+    """Write `trees`, tree -> path (an empty path deletes the tree), and `cluster_trees`."""
     before = {tree: tables.trees.get(tree) or () for tree in sorted(trees)}
     tables.cluster_trees.remove((c, tree) for tree in trees for c in set(before[tree]) - set(trees[tree]))
     tables.cluster_trees.add((c, tree) for tree in trees for c in set(trees[tree]) - set(before[tree]))
@@ -83,7 +83,7 @@ def _write_trees(tables: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
 
 
 def _write_clusters(tables: Tables, clusters: Sequence[Cluster]) -> None:
-    """Rows of `clusters`, of `sizes` (the living final ones) and of `endings`."""
+    """Write `clusters`, `sizes` (the living final ones) and `endings`."""
     ids = sorted(cluster.id for cluster in clusters)
     before = [cluster for i in ids if (cluster := tables.clusters.get(i)) is not None]
     tables.sizes.remove((c.size, c.id) for c in before if not c.parent)
@@ -95,7 +95,7 @@ def _write_clusters(tables: Tables, clusters: Sequence[Cluster]) -> None:
 def write_history(
     tables: Tables, change: Change, max_bytes: int, max_age_ms: int, retain_from_version: int | None = None
 ) -> None:
-    """Write the version's events; then forget the oldest versions while the log is beyond its bounds.
+    """Write the version's events, then forget the oldest versions while the log exceeds its bounds.
 
     Versions from `retain_from_version` on stay. The place of the last forgotten event is recorded, so that a
     version without events never looks like a gap to readers of the log.
@@ -119,7 +119,7 @@ def write_history(
 def _oldest(
     tables: Tables, change: Change, total: int, max_bytes: int, max_age_ms: int, newest: int
 ) -> Iterator[tuple[int, CommitRecord]]:
-    """The oldest commits that are beyond the bounds, none from the version `newest` on."""
+    """Yield the oldest versions that exceed the bounds, none from the version `newest` on."""
     for version, record in tables.commits.rows():
         late = record.time_ms < change.time_ms - max_age_ms
         if version >= newest or not (late or total > max_bytes):
@@ -129,7 +129,7 @@ def _oldest(
 
 
 def erase_mentions(tables: Tables, key: bytes) -> int:
-    """Events that mention a key become empty ones in their places; return how many."""
+    """Replace events that mention a key by empty ones; return how many."""
     needles = {key, orjson.dumps(key.decode(errors="replace"))[1:-1]}
     mentions = [
         (place, len(body))

@@ -1,9 +1,9 @@
-"""A store written anew, row by row: without unused pages, and with no trace of what was deleted.
+"""Compaction: rewrites a store row by row, without unused pages and without traces of deleted rows.
 
-LMDB's own compacting copy would keep deleted keys where pages of keys were once divided. So every row is
-put into an empty file, in the order of keys; that file takes the place of the old one once it is complete,
-read again and durable. Readers in other processes notice that the file is another and open it
-(`engine.storage.reader`); what they are reading at that moment stays as it was.
+LMDB's own compacting copy keeps deleted keys as separators of branch pages. Instead, every row is put into
+an empty file in key order; once that is complete, verified and durable, it replaces the old one. Readers in
+other processes notice the new file and open it (`engine.storage.environment`); open transactions are
+unaffected.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from engine.storage.tables import Tables
 from engine.system import isolation
 
 SCRATCH = "compacting"
-_ROWS = 20_000  # put in one transaction
+_ROWS = 20_000  # in one transaction
 
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """Bytes of the store's file."""
+    """Bytes of the store's file before and after."""
 
     before: int
     after: int
 
 
 def write_anew(tables: Tables, scratch: Path, map_bytes: int) -> Path:
-    """Make a file of the rows of a store in a new folder; it is durable and has been read again.
+    """Write all rows to a file in a new folder, durably, and verify it.
 
-    Raises OSError, lmdb.Error, CorruptStore.
+    Raises OSError, StoreFull, CorruptStore.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -45,7 +45,7 @@ def write_anew(tables: Tables, scratch: Path, map_bytes: int) -> Path:
 
 
 def _copy(tables: Tables, write: Callable[[Callable[[Tables], None]], None]) -> None:
-    """In several transactions, so that both of LMDB's two newest states are good ones."""
+    """Copy in several transactions, so that both of LMDB's meta pages point to complete states."""
     for table in schema.TABLES:
         rows = tables.raw[table].rows()
         while chunk := list(islice(rows, _ROWS)):

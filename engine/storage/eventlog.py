@@ -1,8 +1,8 @@
-"""The event log of a store, read forward from a place: (version, ordinal) of the last event known.
+"""Queries on the event log: reads forward from a place, the (version, ordinal) of the last event known.
 
-Within a version the lineage of clusters stands first, then the items, then the dead letters: whoever wants
-clusters alone can skip the rest of a version. Versions have no gaps; the oldest are forgotten, and a reader
-is told so.
+Within a version, lineage events come first, then assignments, then dead letters, so that a reader of clusters
+alone can skip the rest of a version. Versions have no gaps; the log forgets the oldest ones and reports that
+to its readers.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ KINDS = (ITEMS, CLUSTERS, REJECTS)
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """An event as it is stored."""
+    """A stored event, decoded only as far as its kind needs."""
 
     place: Place
     key: bytes
     body: bytes
-    parts: list[Any]  # of a dead letter and of an erased event: none
+    parts: list[Any]  # empty for a dead letter and an erased event
 
     @property
     def kind(self) -> str | None:
-        """None: it was erased; nobody is told of it."""
+        """The kind of event; None for an erased one, which readers skip."""
         if not self.parts:
             return REJECTS if self.body.startswith(b"{") else None
         return ITEMS if len(self.parts) == 4 else CLUSTERS
@@ -43,7 +43,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Events behind a place, the place they lead to, and whether there are more of them now."""
+    """Events behind a place, the place to continue from, and whether there are more by now."""
 
     events: list[Raw]
     place: Place
@@ -52,7 +52,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What the log knows of a version."""
+    """A version in the log."""
 
     version: int
     time_ms: int
@@ -60,12 +60,12 @@ class Commit:
 
     @property
     def last(self) -> Place:
-        """Behind it is the next version."""
+        """The place of its last event; the next version is behind it."""
         return self.version, max(self.events - 1, 0)
 
 
 def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> Slice:
-    """At most `limit` events of a kind, of all for None. After SCAN_MAX rows `place` is where to go on."""
+    """Return at most `limit` events of a kind (None: of all), looking at SCAN_MAX rows at most."""
     found: list[Raw] = []
     place, looked = after, 0
     seek: Place | None = (after[0], after[1] + 1)
@@ -89,8 +89,8 @@ class Unpublished:
 
     events: list[tuple[Place, Event]]
     place: Place
-    version: int  # of the store; without events all up to it is published
-    forgot: Place  # the last event that is forgotten
+    version: int  # the last committed one; published up to it if there are no events
+    forgot: Place  # the last forgotten event
 
 
 def unpublished(tables: Tables, after: Place, max_events: int, max_bytes: int) -> Unpublished:
@@ -109,7 +109,7 @@ def unpublished(tables: Tables, after: Place, max_events: int, max_bytes: int) -
 
 
 def behind(tables: Tables, place: Place) -> int:
-    """How many events stand behind a place; of SCAN_MAX versions, at most."""
+    """Count the events behind a place, in SCAN_MAX versions at most."""
     count = 0
     for version, record in islice(tables.commits.rows(place[0]), SCAN_MAX):
         count += record.events - (place[1] + 1) * (version == place[0])
@@ -117,7 +117,7 @@ def behind(tables: Tables, place: Place) -> int:
 
 
 def lineage(tables: Tables, version: int) -> list[Raw]:
-    """What happened to clusters in a version."""
+    """Return the lineage events of a version."""
     found = []
     for event in _rows(tables, (version, 0)):
         if event.place[0] != version or event.kind != CLUSTERS:
@@ -127,26 +127,26 @@ def lineage(tables: Tables, version: int) -> list[Raw]:
 
 
 def at(tables: Tables, places: Iterable[Place]) -> list[Raw]:
-    """The events at these places that are still there."""
+    """Return the events at these places that are not forgotten."""
     keys = [schema.event_key(*place) for place in places]
     rows = [(key, tables.events.raw.get(key)) for key in keys]
     return [_raw(key, body) for key, body in rows if body is not None]
 
 
 def commit(tables: Tables, version: int) -> Commit | None:
-    """None: forgotten, or not there yet."""
+    """Return what the log knows of a version; None if it is forgotten or not committed yet."""
     record = tables.commits.get(version)
     return None if record is None else Commit(version, record.time_ms, record.events)
 
 
 def oldest(tables: Tables) -> int:
-    """The first version that is not forgotten; 0: there is none yet."""
+    """Return the first version in the log; 0 if there is none yet."""
     row = next(tables.commits.rows(), None)
     return row[0] if row else 0
 
 
 def forgot(tables: Tables) -> Place:
-    """The place of the last event that is forgotten; BEGIN: none is."""
+    """Return the place of the last forgotten event; BEGIN if there is none."""
     return tables.meta.log.forgot or BEGIN
 
 
@@ -160,6 +160,6 @@ def _raw(key: bytes, body: bytes) -> Raw:
 
 
 def _parts(body: bytes) -> list[Any]:
-    """None of a dead letter: see `schema.event_body`."""
+    """Decode the values of an event; a dead letter has none, see `schema.event_body`."""
     parts: list[Any] = [] if body.startswith(b"{") else orjson.loads(body)
     return parts

@@ -1,8 +1,8 @@
-"""Bytes on disk: the tables of a store, their keys and values. One LMDB environment, named tables.
+"""The on-disk format: the bytes of keys and values of every table, in one LMDB environment.
 
 Integers in keys are unsigned and big-endian, so that LMDB's order is numeric; in values they are
 little-endian. Every value ends with a checksum: `body + xxh32(key + body, seed = number of the
-table)`, four bytes, big-endian. A value that does not match raises `CorruptStore`.
+table)`, four bytes, big-endian. A mismatch raises `CorruptStore`.
 
 | table | key | body |
 |---|---|---|
@@ -16,16 +16,16 @@ table)`, four bytes, big-endian. A value that does not match raises `CorruptStor
 | cluster_trees | cluster u64, tree u64 | none |
 | clusters | cluster u64 | size, finest, coarsest, peak, parent, born, changed, ended u64; into u64 x n |
 | sizes | 2^64 - 1 - size u64, cluster u64 | none; the living final clusters, largest first |
-| endings | version u64, cluster u64 | none; the ended clusters that are still told of |
+| endings | version u64, cluster u64 | none; the ended clusters that the log still records |
 | commits | version u64 | time i64, events u64, bytes of their bodies u64 |
-| events | version u64, ordinal u32 | JSON, without what key and configuration tell; see `event_body` |
+| events | version u64, ordinal u32 | JSON without what key and configuration imply; see `event_body` |
 | positions | source (UTF-8) | the next position |
 | nodes | node u64 | vector i16 x d; identical vectors are one node |
 | copies | node u64, item u64 | none; the items that have the node's vector |
 
-`items`, `keys`, `nodes`, `copies` and `positions` are the input; `lists` is history (an index search is);
-`places`, `members`, `trees` and `cluster_trees` follow from them and are rewritten by a rebuild. A cluster's
-peak is a node; people see the key of its oldest item.
+`items`, `keys`, `nodes`, `copies` and `positions` are the input; `lists` depends on history (an approximate
+index search does); `places`, `members`, `trees` and `cluster_trees` follow from them and are rewritten by a
+rebuild. A cluster's peak is a node; people see the key of its oldest item.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import orjson
 from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
+from engine.config import LMDB_KEY_MAX_BYTES
 from engine.errors import CorruptStore
 from engine.events import EventRow, Place, show_event
 from engine.types import (
@@ -82,7 +83,7 @@ TABLES = (
 ADDED = ("nodes", "copies")  # not in a store of format 1
 SEEDS = {table: number for number, table in enumerate(TABLES, 1)}
 CHECKSUM_BYTES = 4
-MAX_KEY_BYTES = 511
+MAX_KEY_BYTES = LMDB_KEY_MAX_BYTES
 
 Row = tuple[bytes, bytes]
 
@@ -95,12 +96,12 @@ _TOP = 2**64 - 1
 
 
 def seal(table: str, key: bytes, body: bytes) -> bytes:
-    """The value that stands for a body."""
+    """Return the value to store for a body: the body and its checksum."""
     return body + xxh32_digest(key + body, SEEDS[table])
 
 
 def unseal(table: str, key: bytes, value: bytes) -> bytes:
-    """The body of a value. Raises CorruptStore."""
+    """Return the body of a stored value. Raises CorruptStore."""
     body = value[:-CHECKSUM_BYTES]
     if xxh32_digest(key + body, SEEDS[table]) != value[-CHECKSUM_BYTES:]:
         corrupt(table, key, "the checksum does not match")
@@ -108,13 +109,13 @@ def unseal(table: str, key: bytes, value: bytes) -> bytes:
 
 
 def seal_rows(table: str, keys: Sequence[bytes], bodies: Iterable[bytes]) -> list[Row]:
-    """Rows ready for `putmulti`."""
+    """Return rows with checksums, ready for `putmulti`."""
     seed, digest = SEEDS[table], xxh32_digest
     return [(key, body + digest(key + body, seed)) for key, body in zip(keys, bodies, strict=True)]
 
 
 def unseal_rows(table: str, rows: Iterable[Row]) -> tuple[list[bytes], list[bytes]]:
-    """Keys and bodies. Raises CorruptStore."""
+    """Return keys and bodies. Raises CorruptStore."""
     seed, digest = SEEDS[table], xxh32_digest
     keys: list[bytes] = []
     bodies: list[bytes] = []
@@ -134,7 +135,7 @@ def corrupt(table: str, key: bytes, reason: str) -> NoReturn:
 
 
 def show_key(table: str, key: bytes) -> str:
-    """A key for people: numbers where the table has numbers."""
+    """Return a key for messages: its numbers where the table has numbers."""
     if table in ("meta", "keys", "positions"):
         return repr(key.decode(errors="backslashreplace"))
     layout = {8: _U64, 12: _EVENT, 16: _PAIR}.get(len(key))
@@ -159,13 +160,8 @@ def read_pair(key: bytes) -> tuple[int, int]:
 
 
 def u64_keys(ids: Int64) -> list[bytes]:
-    """(n,) -> n keys of eight bytes."""
+    """Encode ids (n,) as n keys of eight bytes."""
     return _split(ids.astype(">u8"))
-
-
-def pair_keys(first: Int64, second: Int64) -> list[bytes]:
-    """(n,), (n,) -> n keys of sixteen bytes."""
-    return _split(np.stack([first, second], axis=1).astype(">u8"))
 
 
 def read_u64_keys(keys: Sequence[bytes]) -> Int64:
@@ -173,7 +169,7 @@ def read_u64_keys(keys: Sequence[bytes]) -> Int64:
 
 
 def _split(rows: NDArray[Any]) -> list[bytes]:
-    """The bytes of each row, rows of equal length."""
+    """Return the bytes of each row of an array."""
     rows = np.ascontiguousarray(rows)
     if not len(rows):
         return []
@@ -182,7 +178,7 @@ def _split(rows: NDArray[Any]) -> list[bytes]:
 
 
 def item_bodies(items: Items) -> list[bytes]:
-    """What is of a fixed length stands before what is not."""
+    """Encode items, the fields of fixed length first."""
     head = np.zeros(len(items.ids), _ITEM)
     head["time"], head["version"], head["node"] = items.times, items.versions, items.nodes
     head["key"] = [len(key) for key in items.keys]
@@ -190,7 +186,7 @@ def item_bodies(items: Items) -> list[bytes]:
 
 
 def read_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
-    """Items in the order of their rows."""
+    """Decode items in the order of their rows."""
     start = _ITEM.itemsize
     head = np.frombuffer(b"".join([body[:start] for body in bodies]), _ITEM)
     ends = (start + head["key"].astype(np.int64)).tolist()
@@ -209,7 +205,7 @@ def item_body(item: Item) -> bytes:
 
 
 def read_item(key: bytes, body: bytes) -> Item:
-    """One row of `read_items`."""
+    """Decode one item; `read_items` of a single row."""
     time, version, node, length = _ITEM_HEAD.unpack_from(body)
     start = _ITEM_HEAD.size
     end = start + length
@@ -217,12 +213,12 @@ def read_item(key: bytes, body: bytes) -> Item:
 
 
 def vector_bodies(grid: Int16) -> list[bytes]:
-    """(n, d) -> n bodies of 2 d bytes."""
+    """Encode vectors (n, d) as n bodies of 2 d bytes."""
     return _split(grid.astype("<i2"))
 
 
 def read_vectors(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
-    """Vectors in the order of their rows. Raises CorruptStore when dimensions differ."""
+    """Decode vectors in the order of their rows. Raises CorruptStore when dimensions differ."""
     size = len(bodies[0]) if bodies else 0
     odd = next((key for key, body in zip(keys, bodies, strict=True) if len(body) != size), None)
     if odd is not None:
@@ -232,7 +228,7 @@ def read_vectors(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
 
 
 def list_bodies(lists: Lists) -> list[bytes]:
-    """6 bytes an id, 4 a dot: 160 bytes for sixteen neighbours."""
+    """Encode lists with 6 bytes an id and 4 a dot: 160 bytes for sixteen neighbours."""
     row = np.zeros(len(lists.ids), _list_layout(lists.neighbors.shape[1]))
     row["low"] = lists.neighbors & 0xFFFFFFFF
     row["high"] = (lists.neighbors >> 32) & 0xFFFF
@@ -241,7 +237,7 @@ def list_bodies(lists: Lists) -> list[bytes]:
 
 
 def read_lists(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
-    """Lists in the order of their rows, as wide as the widest."""
+    """Decode lists in the order of their rows, all as wide as the widest."""
     ids = read_u64_keys(keys)
     sizes = np.array([len(body) for body in bodies], np.int64)
     width = int(sizes.max(initial=0)) // 10
@@ -262,7 +258,7 @@ def _list_layout(width: int) -> np.dtype[np.void]:
 
 
 def number_bodies(numbers: Int64) -> list[bytes]:
-    """(n,) -> n bodies of one u64."""
+    """Encode numbers (n,) as n bodies of one u64."""
     return _split(numbers.astype("<u8"))
 
 
@@ -295,7 +291,7 @@ def read_cluster(key: bytes, body: bytes) -> Cluster:
 
 
 def read_living(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Clusters:
-    """The clusters that have not ended."""
+    """Decode the clusters that have not ended."""
     columns = np.frombuffer(b"".join([body[: _CLUSTER.size] for body in bodies]), "<u8").reshape(-1, 8)
     living = columns[:, 7] == 0
     ids = read_u64_keys(keys)
@@ -328,14 +324,15 @@ def event_key(version: int, ordinal: int) -> bytes:
 
 
 def read_event_key(key: bytes) -> Place:
-    """Version and ordinal."""
+    """Return (version, ordinal)."""
     version, ordinal = _EVENT.unpack(key)
     return version, ordinal
 
 
 def event_body(event: Event) -> bytes:
-    """An assignment has four parts, a lineage event five, an erased one none; a dead letter is an object
-    and raw bytes behind it.
+    """Encode an event: an assignment as four values, a lineage event as five, an erased one as none.
+
+    A dead letter is an object with raw bytes behind it.
     """
     if isinstance(event, Assignment):
         return orjson.dumps([event.key.decode(), event.cluster, event.previous, event.path])
@@ -354,7 +351,7 @@ def event_body(event: Event) -> bytes:
 
 
 def parse_event(body: bytes) -> Event:
-    """What `event_body` was made of."""
+    """Decode what `event_body` encoded."""
     if body.startswith(b"{"):
         return _parse_dead_letter(body)
     parts = orjson.loads(body)
@@ -381,7 +378,7 @@ def _parse_dead_letter(body: bytes) -> DeadLetter:
 
 
 def mentions(event: Event, key: bytes) -> bool:
-    """Whether an event is of the item with this key, or a dead letter that may be."""
+    """Return whether an event concerns the item with this key; dead letters are searched for it."""
     if isinstance(event, Assignment):
         return event.key == key
     if isinstance(event, DeadLetter):

@@ -1,8 +1,8 @@
-"""The seal that a writer leaves: the digest of `data.mdb` when it was closed.
+"""The seal of a closed store: a digest of `data.mdb`, written when the writer closes it.
 
-LMDB's pages have no checksums, and a broken one can mislead or end the process that reads it. While no
-writer has the store open, nothing changes its file: so one digest vouches for all of it, at the speed of
-reading it. A writer takes the seal away before it opens the store.
+LMDB pages have no checksums, and a damaged page can mislead or crash the process that reads it. Between two
+writers the file does not change, so one digest covers all of it at the cost of reading it. A writer removes
+the seal before it opens the store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "closed"
 
 
 def seal(folder: Path) -> None:
-    """Vouch for the store's file as it is. On a full disk there is no seal, and the next writer reads all."""
+    """Write the seal. On a full disk there is none, and the next writer verifies every value."""
     with contextlib.suppress(OSError):
         words = f"{(folder / 'data.mdb').stat().st_size} {files.quick_digest(folder / 'data.mdb')}"
         temporary = folder / f"{NAME}.saving"
@@ -28,12 +28,12 @@ def seal(folder: Path) -> None:
 
 
 def breach(folder: Path) -> None:
-    """The file is going to change."""
+    """Remove the seal: the file is going to change."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether there is a seal; then the file has to be what was sealed. Raises CorruptStore."""
+    """Return whether there is a seal, and compare the file with it. Raises CorruptStore."""
     try:
         size, digest, check = (folder / NAME).read_text().split()
         if _check(f"{size} {digest}") != check:
@@ -50,7 +50,7 @@ def is_sealed(folder: Path) -> bool:
 
 
 def is_orphaned(folder: Path) -> bool:
-    """Whether a writer ended without closing the store, and none has it open now."""
+    """Return whether a writer crashed and none has the store open now."""
     if not (folder / "unclean").exists():
         return False
     try:

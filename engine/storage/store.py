@@ -1,15 +1,15 @@
-"""The one writer of a store: a folder with an LMDB environment, which is the only truth.
+"""The writer of a store: a folder whose LMDB environment is the single source of truth.
 
     data.mdb, lock.mdb   LMDB's; the tables are those of `engine.storage.schema`
-    writer               locked (flock) by the process that writes, and says which one it is
-    unclean              there while a writer has the store open; found at open, every value is read first
-    closed               the digest of data.mdb as a writer left it; see `engine.storage.seal`
+    writer               locked (flock) by the writing process, and names it
+    unclean              exists while a writer has the store open; at open, every value is then verified
+    closed               the digest of data.mdb when it was closed; see `engine.storage.seal`
 
 Invariants:
 - one `Change` is one transaction: input positions, state and events become durable together or not at all;
 - a version is committed once, and versions have no gaps;
-- after an error of the disk nothing more is written: the store has to be opened again;
-- what is read back has been compared with its checksum.
+- after a disk error nothing more is written until the store is opened again;
+- every value read has been compared with its checksum.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Limits:
 
 
 class Store(Closing):
-    """A store open for writing. Not for more than one thread, but for `snapshot`."""
+    """A store open for writing. Single-threaded, except `snapshot`."""
 
     def __init__(self, path: Path, environment: Environment, lock: int, limits: _Limits) -> None:
         self.path, self.environment = path, environment
@@ -61,7 +61,7 @@ class Store(Closing):
         self._format = schema.FORMAT  # of what is on disk
         self.version = 0
         self.config: dict[str, Any] = {}
-        self.identity = ""  # given when the store is made; a copy keeps it
+        self.identity = ""  # random, assigned when the store is made; copies keep it
         self.retain_from_version: int | None = None  # the log keeps this one and later: not published yet
         self.stale = False  # the arithmetic differs from the stored clusters'; commit what recomputing gives
         self.bytes_written = 0  # by the process during commits, as the operating system counts them
@@ -77,13 +77,13 @@ class Store(Closing):
         events_max_bytes: int = 1 << 30,
         events_max_age_ms: int = 7 * 24 * 3_600_000,
     ) -> Store:
-        """Opens the store in a folder, or makes one there.
+        """Open the store in a folder, or make one there.
 
-        `config` tells what the stored clusters depend on: `collection`, `dim` (None: the first vector
-        decides), `model`, `k`, `arithmetic`, ...; JSON values. A store that was made with another one is
-        refused (another `arithmetic` only makes it `stale`); None takes it as it is. `free_bytes`: what a
-        commit leaves free on the disk. Of the event log, versions older than `events_max_age_ms` or beyond
-        `events_max_bytes` are forgotten, never the newest, nor those from `retain_from_version` on.
+        `config`: the JSON settings that stored clusters depend on: `collection`, `dim` (None: the first
+        vector decides), `model`, `k`, `arithmetic`, ... A store made with other ones is refused (another
+        `arithmetic` only makes it `stale`); None accepts any. `free_bytes`: what a commit leaves free on the
+        disk. The event log forgets versions older than `events_max_age_ms` or beyond `events_max_bytes`, but
+        never the newest, nor those from `retain_from_version` on.
 
         Raises StoreLocked, StoreFull, CorruptStore, ConfigMismatch.
         """
@@ -113,48 +113,48 @@ class Store(Closing):
             raise
 
     def close(self) -> None:
-        """Lets the next writer in. What was committed is durable already."""
+        """Seal the store and release the lock. Everything committed is durable already."""
         if self._lock < 0:
             return
         self.environment.close()
         if not self._failed:
             seal.seal(self.path)
-            with contextlib.suppress(OSError):  # the disk failed since: the next writer reads all
+            with contextlib.suppress(OSError):  # the disk failed since: the next writer verifies all
                 (self.path / "unclean").unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = -1
 
     def positions(self) -> dict[str, bytes]:
-        """The next position of each source."""
+        """Return the next position of each source."""
         with self.snapshot() as tables:
             return dict(tables.positions.rows())
 
     def position(self, source: str) -> bytes | None:
-        """Where to go on reading a source."""
+        """Return the next position of a source; None if it was never read."""
         with self.snapshot() as tables:
             return tables.positions.get(source)
 
     def load(self) -> Loaded:
-        """Reads everything back, to the bit. Raises CorruptStore."""
+        """Read everything but history, bit for bit. Raises CorruptStore."""
         with self.snapshot() as tables:
             return load.load(tables)
 
     def load_to_rebuild(self) -> Loaded:
-        """`load`, also where the derived tables contradict each other. Raises CorruptStore."""
+        """As `load`, also where the derived tables contradict each other. Raises CorruptStore."""
         with self.snapshot() as tables:
             return load.load_to_rebuild(tables)
 
     def rows(self, table: str) -> Iterator[schema.Row]:
-        """All rows of a table in the order of keys, bodies without checksums. Raises CorruptStore."""
+        """Yield all rows of a table by rising key, bodies without checksums. Raises CorruptStore."""
         with self.snapshot() as tables:
             yield from tables.raw[table].rows()
 
     def commit(self, change: Change) -> None:
-        """Makes a change durable, all of it or nothing. Raises StoreFull, StoreError."""
+        """Make a change durable, atomically. Raises StoreFull, StoreError."""
         self._write(change, None)
 
     def replace(self, change: Change, config: Mapping[str, Any]) -> None:
-        """Put a new generation in place: `lists`, `places` and `trees` of the change are complete."""
+        """Replace the derived tables by a new generation: its `lists`, `places`, `trees` are complete."""
         self._write(change, config)
 
     @contextmanager
@@ -164,17 +164,17 @@ class Store(Closing):
             with self.environment.read() as tables:
                 yield tables
         except CorruptStore:
-            self._failed = True  # nobody vouches for it
+            self._failed = True  # write nothing on top of damage
             raise
 
     def erase_mentions(self, key: bytes) -> int:
-        """Take a key out of the event log; return in how many events it was. Raises StoreError."""
+        """Erase a key from the event log; return the number of events it was in. Raises StoreError."""
         return self._transact(lambda tables: commit.erase_mentions(tables, key))
 
     def compact(self) -> Compacted:
-        """Write the file anew without what is not used; no other thread may write meanwhile.
+        """Rewrite the file without unused pages; no other thread may write meanwhile.
 
-        Raises StoreFull, CorruptStore; then the store is as it was, or has to be opened again.
+        Raises StoreFull, CorruptStore; the store is then unchanged, or must be opened again.
         """
         file = self.path / DATA
         before, free = file.stat().st_size, shutil.disk_usage(self.path).free
@@ -195,7 +195,7 @@ class Store(Closing):
         return Compacted(before, file.stat().st_size)
 
     def log_is_full(self) -> bool:
-        """Whether the event log is beyond its bound and nothing of it may be forgotten yet."""
+        """Return whether the event log exceeds its bound and may not forget anything yet."""
         if self.retain_from_version is None:
             return False
         with self.snapshot() as tables:
@@ -204,7 +204,7 @@ class Store(Closing):
         return held and size > self._limits.events_max_bytes
 
     def _adopt(self, config: Mapping[str, Any] | None) -> None:
-        """Compares the configuration with the stored one, or stores it."""
+        """Compare the configuration with the stored one, or store it."""
         with self.snapshot() as tables:
             stored, self.version = tables.meta.config, tables.meta.state.version
             self.identity = tables.meta.identity
@@ -256,7 +256,7 @@ class Store(Closing):
         self.bytes_written += _bytes_written() - before
 
     def _transact(self, work: Callable[[Tables], T]) -> T:
-        """Run work in a durable transaction; after an error of the disk nothing more is written."""
+        """Run work in a durable transaction. After a disk error, refuse further writes."""
         try:
             return self.environment.write(work)
         except (lmdb.Error, OSError, StoreFull) as error:
@@ -266,7 +266,7 @@ class Store(Closing):
             raise unwritable(self.path, error) from error
 
     def check_room(self, change: Change) -> None:
-        """Raises StoreFull. LMDB reports a full disk as "Input/output error", too late for words."""
+        """Raise StoreFull if a commit may not fit: LMDB reports a full disk late, as "Input/output error"."""
         items = change.upserts
         rows = change.vectors.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
         rows += sum(map(len, items.keys))
@@ -280,7 +280,7 @@ class Store(Closing):
 
 
 def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ConfigMismatch, naming what differs and what to do about it."""
+    """Raise ConfigMismatch if settings differ, naming them and what to do."""
     differ = {
         name: (stored.get(name), wanted.get(name))
         for name in sorted(stored.keys() | wanted.keys())
@@ -303,7 +303,7 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 
 
 def hold(folder: Path) -> int:
-    """The writer's lock. It ends with the process, however that ends. Raises StoreLocked."""
+    """Take the writer's lock, which the system releases when the process ends. Raises StoreLocked."""
     lock = os.open(folder / "writer", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -315,15 +315,15 @@ def hold(folder: Path) -> int:
         os.close(lock)
         raise
     os.ftruncate(lock, 0)
-    # No more of the command than its name: arguments may be keys.
+    # Only the command's name: its arguments may be keys.
     os.pwrite(lock, f"process {os.getpid()} ({' '.join(sys.argv[:2])[:120]})".encode(), 0)
     return lock
 
 
 def _examine(folder: Path) -> None:
-    """Raises CorruptStore unless the store is as a writer closed it or, after a crash, good in every value.
+    """Raise CorruptStore unless the store is sealed or, after a crash, every value verifies.
 
-    It is read in another process: a broken page can end the one that reads it.
+    Another process reads it: a damaged page can crash the reader.
     """
     if not (folder / DATA).exists() or seal.is_sealed(folder) or not (folder / "unclean").exists():
         return
@@ -334,7 +334,7 @@ def _examine(folder: Path) -> None:
 
 
 def _bytes_written() -> int:
-    """Handed to the disk by this process so far."""
+    """Return how many bytes this process has written so far."""
     try:
         counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
         return int(counts["wchar"])

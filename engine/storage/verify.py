@@ -1,5 +1,6 @@
-"""Is a store sound? Every value against its checksum (`walk`), the tables against each other, and the
-event log against the items. Nothing is computed anew.
+"""Verification of a store: values against checksums, tables against each other, the log against the items.
+
+Nothing is recomputed here; `engine.collection.check` does that.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _REBUILD = "`shoal rebuild` mends it"
 
 
 def walk(path: str | os.PathLike[str], beside: str = "") -> int:
-    """Compare every value of a store with its checksum and look every key up; returns how many there are.
+    """Compare every value with its checksum and look up every key; return the number of rows.
 
-    `beside`: not empty where others may be writing it. Raises CorruptStore.
+    `beside`: not empty if another process may be writing the store. Raises CorruptStore.
     """
     with reading(path, lock=bool(beside)) as tables:
         if tables is None:
@@ -40,7 +41,7 @@ def walk(path: str | os.PathLike[str], beside: str = "") -> int:
 
 
 def _count(table: RawTable) -> int:
-    """The rows of a table: in order, as written, and found where the pages above them lead to."""
+    """Count the rows of a table that are in order, match their checksum, and are found by a search."""
     count, before = 0, b""
     with table.cursor() as rows, table.cursor() as search:
         for key, value in rows:
@@ -75,7 +76,7 @@ class Contents:
 
 
 def read(found: Tables) -> Contents:
-    """All of a version. Raises CorruptStore."""
+    """Read one version as a whole. Raises CorruptStore."""
     contents = Contents(
         loaded=load(found),
         config=found.meta.config or {},
@@ -111,12 +112,12 @@ def _read_events(found: Tables, contents: Contents) -> None:
 
 
 def tables(contents: Contents) -> list[str]:
-    """Where tables contradict each other."""
+    """Return where tables contradict each other, a sentence each."""
     return [*_items(contents), *_trees(contents), *_clusters(contents)]
 
 
 def history(contents: Contents) -> list[str]:
-    """Where the event log contradicts itself, or the items."""
+    """Return where the event log contradicts itself or the items, a sentence each."""
     return [*_log(contents), *_replayed(contents)]
 
 
@@ -196,7 +197,7 @@ def _clusters(contents: Contents) -> Iterator[str]:
 
 
 def _counted(contents: Contents) -> dict[int, int]:
-    """Items in each cluster, by places and paths."""
+    """Count the items of each cluster by places and paths."""
     trees = Counter(contents.loaded.places.tolist())
     sizes: dict[int, int] = {}
     for tree, path in contents.paths.items():
@@ -222,7 +223,7 @@ def _log(contents: Contents) -> Iterator[str]:
 
 
 def _replayed(contents: Contents) -> Iterator[str]:
-    """The last event of each key in the log is where the item is."""
+    """Compare the last event of each key with the place of its item."""
     items, numbers, paths = contents.loaded.items, contents.numbers, contents.paths
     place = dict(zip(items.keys, contents.loaded.places.tolist(), strict=True))
     for key, event in contents.last.items():

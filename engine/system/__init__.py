@@ -1,4 +1,4 @@
-"""What Shoal needs of the machine: pinned arithmetic, durable files, isolated children, scheduling, logs.
+"""Operating-system services: pinned arithmetic, durable files, isolated processes, scheduling, logs.
 
 It may import the contracts only (the modules beside the packages).
 Begin with `determinism`, which pins the arithmetic that exactness rests on.

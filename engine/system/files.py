@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and how to tell whether they still are what was written."""
+"""Atomic, durable file replacement, and digests of files."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def sync(path: Path) -> None:
 
 
 def put_in_place(temporary: Path, goal: Path) -> None:
-    """A finished file or folder gets its own name, durably. Raises OSError."""
+    """Rename a finished file or folder to its final name, durably. Raises OSError."""
     sync(temporary)
     os.replace(temporary, goal)
     sync(goal.parent)
 
 
 def versions(folder: Path, name: str) -> list[int]:
-    """The versions that have a manifest `<name>-<version>.json`, newest first."""
+    """Return the versions that have a manifest `<name>-<version>.json`, newest first."""
     numbers = (path.stem.removeprefix(f"{name}-") for path in folder.glob(f"{name}-*.json"))
     return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
 
 
 def temporary_name(folder: Path, name: str) -> Path:
-    """Where a version is written that has no name yet."""
+    """Return the path of a version that is still being written."""
     return folder / f"{name}.saving"
 
 
 @contextmanager
 def generations(folder: Path, name: str, keep: int) -> Iterator[Path]:
-    """Room to write the files of a new version under a temporary name; the newest `keep` versions stay.
+    """Yield a temporary name for a new version's files; keep the newest `keep` versions.
 
-    Files without a manifest, of a writer that was cut short now or before, go.
+    Files without a manifest, left by an interrupted writer, are deleted.
     """
     temporary = temporary_name(folder, name)
     try:
@@ -57,7 +57,7 @@ def generations(folder: Path, name: str, keep: int) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """What `sha256sum` prints. Raises OSError."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it. Raises OSError."""
     digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):
@@ -66,7 +66,7 @@ def sha256(path: Path) -> str:
 
 
 def quick_digest(path: Path) -> str:
-    """Several times as fast as SHA-256; against accidents, not against people. Raises OSError."""
+    """Return the XXH3-128 of a file: several times faster than SHA-256, not cryptographic. Raises OSError."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):

@@ -1,6 +1,6 @@
-"""Logs: an event a line on standard error, JSON where nobody watches, words on a terminal.
+"""Structured logs on standard error: JSON lines, or plain text on a terminal.
 
-An event is a few words; what varies is in its fields: `log.info("batch", version=7, records=256)`.
+An event is a few constant words; variables go into fields: `log.info("batch", version=7, records=256)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 
 
 def configure(process: str, level: int = logging.INFO) -> None:
-    """For this process, which every event names. Events of libraries are taken in from warnings on."""
+    """Configure logging of this process, which every event names; libraries log from warnings on."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -41,5 +41,5 @@ def configure(process: str, level: int = logging.INFO) -> None:
 
 
 def get(**fields: Any) -> Any:
-    """A logger whose events have these fields."""
+    """Return a logger whose events have these fields."""
     return structlog.stdlib.get_logger("shoal").bind(**fields)

@@ -1,8 +1,8 @@
-"""Who goes first on busy cores: threads that answer, before those that take records in.
+"""Thread scheduling, Linux 6.12 or later only: request threads preempt batch threads on busy cores.
 
-Nobody gets less than a fair share. But a thread that asks for long turns waits for the next one while others
-have short ones, and one that wakes for a question gets the core at once. (Niceness would do the same at
-the price of the batch: beside any other process it is left with little.)
+Every thread keeps its fair share. Batch threads request a longer scheduler slice (`sched_setattr`), so a
+request thread that wakes up, with a short slice, has the earlier deadline and runs at once. Niceness would do
+the same at the expense of the batch, which would get little beside any other process.
 """
 
 from __future__ import annotations
@@ -16,40 +16,41 @@ import sys
 import threading
 from collections.abc import Collection
 
-TURN_S = 0.03  # many times the usual
+SLICE_S = 0.03  # many times the default
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # the system's sched_setattr
 # size, policy, flags, niceness, priority, runtime, deadline, period
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
 
 def give_way_to(names: Collection[str]) -> None:
-    """All threads of this process but those with these names have long turns from now on, and those that
-    they start. Changes nothing where the system does not know how (Linux does since 6.12).
+    """Give long slices to all threads of this process except those with these names, and to their children.
+
+    Does nothing on a system that does not support it (Linux does since 6.12).
     """
     if sys.platform != "linux" or _SET_ATTRIBUTES is None:
         return
     system = ctypes.CDLL(None).syscall
     spared = {thread.native_id for thread in threading.enumerate() if thread.name in names}
     for thread in map(int, os.listdir("/proc/self/task")):
-        if thread not in spared and (attributes := _with_long_turns(thread)):
-            system(_SET_ATTRIBUTES, thread, attributes, 0)  # refused: then it stays as it is
+        if thread not in spared and (attributes := _with_long_slice(thread)):
+            system(_SET_ATTRIBUTES, thread, attributes, 0)  # refused: the thread keeps its slice
 
 
-def _with_long_turns(thread: int) -> bytes | None:
-    """None: somebody has chosen another way of scheduling, or it has ended."""
+def _with_long_slice(thread: int) -> bytes | None:
+    """Return the thread's attributes with a long slice; None if it has another policy or has ended."""
     try:
         if os.sched_getscheduler(thread) != os.SCHED_OTHER:
             return None
         niceness = os.getpriority(os.PRIO_PROCESS, thread)
     except ProcessLookupError:
         return None
-    turn_ns = int(TURN_S * 1e9)
-    return _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, niceness, 0, turn_ns, 0, 0)
+    slice_ns = int(SLICE_S * 1e9)
+    return _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, niceness, 0, slice_ns, 0, 0)
 
 
 def keep_for_good() -> None:
-    """What there is by now is not looked through for garbage again: with torch loaded that takes 0.1 s,
-    and all threads wait.
+    """Exempt existing objects from garbage collection: with torch loaded a pass takes 0.1 s and stops all
+    threads.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Seconds by stage of one batch."""
+"""Time spent in each stage of a batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Stopwatch:
-    """`lap(stage)` books the time since the last lap on a stage; `clock` gives seconds."""
+    """Books time on stages: `lap(stage)` adds the seconds since the previous lap."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""Tells systemd how the daemon does (sd_notify's protocol); without systemd it tells nobody."""
+"""Readiness and watchdog notifications to systemd (the sd_notify protocol); without systemd, nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import socket
 import time
 from collections.abc import Mapping
 
-TIMEOUT_S = 0.1  # who does not listen must not hold up the daemon
+TIMEOUT_S = 0.1  # a receiver that does not read must not block the daemon
 
 
 class Notifier:
-    """For a unit of `Type=notify`. The watchdog gets its beat at most every third of its time-out."""
+    """Notifications of a unit of `Type=notify`; watchdog beats at most every third of its time-out."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         found = os.environ if environment is None else environment
@@ -22,7 +22,7 @@ class Notifier:
         self._beat_at = 0.0
 
     def tell(self, *assignments: str) -> None:
-        """`READY=1` and the like."""
+        """Send assignments such as `READY=1`."""
         if not self._address:
             return
         name = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -31,7 +31,7 @@ class Notifier:
             out.sendto("\n".join(assignments).encode(), name)
 
     def beat(self) -> None:
-        """All is well."""
+        """Send the watchdog's keep-alive, unless one was sent recently."""
         now = time.monotonic()
         if self._every_s and now - self._beat_at >= self._every_s:
             self._beat_at = now
