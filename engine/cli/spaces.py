@@ -46,7 +46,14 @@ def register(app: typer.Typer) -> None:
 
 
 def opis(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.npz]", parser=home_path, help="Labelled embeddings.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", parser=home_path, help="Instead: payloads with labels."),
+    ] = None,
+    label: Annotated[str, typer.Option("--label", help="Their field, with --store.")] = "label",
     range_: Annotated[
         tuple[float, float] | None,
         typer.Option("--range", metavar="D_MIN D_MAX", help="Distances. Default: from --rates."),
@@ -73,12 +80,35 @@ def opis(
     check(request)
     if png:
         plots.need_matplotlib()
-    labelled = read_labelled(file)
+    if (file is None) == (store is None):
+        raise InputError("name a labelled file, or a store with --store.")
+    labelled = read_labelled(file) if file else _stored(store, label)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
     if png:
         plots.plot_utility(found, labelled.names, png)
     print_json(_document(found, labelled)) if json else _print(found, labelled, epsilon)
+
+
+def _stored(store: Path | None, label: str) -> LabelledSet:
+    """The items of a store whose payload has a label; a daemon may write on."""
+    import numpy as np
+    import orjson
+
+    from engine.learning.labelled import labelled_set
+    from engine.storage.reader import View
+
+    assert store is not None
+    with View.open(store) as view:
+        items = view.items()
+    payloads = [orjson.loads(payload) if payload else None for payload in items.payloads]
+    found = [payload.get(label) if isinstance(payload, dict) else None for payload in payloads]
+    rows = [row for row, value in enumerate(found) if isinstance(value, str | int | float)]
+    if not rows:
+        raise InputError(
+            f"no payload in {store} has a field {label} of a string or a number: name it with --label."
+        )
+    return labelled_set(items.vectors[rows], np.array([str(found[row]) for row in rows]))
 
 
 def adapt(

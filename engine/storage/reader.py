@@ -32,6 +32,7 @@ from engine.storage.environment import DATA, MAP_BYTES, Environment
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
 from engine.system import isolation
+from engine.types import Items
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,11 @@ class View(Closing):
         """Return what the store holds."""
         with self._snapshot() as snapshot:
             return snapshot.summary()
+
+    def items(self) -> Items:
+        """Return all items by rising id: keys, vectors, times and payloads."""
+        with self._environment.read() as tables:
+            return tables.items.columns()
 
     def levels(self) -> Levels:
         """Count the clusters of each level, and those of one item; finest first. Kept for a version."""

@@ -71,11 +71,35 @@ def test_opis_refuses_what_cannot_be(
     assert len(told.stderr.strip().splitlines()) == 1
 
 
+def test_opis_of_a_store_is_that_of_the_file(shoal: Run, tmp_path: Path) -> None:
+    file = labelled(tmp_path / "set.npz")
+    assert shoal("ingest", file).returncode == 0
+    of_file, of_store = (
+        json.loads(shoal("opis", *place, "--json", "--range", 0.3, 0.6).stdout)
+        for place in ((file,), ("--store", "shoal-store"))
+    )
+    assert of_store["items"] == of_file["items"] == 144
+    assert of_store["opis"] == pytest.approx(of_file["opis"], rel=1e-3)  # the store's vectors are rounded
+    assert {each["class"] for each in of_store["worst"]} <= {f"kind {c}" for c in range(12)}
+    for arguments, reason in (
+        ((), "name a labelled file"),
+        (("--store", "shoal-store", "--label", "x"), "field x"),
+    ):
+        told = shoal("opis", *arguments)
+        assert told.returncode == 3
+        assert reason in told.stderr
+
+
 def test_opis_without_matplotlib_says_what_to_install(shoal: Run, tmp_path: Path) -> None:
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')\n")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError('none here')\n")
     file = labelled(tmp_path / "set.npz")
     told = shoal(
-        "opis", file, "--png", "curves.png", env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+        "opis",
+        file,
+        "--png",
+        "curves.png",
+        env={"PYTHONPATH": f"{tmp_path / 'without'}:{Path(__file__).parents[2]}"},
     )
     assert told.returncode == 3
     assert "pip install 'shoal[plots]'" in told.stderr
