@@ -100,7 +100,7 @@ def _stored(store: Path | None, label: str) -> LabelledSet:
 
     assert store is not None
     with View.open(store) as view:
-        items = view.items()
+        items, vectors = view.items()
     payloads = [orjson.loads(payload) if payload else None for payload in items.payloads]
     found = [payload.get(label) if isinstance(payload, dict) else None for payload in payloads]
     rows = [row for row, value in enumerate(found) if isinstance(value, str | int | float)]
@@ -108,7 +108,7 @@ def _stored(store: Path | None, label: str) -> LabelledSet:
         raise InputError(
             f"no payload in {store} has a field {label} of a string or a number: name it with --label."
         )
-    return labelled_set(items.vectors[rows], np.array([str(found[row]) for row in rows]))
+    return labelled_set(vectors[rows], np.array([str(found[row]) for row in rows]))
 
 
 def adapt(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.closing import Closing
+import numpy as np
+
 from engine.errors import InputError, NoStore, StoreError
 from engine.events import BEGIN, EventRow, Place
 from engine.storage import eventlog, schema, seal
@@ -32,7 +34,7 @@ from engine.storage.environment import DATA, MAP_BYTES, Environment
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
 from engine.system import isolation
-from engine.types import Items
+from engine.types import Int16, Items
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,11 @@ class View(Closing):
         with self._snapshot() as snapshot:
             return snapshot.summary()
 
-    def items(self) -> Items:
-        """Return all items by rising id: keys, vectors, times and payloads."""
+    def items(self) -> tuple[Items, Int16]:
+        """Return all items by rising id, and the vector of each (n, d)."""
         with self._environment.read() as tables:
-            return tables.items.columns()
+            items, nodes = tables.items.columns(), tables.nodes.columns()
+        return items, nodes.vectors[np.searchsorted(nodes.ids, items.nodes)]
 
     def levels(self) -> Levels:
         """Count the clusters of each level, and those of one item; finest first. Kept for a version."""
