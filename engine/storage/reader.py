@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.closing import Closing
 import numpy as np
 
+from engine.closing import Closing
 from engine.errors import InputError, NoStore, StoreError
 from engine.events import BEGIN, EventRow, Place
 from engine.storage import eventlog, schema, seal
