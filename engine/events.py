@@ -6,8 +6,8 @@ from typing_extensions import TypedDict
 
 from engine.types import Assignment, Erased, Event, LineageEvent
 
-Place = tuple[int, int]  # (version, ordinal) of the last event read; reading resumes behind it
-BEGIN: Place = (0, -1)
+EventId = tuple[int, int]  # (version, ordinal): a place in the log; reading resumes behind the last one read
+BEGIN: EventId = (0, -1)
 
 EventRow = TypedDict(
     "EventRow",

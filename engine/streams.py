@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from engine.config import Settings
-from engine.events import Place
+from engine.events import EventId
 from engine.types import Applied, Batch, Event, Float32
 
 Body = dict[str, Any]
@@ -102,14 +102,14 @@ class SinkAway(Exception):
 class Sink(Protocol):
     """Takes events, each exactly once."""
 
-    def resume(self) -> Place | None:
+    def resume(self) -> EventId | None:
         """Connect, abort what was left unfinished, and return the place of the last published event.
 
         None if nothing was published. Raises SinkAway; a ShoalError where only an operator can help.
         """
         ...
 
-    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
+    def publish(self, events: Sequence[tuple[EventId, Event]]) -> None:
         """Publish all of these events or none, and record the last one's place with them."""
         ...
 

@@ -20,7 +20,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 from connectors.kafka.client import KafkaCluster, brief, commit, let_go
 from engine.config import KafkaSettings, LimitsSettings
 from engine.errors import BrokerError
-from engine.events import Place, show_event
+from engine.events import EventId, show_event
 from engine.streams import SinkAway
 from engine.types import Assignment, DeadLetter, Event, LineageEvent
 
@@ -55,12 +55,12 @@ class KafkaSink:
         self._collection, self._identity = collection, identity
         self._instance = uuid.uuid4().hex
         self._producer: Any = None
-        self._last: Place | None = None  # published by this instance
+        self._last: EventId | None = None  # published by this instance
         topic = settings.topic
         self.assignments, self.clusters = f"{topic}.assignments", f"{topic}.clusters"
         self.dead_letters, self.progress = f"{topic}.dlq", f"{topic}.progress"
 
-    def resume(self) -> Place | None:
+    def resume(self) -> EventId | None:
         """See `engine.daemon.publisher.Sink`. Raises SinkAway, BrokerError."""
         self.close()
         try:
@@ -82,7 +82,7 @@ class KafkaSink:
             self.close()
             raise self._cluster.refusal(error) or SinkAway(brief(error)) from error
 
-    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
+    def publish(self, events: Sequence[tuple[EventId, Event]]) -> None:
         """See `engine.daemon.publisher.Sink`. Raises SinkAway, BrokerError."""
         sent = []
         try:
@@ -125,7 +125,7 @@ class KafkaSink:
             }
         )
 
-    def _record(self, place: Place, event: Event) -> Outgoing:
+    def _record(self, place: EventId, event: Event) -> Outgoing:
         version, ordinal = place
         shown = show_event(self._collection, version, ordinal, event)
         headers = [("event-id", shown.pop("event-id").encode())]
@@ -139,7 +139,7 @@ class KafkaSink:
         key = b"" if event.key is None and event.value is None else event.key  # one of them has to be there
         return Outgoing(self.dead_letters, key, event.value, [*event.headers, *headers, *told])
 
-    def _read_progress(self) -> Place | None:
+    def _read_progress(self) -> EventId | None:
         """What the last committed transaction led to. Raises BrokerError where it was somebody else's."""
         found = self._last_record(self.progress)
         if found is None:

@@ -20,7 +20,7 @@ from engine.api.follower import Follower
 from engine.api.problems import Problem
 from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
-from engine.events import BEGIN, Place
+from engine.events import BEGIN, EventId
 from engine.storage import schema
 from engine.storage.reader import Head, View
 from engine.streams import Body
@@ -45,9 +45,9 @@ class Slices:
     """The last slices of the log, encoded: streams that are up to date all read the same ones."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, Place, str | None], tuple[bytes, Place, bool]] = {}
+        self._kept: dict[tuple[int, EventId, str | None], tuple[bytes, EventId, bool]] = {}
 
-    def read(self, view: View, version: int, place: Place, kind: str | None) -> tuple[bytes, Place, bool]:
+    def read(self, view: View, version: int, place: EventId, kind: str | None) -> tuple[bytes, EventId, bool]:
         """The events after a place, the place after them, and whether there are more."""
         key = version, place, kind
         found = self._kept.get(key)
@@ -67,7 +67,7 @@ class EventStreams:
         self._reader, self._follower, self._heartbeat_s = reader, follower, heartbeat_s
         self._slices, self._stopping = Slices(), False
 
-    def respond(self, after: Place | None, kind: str | None) -> Response:
+    def respond(self, after: EventId | None, kind: str | None) -> Response:
         """A stream of the events after `after`; None: of those to come. Raises Problem."""
         head = self._reader.view().head()
         if after:
@@ -83,7 +83,7 @@ class EventStreams:
         self._stopping = True
         self._follower.wake()
 
-    async def _events(self, place: Place, kind: str | None) -> AsyncIterator[bytes]:
+    async def _events(self, place: EventId, kind: str | None) -> AsyncIterator[bytes]:
         yield b"retry: %d\n%b" % (RETRY_MS, _id(place))
         while not self._stopping:
             news = self._follower.news
@@ -106,7 +106,7 @@ class EventStreams:
                 yield b": still here\n" + _id(place)
 
 
-def place_of(text: str | None) -> Place | None:
+def place_of(text: str | None) -> EventId | None:
     """Parse `VERSION-ORDINAL`, an event's id. Raises Problem."""
     if text is None:
         return None
@@ -116,7 +116,7 @@ def place_of(text: str | None) -> Place | None:
     return int(found[1]), int(found[2])
 
 
-def page(view: View, after: Place | None, limit: int, kind: str | None) -> Body:
+def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Body:
     """A page of the log. Raises Problem: the log does not reach back to `after`."""
     if after:
         _check_place(view.head(), after)
@@ -128,7 +128,7 @@ def page(view: View, after: Place | None, limit: int, kind: str | None) -> Body:
     return answer
 
 
-def _check_place(head: Head, place: Place) -> None:
+def _check_place(head: Head, place: EventId) -> None:
     """Raises Problem: events after the place were deleted by retention, or it is not of this log."""
     if place[0] > head.version:
         detail = f"{place[0]}-{place[1]} is ahead of this store, which has version {head.version}"
@@ -146,7 +146,7 @@ def _encode(collection: str, key: bytes, body: bytes) -> bytes:
     return b"id: %b\ndata: %b\n\n" % (event["event-id"].encode(), orjson.dumps(event))
 
 
-def _id(place: Place) -> bytes:
+def _id(place: EventId) -> bytes:
     """An id without data: no event, but a client remembers it as its place."""
     return b"id: %d-%d\n\n" % place
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from engine.config import ApiSettings
 from engine.errors import StoreError
-from engine.events import Place
+from engine.events import EventId
 from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
 from engine.storage.reader import Head, View
 
@@ -52,7 +52,7 @@ class Follower:
         self.version = 0  # all events up to this version are included
         self.ready = False
         self.news = asyncio.Event()  # set, and replaced, at each new version
-        self._place: Place | None = None  # None: nothing was read yet
+        self._place: EventId | None = None  # None: nothing was read yet
         self._begun = 0  # growth knows the versions up to this one
 
     async def run(self, view: Callable[[], View]) -> None:
@@ -240,8 +240,8 @@ class History:
     def __init__(self, events_max: int) -> None:
         self.since = 0  # complete from this version on
         self._events_max = events_max
-        self._events: deque[tuple[Place, tuple[int, ...]]] = deque()
-        self._places: dict[int, list[Place]] = {}  # short ones: lists take least memory
+        self._events: deque[tuple[EventId, tuple[int, ...]]] = deque()
+        self._places: dict[int, list[EventId]] = {}  # short ones: lists take least memory
 
     def add(self, events: Iterable[Raw]) -> None:
         """Add events in the order of the log."""
@@ -253,11 +253,11 @@ class History:
         while len(self._events) > self._events_max:
             self._forget(*self._events.popleft())
 
-    def of(self, cluster: int, limit: int) -> list[Place]:
+    def of(self, cluster: int, limit: int) -> list[EventId]:
         """The newest `limit` events that mention a cluster, oldest first."""
         return self._places.get(cluster, [])[-limit:]
 
-    def _forget(self, place: Place, clusters: Iterable[int]) -> None:
+    def _forget(self, place: EventId, clusters: Iterable[int]) -> None:
         self.since = max(self.since, place[0] + 1)
         for cluster in clusters:
             places = self._places[cluster]

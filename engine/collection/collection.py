@@ -20,7 +20,7 @@ from engine.collection.items import Item
 from engine.collection.live import Key, LiveCollection
 from engine.config import Options, Settings
 from engine.errors import InputError, NotFound
-from engine.events import EventRow, Place
+from engine.events import EventId, EventRow
 from engine.model.linkage import LinkageModel
 from engine.storage.queries import MAX_PAGE
 from engine.storage.reader import View
@@ -182,7 +182,7 @@ class Engine(LiveCollection):
             return read(view)
 
 
-def _place(event_id: str) -> Place:
+def _place(event_id: str) -> EventId:
     version, _, ordinal = event_id.partition("-")
     if not (version.isdecimal() and ordinal.isdecimal()):
         raise InputError(f"after is the event-id of an event, like '12-0', not {event_id!r}")

@@ -17,7 +17,7 @@ from typing import Any
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import BrokerError, NoStore, ShoalError
-from engine.events import BEGIN, Place
+from engine.events import BEGIN, EventId
 from engine.storage.reader import View
 from engine.streams import OpenSink, Sink, SinkAway
 from engine.system import logs
@@ -34,7 +34,7 @@ TELL_TIMEOUT_S = 1.0
 class Published:
     """What the writer and the metrics are told."""
 
-    place: Place = BEGIN
+    place: EventId = BEGIN
     retain_from_version: int = 0  # the first version of which something is not published yet
     version: int = 0  # of the store
     assignments: int = 0
@@ -98,7 +98,7 @@ class Publisher:
         self._report()
         return bool(out.events)
 
-    def _begin(self, place: Place | None) -> None:
+    def _begin(self, place: EventId | None) -> None:
         """Go on behind `place`, if the store has come so far and still knows what follows."""
         head = self._view.head()
         if place and place[0] > head.version:
@@ -111,7 +111,7 @@ class Publisher:
         self.published.version = 0
         self._log.info("publishing", behind=f"{self.published.place[0]}-{self.published.place[1]}")
 
-    def _count(self, events: Sequence[tuple[Place, Event]]) -> None:
+    def _count(self, events: Sequence[tuple[EventId, Event]]) -> None:
         for _, event in events:
             name = _COUNTED[type(event).__name__]
             setattr(self.published, name, getattr(self.published, name) + 1)

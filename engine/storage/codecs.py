@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from engine.events import Place
+from engine.events import EventId
 from engine.storage import schema
 from engine.types import Epoch, Event, Int16, Lists
 
@@ -45,10 +45,10 @@ class StateRecord:
         return int(self.counters.get("levels", 1))
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> StateRecord:
-        epoch = Epoch(*found.get("epoch", (0.0, 0.0, 0)))
+    def of(cls, json: Mapping[str, Any]) -> StateRecord:
+        epoch = Epoch(*json.get("epoch", (0.0, 0.0, 0)))
         return cls(
-            int(found.get("version", 0)), int(found.get("time_ms", 0)), epoch, found.get("counters", {})
+            int(json.get("version", 0)), int(json.get("time_ms", 0)), epoch, json.get("counters", {})
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -66,12 +66,12 @@ class LogRecord:
     """The event log as a whole."""
 
     bytes: int  # of the bodies of its events
-    forgot: Place | None  # the last event that was forgotten
+    forgot: EventId | None  # the last event that was forgotten
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> LogRecord:
-        forgot = found.get("forgot")
-        return cls(int(found.get("bytes", 0)), (int(forgot[0]), int(forgot[1])) if forgot else None)
+    def of(cls, json: Mapping[str, Any]) -> LogRecord:
+        forgot = json.get("forgot")
+        return cls(int(json.get("bytes", 0)), (int(forgot[0]), int(forgot[1])) if forgot else None)
 
     def as_json(self) -> dict[str, Any]:
         return {"bytes": self.bytes, "forgot": self.forgot}
@@ -94,7 +94,7 @@ PAIR: KeyCodec[Pair] = KeyCodec(lambda key: schema.pair(*key), schema.read_pair)
 SIZE: KeyCodec[Pair] = KeyCodec(
     lambda key: schema.size_key(*key), schema.read_size_key
 )  # (size, cluster), largest first
-PLACE: KeyCodec[Place] = KeyCodec(lambda key: schema.event_key(*key), schema.read_event_key)
+PLACE: KeyCodec[EventId] = KeyCodec(lambda key: schema.event_key(*key), schema.read_event_key)
 BYTES = KeyCodec(_same, _same)
 TEXT: KeyCodec[str] = KeyCodec(str.encode, bytes.decode)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from engine.events import BEGIN, Place
+from engine.events import BEGIN, EventId
 from engine.storage import schema
 from engine.storage.tables import Tables
 from engine.types import Erased, Event
@@ -28,7 +28,7 @@ KINDS = (ITEMS, CLUSTERS, REJECTS)
 class Raw:
     """A stored event, decoded only as far as its kind needs."""
 
-    place: Place
+    place: EventId
     key: bytes
     body: bytes
     parts: list[Any]  # empty for a dead letter and an erased event
@@ -46,7 +46,7 @@ class Slice:
     """Events behind a place, the place to continue from, and whether there are more by now."""
 
     events: list[Raw]
-    place: Place
+    place: EventId
     more: bool
 
 
@@ -59,56 +59,56 @@ class Commit:
     events: int
 
     @property
-    def last(self) -> Place:
+    def last(self) -> EventId:
         """The place of its last event; the next version is behind it."""
         return self.version, max(self.events - 1, 0)
 
 
-def read(tables: Tables, after: Place, limit: int, kind: str | None = None) -> Slice:
+def read(tables: Tables, after: EventId, limit: int, kind: str | None = None) -> Slice:
     """Return at most `limit` events of a kind (None: of all), looking at SCAN_MAX rows at most."""
-    found: list[Raw] = []
+    events: list[Raw] = []
     place, looked = after, 0
-    seek: Place | None = (after[0], after[1] + 1)
+    seek: EventId | None = (after[0], after[1] + 1)
     while seek:
         rows, seek = _rows(tables, seek), None
         for event in rows:
-            if len(found) == limit or looked == SCAN_MAX:
-                return Slice(found, place, more=True)
+            if len(events) == limit or looked == SCAN_MAX:
+                return Slice(events, place, more=True)
             looked, place = looked + 1, event.place
             if event.kind and kind in (None, event.kind):
-                found.append(event)
+                events.append(event)
             elif kind == CLUSTERS:
                 seek = (event.place[0] + 1, 0)
                 break
-    return Slice(found, place, more=False)
+    return Slice(events, place, more=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
     """Events to publish behind a place, dead letters included, and the place they lead to."""
 
-    events: list[tuple[Place, Event]]
-    place: Place
+    events: list[tuple[EventId, Event]]
+    place: EventId
     version: int  # the last committed one; published up to it if there are no events
-    forgot: Place  # the last forgotten event
+    forgot: EventId  # the last forgotten event
 
 
-def unpublished(tables: Tables, after: Place, max_events: int, max_bytes: int) -> Unpublished:
+def unpublished(tables: Tables, after: EventId, max_events: int, max_bytes: int) -> Unpublished:
     """Return events of at most `max_bytes` in all, or one that is larger."""
-    found: list[tuple[Place, Event]] = []
+    events: list[tuple[EventId, Event]] = []
     place, size = after, 0
     for at, body in tables.events.stored((after[0], after[1] + 1)):
         size += len(body)
-        if len(found) == max_events or (found and size > max_bytes):
+        if len(events) == max_events or (events and size > max_bytes):
             break
         place = at
         event = schema.parse_event(body)
         if not isinstance(event, Erased):
-            found.append((place, event))
-    return Unpublished(found, place, tables.meta.state.version, forgot(tables))
+            events.append((place, event))
+    return Unpublished(events, place, tables.meta.state.version, forgot(tables))
 
 
-def behind(tables: Tables, place: Place) -> int:
+def behind(tables: Tables, place: EventId) -> int:
     """Count the events behind a place, in SCAN_MAX versions at most."""
     count = 0
     for version, record in islice(tables.commits.rows(place[0]), SCAN_MAX):
@@ -118,15 +118,15 @@ def behind(tables: Tables, place: Place) -> int:
 
 def lineage(tables: Tables, version: int) -> list[Raw]:
     """Return the lineage events of a version."""
-    found = []
+    events = []
     for event in _rows(tables, (version, 0)):
         if event.place[0] != version or event.kind != CLUSTERS:
             break
-        found.append(event)
-    return found
+        events.append(event)
+    return events
 
 
-def at(tables: Tables, places: Iterable[Place]) -> list[Raw]:
+def at(tables: Tables, places: Iterable[EventId]) -> list[Raw]:
     """Return the events at these places that are not forgotten."""
     keys = [schema.event_key(*place) for place in places]
     rows = [(key, tables.events.raw.get(key)) for key in keys]
@@ -145,12 +145,12 @@ def oldest(tables: Tables) -> int:
     return row[0] if row else 0
 
 
-def forgot(tables: Tables) -> Place:
+def forgot(tables: Tables) -> EventId:
     """Return the place of the last forgotten event; BEGIN if there is none."""
     return tables.meta.log.forgot or BEGIN
 
 
-def _rows(tables: Tables, start: Place) -> Iterator[Raw]:
+def _rows(tables: Tables, start: EventId) -> Iterator[Raw]:
     for key, body in tables.events.raw.rows(schema.event_key(*start)):
         yield _raw(key, body)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.closing import Closing
 from engine.errors import InputError, NoStore, StoreError
-from engine.events import BEGIN, EventRow, Place
+from engine.events import BEGIN, EventId, EventRow
 from engine.storage import eventlog, schema, seal
 from engine.storage.answers import (
     ChangePage,
@@ -44,8 +44,8 @@ class Head:
     version: int
     time_ms: int  # of its commit
     oldest: int  # the first version in the log; 0: there is none
-    forgot: Place  # the last event that the log has forgotten
-    place: Place  # the last event of the last version
+    forgot: EventId  # the last event that the log has forgotten
+    place: EventId  # the last event of the last version
 
 
 class View(Closing):
@@ -221,7 +221,7 @@ class View(Closing):
                 "more": page.more,
             }
 
-    def events(self, places: Collection[Place]) -> list[EventRow]:
+    def events(self, places: Collection[EventId]) -> list[EventRow]:
         """Return the events at these places that are not forgotten."""
         with self._environment.read() as tables:
             stored = eventlog.at(tables, places)
@@ -235,17 +235,17 @@ class View(Closing):
             place = newest.last if newest else (state.version, 0)
             return Head(state.version, state.time_ms, eventlog.oldest(tables), eventlog.forgot(tables), place)
 
-    def follow(self, after: Place, limit: int, kind: str | None = None) -> eventlog.Slice:
+    def follow(self, after: EventId, limit: int, kind: str | None = None) -> eventlog.Slice:
         """Return stored events behind a place, for a reader that aggregates or forwards them."""
         with self._environment.read() as tables:
             return eventlog.read(tables, after, limit, kind)
 
-    def unpublished(self, after: Place, max_events: int, max_bytes: int) -> eventlog.Unpublished:
+    def unpublished(self, after: EventId, max_events: int, max_bytes: int) -> eventlog.Unpublished:
         """Return the events to publish behind the last published one."""
         with self._environment.read() as tables:
             return eventlog.unpublished(tables, after, max_events, max_bytes)
 
-    def behind(self, place: Place) -> int:
+    def behind(self, place: EventId) -> int:
         """Count the events behind a place."""
         with self._environment.read() as tables:
             return eventlog.behind(tables, place)

@@ -42,7 +42,7 @@ from xxhash import xxh32_digest
 
 from engine.config import LMDB_KEY_MAX_BYTES
 from engine.errors import CorruptStore
-from engine.events import EventRow, Place, show_event
+from engine.events import EventId, EventRow, show_event
 from engine.types import (
     Assignment,
     Cluster,
@@ -246,9 +246,9 @@ def read_lists(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
     for size in np.unique(sizes).tolist():
         rows, w = np.flatnonzero(sizes == size), size // 10
         block = np.frombuffer(b"".join([bodies[i] for i in rows.tolist()]), _list_layout(w))
-        found = block["low"].astype(np.int64) | (block["high"].astype(np.int64) << 32)
-        found[found == 2**48 - 1] = -1
-        neighbors[rows, :w] = found
+        listed = block["low"].astype(np.int64) | (block["high"].astype(np.int64) << 32)
+        listed[listed == 2**48 - 1] = -1
+        neighbors[rows, :w] = listed
         dots[rows, :w] = block["dot"]
     return Lists(ids, neighbors, dots)
 
@@ -323,7 +323,7 @@ def event_key(version: int, ordinal: int) -> bytes:
     return _EVENT.pack(version, ordinal)
 
 
-def read_event_key(key: bytes) -> Place:
+def read_event_key(key: bytes) -> EventId:
     """Return (version, ordinal)."""
     version, ordinal = _EVENT.unpack(key)
     return version, ordinal
@@ -398,7 +398,7 @@ def dump_json(value: Any) -> bytes:
 
 
 def load_json(table: str, key: bytes, body: bytes) -> dict[str, Any]:
-    found = orjson.loads(body)
-    if not isinstance(found, dict):
+    value = orjson.loads(body)
+    if not isinstance(value, dict):
         corrupt(table, key, "not a JSON object")
-    return found
+    return value

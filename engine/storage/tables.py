@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from engine.events import Place
+from engine.events import EventId
 from engine.storage import codecs, schema
 from engine.storage.codecs import CommitRecord, LogRecord, StateRecord
 from engine.storage.table import PairTable, RawTable, Table
@@ -141,10 +141,10 @@ class ClusterTable(Table[int, Cluster]):
         return schema.read_living(*self.raw.read())
 
 
-class EventTable(Table[Place, Event]):
+class EventTable(Table[EventId, Event]):
     """Events by version and ordinal."""
 
-    def stored(self, start: Place = (0, 0)) -> Iterator[tuple[Place, bytes]]:
+    def stored(self, start: EventId = (0, 0)) -> Iterator[tuple[EventId, bytes]]:
         """Yield (place, body) from a place on; see `schema.event_body`. Raises CorruptStore."""
         for key, body in self.raw.rows(schema.event_key(*start)):
             yield schema.read_event_key(key), body

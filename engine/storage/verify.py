@@ -75,29 +75,29 @@ class Contents:
     strange: list[str] = field(default_factory=list)  # events that cannot be read
 
 
-def read(found: Tables) -> Contents:
+def read(tables: Tables) -> Contents:
     """Read one version as a whole. Raises CorruptStore."""
     contents = Contents(
-        loaded=load(found),
-        config=found.meta.config or {},
-        numbers=dict(found.keys.rows()),
-        copies=set(found.copies.pairs()),
-        places=dict(found.places.rows()),
-        members=set(found.members.pairs()),
-        paths=dict(found.trees.rows()),
-        cluster_trees=set(found.cluster_trees.pairs()),
-        clusters=dict(found.clusters.rows()),
-        sizes=set(found.sizes.pairs()),
-        endings=set(found.endings.pairs()),
-        commits=dict(found.commits.rows()),
-        log_bytes=found.meta.log.bytes,
+        loaded=load(tables),
+        config=tables.meta.config or {},
+        numbers=dict(tables.keys.rows()),
+        copies=set(tables.copies.pairs()),
+        places=dict(tables.places.rows()),
+        members=set(tables.members.pairs()),
+        paths=dict(tables.trees.rows()),
+        cluster_trees=set(tables.cluster_trees.pairs()),
+        clusters=dict(tables.clusters.rows()),
+        sizes=set(tables.sizes.pairs()),
+        endings=set(tables.endings.pairs()),
+        commits=dict(tables.commits.rows()),
+        log_bytes=tables.meta.log.bytes,
     )
-    _read_events(found, contents)
+    _read_events(tables, contents)
     return contents
 
 
-def _read_events(found: Tables, contents: Contents) -> None:
-    for (version, ordinal), body in found.events.stored():
+def _read_events(tables: Tables, contents: Contents) -> None:
+    for (version, ordinal), body in tables.events.stored():
         count, size = contents.events.get(version, (0, 0))
         contents.events[version] = (count + 1, size + len(body))
         if ordinal != count:

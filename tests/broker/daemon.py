@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.daemon.control import Control
 from engine.errors import ShoalError, StoreError
-from engine.events import Place
+from engine.events import EventId
 from engine.storage.reader import View
 from tests.broker.topics import Topics
 
@@ -121,7 +121,7 @@ def is_out(store: Path, topics: Topics, topic: str) -> bool:
         return False
 
 
-def published(topics: Topics, topic: str) -> Place | None:
+def published(topics: Topics, topic: str) -> EventId | None:
     """The last event on the outgoing topics."""
     import orjson
 

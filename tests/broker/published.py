@@ -7,19 +7,19 @@ from typing import Any
 
 import orjson
 
-from engine.events import Place, show_event
+from engine.events import EventId, show_event
 from engine.types import Assignment, DeadLetter, Event, LineageEvent
 from tests.broker.topics import Topics
 
-Events = Sequence[tuple[Place, Event]]
+Events = Sequence[tuple[EventId, Event]]
 OWN = ["event-id", "reason", "origin"]  # headers that dead letters have beside their own
 
 
-def read(topics: Topics, topic: str) -> dict[Place, Any]:
+def read(topics: Topics, topic: str) -> dict[EventId, Any]:
     """The records of the three topics by event-id. None is there twice, those of a key are in order."""
-    found: dict[Place, Any] = {}
+    found: dict[EventId, Any] = {}
     for name in "assignments", "clusters", "dlq":
-        last: dict[tuple[int, bytes | None], Place] = {}
+        last: dict[tuple[int, bytes | None], EventId] = {}
         for record in topics.read(f"{topic}.{name}"):
             version, ordinal = dict(record.headers)["event-id"].decode().split("-")
             place = int(version), int(ordinal)

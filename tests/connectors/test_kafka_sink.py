@@ -16,7 +16,7 @@ from connectors.kafka.sink import KafkaSink
 from engine.config import Settings, load
 from engine.daemon.publisher import Publisher
 from engine.errors import BrokerError
-from engine.events import BEGIN, Place
+from engine.events import BEGIN, EventId
 from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.streams import SinkAway
@@ -58,7 +58,7 @@ class World:
         self.topics = Topics(broker.bootstrap)
         self.topic = self.topics.make(3)
         self.toy = Toy(3)
-        self.events: list[tuple[Place, Event]] = []
+        self.events: list[tuple[EventId, Event]] = []
 
     def commit(self, versions: int, letters: Sequence[DeadLetter] = ()) -> World:
         with Store.open(self.folder, CONFIG, events_max_bytes=1 << 40) as store:
@@ -144,7 +144,7 @@ class Unsteady:
         self.sink, self.random = sink, random.Random(seed)
         self.lost = 0
 
-    def resume(self) -> Place | None:
+    def resume(self) -> EventId | None:
         self.sink.close()
         return self.sink.resume()
 
@@ -261,7 +261,7 @@ def restored(broker: Broker) -> Iterator[Broker]:
 
 def test_a_broker_that_is_killed_and_paused_while_publishing(world: World, restored: Broker) -> None:
     world.commit(40, LETTERS[:1])
-    out: list[Place] = []
+    out: list[EventId] = []
 
     class Counting:
         def __init__(self, sink: KafkaSink) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engine.events import BEGIN, Place
+from engine.events import BEGIN, EventId
 from engine.storage import schema
 from engine.storage.store import Store
 from engine.streams import SinkAway
 from engine.types import Assignment, Event
 
 AWAY = 0.12  # the share of transactions that fail
-Published = tuple[Place, bytes]  # an event's place in the log, and its body
+Published = tuple[EventId, bytes]  # an event's place in the log, and its body
 
 
 class Topic:
@@ -33,12 +33,12 @@ class Topic:
         self._away = 0
         self.at_middle: Callable[[], None] = lambda: None
 
-    def resume(self) -> Place | None:
+    def resume(self) -> EventId | None:
         self._fail_if_away()
         events = self.events()
         return events[-1][0] if events else None
 
-    def publish(self, events: Sequence[tuple[Place, Event]]) -> None:
+    def publish(self, events: Sequence[tuple[EventId, Event]]) -> None:
         """Raises SinkAway; then it was taken, or not."""
         self.at_middle()
         fails = self._is_faulty and self.rng.random() < AWAY
