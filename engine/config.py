@@ -223,6 +223,10 @@ class ApiSettings(_Section):
     body_max_bytes: int = Field(2**23, ge=2**10)
     bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
     bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece
+    exports_max: int = Field(2, ge=0)  # of all assignments, at once
+    export_timeout_s: float = Field(3600.0, gt=0)
+    lookup_max: int = Field(1000, ge=1, le=10_000)  # keys in one request
+    lookup_payload_bytes: int = Field(2**25, ge=2**10)  # of their payloads
     assign_max: int = Field(256, ge=1, le=65_536)  # vectors in one request
     page_max: int = Field(1000, ge=1, le=10_000)  # entries on a page
     page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads are more

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import orjson
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from engine import records
@@ -21,6 +22,8 @@ from engine.types import Float32, Float64
 
 MIN_BYTES_PER_S = 1024  # a slower client is cut off
 JSON = ("application/json",)
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def check_type(request: Request, allowed: Sequence[str]) -> None:
@@ -85,6 +88,16 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Problem("invalid", f"The body must be a JSON object, not {records.kind_of(found)}.")
     return found
+
+
+def parse(model: type[M], raw: bytes) -> M:
+    """A body of a model's form. Raises Problem."""
+    try:
+        return model.model_validate(parse_object(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise Problem("invalid", f"{where}: {first['msg']}.") from None
 
 
 def parse_record(parser: records.Parser, raw: bytes, key: str) -> records.Record:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import orjson
 
+from engine.api.responses import Disc, Face, Map, Near
 from engine.storage.reader import View
-from engine.streams import Body
 from engine.types import Bool, Float64, Int16
 
 FILL = 0.5  # of the map's area is covered by discs
@@ -55,11 +54,11 @@ class Atlas:
     ) -> None:
         self._bounds, self._clock = bounds or AtlasBounds(), clock
         self._drawing = Lock()
-        self._answer: Body | None = None
+        self._answer: Map | None = None
         self._drawn_s = -np.inf
         self._plane: dict[int, Place] = {}  # where clusters were before discs were pushed apart
 
-    def answer(self, view: View) -> Body:
+    def answer(self, view: View) -> Map:
         """`clusters`, largest first: `x`, `y` and `radius` in a square from -1 to 1, y upwards.
 
         The version is the drawing's; the store's may be later. Raises what the view raises.
@@ -80,9 +79,9 @@ class Atlas:
         rested = self._clock() >= self._drawn_s + self._bounds.pause_s
         return rested and view.version != self._answer["version"]
 
-    def _draw(self, view: View) -> Body:
+    def _draw(self, view: View) -> Map:
         found = view.peaks(self._bounds.clusters)
-        drawn: list[Body] = []
+        drawn: list[Disc] = []
         plane = np.empty((0, 2))
         ids = [row["cluster"] for row in found.clusters]
         if found.items is not None:
@@ -90,10 +89,18 @@ class Atlas:
             plane = arrange(alike, [self._plane.get(cluster) for cluster in ids])
             places, radii = to_discs(plane, np.array([row["size"] for row in found.clusters], np.float64))
             for i, (row, near) in enumerate(zip(found.clusters, _nearest(alike, ids), strict=True)):
-                disc = {"x": _short(places[i, 0]), "y": _short(places[i, 1]), "radius": _short(radii[i])}
-                told = {name: row[name] for name in ("cluster", "size", "peak", "born", "changed")}
-                face = _face(found.items.payloads[i], self._bounds.image_bytes)
-                drawn.append({**told, **disc, **face, "near": near})
+                disc: Disc = {
+                    "cluster": row["cluster"],
+                    "size": row["size"],
+                    "peak": row["peak"],
+                    "born": row["born"],
+                    "changed": row["changed"],
+                    "x": _short(places[i, 0]),
+                    "y": _short(places[i, 1]),
+                    "radius": _short(radii[i]),
+                    "near": near,
+                }
+                drawn.append({**disc, **_face(found.items.payloads[i], self._bounds.image_bytes)})
         self._plane = {cluster: (x, y) for cluster, (x, y) in zip(ids, plane.tolist(), strict=True)}
         return {
             "collection": view.collection, "version": found.version, "total": found.total, "clusters": drawn
@@ -220,7 +227,7 @@ def _squares(places: Float64) -> Float64:
     return apart
 
 
-def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[dict[str, Any]]]:
+def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[Near]]:
     """Of each cluster, those whose peaks are most like its own."""
     others = alike - 3.0 * np.eye(len(alike))
     order = np.argsort(-others, axis=1, kind="stable")[:, : min(NEAR, len(ids) - 1)]
@@ -230,13 +237,13 @@ def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _face(payload: bytes, image_bytes: int) -> dict[str, str]:
+def _face(payload: bytes, image_bytes: int) -> Face:
     """What is short enough of a payload to be drawn on a disc."""
     document = orjson.loads(payload) if payload else None
     if not isinstance(document, dict):
         return {}
     title, image = document.get("title"), document.get("image")
-    face = {"title": title[:TITLE_CHARS]} if isinstance(title, str) else {}
+    face: Face = {"title": title[:TITLE_CHARS]} if isinstance(title, str) else {}
     if isinstance(image, str) and image.startswith("data:image/") and len(image) <= image_bytes:
         face["image"] = image
     return face

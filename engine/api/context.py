@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI, Request
 
 from engine.api.cluster_map import Atlas
 from engine.api.event_stream import EventStreams
+from engine.api.exports import Exports
 from engine.api.follower import Follower, bounds_of
 from engine.api.middleware.metrics import Meters
 from engine.api.store_reader import StoreReader
@@ -33,6 +34,7 @@ class Context:
         self.writes = WriteQueue(self.writer, settings.api)
         self.follower = Follower(bounds_of(settings.api))
         self.streams = EventStreams(self.reader, self.follower, settings.api.heartbeat_s)
+        self.exports = Exports(settings)
         self.failure: BaseException | None = None  # of a background task
 
     @asynccontextmanager
@@ -47,6 +49,7 @@ class Context:
         self.close()
 
     def close(self) -> None:
+        self.exports.close()
         self.writer.close()
         self.reader.close()
 
@@ -73,5 +76,6 @@ Writer = Annotated[WriterClient, _part(lambda context: context.writer)]
 Writes = Annotated[WriteQueue, _part(lambda context: context.writes)]
 Log = Annotated[Follower, _part(lambda context: context.follower)]
 Streams = Annotated[EventStreams, _part(lambda context: context.streams)]
+Exporting = Annotated[Exports, _part(lambda context: context.exports)]
 Map = Annotated[Atlas, _part(lambda context: context.atlas)]
 Metrics = Annotated[Meters, _part(lambda context: context.meters)]

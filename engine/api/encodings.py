@@ -45,11 +45,14 @@ def decoder_of(coding: str) -> Decoder | None:
         return _Gunzip()
     if name == "zstd":
         return _Unzstd()
-    raise Problem(
+    names = ", ".join(SUPPORTED)
+    problem = Problem(
         "wrong-type",
         f"The Content-Encoding {coding!r:.40} is not supported.",
-        f"Send the body as it is, or with one Content-Encoding of {', '.join(SUPPORTED)}.",
+        f"Send the body as it is, or with one Content-Encoding of {names}.",
     )
+    problem.headers = {"accept-encoding": names}
+    raise problem
 
 
 def encoder_of(coding: str) -> Encoder:

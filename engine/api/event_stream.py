@@ -18,12 +18,12 @@ from fastapi.responses import StreamingResponse
 
 from engine.api.follower import Follower
 from engine.api.problems import Problem
+from engine.api.responses import Changes
 from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
 from engine.events import BEGIN, EventId
 from engine.storage import schema
 from engine.storage.reader import Head, View
-from engine.streams import Body
 
 RETRY_MS = 2000  # a client waits so long before it reconnects
 SLICE_EVENTS = 200  # read and sent at once: about a millisecond
@@ -116,16 +116,20 @@ def place_of(text: str | None) -> EventId | None:
     return int(found[1]), int(found[2])
 
 
-def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Body:
+def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Changes:
     """A page of the log. Raises Problem: the log does not reach back to `after`."""
     if after:
         _check_place(view.head(), after)
-    answer: Body = {**view.changes(after, limit, kind)}
-    if answer.pop("gap"):
+    found = view.changes(after, limit, kind)
+    if found["gap"]:
         _check_place(view.head(), after or BEGIN)
-    if answer["cursor"] is None:  # no event yet
-        answer["cursor"] = "0-0"
-    return answer
+    return {
+        "collection": found["collection"],
+        "version": found["version"],
+        "changes": found["changes"],
+        "cursor": found["cursor"] or "0-0",  # no event yet
+        "more": found["more"],
+    }
 
 
 def _check_place(head: Head, place: EventId) -> None:

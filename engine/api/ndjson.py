@@ -129,6 +129,7 @@ async def _pieces(request: Request, settings: Settings, parser: Parser) -> Async
 
 async def _submit(piece: Piece, taken: Taken, writes: WriteQueue, timeout_s: float) -> None:
     refused = list(piece.refused)
+    writes.rejected += len(refused)
     if piece.records:
         outcome = await writes.submit(piece.records, timeout_s)
         refused += [(piece.lines[at], reason) for at, reason in outcome.rejected.items()]

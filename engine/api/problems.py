@@ -100,6 +100,7 @@ class Problem(Exception):
     def __init__(self, kind: str, detail: str, do: str | None = None, **extra: Any) -> None:
         super().__init__(detail)
         self.kind, self.detail, self.do, self.extra = KINDS[kind], detail, do, extra
+        self.headers: Mapping[str, str] = {}  # of the response
 
 
 class ProblemDocument(BaseModel):

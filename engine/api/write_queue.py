@@ -51,6 +51,7 @@ class WriteQueue:
 
     def __init__(self, writer: WriterClient, settings: ApiSettings) -> None:
         self._writer, self._settings = writer, settings
+        self.rejected = 0  # records of requests that could not be used
         self._waiting: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -61,9 +62,11 @@ class WriteQueue:
         self._waiting.append(waiting)
         self._start()
         try:
-            return await asyncio.wait_for(outcome, timeout_s)
+            found = await asyncio.wait_for(outcome, timeout_s)
         except asyncio.TimeoutError:
             raise WriterBusy("the records were not durable in time; send them again") from None
+        self.rejected += len(found.rejected)
+        return found
 
     def _start(self) -> None:
         """Call the writer with what waits, while it may be called."""

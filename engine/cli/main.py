@@ -290,6 +290,25 @@ def members(
 
 
 @app.command()
+def export(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: standard output.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="FORM", help="ndjson or parquet. Default: by the file.")
+    ] = None,
+    level: Level = None,
+    store: Store = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Write the clusters of all items, of one version, as NDJSON or Parquet."""
+    from engine.cli import export as exporting
+
+    exporting.export(settings(config, store__path=store), output, form, level, json)
+
+
+@app.command()
 def changes(
     after: Annotated[str | None, typer.Option("--after", metavar="EVENT-ID", help="Only later ones.")] = None,
     limit: Limit = 20,

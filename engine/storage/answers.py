@@ -28,7 +28,7 @@ class Stamped(TypedDict):
     version: Version
 
 
-class ItemDetail(Stamped):
+class ItemRow(TypedDict):
     """An item and its clusters."""
 
     key: ItemKey
@@ -39,6 +39,19 @@ class ItemDetail(Stamped):
     time: Time
     payload: Any
     updated: Annotated[int, Field(ge=0, description="The version that brought the vector.")]
+
+
+class ItemDetail(Stamped, ItemRow):
+    """An item and its clusters, as of a version."""
+
+
+class Lookup(Stamped):
+    """Several items of one version."""
+
+    items: Annotated[
+        list[ItemRow | None], Field(description="In the order of the keys; null where there is none.")
+    ]
+    missing: Annotated[list[str], Field(description="The keys that no item has.")]
 
 
 class ClusterRow(TypedDict):

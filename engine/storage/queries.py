@@ -7,7 +7,7 @@ top one means the final clusters. A page continues at the `cursor` of the page b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -22,14 +22,16 @@ from engine.storage.answers import (
     ClusterPage,
     ClusterRow,
     ItemDetail,
+    ItemRow,
     LevelRow,
+    Lookup,
     Member,
     MemberPage,
     Stamped,
     Summary,
 )
 from engine.storage.tables import Tables
-from engine.types import Cluster, Clusters, Int16, Items
+from engine.types import Cluster, Clusters, Int16, Item, Items
 
 MAX_PAGE = 10_000
 MAX_STEPS = 1_000  # from an ended cluster to those that have its members now
@@ -80,15 +82,30 @@ class Snapshot:
 
     def item(self, key: bytes, level: int | None) -> ItemDetail:
         """Return an item and its clusters. Raises NotFound."""
-        number = self.tables.keys.get(key) if 0 < len(key) <= schema.MAX_KEY_BYTES else None
-        if number is None:
+        item = self._stored(key)
+        if item is None:
             raise NotFound(f"no item has the key {key.decode(errors='backslashreplace')!r}")
-        item = self.tables.items.need(number)
+        return {**self.stamp, **self._item(item, level)}
+
+    def items(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
+        """Return items in the order of `keys`. Raises InputError: their payloads exceed `payload_bytes`."""
+        found = [self._stored(key) for key in keys]
+        size = sum(len(item.payload) for item in found if item)
+        if size > payload_bytes:
+            raise InputError(f"{size} bytes of payloads, at most {payload_bytes}: ask for fewer items")
+        rows = [self._item(item, level) if item else None for item in found]
+        missing = [key.decode() for key, item in zip(keys, found, strict=True) if item is None]
+        return {**self.stamp, "items": rows, "missing": missing}
+
+    def _stored(self, key: bytes) -> Item | None:
+        number = self.tables.keys.get(key) if 0 < len(key) <= schema.MAX_KEY_BYTES else None
+        return None if number is None else self.tables.items.need(number)
+
+    def _item(self, item: Item, level: int | None) -> ItemRow:
         path = self.tables.trees.need(self.tables.places.need(item.node))
         return {
-            **self.stamp,
             "key": item.key.decode(),
-            "cluster": self._at_level(path, level),
+            "cluster": self.at_level(path, level),
             "path": list(path),
             "time": item.time,
             "payload": orjson.loads(item.payload) if item.payload else None,
@@ -198,7 +215,7 @@ class Snapshot:
         top = self.state.levels - 1
         return top if level is None else min(max(level, 0), top)
 
-    def _at_level(self, path: tuple[int, ...], level: int | None) -> int:
+    def at_level(self, path: tuple[int, ...], level: int | None) -> int:
         """Return the cluster of a path at a level: the coarsest that reaches down to it."""
         if level is None or level >= self.state.levels - 1:
             return path[0]

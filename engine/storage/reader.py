@@ -7,7 +7,7 @@ lasts as long as one answer: one that stays open keeps the writer from reusing p
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from engine.storage.answers import (
     ItemDetail,
     LevelRow,
     Levels,
+    Lookup,
     MemberPage,
     Summary,
 )
@@ -103,7 +104,7 @@ class View(Closing):
     @property
     def version(self) -> int:
         """The last committed version."""
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.state.version
 
     @property
@@ -135,7 +136,7 @@ class View(Closing):
 
     def summary(self) -> Summary:
         """Return what the store holds."""
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.summary()
 
     def items(self) -> tuple[Items, Int16]:
@@ -146,7 +147,7 @@ class View(Closing):
 
     def levels(self) -> Levels:
         """Count the clusters of each level, and those of one item; finest first. Kept for a version."""
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             version, rows = self._levels
             if version != snapshot.state.version:
                 rows = snapshot.levels()
@@ -158,8 +159,16 @@ class View(Closing):
 
         Raises NotFound.
         """
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.item(key.encode() if isinstance(key, str) else key, level)
+
+    def items(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
+        """Return items of one version in the order of `keys`, None where there is none.
+
+        Raises InputError: their payloads have more than `payload_bytes`.
+        """
+        with self.snapshot() as snapshot:
+            return snapshot.items(keys, level, payload_bytes)
 
     def clusters(
         self, level: int | None = None, order: str = "size", cursor: str | None = None, limit: int = 100
@@ -167,12 +176,12 @@ class View(Closing):
         """Return a page of the clusters of a level (None: the final ones): largest first (`order` "size"),
         newest first ("newest"), or by rising id ("id").
         """
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.clusters(level, order, cursor, limit)
 
     def final(self, clusters: Iterable[int], limit: int) -> tuple[int, list[ClusterRow]]:
         """Return the version, and the first `limit` of these clusters that are living final ones."""
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.state.version, snapshot.final(clusters, limit)
 
     def cluster(self, cluster: int) -> ClusterDetail:
@@ -180,7 +189,7 @@ class View(Closing):
 
         `into`: the clusters that took its members; `now`: the living final ones to which that has led.
         """
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.cluster(cluster)
 
     def members(
@@ -190,12 +199,12 @@ class View(Closing):
 
         `payload_bytes`: with their payloads; the page ends where these exceed so many bytes.
         """
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.members(cluster, cursor, limit, payload_bytes)
 
     def peaks(self, limit: int) -> Peaks:
         """Return the largest final clusters, with the item at the peak of each."""
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             return snapshot.peaks(limit)
 
     def changes(
@@ -210,7 +219,7 @@ class View(Closing):
         version, ordinal = after or BEGIN
         if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
             raise InputError(f"{version}-{ordinal} is no place in the log")
-        with self._snapshot() as snapshot:
+        with self.snapshot() as snapshot:
             gap = after is not None and (version, ordinal) < eventlog.forgot(snapshot.tables)
             page = eventlog.read(snapshot.tables, (version, ordinal), page_size(limit), kind)
             return {
@@ -261,6 +270,7 @@ class View(Closing):
             return [event for version in versions for event in eventlog.lineage(tables, version)]
 
     @contextmanager
-    def _snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Open one version. Keep it short, or in a process of its own: it pins pages."""
         with self._environment.read() as tables:
             yield Snapshot(self.collection, tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+import zstandard
 
 from engine.api.app import make_app
 from engine.api.context import Context
@@ -289,7 +291,7 @@ def test_a_payload_is_kept_as_it_was_written(served: Api, text: bytes) -> None:
     )
     assert served.http.post("/v1/items", content=line, headers=NDJSON).json()["written"] == 1
     view = served.context.reader.view()
-    with view._snapshot() as found:
+    with view.snapshot() as found:
         stored = found.tables.items.need(found.tables.keys.need(b"raw")).payload
     assert stored == text
     assert served.http.delete("/v1/items/raw").json()["written"] == 1
@@ -316,6 +318,33 @@ def test_many_clients_that_put_at_once_are_all_served(served: Api) -> None:
     assert len(versions) < 32
     gone = lines([{"key": f"at-once:{n}", "delete": True} for n in range(64)])
     assert served.http.post("/v1/items", content=gone, headers=NDJSON).json()["written"] == 64
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_bulk_may_be_compressed(served: Api, coding: str) -> None:
+    compress = gzip.compress if coding == "gzip" else zstandard.ZstdCompressor().compress
+    rows = [{"key": f"{coding}:{n}", "embedding": v.tolist()} for n, v in enumerate(blobs(7, 200))]
+    headers = {**NDJSON, "content-encoding": coding}
+    answer = served.http.post("/v1/items", content=compress(lines(rows)), headers=headers)
+    assert (answer.status_code, answer.json()["written"]) == (200, 200)
+    put = compress(json.dumps({"embedding": blobs(8, 1)[0].tolist()}).encode())
+    kind = {"content-type": "application/json", "content-encoding": coding}
+    assert served.http.put(f"/v1/items/{coding}:0", content=put, headers=kind).status_code == 200
+    other = served.http.post("/v1/items", content=b"x", headers={**NDJSON, "content-encoding": "br"})
+    assert (other.status_code, other.headers["accept-encoding"]) == (415, "zstd, gzip")
+    gone = lines([{"key": row["key"], "delete": True} for row in rows])
+    assert served.http.post("/v1/items", content=gone, headers=NDJSON).json()["written"] == 200
+
+
+def test_readyz_counts_what_could_not_be_used(served: Api) -> None:
+    before = served.http.get("/readyz").json()["rejected"]["http"]
+    body = lines([{"key": "", "embedding": [1.0] * DIM}, {"key": "a", "embedding": [1.0]}])
+    assert served.http.post("/v1/items", content=body, headers=NDJSON).json()["refused"] == 2
+    assert served.http.put("/v1/items/a", json={"embedding": ["x"]}).status_code == 422
+    told = served.http.get("/readyz").json()
+    assert told["rejected"]["http"] == before + 3
+    assert told["rejected"]["source"] == 0
+    assert told["ready"]
 
 
 def test_a_bulk_of_several_pieces_keeps_order(served: Api) -> None:
@@ -356,6 +385,8 @@ def test_documents_need_no_other_host(served: Api) -> None:
         "/v1/items/{key}",
         "/v1/items/{key}/explain",
         "/v1/items",
+        "/v1/items:lookup",
+        "/v1/assignments",
         "/v1/clusters",
         "/v1/clusters/{cluster}",
         "/v1/clusters/{cluster}/items",
@@ -368,7 +399,16 @@ def test_documents_need_no_other_host(served: Api) -> None:
         "/readyz",
         "/metrics",
     } == document["paths"].keys()
-    for name in ("Item", "Cluster", "ClusterPage", "Changes", "Assigned", "BulkWritten", "ProblemDocument"):
+    for name in (
+        "Item",
+        "Cluster",
+        "ClusterPage",
+        "Changes",
+        "Assigned",
+        "BulkWritten",
+        "ProblemDocument",
+        "Lookup",
+    ):
         assert document["components"]["schemas"][name]["examples"]
     for path in ("/docs", "/"):
         page = served.http.get(path)

@@ -43,7 +43,7 @@ def operations() -> dict[str, Any]:
     document = describe(make_routes(Context(settings_of(Path("unused"), source__http=True))))
     schema = schemathesis.openapi.from_dict(document)
     found = {one.ok().label: one.ok() for one in schema.get_all_operations()}
-    assert len(found) == 16
+    assert len(found) == 18
     return found
 
 

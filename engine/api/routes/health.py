@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from engine.api import responses
-from engine.api.context import Config, Metrics, Reader, Writer
+from engine.api.context import Config, Metrics, Reader, Writer, Writes
 from engine.api.problems import documented
 from engine.api.replies import reply
 from engine.api.store_reader import StoreReader
@@ -39,10 +39,23 @@ async def livez(settings: Config, writer: Writer) -> Response:
     response_model=responses.Ready,
     responses={503: {"model": responses.Ready, "description": "Not ready, and why"}},
 )
-async def readyz(settings: Config, reader: Reader, writer: Writer) -> Response:
-    """The store can be read, the writer runs and has loaded, and its lag is within bounds."""
+async def readyz(settings: Config, reader: Reader, writer: Writer, writes: Writes) -> Response:
+    """The store can be read, the writer runs and has loaded, and its lag is within bounds.
+
+    `rejected` counts the records that could not be used; they make nothing unready.
+    """
     reasons = why_not_ready(settings, reader, writer.status)
-    return reply({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+    told = writer.status.told or {}
+    answer: responses.Ready = {
+        "ready": not reasons,
+        "reasons": reasons,
+        "rejected": {
+            "source": told.get("rejected"),
+            "last": told.get("last_reject") or None,
+            "http": writes.rejected,
+        },
+    }
+    return reply(answer, status=503 if reasons else 200)
 
 
 @router.get("/metrics", response_class=Response, responses=TEXT | documented())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
+from pydantic import BaseModel
 
 from engine.api import bodies
 from engine.api.context import Config
@@ -47,6 +48,16 @@ async def _page_size(
 
 Key = Annotated[str, Depends(_key)]
 PageSize = Annotated[int, Depends(_page_size)]
+
+
+def body_of(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Document a body that the handler reads itself, within bounds."""
+    return {"requestBody": {"required": True, "content": {kind: content}}}
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same of a JSON body."""
+    return body_of("application/json", {"schema": model.model_json_schema()})
 
 
 @contextmanager

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from engine.api import event_stream, responses
-from engine.api.context import Config, Log, Map, Reader, Streams, Writer
+from engine.api import bodies, event_stream, responses
+from engine.api.context import Config, Exporting, Log, Map, Reader, Streams, Writer
+from engine.api.exports import ExportResponse
 from engine.api.follower import Follower
 from engine.api.problems import Problem, documented
 from engine.api.replies import IfChanged, reply
-from engine.api.routes.parameters import Cursor, Id, Key, Level, PageSize, missing
+from engine.api.routes.parameters import Cursor, Id, Key, Level, PageSize, json_body, missing
+from engine.storage import answers
 from engine.storage.reader import View
-from engine.streams import Body
 
 HISTORY_EVENTS = 100
+NDJSON, PARQUET = "application/x-ndjson", "application/vnd.apache.parquet"
 PLACE = r"^\d{1,18}-\d{1,9}$"
 
 router = APIRouter(prefix="/v1", tags=["queries"])
@@ -31,7 +35,7 @@ def _read(*kinds: str) -> dict[int | str, dict[str, Any]]:
 async def summary(reader: Reader, writer: Writer, log: Log, settings: Config) -> Response:
     """Counts, the version, the place in the event log, and the writer's status."""
 
-    def query(view: View) -> Body:
+    def query(view: View) -> responses.Summary:
         head = view.head()
         return {
             **view.summary(),
@@ -64,23 +68,32 @@ async def clusters(
 
     By growth: the final clusters whose members changed in `window`.
     """
+
+    def query(view: View) -> responses.ClusterPage:
+        page = view.clusters(level, order, cursor, limit)
+        return {
+            "collection": page["collection"],
+            "version": page["version"],
+            "clusters": _with_growth(log, page["clusters"]),
+            "cursor": page["cursor"],
+            "window": _window(log),
+        }
+
     if order != "growth":
-        return await if_changed.answer(
-            lambda view: _with_growth(log, {**view.clusters(level, order, cursor, limit)})
-        )
+        return await if_changed.answer(query)
     if level is not None:
         raise Problem("invalid", "Growth is counted of final clusters: leave `level` out.")
     if not log.ready:
         raise Problem("not-ready", "Growth is still being counted.")
     place = _growth_place(cursor)
-    return await if_changed.answer(lambda view: _growing(log, view, place, limit))
+    return await if_changed.answer(lambda view: _by_growth(log, view, place, limit))
 
 
 @router.get("/clusters/{cluster}", response_model=responses.Cluster, responses=_read("no-such-cluster"))
 async def cluster(log: Log, if_changed: IfChanged, cluster: Id) -> Response:
     """A cluster and its history; of an ended one, also where its members went."""
 
-    def query(view: View) -> Body:
+    def query(view: View) -> responses.Cluster:
         found = view.cluster(cluster)
         return {
             **found,
@@ -140,6 +153,62 @@ async def changes(
     return reply(page, {"cache-control": "no-cache"})
 
 
+@router.post(
+    "/items:lookup",
+    response_model=responses.Lookup,
+    responses=documented("not-ready", "damaged", "bad-json", "wrong-type"),
+    openapi_extra=json_body(responses.LookupRequest),
+)
+async def lookup(request: Request, reader: Reader, settings: Config) -> Response:
+    """Many items of one version, in the order of `keys`; those without an item are named in `missing`."""
+    bounds = settings.api
+    given = bodies.parse(
+        responses.LookupRequest, await bodies.read(request, bounds.body_max_bytes, bounds.patience_s)
+    )
+    if len(given.keys) > bounds.lookup_max:
+        raise Problem(
+            "too-large", f"{len(given.keys)} keys at once; {bounds.lookup_max} are taken ([api] lookup_max)."
+        )
+    try:
+        keys = [key.encode() for key in given.keys]
+    except UnicodeEncodeError:
+        raise Problem("invalid", "keys: one of them is not valid Unicode.") from None
+    payload_bytes = bounds.lookup_payload_bytes
+    return reply(await reader.read(lambda view: view.items(keys, given.level, payload_bytes)))
+
+
+EXPORTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            NDJSON: {
+                "schema": {"type": "string"},
+                "example": '{"key":"articles:7","cluster":42,"path":[42,9],"version":17}\n',
+            },
+            PARQUET: {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "Shoal-Version": {"schema": {"type": "integer"}},
+            "Shoal-Collection": {"schema": {"type": "string"}, "description": "Percent-encoded."},
+        },
+    }
+}
+
+
+@router.get("/assignments", response_class=Response, responses=documented("not-ready", "damaged") | EXPORTED)
+async def assignments(
+    exports: Exporting,
+    form: Annotated[Literal["ndjson", "parquet"], Query(alias="format")] = "ndjson",
+    level: Level = None,
+) -> Response:
+    """The cluster of every item, of one version, as NDJSON or Parquet, by rising key.
+
+    An export that fails in the middle ends the connection without the end of the body.
+    """
+    running = AsyncExitStack()
+    export = await running.enter_async_context(exports.run(form, level))
+    return ExportResponse(export, running, PARQUET if form == "parquet" else NDJSON)
+
+
 # Last of its prefix: a key may hold slashes.
 @router.get("/items/{key:path}", response_model=responses.Item, responses=_read("bad-key", "no-such-item"))
 async def item(if_changed: IfChanged, key: Key, level: Level = None) -> Response:
@@ -148,18 +217,19 @@ async def item(if_changed: IfChanged, key: Key, level: Level = None) -> Response
         return await if_changed.answer(lambda view: view.item(key, level), inline=True)
 
 
-def _window(log: Follower) -> Body:
+def _window(log: Follower) -> responses.Window:
     window = log.growth.window
     return {"from_version": window.first, "to_version": window.last, "seconds": window.seconds}
 
 
-def _with_growth(log: Follower, page: Body) -> Body:
-    for row in page["clusters"]:
-        row["growth"] = log.growth_of(row["cluster"]) if row["parent"] is None else None
-    return {**page, "window": _window(log)}
+def _with_growth(log: Follower, rows: Iterable[answers.ClusterRow]) -> list[responses.ClusterRow]:
+    """Growth is counted of final clusters."""
+    return [
+        {**row, "growth": log.growth_of(row["cluster"]) if row["parent"] is None else None} for row in rows
+    ]
 
 
-def _growing(log: Follower, view: View, place: tuple[int, int] | None, limit: int) -> Body:
+def _by_growth(log: Follower, view: View, place: tuple[int, int] | None, limit: int) -> responses.ClusterPage:
     growth = log.growth
     ranked = [
         cluster
@@ -168,13 +238,13 @@ def _growing(log: Follower, view: View, place: tuple[int, int] | None, limit: in
     ]
     version, rows = view.final(ranked, limit + 1)
     following = rows[limit]["cluster"] if len(rows) > limit else None
-    page = {
+    return {
         "collection": view.collection,
         "version": version,
-        "clusters": rows[:limit],
+        "clusters": _with_growth(log, rows[:limit]),
         "cursor": None if following is None else f"{growth.of(following)}:{following}",
+        "window": _window(log),
     }
-    return _with_growth(log, page)
 
 
 def _growth_place(cursor: str | None) -> tuple[int, int] | None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel
 
 from engine.api import bodies, ndjson, responses
 from engine.api.context import Config, Reader, Writer, Writes
 from engine.api.problems import Problem, documented
 from engine.api.replies import reply
 from engine.api.responses import AssignRequest, PutRequest
-from engine.api.routes.parameters import Key, Level, missing
+from engine.api.routes.parameters import Key, Level, body_of, json_body, missing
 from engine.api.store_reader import StoreReader
 from engine.api.write_queue import WriteQueue
 from engine.config import Settings
 from engine.records import Parser, Record
-from engine.streams import Body
 
 NDJSON_EXAMPLE = '{"key": "a", "embedding": [0.1, 0.9]}\n{"key": "b", "delete": true}\n'
 
@@ -26,15 +24,6 @@ router = APIRouter(prefix="/v1")
 
 def _forwarded(*kinds: str) -> dict[int | str, dict[str, Any]]:
     return documented("not-ready", "damaged", "writer-busy", "writer-away", *kinds)
-
-
-def _body(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Documents a body that the handler reads itself, within bounds."""
-    return {"requestBody": {"required": True, "content": {kind: content}}}
-
-
-def _json_body(model: type[BaseModel]) -> dict[str, Any]:
-    return _body("application/json", {"schema": model.model_json_schema()})
 
 
 async def _check_writes_on(settings: Config) -> None:
@@ -62,7 +51,7 @@ async def explain(reader: Reader, writer: Writer, key: Key, level: Level = None)
     "/assign",
     response_model=responses.Assigned,
     responses=_forwarded("bad-json", "wrong-type"),
-    openapi_extra=_json_body(AssignRequest),
+    openapi_extra=json_body(AssignRequest),
     tags=["queries"],
 )
 async def assign(request: Request, settings: Config, reader: Reader, writer: Writer) -> Response:
@@ -84,7 +73,7 @@ async def assign(request: Request, settings: Config, reader: Reader, writer: Wri
     "/items/{key:path}",
     response_model=responses.Written,
     responses=_forwarded("bad-key", "bad-json", "wrong-type", "writes-off"),
-    openapi_extra=_json_body(PutRequest),
+    openapi_extra=json_body(PutRequest),
     dependencies=WRITES,
     tags=["writes"],
 )
@@ -93,8 +82,13 @@ async def put(request: Request, settings: Config, reader: Reader, writes: Writes
     bounds, parser = settings.api, Parser(settings.limits)
     limit = min(bounds.body_max_bytes, settings.limits.record_max_bytes)
     raw = await bodies.read(request, limit, bounds.patience_s)
-    record = bodies.parse_record(parser, raw, key)
-    return reply(await _write_one(settings, reader, writes, record) | {"ignored": list(parser.ignored)})
+    try:
+        record = bodies.parse_record(parser, raw, key)
+    except Problem:
+        writes.rejected += 1
+        raise
+    written = await _write_one(settings, reader, writes, record)
+    return reply({**written, "ignored": list(parser.ignored)})
 
 
 @router.delete(
@@ -113,7 +107,7 @@ async def delete(settings: Config, reader: Reader, writes: Writes, key: Key) -> 
     "/items",
     response_model=responses.BulkWritten,
     responses=_forwarded("wrong-type", "writes-off"),
-    openapi_extra=_body(ndjson.MEDIA_TYPES[0], {"schema": {"type": "string"}, "example": NDJSON_EXAMPLE}),
+    openapi_extra=body_of(ndjson.MEDIA_TYPES[0], {"schema": {"type": "string"}, "example": NDJSON_EXAMPLE}),
     dependencies=WRITES,
     tags=["writes"],
 )
@@ -127,7 +121,9 @@ async def post_items(request: Request, settings: Config, reader: Reader, writes:
     return reply(await ndjson.take(request, settings, reader, writes))
 
 
-async def _write_one(settings: Settings, reader: StoreReader, writes: WriteQueue, record: Record) -> Body:
+async def _write_one(
+    settings: Settings, reader: StoreReader, writes: WriteQueue, record: Record
+) -> responses.Written:
     outcome = await writes.submit([record], settings.api.forward_timeout_s)
     for reason in outcome.rejected.values():
         raise Problem("invalid", f"{reason}.")

@@ -1,0 +1,51 @@
+"""`export`: all assignments of one version, as NDJSON or Parquet, to a file or to standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from engine.cli.console import print_json
+from engine.config import Settings
+from engine.errors import InputError
+from engine.storage.export import FORMATS, Head
+from engine.storage.export import export as write
+
+SUFFIXES = {".parquet": "parquet", ".pq": "parquet"}
+
+
+def export(
+    settings: Settings, output: Path | None, form: str | None, level: int | None, as_json: bool
+) -> None:
+    """A file appears when it is complete. Raises InputError, NoStore, CorruptStore."""
+    chosen = form or SUFFIXES.get(output.suffix.lower() if output else "", "ndjson")
+    if chosen not in FORMATS:
+        raise InputError(f"--format is {' or '.join(FORMATS)}, not {chosen!r}.")
+    if output is None:
+        if as_json:
+            raise InputError("--json prints a summary: name a file with -o for the export.")
+        if chosen == "parquet" and sys.stdout.isatty():
+            raise InputError("Parquet is not for a terminal: name a file with -o.")
+        write(settings.store.path, sys.stdout.buffer, chosen, level)
+        return
+    head = _write_file(settings.store.path, output, chosen, level)
+    if as_json:
+        print_json({**asdict(head), "file": os.fspath(output)})
+    else:
+        print(f"{head.items:,} items of version {head.version} are in {output}.")
+
+
+def _write_file(store: Path, output: Path, form: str, level: int | None) -> Head:
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            head = write(store, file, form, level)
+            os.fsync(file.fileno())
+        unfinished.replace(output)
+    except OSError as problem:
+        raise InputError(f"{output} cannot be written: {problem.strerror or problem}.") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return head
