@@ -216,7 +216,7 @@ def test_an_etag_holds_as_long_as_the_version(served: Api) -> None:
     served.wait_counted()
     for path in ("/v1/items/item:3", "/v1/clusters", "/v1/levels", "/v1/clusters?order=growth"):
         first = served.http.get(path)
-        tag = first.headers["etag"]
+        tag = first.headers["etag"].removeprefix("W/")  # weak where the answer was compressed
         again = served.http.get(path, headers={"if-none-match": f'"x", W/{tag}'})
         assert (again.status_code, again.content) == (304, b"")
         assert served.http.get(path, headers={"if-none-match": '"x"'}).status_code == 200

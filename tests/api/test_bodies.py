@@ -59,7 +59,7 @@ class Refusing:
     """A queue of writes that takes one piece and then fails."""
 
     def __init__(self, error: Exception) -> None:
-        self._error, self._calls = error, 0
+        self._error, self._calls, self.rejected = error, 0, 0
 
     async def submit(self, records: Any, timeout_s: float) -> Outcome:
         self._calls += 1
