@@ -182,7 +182,7 @@ class Summary(answers.Summary):
 class Node(TypedDict):
     """A vector, or a supernode named by its peak's."""
 
-    key: Annotated[ItemKey, Field(description="Of the item asked for, or of the oldest one with this vector.")]
+    key: Annotated[ItemKey, Field(description="Of the item asked for, or of the oldest with this vector.")]
     copies: Annotated[int, Field(ge=1, description="Items with exactly this vector.")]
     size: Annotated[int, Field(ge=1, description="Different vectors in the supernode.")]
     density: float
