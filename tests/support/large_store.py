@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.storage.store import Store
-from engine.types import Assignment, Change, Cluster, Epoch, Int64, Items, LineageEvent, Lists
+from engine.types import Assignment, Change, Cluster, Epoch, Int64, Items, LineageEvent, Lists, Shift, Vectors
 from engine.vectors import quantize
 
 VERSION_ITEMS = 10_000
@@ -45,17 +45,24 @@ def _change(version: int, ids: Int64, sizes: Int64, first: int, dim: int, rng: n
     payloads = [b'{"title":"Item %d","text":"One of many."}' % item for item in ids.tolist()]
     time_ms = START_MS + 1000 * version
     peaks = ids[np.cumsum(sizes) - sizes]
-    counters = {"next_item": int(ids[-1]) + 1, "next_tree": int(names[-1]) + 1, "levels": 2}
+    counters = {
+        "next_item": int(ids[-1]) + 1,
+        "next_node": int(ids[-1]) + 1,
+        "next_tree": int(names[-1]) + 1,
+        "levels": 2,
+    }
     return Change(
         version=version,
         time_ms=time_ms,
         epoch=Epoch(0.0, 0.1, 1024),
         counters={**counters, "next_cluster": counters["next_tree"]},
         positions={},
-        upserts=Items(ids, keys, vectors, np.full(n, time_ms), payloads, np.full(n, version)),
+        upserts=Items(ids, keys, ids, np.full(n, time_ms), payloads, np.full(n, version)),
         removed=[],
+        copies=Shift(ids, np.zeros(n, np.int64), ids),  # each item is a node of its own
+        vectors=Vectors(ids, vectors),
         lists=Lists(ids, np.full((n, WIDTH), -1, np.int64), np.zeros((n, WIDTH), np.int32)),
-        moved=(ids, np.zeros(n, np.int64), of),
+        places=Shift(ids, np.zeros(n, np.int64), of),
         trees={name: (name,) for name in names.tolist()},
         clusters=[
             Cluster(name, size, 0, 1, peak, 0, version, version)
