@@ -87,7 +87,7 @@ class Snapshot:
             raise NotFound(f"no item has the key {key.decode(errors='backslashreplace')!r}")
         return {**self.stamp, **self._item(item, level)}
 
-    def items(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
+    def lookup(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
         """Return items in the order of `keys`. Raises InputError: their payloads exceed `payload_bytes`."""
         found = [self._stored(key) for key in keys]
         size = sum(len(item.payload) for item in found if item)

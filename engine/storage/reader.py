@@ -162,13 +162,13 @@ class View(Closing):
         with self.snapshot() as snapshot:
             return snapshot.item(key.encode() if isinstance(key, str) else key, level)
 
-    def items(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
+    def lookup(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
         """Return items of one version in the order of `keys`, None where there is none.
 
         Raises InputError: their payloads have more than `payload_bytes`.
         """
         with self.snapshot() as snapshot:
-            return snapshot.items(keys, level, payload_bytes)
+            return snapshot.lookup(keys, level, payload_bytes)
 
     def clusters(
         self, level: int | None = None, order: str = "size", cursor: str | None = None, limit: int = 100

@@ -174,7 +174,7 @@ async def lookup(request: Request, reader: Reader, settings: Config) -> Response
     except UnicodeEncodeError:
         raise Problem("invalid", "keys: one of them is not valid Unicode.") from None
     payload_bytes = bounds.lookup_payload_bytes
-    return reply(await reader.read(lambda view: view.items(keys, given.level, payload_bytes)))
+    return reply(await reader.read(lambda view: view.lookup(keys, given.level, payload_bytes)))
 
 
 EXPORTED: dict[int | str, dict[str, Any]] = {
