@@ -212,7 +212,7 @@ class ApiSettings(_Section):
     key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
     root_path: str = Field("", pattern=rf"^({PREFIX})?$")  # "/shoal": below this prefix of the path
     forwarded_prefix: bool = False  # True: believe a proxy's X-Forwarded-Prefix
-    cors_origins: tuple[str, ...] = ()  # "https://example.com": whose pages may ask from a browser
+    cors_origins: list[str] = []  # "https://example.com": whose pages may ask from a browser
     requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
     connections_max: int = Field(512, ge=2)
     streams_max: int = Field(32, ge=0)  # of changes, held open
