@@ -71,7 +71,7 @@ class HttpSource:
     name = "http"
 
     def __init__(self, ground: Ground, clock: Callable[[], float] = time.time) -> None:
-        self._ground, self._bounds, self._clock = ground, ground.settings.limits, clock
+        self._ground, self._limits, self._clock = ground, ground.settings.limits, clock
         self._change = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._records = self._bytes = 0  # of records not handed over
@@ -91,7 +91,7 @@ class HttpSource:
         WriterAway (stopping).
         """
         deadline = time.monotonic() + float(body.get("timeout_s", TIMEOUT_S))
-        records = submissions.unpack(body, self._bounds.queue_records)
+        records = submissions.unpack(body, self._limits.queue_records)
         if not records:
             return {"version": self._ground.version(), "rejected": [], "doubts": [], "unknown": []}
         ticket = Ticket(records, sum(map(_size, records)), self._clock())
@@ -156,9 +156,9 @@ class HttpSource:
 
     def _has_room(self, ticket: Ticket) -> bool:
         """A ticket of any size fits into an empty queue."""
-        bounds = self._bounds
-        fits = self._records + len(ticket.records) <= bounds.queue_records
-        return not self._queue or (fits and self._bytes + ticket.size <= bounds.queue_bytes)
+        limits = self._limits
+        fits = self._records + len(ticket.records) <= limits.queue_records
+        return not self._queue or (fits and self._bytes + ticket.size <= limits.queue_bytes)
 
     def _take(self, size: int) -> Iterator[Part]:
         """Take the records of the next batch from the queue; tickets without a caller are dropped."""
@@ -180,7 +180,7 @@ class HttpSource:
 
     def _settle(self, parts: Sequence[Part]) -> Batch:
         """The net effect of some records; notes on the tickets what was rejected or unknown."""
-        rows = Rows(self._bounds, int(self._clock() * 1000))
+        rows = Rows(self._limits, int(self._clock() * 1000))
         places = [(part.ticket, part.first + at) for part in parts for at in range(part.count)]
         for number, (ticket, index) in enumerate(places):
             rows.add(number, ticket.records[index])

@@ -36,18 +36,18 @@ class MemorySource:
         name: str,
         records: Sequence[Record],
         size: int,
-        bounds: LimitsSettings | None = None,
+        limits: LimitsSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.total = name, len(records)
         self._records, self._size, self._clock = records, size, clock
-        self._parser = Parser(bounds or LimitsSettings())
+        self._parser = Parser(limits or LimitsSettings())
 
     def chunks(self, position: bytes | None = None, dim: int | None = None) -> Iterator[Chunk]:
         """From a stored position to the end. `dim`: the collection's, None: that of the first vectors."""
         for first in range(int.from_bytes(position or b"", "big"), self.total, self._size):
             end = min(first + self._size, self.total)
-            rows = Rows(self._parser.bounds, int(self._clock() * 1000))
+            rows = Rows(self._parser.limits, int(self._clock() * 1000))
             for number in range(first, end):
                 self._take(number, self._records[number], rows)
             settled = rows.settle(dim)

@@ -94,21 +94,21 @@ class Parser:
     `ignored` counts the names that no role has, over all records read.
     """
 
-    bounds: LimitsSettings
+    limits: LimitsSettings
     fields: Fields = FIELDS
     ignored: Counter[str] = field(default_factory=Counter)
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
     def parse(self, raw: bytes, key: Any = None) -> Record:
         """The record in a JSON object. `key`: where it is told beside the document. Raises Unusable."""
-        if len(raw) > self.bounds.record_max_bytes:
-            most = self.bounds.record_max_bytes
+        if len(raw) > self.limits.record_max_bytes:
+            most = self.limits.record_max_bytes
             raise Unusable(f"the record has {len(raw)} bytes, more than the {most} allowed")
         return self._record(_fields_of(raw), key, _loaded, self._raw_payload)
 
     def of(self, values: Mapping[str, Any], key: Any = None) -> Record:
         """The record in a mapping of Python values. Raises Unusable."""
-        return self._record(values, key, _as_is, lambda value: read_payload(value, self.bounds))
+        return self._record(values, key, _as_is, lambda value: read_payload(value, self.limits))
 
     def plan(self, names: Sequence[str]) -> Plan:
         """Which of the names has which role; names without a role are not counted here."""
@@ -139,7 +139,7 @@ class Parser:
             if "key" not in roles:
                 raise Unusable("the field key is missing")
             key = load(roles["key"])
-        name = read_key(key, self.bounds)
+        name = read_key(key, self.limits)
         if "delete" in roles and read_delete(load(roles["delete"])):
             return Record(name, None)
         if "vector" not in roles:
@@ -148,10 +148,10 @@ class Parser:
         time_ms = read_time(load(roles["time"])) if "time" in roles else None
         payload = payload_of(roles["payload"]) if "payload" in roles else b""
         extras = {role: dump_json(roles[role]) for role in EXTRAS if role in roles}
-        return Record(name, vector, time_ms, join_payload(payload, extras, self.bounds))
+        return Record(name, vector, time_ms, join_payload(payload, extras, self.limits))
 
     def _raw_payload(self, raw: Any) -> bytes:
-        return read_document(bytes(raw), self.bounds)
+        return read_document(bytes(raw), self.limits)
 
 
 def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:
@@ -180,7 +180,7 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-def read_key(value: Any, bounds: LimitsSettings) -> bytes:
+def read_key(value: Any, limits: LimitsSettings) -> bytes:
     """UTF-8 of a string, bytes, an integer or a UUID. Raises Unusable."""
     if isinstance(value, str):
         try:
@@ -202,8 +202,8 @@ def read_key(value: Any, bounds: LimitsSettings) -> bytes:
         raise Unusable(f"the key {shown(value)} must be a string or an integer, not {kind_of(value)}")
     if not key:
         raise Unusable("the key is empty")
-    if len(key) > bounds.key_max_bytes:
-        raise Unusable(f"the key has {len(key)} bytes, more than the {bounds.key_max_bytes} allowed")
+    if len(key) > limits.key_max_bytes:
+        raise Unusable(f"the key has {len(key)} bytes, more than the {limits.key_max_bytes} allowed")
     if not value.isprintable() and _CONTROL.search(value):
         raise Unusable(f"the key {shown(value)} has a control character")
     return key
@@ -271,20 +271,20 @@ def _is_no_number(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating))
 
 
-def read_payload(value: Any, bounds: LimitsSettings) -> bytes:
+def read_payload(value: Any, limits: LimitsSettings) -> bytes:
     """A JSON document: bytes are one, other values are written as one. b"": none. Raises Unusable."""
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return read_document(bytes(value), bounds)
-    return read_document(dump_json(value), bounds)
+        return read_document(bytes(value), limits)
+    return read_document(dump_json(value), limits)
 
 
-def read_document(raw: bytes, bounds: LimitsSettings) -> bytes:
+def read_document(raw: bytes, limits: LimitsSettings) -> bytes:
     """A JSON document, kept as the bytes it came in. null, {} and nothing: b"". Raises Unusable.
 
     What no answer could hold is refused: text that is no JSON, and what nests too deep.
     """
-    if len(raw) > bounds.payload_max_bytes:
-        raise Unusable(f"the payload has {len(raw)} bytes, more than the {bounds.payload_max_bytes} allowed")
+    if len(raw) > limits.payload_max_bytes:
+        raise Unusable(f"the payload has {len(raw)} bytes, more than the {limits.payload_max_bytes} allowed")
     if not raw.strip():
         return b""
     try:
@@ -312,7 +312,7 @@ def text_payload(text: str) -> Any:
     return text or None
 
 
-def join_payload(payload: bytes, extras: Mapping[str, bytes], bounds: LimitsSettings) -> bytes:
+def join_payload(payload: bytes, extras: Mapping[str, bytes], limits: LimitsSettings) -> bytes:
     """A payload and what stands beside it, name -> JSON; the payload's own entries go first."""
     extras = {name: raw for name, raw in extras.items() if raw not in (b"null", b"")}
     if not extras:
@@ -324,7 +324,7 @@ def join_payload(payload: bytes, extras: Mapping[str, bytes], bounds: LimitsSett
     parts = [b'"%b":%b' % (name.encode(), raw) for name, raw in extras.items()]
     if payload and "payload" not in extras:
         parts.append(payload.strip()[1:-1])
-    return read_document(b"{" + b",".join(parts) + b"}", bounds)
+    return read_document(b"{" + b",".join(parts) + b"}", limits)
 
 
 def dump_json(value: Any) -> bytes:

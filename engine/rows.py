@@ -65,8 +65,8 @@ class Kept:
 class Rows:
     """Gathers records under rising numbers. `default_ms`: the time of records that have none."""
 
-    def __init__(self, bounds: LimitsSettings, default_ms: int, now_ms: int | None = None) -> None:
-        self._bounds, self._default_ms = bounds, default_ms
+    def __init__(self, limits: LimitsSettings, default_ms: int, now_ms: int | None = None) -> None:
+        self._limits, self._default_ms = limits, default_ms
         self._now_ms = default_ms if now_ms is None else now_ms
         self._numbers: list[int] = []
         self._keys: list[bytes] = []
@@ -100,7 +100,7 @@ class Rows:
         vectors = columns.vectors
         for row in range(count):
             try:
-                key = read_key(columns.keys[row], self._bounds)
+                key = read_key(columns.keys[row], self._limits)
                 vector = None if isinstance(vectors, np.ndarray) else _present(vectors[row])
                 if row in wrong:
                     raise Unusable(wrong[row])
@@ -154,11 +154,11 @@ class Rows:
         return self._vectors
 
     def _payload(self, columns: Columns, row: int) -> bytes:
-        payload = b"" if columns.payloads is None else read_payload(columns.payloads[row], self._bounds)
+        payload = b"" if columns.payloads is None else read_payload(columns.payloads[row], self._limits)
         if not columns.extras:
             return payload
         extras = {role: dump_json(values[row]) for role, values in columns.extras.items()}
-        return join_payload(payload, extras, self._bounds)
+        return join_payload(payload, extras, self._limits)
 
     def _doubt(self, number: int, time_ms: int) -> None:
         side = "more than a day ahead" if time_ms > self._now_ms else "before 1990"

@@ -24,13 +24,13 @@ class Reading:
     """How a file is read. `now_ms`: the clock when reading began."""
 
     path: Path
-    bounds: LimitsSettings
+    limits: LimitsSettings
     parser: Parser
     now_ms: int
     default_ms: int  # the time of records that have none
 
     def rows(self) -> Rows:
-        return Rows(self.bounds, self.default_ms, self.now_ms)
+        return Rows(self.limits, self.default_ms, self.now_ms)
 
     def plan(self, names: list[str], count: int | None, what: str) -> Plan:
         """The roles of a file's columns. Raises InputError where none has the embeddings.

@@ -33,7 +33,7 @@ class Options:
     """How files are read. `clock` gives seconds since 1970."""
 
     size: int  # records of a batch, at most
-    bounds: LimitsSettings = field(default_factory=LimitsSettings)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
     fields: Fields = FIELDS
     strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
     again: bool = False  # from the beginning, whatever is known of the file
@@ -58,8 +58,8 @@ class FileSource:
                 path.open("rb").close()
             written_ms = now_ms if self._piped else path.stat().st_mtime_ns // 1_000_000
             default_ms = written_ms if options.default_ms is None else options.default_ms
-            self._parser = Parser(options.bounds, options.fields)
-            self._reader = self._open(Reading(path, options.bounds, self._parser, now_ms, default_ms))
+            self._parser = Parser(options.limits, options.fields)
+            self._reader = self._open(Reading(path, options.limits, self._parser, now_ms, default_ms))
         except OSError as problem:
             raise InputError(f"{path} cannot be read: {problem.strerror or problem}.") from None
         self.notes: list[str] = []

@@ -70,7 +70,7 @@ class TextReader:
     def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
         source = followed if self._follow else opened
         with source(self._reading.path, self._offset) as read:
-            found = lines(read, self._reading.bounds.record_max_bytes, self._offset)
+            found = lines(read, self._reading.limits.record_max_bytes, self._offset)
             found = self._checked(found) if not self._offset else found
             number = start if self._offset else 0
             first, end, rows = start, self._offset, self._reading.rows()
@@ -127,7 +127,7 @@ class JsonLines:
 
     def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
         if entry.text is None:
-            most = self._reading.bounds.record_max_bytes
+            most = self._reading.limits.record_max_bytes
             raise Unusable(f"the line is longer than the {most} bytes allowed")
         if entry.text.strip():
             rows.add(number, self._reading.parser.parse(entry.text))
@@ -145,7 +145,7 @@ class Csv:
 
     def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
         """Rows, of one line or, where a quoted field has breaks, of several."""
-        held, end, most = b"", 0, self._reading.bounds.record_max_bytes
+        held, end, most = b"", 0, self._reading.limits.record_max_bytes
         for line in found:
             if line is None:
                 yield None
@@ -178,7 +178,7 @@ class Csv:
 
     def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
         if entry.text is None:
-            most = self._reading.bounds.record_max_bytes
+            most = self._reading.limits.record_max_bytes
             raise Unusable(f"the row is longer than the {most} bytes allowed")
         try:
             fields = self._split(entry.text.decode(errors="surrogateescape"))

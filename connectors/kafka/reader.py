@@ -66,8 +66,8 @@ class _Inbox:
     alive: float = 0.0  # when the thread was last seen to work
     known: float = field(default_factory=time.monotonic)  # when the ends were last asked for with success
 
-    def full(self, bounds: LimitsSettings) -> bool:
-        return len(self.records) >= bounds.queue_records or self.size >= bounds.queue_bytes
+    def full(self, limits: LimitsSettings) -> bool:
+        return len(self.records) >= limits.queue_records or self.size >= limits.queue_bytes
 
 
 class KafkaReader:
@@ -77,10 +77,10 @@ class KafkaReader:
     """
 
     def __init__(
-        self, settings: KafkaSettings, bounds: LimitsSettings, group: str, position: Position | None
+        self, settings: KafkaSettings, limits: LimitsSettings, group: str, position: Position | None
     ) -> None:
         KafkaCluster(settings)  # refuses what cannot be used
-        self._settings, self._bounds, self._group = settings, bounds, group
+        self._settings, self._limits, self._group = settings, limits, group
         self._known = position
         self._inbox = _Inbox(next=dict(position.offsets) if position else {})
         self._stored: dict[int, int] = dict(self._inbox.next)
@@ -137,7 +137,7 @@ class KafkaReader:
 
     def _revive(self) -> None:
         """A thread that hangs inside kafka-python is left to itself, and another one reads on."""
-        if time.monotonic() - self._inbox.alive > 3 * self._bounds.stall_timeout_s:
+        if time.monotonic() - self._inbox.alive > 3 * self._limits.stall_timeout_s:
             _log.warning("the Kafka client does not answer; starting another one")
             self._start()
 
@@ -159,7 +159,7 @@ class KafkaReader:
                 if refused:
                     self._give_up(refused, turn)
                     return
-                if time.monotonic() - begun > LAST_BACKOFF_S + self._bounds.discovery_interval_s:
+                if time.monotonic() - begun > LAST_BACKOFF_S + self._limits.discovery_interval_s:
                     backoff_s = FIRST_BACKOFF_S
                 reason = brief(error) if isinstance(error, KafkaError) else repr(error)
                 _log.warning("Kafka at %s: %s; again in %.1f s", self._settings.bootstrap, reason, backoff_s)
@@ -182,18 +182,18 @@ class KafkaReader:
             enable_auto_commit=False,
             isolation_level="read_committed",
             allow_auto_create_topics=False,
-            fetch_max_bytes=max(2**20, self._bounds.queue_bytes // 4),
-            max_poll_records=min(POLL_RECORDS, self._bounds.queue_records),
+            fetch_max_bytes=max(2**20, self._limits.queue_bytes // 4),
+            max_poll_records=min(POLL_RECORDS, self._limits.queue_records),
         )
         try:
-            watch = Watch(self._bounds.stall_timeout_s)
+            watch = Watch(self._limits.stall_timeout_s)
             self._assign(consumer, topic)
             due, told = 0.0, dict[int, int]()
             while not self._ending.is_set() and turn == self._turn:
                 if time.monotonic() >= due:
                     topic = self._discover(cluster, consumer, topic, watch)
                     told = self._tell_monitors(cluster, topic, told)
-                    due = time.monotonic() + self._bounds.discovery_interval_s
+                    due = time.monotonic() + self._limits.discovery_interval_s
                 found = self._poll(cluster, consumer)
                 if found:
                     watch.moved()
@@ -206,7 +206,7 @@ class KafkaReader:
 
     def _poll(self, cluster: KafkaCluster, consumer: Any) -> list[Any]:
         """Goes on polling when the queue is full, without taking anything."""
-        if self._inbox.full(self._bounds):
+        if self._inbox.full(self._limits):
             consumer.pause(*consumer.assignment())
         elif consumer.paused():
             consumer.resume(*consumer.paused())

@@ -48,10 +48,10 @@ class KafkaSink:
     """See `engine.daemon.publisher.Sink`. `identity`: of the store; topics belong to one."""
 
     def __init__(
-        self, settings: KafkaSettings, bounds: LimitsSettings, collection: str, identity: str
+        self, settings: KafkaSettings, limits: LimitsSettings, collection: str, identity: str
     ) -> None:
         self._cluster = KafkaCluster(settings)
-        self._settings, self._bounds = settings, bounds
+        self._settings, self._limits = settings, limits
         self._collection, self._identity = collection, identity
         self._instance = uuid.uuid4().hex
         self._producer: Any = None
@@ -71,7 +71,7 @@ class KafkaSink:
                 transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
                 delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
                 max_block_ms=CALL_MS,
-                max_request_size=self._bounds.dead_letter_max_bytes + FRAME_BYTES,
+                max_request_size=self._limits.dead_letter_max_bytes + FRAME_BYTES,
                 batch_size=2**18,
                 linger_ms=LINGER_MS,
                 allow_auto_create_topics=False,
@@ -111,7 +111,7 @@ class KafkaSink:
 
     def _make_topics(self) -> None:
         source = self._cluster.topic(self._settings.topic)
-        large = str(self._bounds.dead_letter_max_bytes + FRAME_BYTES)
+        large = str(self._limits.dead_letter_max_bytes + FRAME_BYTES)
         compact = {"cleanup.policy": "compact"}
         self._cluster.make_topics(
             {

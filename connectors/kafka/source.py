@@ -38,7 +38,7 @@ class KafkaSource:
         if settings.source.kafka is None:
             raise ConfigError("There is no [source.kafka] in the settings: set bootstrap and topic.")
         self.name = f"kafka:{settings.source.kafka.topic}"
-        self._bounds, self._dim, self._clock = settings.limits, ground.dim, clock
+        self._limits, self._dim, self._clock = settings.limits, ground.dim, clock
         self._decoder = Decoder(settings.source.kafka, settings.limits)
         raw = ground.position(POSITION)
         position = Position.load(raw) if raw else None
@@ -79,8 +79,8 @@ class KafkaSource:
         self._reader.stored(self._stored)
 
     def lag(self) -> Lag:
-        silent_s, bounds = self._reader.silent_s(), self._bounds
-        if silent_s > bounds.stall_timeout_s + bounds.discovery_interval_s:
+        silent_s, limits = self._reader.silent_s(), self._limits
+        if silent_s > limits.stall_timeout_s + limits.discovery_interval_s:
             return Lag({}, silent_s)  # something may wait since the broker was last heard
         records, waiting = self._reader.behind()
         if not any(records.values()):

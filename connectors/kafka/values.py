@@ -39,31 +39,31 @@ _BINARY_KEYS: dict[str, tuple[int, Callable[[bytes], Any]]] = {
 class Decoder:
     """Reads kafka-python's records in the formats of the settings."""
 
-    def __init__(self, settings: KafkaSettings, bounds: LimitsSettings) -> None:
-        self._settings, self._bounds = settings, bounds
-        self._parser = Parser(bounds)
+    def __init__(self, settings: KafkaSettings, limits: LimitsSettings) -> None:
+        self._settings, self._limits = settings, limits
+        self._parser = Parser(limits)
         self._registry = Registry(settings) if settings.registry_url else None
 
     def settle(
         self, records: Sequence[Any], dim: int | None, now_ms: int
     ) -> tuple[Settled, list[DeadLetter]]:
         """The net effect of records, and what cannot be used. Raises RegistryAway, BrokerError."""
-        rows = Rows(self._bounds, now_ms)
+        rows = Rows(self._limits, now_ms)
         for number, record in enumerate(records):
             try:
                 rows.add(number, self._record(record))
             except Unusable as problem:
                 rows.refuse(number, str(problem))
         settled = rows.settle(dim)
-        most = self._bounds.dead_letter_max_bytes
+        most = self._limits.dead_letter_max_bytes
         return settled, [_dead_letter(records[number], reason, most) for number, reason in settled.rejected]
 
     def _record(self, record: Any) -> Record:
         key = self._key(record.key)
         if record.value is None:
             return Record(key, None)
-        if len(record.value) > self._bounds.record_max_bytes:
-            most = self._bounds.record_max_bytes
+        if len(record.value) > self._limits.record_max_bytes:
+            most = self._limits.record_max_bytes
             raise Unusable(f"the value has {len(record.value)} bytes, more than the {most} allowed")
         headers = dict(record.headers)
         found = self._value(record.value, key, self._format(headers))
@@ -80,9 +80,9 @@ class Decoder:
             size, read = _BINARY_KEYS[chosen]
             if len(raw) != size:
                 raise Unusable(f"the key has {len(raw)} bytes, and key_format = {chosen} has {size}")
-            return read_key(read(raw), self._bounds)
+            return read_key(read(raw), self._limits)
         try:
-            return read_key(raw, self._bounds)
+            return read_key(raw, self._limits)
         except Unusable as problem:
             likely = [name for name, (size, _) in _BINARY_KEYS.items() if raw and len(raw) == size]
             if not likely:

@@ -35,7 +35,7 @@ class Desk:
     def __init__(self, dim: int | None = None, holds: set[bytes] = frozenset(), **bounds: Any) -> None:
         self.dim, self.version, self.now = dim, 7, 100.0
         ground = Ground(
-            Settings(bounds=bounds),
+            Settings(limits=bounds),
             "identity",
             lambda name: None,
             lambda: self.version,
