@@ -177,8 +177,9 @@ class World:
         if self.kind == "copies":  # distinct items with exactly the same vector, by the dozen
             some = self.pool[rng.integers(0, len(self.pool), count)]
             return np.where(rng.random((count, 1)) < 0.8, some, self.grid(self.mixture(count)))
-        if self.kind == "twins":  # supernodes that grow and keep their mean
-            return self.pool[rng.integers(0, len(self.pool), count)]
+        if self.kind == "twins":  # a grid step apart: supernodes that grow and keep their rounded mean
+            some = self.pool[rng.integers(0, len(self.pool), count)]
+            return np.clip(some + rng.integers(-1, 2, some.shape), -SCALE, SCALE).astype(np.int16)
         if self.kind == "lattice":  # few distinct dots: ties everywhere
             return self.grid(rng.integers(-2, 3, (count, dim)) + 0.01)
         if self.kind == "chain":  # an even curve: deep hierarchies
