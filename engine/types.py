@@ -59,30 +59,29 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a model has computed of a graph and reads again, and where that still holds.
+    """A model's intermediate results for a graph, and which of them are valid. The model fills them in.
 
-    The model fills it. Whoever changes the graph takes the marks away of what was computed from that.
+    Code that changes the graph must invalidate the entries computed from it.
     """
 
     nodes: Float32  # (n, a)
     node_holds: Bool  # (n,)
-    edges: Float32  # (n, k, b), by source and rank; k = 0: of edges nothing is kept
+    edges: Float32  # (n, k, b), by source and rank; k = 0: no edges are kept
     edge_holds: Bool  # (n, k)
 
 
 @dataclass(frozen=True, slots=True)
 class KnnGraph:
-    """What a model may read of one level, and keep of it. Rows are nodes; free rows are in nobody's list."""
+    """What a model may read of one level. Rows are nodes; no list names a free row."""
 
     k: int
     neighbors: Int32  # (n, width >= k), most similar first, -1 pads; a model reads [:, :degree]
     dots: Int32  # (n, width), the neighbours' integer dots
     degree: Int32  # (n,), neighbours in use, at most k
-    size: Int64  # (n,), items in the supernode
+    size: Int64  # (n,), distinct vectors in the supernode
     identity: Int16  # (n, d), the peak's vector
-    mean: Int16  # (n, d), the rounded mean of the items; at level 0 the same array as identity
+    mean: Int16  # (n, d), their rounded mean; at level 0 the same array as identity
     is_base: bool  # level 0
-    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,16 @@ class Model(Protocol):
     hidden: int  # floats of a node that `embed` returns
     keeps: tuple[int, int]  # floats of a node and of an edge in `engine.types.Kept`
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32: ...
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32: ...
 
     def link(
-        self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        hidden: Float32,
+        sources: Int32,
+        ranks: Int32,
+        kept: Kept | None = None,
     ) -> Float32: ...
 
 
@@ -172,8 +178,11 @@ class Level(Columns):
             identity=self.nodes.vectors,
             mean=self.nodes.vectors if self.is_base else self.means,
             is_base=self.is_base,
-            kept=Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds),
         )
+
+    def kept(self) -> Kept:
+        """What the model has computed of the level and may read again."""
+        return Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds)
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
         rows = self.nodes.add(vectors, hashes)
@@ -215,13 +224,13 @@ class Level(Columns):
         self.node_holds[changed] = False
         if not self.is_base:
             self.edge_holds[self.lists.affected_edges(rows, changed)] = False
-        fresh = model.embed(self.graph(), epoch, rows)
+        fresh = model.embed(self.graph(), epoch, rows, self.kept())
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
     def _link(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = model.link(self.graph(), epoch, self.hidden, sources, ranks)
+        fresh = model.link(self.graph(), epoch, self.hidden, sources, ranks, self.kept())
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from engine.types import Bool, Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
+from engine.types import Bool, Epoch, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import dot
 
 FLOOR = 2.0**-14  # of distances: the grid's step
@@ -356,14 +356,19 @@ def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, ou
 
 
 def edge_features(
-    graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32, ranges: Ranges, out: Float32
+    graph: KnnGraph,
+    epoch: Epoch,
+    sources: Int32,
+    ranks: Int32,
+    ranges: Ranges,
+    out: Float32,
+    kept: Kept | None = None,
 ) -> None:
     """Write the features of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side. Where the graph
-    keeps features, they have to be of these ranges.
+    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side. Features
+    in `kept` must be of these ranges.
     """
-    kept = graph.kept
     cache = _Cache(kept.edges, kept.edge_holds) if kept else _NO_CACHE
     _edge_kernel(out, sources, ranks, _graph(graph), _scale(epoch), _ranges(ranges), cache)
 

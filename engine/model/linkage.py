@@ -44,7 +44,7 @@ from engine.model.features import (
     node_features,
     raw_features,
 )
-from engine.types import Epoch, Float32, Int32, Int64, KnnGraph
+from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
 
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
@@ -150,15 +150,15 @@ class LinkageModel:
         self._weights["far"] = far.contiguous()
 
     @torch.inference_mode()
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
         """Return what the edge head reads of the nodes `rows` (m,), distinct: (m, hidden) float32.
 
         Columns are the head's two factors, A h_i | B h_i. Reads the lists of `rows` and of their
-        neighbours.
+        neighbours. Valid results are read from `kept`, missing ones added; should that fail, discard it.
         """
         sources, ranks = list_edges(graph, rows)
         tails = graph.neighbors[sources, ranks]
-        far = self._far(graph, epoch, tails)
+        far = self._far(graph, epoch, tails, kept)
         degrees = graph.degree[rows]
         heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
@@ -171,7 +171,7 @@ class LinkageModel:
                 part = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
                 edges = _Edges(sources[part], ranks[part], heads[part] - chunk.start, tails[part])
                 self._near(graph, epoch, rows[chunk], buffers)
-                self._sum(graph, epoch, edges, far, buffers)
+                self._sum(graph, epoch, edges, far, buffers, kept)
                 buffers.mean.numpy()[: len(degrees[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
@@ -179,10 +179,18 @@ class LinkageModel:
         return out.numpy()
 
     @torch.inference_mode()
-    def link(self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32) -> Float32:
+    def link(
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        hidden: Float32,
+        sources: Int32,
+        ranks: Int32,
+        kept: Kept | None = None,
+    ) -> Float32:
         """Return p (e,) float32 of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-        `hidden` (n, hidden) holds `embed` of every node at either end, by row.
+        `hidden` (n, hidden) holds `embed` of every node at either end, by row. `kept`: as in `embed`.
         """
         w, out = self._weights, np.empty(len(sources), dtype=np.float32)
         targets = graph.neighbors[sources, ranks]
@@ -191,7 +199,8 @@ class LinkageModel:
             features, q, inner, p = _buffers(len(EDGE_FEATURES), self.card.hidden, self.card.hidden, 1)
             for part in parts:
                 m = part.stop - part.start
-                edge_features(graph, epoch, sources[part], ranks[part], self.edges, features.numpy()[:m])
+                own = features.numpy()[:m]
+                edge_features(graph, epoch, sources[part], ranks[part], self.edges, own, kept)
                 torch.mm(features, w["head_edge.weight"], out=q)
                 add_ends(q.numpy(), hidden, sources[part], targets[part])
                 torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
@@ -211,13 +220,13 @@ class LinkageModel:
         p: Float32 = torch.sigmoid(logits).numpy()
         return p
 
-    def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32) -> Float32:
+    def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32, kept: Kept | None) -> Float32:
         """W2 x of the nodes `tails`, which may be named repeatedly: (n, hidden), by row of the graph.
 
-        Marks what it is about to compute: should that fail, whoever keeps the graph has to throw it away.
+        Marks what it is about to compute.
         """
-        if graph.kept:
-            far, holds = graph.kept.nodes, graph.kept.node_holds
+        if kept:
+            far, holds = kept.nodes, kept.node_holds
         else:
             far = np.empty((len(graph.degree), self.card.hidden), np.float32)
             holds = np.zeros(len(far), np.bool_)
@@ -239,15 +248,22 @@ class LinkageModel:
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
         torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
-    def _sum(self, graph: KnnGraph, epoch: Epoch, edges: _Edges, far: Float32, buffers: _Buffers) -> None:
+    def _sum(
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        edges: _Edges,
+        far: Float32,
+        buffers: _Buffers,
+        kept: Kept | None,
+    ) -> None:
         """The sums of a chunk's m_ij, a row for each of its nodes, to `buffers.mean`."""
         features, products, sums = buffers.features, buffers.products, buffers.mean.numpy()
         sums[:] = 0.0
         for part in _parts(len(edges.sources)):
             m = part.stop - part.start
-            edge_features(
-                graph, epoch, edges.sources[part], edges.ranks[part], self.edges, features.numpy()[:m]
-            )
+            own = features.numpy()[:m]
+            edge_features(graph, epoch, edges.sources[part], edges.ranks[part], self.edges, own, kept)
             torch.mm(features, self._weights["message_edge.weight"], out=products)
             near = buffers.near.numpy()
             add_messages(sums, products.numpy(), near, far, edges.heads[part], edges.tails[part])

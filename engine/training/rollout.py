@@ -19,7 +19,7 @@ from engine.clustering.hierarchy import Hierarchy, Level, Model, Shape
 from engine.index.base import ExactIndex
 from engine.model.features import list_edges, raw_features
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int16, Int32, Int64, KnnGraph
+from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import DOT_SCALE, quantize
 
 _NONE = np.empty(0, np.int32)
@@ -49,11 +49,19 @@ class Oracle:
         self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
         """Nothing to see: zeros (m, 1)."""
         return np.zeros((len(rows), 1), np.float32)
 
-    def link(self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32) -> Float32:
+    def link(
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        hidden: Float32,
+        sources: Int32,
+        ranks: Int32,
+        kept: Kept | None = None,
+    ) -> Float32:
         """p (e,): above 1/2 for edges within a class, at level 0; 0 above it."""
         if not graph.is_base:
             return np.zeros(len(sources), np.float32)

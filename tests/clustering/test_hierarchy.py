@@ -10,7 +10,7 @@ from engine.clustering.hierarchy import Hierarchy, Level
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
 from engine.model.linkage import random_model
-from engine.types import Epoch, Float32, Int32, KnnGraph
+from engine.types import Epoch, Float32, Int32, Kept, KnnGraph
 from tests.support.sequences import Pinned, World, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,13 +28,15 @@ class Recorder:
         self.embedded: list[Int32] = []
         self.linked: list[tuple[Int32, Int32]] = []
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32) -> Float32:
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept) -> Float32:
         self.embedded.append(rows.copy())
-        return self.model.embed(graph, epoch, rows)
+        return self.model.embed(graph, epoch, rows, kept)
 
-    def link(self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32) -> Float32:
+    def link(
+        self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32, kept: Kept
+    ) -> Float32:
         self.linked.append((sources.copy(), ranks.copy()))
-        return self.model.link(graph, epoch, hidden, sources, ranks)
+        return self.model.link(graph, epoch, hidden, sources, ranks, kept)
 
 
 class Sight:

@@ -73,15 +73,21 @@ class Counted:
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
 
-    def embed(self, graph: object, epoch: object, rows: np.ndarray) -> object:
+    def embed(self, graph: object, epoch: object, rows: np.ndarray, kept: object = None) -> object:
         self.embedded += len(rows)
-        return self._model.embed(graph, epoch, rows)
+        return self._model.embed(graph, epoch, rows, kept)
 
     def link(
-        self, graph: object, epoch: object, hidden: object, sources: np.ndarray, ranks: object
+        self,
+        graph: object,
+        epoch: object,
+        hidden: object,
+        sources: np.ndarray,
+        ranks: object,
+        kept: object = None,
     ) -> object:
         self.linked += len(sources)
-        return self._model.link(graph, epoch, hidden, sources, ranks)
+        return self._model.link(graph, epoch, hidden, sources, ranks, kept)
 
 
 def opened(path: Path, model: object) -> Engine:
