@@ -45,7 +45,7 @@ class Outgoing:
 
 
 class KafkaSink:
-    """See `engine.daemon.publisher.Sink`. `identity`: of the store; topics belong to one."""
+    """See `engine.streams.Sink`. `identity`: of the store; topics belong to one."""
 
     def __init__(
         self, settings: KafkaSettings, limits: LimitsSettings, collection: str, identity: str
@@ -61,7 +61,7 @@ class KafkaSink:
         self.dead_letters, self.progress = f"{topic}.dlq", f"{topic}.progress"
 
     def resume(self) -> EventId | None:
-        """See `engine.daemon.publisher.Sink`. Raises SinkAway, BrokerError."""
+        """See `engine.streams.Sink`. Raises SinkAway, BrokerError."""
         self.close()
         try:
             self._make_topics()
@@ -83,7 +83,7 @@ class KafkaSink:
             raise self._cluster.refusal(error) or SinkAway(brief(error)) from error
 
     def publish(self, events: Sequence[tuple[EventId, Event]]) -> None:
-        """See `engine.daemon.publisher.Sink`. Raises SinkAway, BrokerError."""
+        """See `engine.streams.Sink`. Raises SinkAway, BrokerError."""
         sent = []
         try:
             self._producer.begin_transaction()
