@@ -14,6 +14,17 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     from engine.learning.training import Plan
 
+NPZ = (
+    "emb",
+    "keys",
+    "time",
+    "text",
+    "payload",
+    "labels",
+    "label_names",
+    "images",
+)  # what `shoal ingest` reads
+
 
 def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
     """Train an encoder on labelled pictures and write it."""
@@ -49,12 +60,34 @@ def apply(encoder_file: Path, source: Path, out: Path) -> None:
         arrays["labels"] = pictures.labels
     if pictures.label_names is not None:
         arrays["label_names"] = pictures.label_names
+    _write(out, arrays)
+
+
+def adapt(adapter_file: Path, source: Path, out: Path) -> None:
+    """Map the embeddings of an .npz with an adapter; everything else in it stays."""
+    from engine.learning.adapt import Adapter, map_embeddings
+    from engine.learning.labelled import read_arrays
+
+    _need_folder(out)
+    adapter = Adapter.load(adapter_file)
+    arrays = read_arrays(source, *NPZ)
+    if "emb" not in arrays:
+        raise InputError(f"{source} has no array emb: an adapter maps embeddings (n, d).")
+    try:
+        arrays["emb"] = map_embeddings(adapter, arrays["emb"])
+    except InputError as problem:
+        raise InputError(f"{source}: {problem}") from None
+    _write(out, arrays)
+
+
+def _write(out: Path, arrays: dict[str, Any]) -> None:
     try:
         with out.open("wb") as file:
             np.savez_compressed(file, **arrays)
     except OSError as problem:
         raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
-    print(f"{out}: {len(emb):,} embeddings of {encoder.dim} components")
+    count, dim = arrays["emb"].shape
+    print(f"{out}: {count:,} embeddings of {dim} components")
 
 
 def _need_folder(out: Path) -> None:

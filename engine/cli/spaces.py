@@ -39,9 +39,10 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(opis)
     app.command()(adapt)
-    encode = typer.Typer(no_args_is_help=True, help="Make embeddings of pictures.")
+    encode = typer.Typer(no_args_is_help=True, help="Make embeddings: of pictures, or of embeddings.")
     encode.command("train")(encode_train)
     encode.command("apply")(encode_apply)
+    encode.command("adapt")(encode_adapt)
     app.add_typer(encode, name="encode")
 
 
@@ -195,6 +196,21 @@ def encode_apply(
     from engine.cli import encode as command
 
     command.apply(encoder, source, out)
+
+
+def encode_adapt(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", parser=home_path, help="Made by `shoal adapt`.")
+    ],
+    source: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Embeddings.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE.npz", parser=home_path, help="Where they go.")
+    ],
+) -> None:
+    """Map embeddings with an adapter; `shoal ingest` takes the file."""
+    from engine.cli import encode as command
+
+    command.adapt(adapter, source, out)
 
 
 def _plan(loss: str | None, steps: int, seed: int, tcm: float, margins: tuple[float, float] | None) -> Plan:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from engine.learning.labelled import LabelledSet
+from engine.errors import InputError
+from engine.learning.labelled import LabelledSet, unit
 from engine.learning.losses import Margins
 from engine.learning.training import Plan, fit
 from engine.model.adapter import Adapter as Adapter  # for the command line too
+from engine.types import Float32
 from engine.vectors import as_float, quantize
 
 import torch  # isort: skip
@@ -85,6 +86,18 @@ def train_adapter(
 
 def adapted(adapter: Adapter, labelled: LabelledSet) -> LabelledSet:
     """The set as the adapter makes it."""
-    emb = as_float(adapter.apply(quantize(labelled.emb)[0]))
-    emb /= np.linalg.norm(emb, axis=1, keepdims=True)
-    return LabelledSet(emb, labelled.classes, labelled.names)
+    return LabelledSet(map_embeddings(adapter, labelled.emb), labelled.classes, labelled.names)
+
+
+def map_embeddings(adapter: Adapter, emb: NDArray[Any]) -> Float32:
+    """Map embeddings (n, d) of any number type to unit vectors (n, dim_out).
+
+    Raises InputError for another dimension or shape, NaN, infinity, or a zero vector.
+    """
+    if emb.ndim != 2 or emb.dtype.kind not in "fiu" or not emb.size:
+        raise InputError(f"emb must be numbers of the shape (n, d), not {emb.dtype} {emb.shape}.")
+    grid, bad = quantize(emb)
+    if bad:
+        row, reason = next(iter(bad.items()))
+        raise InputError(f"row {row} of emb: {reason}.")
+    return unit(as_float(adapter.apply(grid)))

@@ -47,9 +47,7 @@ class StateRecord:
     @classmethod
     def of(cls, json: Mapping[str, Any]) -> StateRecord:
         epoch = Epoch(*json.get("epoch", (0.0, 0.0, 0)))
-        return cls(
-            int(json.get("version", 0)), int(json.get("time_ms", 0)), epoch, json.get("counters", {})
-        )
+        return cls(int(json.get("version", 0)), int(json.get("time_ms", 0)), epoch, json.get("counters", {}))
 
     def as_json(self) -> dict[str, Any]:
         epoch = [self.epoch.mean, self.epoch.deviation, self.epoch.items]

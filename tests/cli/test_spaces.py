@@ -17,6 +17,7 @@ from engine.learning.networks import KINDS
 from engine.learning.pictures import Pictures, read_pictures
 from engine.learning.training import Plan
 from engine.model.adapter import Adapter
+from engine.vectors import quantize
 from tests.conftest import Run
 
 
@@ -123,6 +124,22 @@ def test_adapt_writes_what_helps_and_refuses_what_does_not(shoal: Run, tmp_path:
     assert worse.returncode == 3
     assert "b.safetensors is not written: on held-out classes" in worse.stderr
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_an_adapter_maps_a_file(shoal: Run, tmp_path: Path) -> None:
+    file = labelled(tmp_path / "set.npz")
+    adapter = Adapter.of({"direct": np.random.default_rng(0).normal(size=(16, 5)), "bias": np.zeros(5)}, {})
+    adapter.save(tmp_path / "a.safetensors")
+    told = shoal("encode", "adapt", "a.safetensors", file, "-o", "out.npz")
+    assert told.returncode == 0, told.stderr
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as found, np.load(file) as given:
+        np.testing.assert_array_equal(found["labels"], given["labels"])
+        np.testing.assert_array_equal(quantize(found["emb"])[0], adapter.apply(quantize(given["emb"])[0]))
+    np.savez(tmp_path / "five.npz", emb=np.eye(5), labels=np.zeros(5, int))
+    told = shoal("encode", "adapt", "a.safetensors", "five.npz", "-o", "none.npz")
+    assert told.returncode == 3
+    assert "takes embeddings of 16 components, these have 5" in told.stderr
+    assert not (tmp_path / "none.npz").exists()
 
 
 BAD_ADAPT = {
