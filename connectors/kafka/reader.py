@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from connectors.kafka.client import KafkaCluster, Topic, Watch, brief
+from engine.backoff import Backoff
 from engine.config import KafkaSettings, LimitsSettings
 from engine.errors import BrokerError, ShoalError
 
@@ -26,7 +27,7 @@ POLL_MS = 200
 CALL_MS = 10_000
 POLL_RECORDS = 1_000
 GATHER_S = 0.02  # records that come within it are fetched together: a fetch of one costs as much as of many
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 5.0
+BACKOFF_S = 0.2, 5.0  # before a failed connection is tried again: first, last
 MISSING_S = 3.0  # a topic that is not there for so long is missing: a starting broker may not know it yet
 _log = logging.getLogger("shoal.kafka")
 
@@ -144,7 +145,7 @@ class KafkaReader:
     def _run(self, turn: int) -> None:
         """Connect, read, and begin again when the connection is lost."""
         cluster = KafkaCluster(self._settings)
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(*BACKOFF_S)
         while not self._ending.is_set() and turn == self._turn:
             begun = time.monotonic()
             try:
@@ -159,13 +160,13 @@ class KafkaReader:
                 if refused:
                     self._give_up(refused, turn)
                     return
-                if time.monotonic() - begun > LAST_BACKOFF_S + self._limits.discovery_interval_s:
-                    backoff_s = FIRST_BACKOFF_S
+                if time.monotonic() - begun > BACKOFF_S[1] + self._limits.discovery_interval_s:
+                    backoff.reset()
+                delay_s = backoff.next_s()
                 reason = brief(error) if isinstance(error, KafkaError) else repr(error)
-                _log.warning("Kafka at %s: %s; again in %.1f s", self._settings.bootstrap, reason, backoff_s)
+                _log.warning("Kafka at %s: %s; again in %.1f s", self._settings.bootstrap, reason, delay_s)
             self._inbox.alive = time.monotonic()
-            self._ending.wait(backoff_s)
-            backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+            self._ending.wait(delay_s)
 
     def _give_up(self, error: ShoalError, turn: int) -> None:
         with self._inbox.gate:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from threading import Event as Flag
 from typing import Any
 
+from engine.backoff import Backoff
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import BrokerError, NoStore, ShoalError
@@ -25,7 +26,7 @@ from engine.types import Event
 
 POLL_S = 0.01  # between two looks for a new version
 TELL_S = 0.5  # between two reports to the writer
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 5.0
+BACKOFF_S = 0.2, 5.0  # before a sink that is away is tried again: first, last
 STORE_POLL_S = 0.1
 TELL_TIMEOUT_S = 1.0
 
@@ -56,7 +57,7 @@ class Publisher:
 
     def run(self) -> None:
         """Raises BrokerError, StoreError."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(*BACKOFF_S)
         try:
             while not self._stopping.is_set():
                 try:
@@ -65,12 +66,12 @@ class Publisher:
                         if not self.advance():
                             self._stopping.wait(POLL_S)
                         else:
-                            backoff_s = FIRST_BACKOFF_S
+                            backoff.reset()
                 except SinkAway as problem:
-                    self._log.warning("publishing paused", reason=str(problem), again_s=backoff_s)
+                    delay_s = backoff.next_s()
+                    self._log.warning("publishing paused", reason=str(problem), again_s=delay_s)
                     self._report(now=True)
-                    self._stopping.wait(backoff_s)
-                    backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+                    self._stopping.wait(delay_s)
             self._report(now=True)
         finally:
             self._sink.close()

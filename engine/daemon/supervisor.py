@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import config, errors
+from engine.backoff import Backoff
 from engine.config import ApiSettings, Settings
 from engine.daemon.control import Control
 from engine.errors import ConfigError, ShoalError
@@ -32,7 +33,7 @@ from engine.system.systemd import Notifier
 WRITER, API, PUBLISHER = "writer", "api", "publisher"
 LOOK_S = 0.1  # between two looks at the processes
 ASK_S = 0.5, 5.0  # between two questions to the writer, until it is ready and then
-BACK_OFF_S = 1.0, 30.0  # before a failed part is started again: at first, at most
+BACKOFF_S = 1.0, 30.0  # before a failed part is started again: first, last
 API_STOP_S = 20.0
 NICENESS = 5
 BACKLOG = 512
@@ -56,6 +57,7 @@ class Child:
         self.part, self._bounds, self._log = part, settings.limits, log.bind(part=part.name)
         self._frozen = config.freeze(settings)
         self._failures: deque[float] = deque()
+        self._backoff = Backoff(*BACKOFF_S)
         self._process: subprocess.Popen[str] | None = None
         self._again_at = 0.0
         self.started = 0.0
@@ -127,7 +129,9 @@ class Child:
                 f"the {self.part.name} failed {count} times within {self._bounds.restarts_window_s:g} s, the "
                 f"last time with {cause}: see the log above"
             )
-        delay = min(BACK_OFF_S[1], BACK_OFF_S[0] * 2.0 ** (count - 1))
+        if count == 1:
+            self._backoff.reset()
+        delay = self._backoff.next_s()
         self._again_at = now + delay
         self._log.error("failed", cause=cause, again_in_s=delay, failures=count)
 

@@ -108,7 +108,7 @@ class World:
             TOPIC,
             collection__name=COLLECTION,
             index__kind="exact",
-            batch__most=64,
+            batch__max=64,
         )
         stack.callback(self.daemon.kill)
         self.daemon.start()

@@ -224,7 +224,7 @@ def test_stores_that_cannot_be_used(shoal: Run, data: Path, tmp_path: Path) -> N
         refused(shoal(*words), 5, "no store in shoal-store", "shoal ingest")
     (tmp_path / "file").write_text("")
     refused(shoal("ingest", data, "--store", "file"), 4, "file")
-    full = {"SHOAL_BOUNDS__FREE_DISK_MIN_BYTES": str(10**18)}
+    full = {"SHOAL_LIMITS__FREE_DISK_MIN_BYTES": str(10**18)}
     refused(shoal("ingest", data, env=full), 7, "free", "make room")
     assert told(shoal("ingest", data, "--json"))["inserted"] == 300
     with Store.open(tmp_path / "shoal-store"):

@@ -164,8 +164,7 @@ class Unsteady:
 def test_lost_answers_lose_nothing_and_repeat_nothing(
     world: World, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.daemon.publisher.LAST_BACKOFF_S", 0.01)
-    monkeypatch.setattr("engine.daemon.publisher.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("engine.daemon.publisher.BACKOFF_S", (0.01, 0.01))
     world.commit(6)
     sink = Unsteady(world.sink(), seed)
     world.publish(sink, publish_events=9)

@@ -103,7 +103,7 @@ def test_the_whole_way_through_what_happens_to_a_broker(
         collection__name=COLLECTION,
         index__kind="exact",
         model__path=model,
-        batch__most=64,
+        batch__max=64,
         limits__discovery_interval_s=0.5,
     )
     with serving(daemon):
