@@ -1,12 +1,13 @@
-"""The writer's socket: what needs the live engine is asked of it here, by the API and by commands.
+"""The writer's control socket: the API and commands call operations of the live engine here.
 
 A Unix socket `control` in the store's folder. A request is a frame of JSON, `{"op", "body", "shape",
 "blob", "timeout_s"}`; where it has a shape, a frame of little-endian float32 follows, and where `blob` is
 true, a frame of bytes. The answer is a frame of JSON, `{"answer"}` or `{"error", "sentence"}`. A frame is
-its length, four bytes, big-endian, and so many bytes.
-Nothing is unpickled.
+its length, four bytes, big-endian, and so many bytes. Nothing is unpickled.
 
-Everything has a bound: the size of a frame, connections, calls at once of each operation, and time.
+Everything is bounded: the size of a frame, connections, concurrent calls of each operation, and time. That is
+why frames are read here and not by `multiprocessing.connection`: its `recv_bytes` has no deadline, so a peer
+that sends half a frame would block a thread for ever.
 """
 
 from __future__ import annotations
