@@ -26,7 +26,7 @@ from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 Scheme = Literal["light", "dark"]
 FOLDER = Path(__file__).parents[1] / "engine" / "guide"
-SIZE: ViewportSize = {"width": 1180, "height": 800}
+SIZE: ViewportSize = {"width": 1180, "height": 880}
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 BYTES_MAX = 200_000  # of each picture
 START_S = 120.0
