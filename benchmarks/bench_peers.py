@@ -10,7 +10,7 @@ speed     items per second of processor time, as a ratio to Shoal's in this run:
           machine disturb it less than time on the clock. All label every item after each batch
 
 Parameters that a peer needs are those with the best BCubed F on the whole set (DBSTREAM, which takes
-long: on its first quarter): chosen with the labels, which Shoal does not see. Items that a peer calls
+long: on its first quarter): chosen with the labels. Items that a peer calls
 noise count as clusters of one. Files with `time` are fed in that order, others shuffled with `--seed`.
 Needs `pip install -e .[peers]`.
 """
