@@ -85,7 +85,7 @@ def read(folder: Path) -> Backup:
         backup = Backup(**orjson.loads(raw))
     except (ValueError, TypeError):
         raise CorruptStore(f"{folder / MANIFEST} is damaged; use another backup") from None
-    if backup.format != schema.FORMAT:
+    if backup.format not in (schema.FORMAT, schema.REBUILT_FROM):  # an older one is rebuilt once restored
         raise StoreError(
             f"{folder} has format {backup.format}, this release reads {schema.FORMAT}; "
             "use the release that made it"

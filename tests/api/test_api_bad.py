@@ -24,11 +24,10 @@ from engine.daemon.control import Listener
 from engine.daemon.supervisor import listen
 from engine.errors import ConfigError, InputError, WriterBusy
 from engine.storage.store import Store
-from tests.support.fake_collection import Toy
+from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
 from tests.support.records import NDJSON
 
-CONFIG = {"collection": "toy", "dim": None}
 KEY = "0123456789abcdef0123"
 VECTOR = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 

@@ -20,11 +20,10 @@ import pytest
 from engine.storage.reader import View
 from engine.storage.store import Store
 from tests.conftest import ROOT
-from tests.support.fake_collection import Toy
+from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
 
 SEED = 17
-CONFIG = {"collection": "toy", "dim": None}
 STREAM = {"accept": "text/event-stream"}
 
 _WRITE = """

@@ -18,9 +18,7 @@ from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
 from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.types import Assignment, Erased, LineageEvent
-from tests.support.fake_collection import Toy
-
-CONFIG = {"collection": "toy", "dim": None}
+from tests.support.fake_collection import CONFIG, Toy
 
 
 def event(version: int, ordinal: int, what: Assignment | LineageEvent) -> Raw:

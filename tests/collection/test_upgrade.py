@@ -17,6 +17,7 @@ from engine.config import Settings
 from engine.errors import ConfigMismatch, StoreError
 from engine.model.linkage import random_model
 from engine.storage import schema
+from engine.storage.backup import back_up, restore
 from engine.storage.environment import Environment
 from engine.storage.reader import View
 from engine.storage.store import Store
@@ -149,3 +150,15 @@ def test_cut_short_it_is_as_it_was(settings: Settings, monkeypatch: pytest.Monke
         Engine.open(settings)
     rebuild_store(settings)
     assert check(settings, 0).findings == []
+
+
+def test_a_backup_of_format_1_is_restored_and_says_what_brings_it_over(
+    settings: Settings, tmp_path: Path
+) -> None:
+    fill(settings)
+    downgrade(settings.store.path)
+    made = back_up(settings.store.path, tmp_path / "copy")
+    assert made.format == schema.REBUILT_FROM
+    assert restore(tmp_path / "copy", tmp_path / "again").backup == made
+    with pytest.raises(StoreError, match="shoal rebuild"):
+        View.open(tmp_path / "again")

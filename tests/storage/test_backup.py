@@ -19,9 +19,8 @@ from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.system import files
 from tests.conftest import ROOT, Run
-from tests.support.fake_collection import Toy
-
-CONFIG = {"collection": "toy", "dim": None}
+from tests.support.fake_collection import CONFIG, Toy
+from tests.support.stores import contents
 
 
 @pytest.fixture
@@ -32,11 +31,6 @@ def path(tmp_path: Path) -> Path:
         for _ in range(4):
             store.commit(toy.step(30))
     return tmp_path / "store"
-
-
-def contents(folder: Path) -> dict[str, list[schema.Row]]:
-    with Store.open(folder) as store:
-        return {table: list(store.rows(table)) for table in schema.TABLES}
 
 
 def names_in(folder: Path) -> list[str]:
@@ -209,7 +203,7 @@ def test_a_backup_of_another_format_is_refused(path: Path, tmp_path: Path) -> No
     back_up(path, tmp_path / "copy")
     manifest = tmp_path / "copy" / "backup.json"
     manifest.write_bytes(orjson.dumps(orjson.loads(manifest.read_bytes()) | {"format": 9}))
-    with pytest.raises(Exception, match="has format 9, this release reads 1; use the release that made it"):
+    with pytest.raises(Exception, match=f"has format 9, this release reads {schema.FORMAT}; use the"):
         restore(tmp_path / "copy", tmp_path / "again")
 
 

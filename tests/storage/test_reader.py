@@ -17,9 +17,8 @@ from engine.errors import CorruptStore, InputError, NoStore, StoreError
 from engine.storage import schema
 from engine.storage.reader import View
 from engine.storage.store import Store
-from tests.support.fake_collection import ROOT, Toy
+from tests.support.fake_collection import CONFIG, ROOT, Toy
 
-CONFIG = {"collection": "toy", "dim": None}
 SEED = 21
 
 

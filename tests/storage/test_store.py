@@ -26,14 +26,9 @@ from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.types import Assignment, DeadLetter, Lists, Loaded
 from tests.support.fake_collection import DIM, ROOT, Toy
+from tests.support.stores import contents
 
 CONFIG = {"collection": "toy", "dim": None, "model": "m" * 64, "k": 10, "tau": 0.1, "arithmetic": "avx2"}
-
-
-def contents(path: Path) -> dict[str, list[schema.Row]]:
-    """All rows of a store, apart from the writer's times."""
-    with Store.open(path, free_bytes=0) as store:
-        return {table: list(store.rows(table)) for table in schema.TABLES}
 
 
 def assert_loaded(found: Loaded, toy: Toy) -> None:
@@ -452,19 +447,14 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
         Store.open(tmp_path / "folder")
 
 
-def test_list_rows_are_encoded_by_columns() -> None:
+def test_lists_come_back_from_their_columns() -> None:
     rng, n = np.random.default_rng(1), 20_000
     lists = Lists(
         np.arange(n),
         rng.integers(-1, 2**47, (n, 16)),
         rng.integers(-(2**28), 2**28, (n, 16)).astype(np.int32),
     )
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        rows = schema.seal_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
-        took.append(time.perf_counter() - start)
-    assert min(took) < 0.4, f"{took=}"  # 20 ms where it was written
+    rows = schema.seal_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
     found = schema.read_lists(*schema.unseal_rows("lists", rows))
     assert np.array_equal(found.neighbors, lists.neighbors)
     assert np.array_equal(found.dots, lists.dots)

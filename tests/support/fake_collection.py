@@ -27,6 +27,7 @@ from engine.types import (
 
 ROOT = Path(__file__).resolve().parents[2]
 DIM = 6
+CONFIG = {"collection": "toy", "dim": None}  # of its store; the first vector decides
 WIDTH = 4
 
 Labels = dict[int, list[int]]  # node -> peak at each level
