@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from engine.storage.store import Store
 from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
 from tests.support.records import NDJSON
+from tests.support.waiting import until
 
 KEY = "0123456789abcdef0123"
 VECTOR = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -225,7 +225,7 @@ def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
     release = threading.Event()
 
     def busy(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
-        release.wait(10)
+        release.wait(60)
         raise WriterBusy("the writer is at work on a large batch; try again")
 
     def refuse(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
@@ -233,14 +233,13 @@ def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
 
     settings = settings_of(store, source__http=True, api__forward_timeout_s=0.5, api__forwards_max=2)
     with Listener(store, {"assign": busy, "explain": refuse}), api(settings) as served:
-        start = time.monotonic()
         problem(served.http.post("/v1/assign", json={"embedding": VECTOR}), "writer-busy")
-        assert time.monotonic() - start < 5
+        assert not release.is_set(), "it did not wait for the writer"
         assert "level" in problem(served.http.get("/v1/items/a/explain"), "invalid")["detail"]
         answers: list[httpx.Response] = []
 
         def ask() -> None:
-            answers.append(httpx.post(f"{served.url}/v1/assign", json={"embedding": VECTOR}, timeout=10))
+            answers.append(httpx.post(f"{served.url}/v1/assign", json={"embedding": VECTOR}, timeout=60))
 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
@@ -285,7 +284,7 @@ def held(served: Api, count: int) -> list[socket.socket]:
     """Requests that are at work: their bodies do not come."""
     clients = []
     for _ in range(count):
-        client = socket.create_connection(("127.0.0.1", served.port), 10)
+        client = socket.create_connection(("127.0.0.1", served.port), 60)
         client.sendall(
             b"POST /v1/assign HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"
@@ -295,72 +294,19 @@ def held(served: Api, count: int) -> list[socket.socket]:
 
 
 def test_too_many_requests_at_once_are_told_to_come_again(store: Path) -> None:
-    with api(settings_of(store, api__requests_max=3, api__patience_s=1.0)) as served:
+    with api(settings_of(store, api__requests_max=3, api__patience_s=3.0)) as served:
         assert served.http.get("/v1/clusters").status_code == 200
         clients = held(served, 3)
-        time.sleep(0.2)
-        start = time.monotonic()
+        working = "shoal_http_requests_now"
+        until(lambda: served.context.meters.registry.get_sample_value(working) == 3.0)
         assert "requests_max" in problem(served.http.get("/v1/clusters"), "busy")["detail"]
-        assert time.monotonic() - start < 0.5
         assert served.http.get("/livez").status_code == 200
         for client in clients:  # patience with them ends
             answer = client.recv(4096)
             assert answer.startswith(b"HTTP/1.1 408"), answer
             client.close()
+        until(lambda: served.context.meters.registry.get_sample_value(working) == 0.0)
         assert served.http.get("/v1/clusters").status_code == 200
-
-
-def test_a_slow_head_is_not_waited_for(store: Path) -> None:
-    with api(settings_of(store, api__patience_s=0.5, api__header_max_bytes=4096)) as served:
-        with socket.create_connection(("127.0.0.1", served.port), 5) as silent:
-            with socket.create_connection(("127.0.0.1", served.port), 5) as slow:
-                slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
-                answer = b"".join(iter(lambda: slow.recv(4096), b""))
-                assert answer.startswith(b"HTTP/1.1 408"), answer
-                assert b"urn:shoal:problem:too-slow" in answer
-            silent.settimeout(5)
-            assert b"408" in silent.recv(4096)
-        with socket.create_connection(("127.0.0.1", served.port), 5) as wide:
-            wide.sendall(b"GET /livez HTTP/1.1\r\nX-Wide: " + b"x" * 8192)
-            assert b"too large" in wide.recv(4096)
-        with socket.create_connection(("127.0.0.1", served.port), 5) as odd:
-            odd.sendall(b"\x16\x03\x01\x00\x00 what\r\n\r\n")
-            assert b"application/problem+json" in odd.recv(4096)
-        # A connection that rests between two requests is not slow.
-        assert served.http.get("/livez").status_code == 200
-        time.sleep(1.0)
-        assert served.http.get("/livez").status_code == 200
-
-
-def test_a_client_that_does_not_read_is_let_go(store: Path) -> None:
-    with api(settings_of(store, api__patience_s=0.5)) as served:
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", served.port))
-        request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        client.sendall(20 * request)  # more than the system takes in for a client
-        deadline = time.monotonic() + 10
-        while not served.server.server_state.connections:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        while served.server.server_state.connections:
-            assert time.monotonic() < deadline, "still held"
-            time.sleep(0.05)
-        client.close()
-
-
-def test_connections_are_bounded(store: Path) -> None:
-    with api(settings_of(store, api__connections_max=4)) as served:
-        clients = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(4)]
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", served.port), 5) as late:
-            answer = late.recv(4096)
-            assert answer.startswith(b"HTTP/1.1 503")
-            assert b"retry-after: 1" in answer
-        for client in clients:
-            client.close()
-        time.sleep(0.2)
-        assert served.http.get("/livez").status_code == 200
 
 
 def test_an_api_key_is_asked_for(store: Path, tmp_path: Path) -> None:
@@ -457,15 +403,17 @@ def test_damage_is_a_problem_and_never_an_answer(tmp_path: Path) -> None:
         for _ in range(3):
             store.commit(toy.step(12))
     data = bytearray((tmp_path / "store" / "data.mdb").read_bytes())
-    for _, vector, *_ in toy.rows.values():
-        at = data.find(vector.tobytes())
+    damaged = [(key, payload) for key, _, _, payload, _ in toy.rows.values() if payload]
+    assert damaged
+    for _, payload in damaged:
+        at = data.find(payload)
         while at >= 0:
-            data[at] ^= 1
-            at = data.find(vector.tobytes(), at + 1)
+            data[at + 1] ^= 1
+            at = data.find(payload, at + 1)
     (tmp_path / "store" / "data.mdb").write_bytes(data)
     (tmp_path / "store" / "closed").unlink()  # as if a writer had it open; else it would not be opened
     with api(settings_of(tmp_path / "store")) as served:
-        for key, *_ in toy.rows.values():
+        for key, _ in damaged:
             answer = served.http.get(f"/v1/items/{key.decode()}")
             assert "the checksum does not match" in problem(answer, "damaged")["detail"]
 

@@ -21,6 +21,7 @@ from engine.daemon.control import Control
 from engine.daemon.supervisor import listen, url_of
 from engine.errors import WriterAway
 from tests.conftest import ROOT, environment
+from tests.support.waiting import until
 
 _WRITER = """
 import sys
@@ -59,19 +60,13 @@ class Api:
         self.http.close()
         self._listening.close()
 
-    def wait_ready(self, limit_s: float = 60.0) -> None:
-        deadline = time.monotonic() + limit_s
-        while (answer := self.http.get("/readyz")).status_code != 200:
-            assert time.monotonic() < deadline, answer.text
-            time.sleep(0.05)
+    def wait_ready(self, limit_s: float = 300.0) -> None:
+        until(lambda: self.http.get("/readyz").is_success, limit_s)
 
-    def wait_counted(self, limit_s: float = 20.0) -> None:
+    def wait_counted(self, limit_s: float = 60.0) -> None:
         """Until growth and history know the newest version."""
-        deadline = time.monotonic() + limit_s
         follower, view = self.context.follower, self.context.reader.view()
-        while not follower.ready or follower.version < view.version:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: follower.ready and follower.version >= view.version, limit_s)
 
 
 @contextmanager
