@@ -19,7 +19,7 @@ from engine import submissions
 from engine.errors import ShoalError, WriterAway, WriterBusy
 from engine.records import Record
 from engine.rows import Rows
-from engine.streams import Ground, Handler, Lag
+from engine.streams import Handler, Lag, SourceContext
 from engine.types import Applied, Batch, Float32
 
 PARTITION = "http"
@@ -70,8 +70,8 @@ class HttpSource:
 
     name = "http"
 
-    def __init__(self, ground: Ground, clock: Callable[[], float] = time.time) -> None:
-        self._ground, self._limits, self._clock = ground, ground.settings.limits, clock
+    def __init__(self, context: SourceContext, clock: Callable[[], float] = time.time) -> None:
+        self._context, self._limits, self._clock = context, context.settings.limits, clock
         self._change = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._records = self._bytes = 0  # of records not handed over
@@ -93,7 +93,7 @@ class HttpSource:
         deadline = time.monotonic() + float(body.get("timeout_s", TIMEOUT_S))
         records = submissions.unpack(body, self._limits.queue_records)
         if not records:
-            return {"version": self._ground.version(), "rejected": [], "doubts": [], "unknown": []}
+            return {"version": self._context.version(), "rejected": [], "doubts": [], "unknown": []}
         ticket = Ticket(records, sum(map(_size, records)), self._clock())
         self._wait(ticket, deadline)
         return {
@@ -113,7 +113,7 @@ class HttpSource:
             return None
         batch = self._settle(self._handed)
         if not len(batch.keys) and not len(batch.deletes):  # all rejected: nothing to commit
-            self._finish(self._ground.version())
+            self._finish(self._context.version())
             return None
         return batch
 
@@ -184,7 +184,7 @@ class HttpSource:
         places = [(part.ticket, part.first + at) for part in parts for at in range(part.count)]
         for number, (ticket, index) in enumerate(places):
             rows.add(number, ticket.records[index])
-        settled = rows.settle(self._ground.dim())
+        settled = rows.settle(self._context.dim())
         for number, reason in settled.rejected:
             ticket, index = places[number]
             ticket.rejected[index] = reason
@@ -203,7 +203,7 @@ class HttpSource:
                 if index not in ticket.rejected:
                     present[record.key] = True
                 continue
-            if not present.get(record.key, self._ground.holds(record.key)):
+            if not present.get(record.key, self._context.holds(record.key)):
                 ticket.unknown.append(index)
             present[record.key] = False
 

@@ -304,10 +304,6 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     limits: LimitsSettings = LimitsSettings()
 
-    @property
-    def bounds(self) -> LimitsSettings:
-        return self.limits
-
     def __init__(self, **given: Any) -> None:
         super().__init__(**renamed(given))
 

@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class SourceContext:
     """What a source may ask about the store when it is opened."""
 
     settings: Settings
@@ -72,7 +72,7 @@ class Ground:
     holds: Callable[[bytes], bool] = lambda key: False  # whether an item has this key; between batches only
 
 
-OpenSource = Callable[[Ground], Source]
+OpenSource = Callable[[SourceContext], Source]
 
 
 class NoSource:

@@ -21,7 +21,7 @@ from connectors.kafka.registry import RegistryAway
 from connectors.kafka.values import Decoder
 from engine.config import KafkaSettings
 from engine.errors import BrokerError, ConfigError
-from engine.streams import Ground, Handler, Lag
+from engine.streams import Handler, Lag, SourceContext
 from engine.types import Applied, Batch, DeadLetter
 
 POSITION = "kafka"  # its name in the store
@@ -33,14 +33,14 @@ _log = logging.getLogger("shoal.kafka")
 class KafkaSource:
     """The topic of the settings; see `engine.streams.Source`. `clock` gives seconds since 1970."""
 
-    def __init__(self, ground: Ground, clock: Callable[[], float] = time.time) -> None:
-        settings = ground.settings
+    def __init__(self, context: SourceContext, clock: Callable[[], float] = time.time) -> None:
+        settings = context.settings
         if settings.source.kafka is None:
             raise ConfigError("There is no [source.kafka] in the settings: set bootstrap and topic.")
         self.name = f"kafka:{settings.source.kafka.topic}"
-        self._limits, self._dim, self._clock = settings.limits, ground.dim, clock
+        self._limits, self._dim, self._clock = settings.limits, context.dim, clock
         self._decoder = Decoder(settings.source.kafka, settings.limits)
-        raw = ground.position(POSITION)
+        raw = context.position(POSITION)
         position = Position.load(raw) if raw else None
         self._stored = self._taken = dict(position.offsets) if position else {}
         self._taken_time: float | None = None  # ms, of the first record of a batch that is not durable

@@ -22,7 +22,7 @@ from engine.errors import ShoalError
 
 if TYPE_CHECKING:
     from engine.config import Settings, Value
-    from engine.streams import Ground, Sink, Source
+    from engine.streams import Sink, Source, SourceContext
 
 app = typer.Typer(
     help="Live clustering of embedding streams: which cluster is this item in now, and why?",
@@ -168,16 +168,16 @@ def part(
     work_as(name, parent, {"writer": write, "api": answer, "publisher": publish}[name])
 
 
-def _open_source(ground: Ground) -> Source:
+def _open_source(context: SourceContext) -> Source:
     """The source of the settings, for the writer."""
-    if ground.settings.source.kafka:
+    if context.settings.source.kafka:
         from connectors.kafka.source import KafkaSource
 
-        return KafkaSource(ground)
-    if ground.settings.source.http:
+        return KafkaSource(context)
+    if context.settings.source.http:
         from connectors.http import HttpSource
 
-        return HttpSource(ground)
+        return HttpSource(context)
     from engine.streams import NoSource
 
     return NoSource()

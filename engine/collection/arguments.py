@@ -16,24 +16,24 @@ from engine.rows import Columns, Rows
 from engine.types import Batch, Int16
 
 
-def keys_of(keys: Any, bounds: LimitsSettings) -> list[bytes]:
+def keys_of(keys: Any, limits: LimitsSettings) -> list[bytes]:
     """Return the keys as they are stored. Raises InputError, naming the row."""
     found = []
     for row, key in enumerate(listed("keys", keys)):
         try:
-            found.append(read_key(key, bounds))
+            found.append(read_key(key, limits))
         except Unusable as problem:
             raise InputError(f"row {row}: {problem}; nothing has changed") from None
     return found
 
 
-def batch_of(columns: Columns, bounds: LimitsSettings, dim: int | None, now_ms: int) -> Batch:
+def batch_of(columns: Columns, limits: LimitsSettings, dim: int | None, now_ms: int) -> Batch:
     """Return the batch that inserts these records; the last of equal keys counts.
 
     `dim`: the collection's, None: the vectors decide. Raises InputError, naming the first row that cannot be
     used. Warns of times that are hardly right.
     """
-    rows = Rows(bounds, now_ms)
+    rows = Rows(limits, now_ms)
     rows.extend(0, columns)
     settled = rows.settle(dim)
     for row, reason in settled.rejected[:1]:

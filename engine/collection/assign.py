@@ -1,4 +1,4 @@
-"""Which cluster would a vector be in? Answered without inserting it, and without waiting for a batch.
+"""Assign vectors to clusters without inserting them, and without waiting for a batch.
 
 Another thread may be in the midst of a batch, so only *candidates* come from the live state: rows that may
 be near. What they are (vector, list, cluster) is read in one snapshot of the store, and what the model
@@ -22,8 +22,8 @@ from engine.storage.tables import Tables
 from engine.types import Epoch, Int16, Int32, Int64, KnnGraph, Lists, Vectors
 from engine.vectors import hash_vectors, row_dots
 
-TRIES = 3  # a commit in between starts an answer anew, at most so often
-MORE = 4  # so many times more candidates are looked at when too few are committed
+TRIES = 3  # attempts before a commit in between is accepted
+MORE = 4  # factor by which candidates grow when too few of them are committed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Is a store what it should be? Everything that has to hold of it, looked at from outside.
+"""Check every invariant of a store from outside.
 
     every value against its checksum, every key found           (`walk`, in another process)
     the tables against each other, the log against the items    (`facts`)
@@ -6,7 +6,7 @@
     clusters, trees and places against the partition recomputed from the lists
     the snapshots beside LMDB against what they are copies of
 
-It reads one version, also while another process writes the next ones, and changes nothing.
+It reads one version, also while another process writes, and changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from engine.system import isolation
 from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
 
-TOLD_MAX = 20  # findings of one kind that are told; all are counted
+SHOWN_MAX = 20  # findings of a part that are shown; all are counted
 SAMPLE = 1_000  # lists compared with exact search
 RECALL_MIN = 0.9  # of a sample of an HNSW store's lists
 _REBUILD = "`shoal rebuild` mends it"
@@ -45,7 +45,7 @@ _REBUILD = "`shoal rebuild` mends it"
 
 @dataclass(slots=True)
 class Report:
-    """What was looked at and what is wrong."""
+    """What was checked and what is wrong."""
 
     store: str
     collection: str = ""
@@ -60,13 +60,13 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)  # findings by part
 
     def note(self, part: str, problems: list[str]) -> None:
-        """A part was looked at."""
+        """Record the findings of a part."""
         self.looked_at.append(part)
         if problems:
             self.counts[part] += len(problems)
-            self.findings += [f"{part}: {problem}" for problem in problems[:TOLD_MAX]]
-            if len(problems) > TOLD_MAX:
-                self.findings.append(f"{part}: and {len(problems) - TOLD_MAX:,} more")
+            self.findings += [f"{part}: {problem}" for problem in problems[:SHOWN_MAX]]
+            if len(problems) > SHOWN_MAX:
+                self.findings.append(f"{part}: and {len(problems) - SHOWN_MAX:,} more")
 
     @property
     def total(self) -> int:
@@ -74,7 +74,7 @@ class Report:
 
 
 def check(settings: Settings, sample: int = SAMPLE, seed: int = 0) -> Report:
-    """Look at all of the settings' store. Raises NoStore, StoreError (it cannot be read at all).
+    """Check the settings' store. Raises NoStore, StoreError (it cannot be read at all).
 
     `sample`: lists compared with exact search. Damage is in the report, not raised.
     """
@@ -113,7 +113,7 @@ def _read(path: Path, report: Report) -> Contents | None:
 
 
 def lists(contents: Contents, k: int) -> list[str]:
-    """What is wrong with single neighbour lists: order, similarities, strangers, length."""
+    """Return what is wrong with single neighbour lists: order, similarities, unknown items, length."""
     nodes, lists = contents.loaded.vectors, contents.loaded.lists
     count, width = lists.neighbors.shape if len(lists.ids) else (0, 0)
     if not count:
@@ -147,7 +147,7 @@ def lists(contents: Contents, k: int) -> list[str]:
 
 
 def _search(settings: Settings, contents: Contents, report: Report, sample: int, seed: int) -> None:
-    """Lists against exact search; all of them must agree where the index is exact."""
+    """Compare lists with exact search; all of them must agree where the index is exact."""
     loaded = contents.loaded
     count = len(loaded.vectors.ids)
     if not count or report.counts["lists"] or report.counts["tables"]:
@@ -223,7 +223,7 @@ def recompute(settings: Settings, contents: Contents) -> State:
 
 
 def partition(state: State, contents: Contents) -> list[str]:
-    """Where the stored trees, clusters and places are not those of the recomputed partition.
+    """Return where stored trees, clusters and places differ from the recomputed partition.
 
     Naming it after the stored one must give the same names, and nothing to tell.
     """

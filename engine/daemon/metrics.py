@@ -1,6 +1,6 @@
-"""What the writer counts and measures, in Prometheus' words; the API adds its own and serves both.
+"""The writer's Prometheus metrics; the API adds its own and serves both.
 
-Counters run from the start of the process. What the store holds is read when it is asked for.
+Counters start with the process. Gauges of the store are read at each scrape.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PUBLISHER_SILENT_S = 30.0  # without a word from the publisher it counts as down
 
 
 class Metrics:
-    """Of one writer. `lag` asks the source; any thread may ask for `text`."""
+    """Metrics of one writer. `lag` asks the source. `text` is thread-safe."""
 
     def __init__(
         self, store: Store, lag: Callable[[], Lag], clock: Callable[[], float] = time.monotonic
@@ -60,7 +60,7 @@ class Metrics:
         self._registry = registry
 
     def committed(self, applied: Applied, seconds: float) -> None:
-        """Book a batch."""
+        """Count a committed batch."""
         counts = {outcome: getattr(applied, outcome) for outcome in OUTCOMES}
         with self._lock:
             self.outcomes.update(counts)
@@ -78,16 +78,16 @@ class Metrics:
         self._letters.inc(applied.rejected)
 
     def published(self, told: Mapping[str, Any]) -> None:
-        """What the publisher says: `events`, topic -> events published, and `lag_events`."""
+        """Take the publisher's report: `events`, topic -> number published, and `lag_events`."""
         with self._lock:
             self._published, self._heard = dict(told), self._clock()
 
     def text(self) -> str:
-        """All of it in the text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for at each scrape."""
+        """Yield the gauges; prometheus_client calls this at each scrape."""
         lag = self._lag()
         yield from self._of_the_store()
         yield _gauge(
@@ -121,7 +121,7 @@ class Metrics:
         yield _gauge("shoal_disk_free_bytes", "Free on its disk.", value=shutil.disk_usage(store.path).free)
 
     def _oldest_reader_s(self) -> float:
-        """How long ago the oldest open snapshot was overtaken by a commit."""
+        """Return how long ago a commit superseded the oldest open read transaction."""
         oldest = self._store.environment.oldest_reader()
         if oldest is None:
             return 0.0
@@ -131,7 +131,7 @@ class Metrics:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Of the files in a folder, as the disk counts them."""
+    """Return the disk space of a folder's files."""
     total = 0
     for entry in os.scandir(folder):
         with contextlib.suppress(FileNotFoundError):  # snapshots of the index come and go

@@ -1,7 +1,7 @@
-"""From the event log to a sink: a process of its own that reads the store and publishes what was not yet.
+"""The publisher process: reads the event log and publishes new events to a sink.
 
-The sink keeps the place up to which events are published, in the transaction that publishes them; the
-writer is told, so that it does not forget events before they are out.
+The sink stores the position of the last published event in the transaction that publishes it. The writer is
+told, so that its log keeps events until they are published.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TELL_TIMEOUT_S = 1.0
 
 @dataclass(slots=True)
 class Published:
-    """What the writer and the metrics are told."""
+    """Progress, as reported to the writer and its metrics."""
 
     place: EventId = BEGIN
     retain_from_version: int = 0  # the first version of which something is not published yet
@@ -44,12 +44,12 @@ class Published:
 
 
 class Publisher:
-    """`run` publishes until `stopping` is set. Not for more than one thread."""
+    """Publishes until `stopping` is set. Not thread-safe."""
 
     def __init__(
         self, view: View, sink: Sink, settings: Settings, tell: Callable[[Published], None], stopping: Flag
     ) -> None:
-        self._view, self._sink, self._bounds = view, sink, settings.limits
+        self._view, self._sink, self._limits = view, sink, settings.limits
         self._tell, self._stopping = tell, stopping
         self.published = Published()
         self._told_at = 0.0
@@ -77,14 +77,17 @@ class Publisher:
             self._sink.close()
 
     def advance(self) -> bool:
-        """Publish a slice; False: there was nothing new. Raises SinkAway, BrokerError, StoreError."""
+        """Publish a slice of the log; return False if there was nothing new.
+
+        Raises SinkAway, BrokerError and StoreError.
+        """
         done = self.published
         version = self._view.version
         if version == done.version and done.retain_from_version > version:
             self._report()
             return False
-        bounds = self._bounds
-        out = self._view.unpublished(done.place, bounds.publish_events, bounds.publish_bytes)
+        limits = self._limits
+        out = self._view.unpublished(done.place, limits.publish_events, limits.publish_bytes)
         if out.forgot > done.place:
             raise BrokerError(
                 f"Events behind version {done.place[0]} up to version {out.forgot[0]} were forgotten before "
@@ -100,7 +103,7 @@ class Publisher:
         return bool(out.events)
 
     def _begin(self, place: EventId | None) -> None:
-        """Go on behind `place`, if the store has come so far and still knows what follows."""
+        """Continue behind `place`, if the store has that version and still has the events behind it."""
         head = self._view.head()
         if place and place[0] > head.version:
             raise BrokerError(
@@ -127,7 +130,7 @@ _COUNTED = {"Assignment": "assignments", "LineageEvent": "clusters", "DeadLetter
 
 
 def run(settings: Settings, open_sink: OpenSink) -> None:
-    """The process: waits for the store, then publishes until SIGTERM. Raises ShoalError."""
+    """Run the publisher process: wait for the store, then publish until SIGTERM. Raises ShoalError."""
     stopping = Flag()
 
     def stop(number: int, frame: object) -> None:
@@ -161,7 +164,7 @@ def _wait_for_store(settings: Settings, stopping: Flag) -> View:
 
 
 def _tell_writer(control: Control, view: View, published: Published) -> None:
-    """A writer that is not there hears it later."""
+    """Report progress; if the writer is away, the next report will do."""
     body: dict[str, Any] = {
         "version": published.retain_from_version,
         "lag_events": view.behind(published.place),

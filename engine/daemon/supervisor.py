@@ -1,8 +1,8 @@
-"""`shoal serve`: one light process that starts the others, watches them, and ends with them.
+"""`shoal serve`: a small process that starts the others, supervises them and stops them.
 
-A part that fails is started again, later each time, and given up when it fails too often. One that ends with
-a sentence (a ShoalError) would do so again: it ends the daemon, which then has that sentence and exit code.
-No part outlives the daemon, however that ends. This process imports neither torch nor dgl.
+A part that crashes is restarted with a growing delay, and given up after too many crashes. One that ends
+with a ShoalError would do so again: the daemon then ends with that message and exit code. No part outlives
+the daemon, however that ends. This process imports neither torch nor dgl.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from engine.system import isolation, logs
 from engine.system.systemd import Notifier
 
 WRITER, API, PUBLISHER = "writer", "api", "publisher"
-LOOK_S = 0.1  # between two looks at the processes
-ASK_S = 0.5, 5.0  # between two questions to the writer, until it is ready and then
+LOOK_S = 0.1  # between two checks of the processes
+ASK_S = 0.5, 5.0  # between two status calls to the writer: until it is ready, then
 BACKOFF_S = 1.0, 30.0  # before a failed part is started again: first, last
 API_STOP_S = 20.0
 NICENESS = 5
@@ -51,10 +51,10 @@ class Part:
 
 
 class Child:
-    """A part at work, started again when it fails."""
+    """A running part, restarted when it crashes."""
 
     def __init__(self, part: Part, settings: Settings, log: Any) -> None:
-        self.part, self._bounds, self._log = part, settings.limits, log.bind(part=part.name)
+        self.part, self._limits, self._log = part, settings.limits, log.bind(part=part.name)
         self._frozen = config.freeze(settings)
         self._failures: deque[float] = deque()
         self._backoff = Backoff(*BACKOFF_S)
@@ -84,7 +84,7 @@ class Child:
         self._log.info("started", pid=self._process.pid)
 
     def look(self) -> None:
-        """Start it again if it failed and its time has come. Raises what it ended with."""
+        """Restart it if it crashed and its delay is over. Raises the ShoalError that it ended with."""
         if self._process is None:
             if time.monotonic() >= self._again_at:
                 self.start()
@@ -94,7 +94,7 @@ class Child:
             self._ended(self._process, code)
 
     def stop(self) -> None:
-        """Waits for its end within its bound, then kills it."""
+        """Wait until it ends, within its time limit; then kill it."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -120,13 +120,13 @@ class Child:
             raise errors.load(json.loads(words))
         now = time.monotonic()
         self._failures.append(now)
-        while self._failures[0] < now - self._bounds.restarts_window_s:
+        while self._failures[0] < now - self._limits.restarts_window_s:
             self._failures.popleft()
         count = len(self._failures)
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        if count > self._bounds.restarts_max:
+        if count > self._limits.restarts_max:
             raise ShoalError(
-                f"the {self.part.name} failed {count} times within {self._bounds.restarts_window_s:g} s, the "
+                f"the {self.part.name} failed {count} times within {self._limits.restarts_window_s:g} s, the "
                 f"last time with {cause}: see the log above"
             )
         if count == 1:
@@ -149,7 +149,7 @@ class Daemon:
         self.stopping = False
 
     def run(self) -> None:
-        """Until `stopping` is set, by a signal's handler. Raises ShoalError: why it cannot go on."""
+        """Run until a signal handler sets `stopping`. Raises ShoalError: why it cannot go on."""
         try:
             for child in self.children.values():
                 child.start()
@@ -162,19 +162,19 @@ class Daemon:
             self._stop()
 
     def _ask(self) -> None:
-        """How the writer does; tells whoever supervises us."""
+        """Ask for the writer's status and notify the service manager."""
         now = time.monotonic()
         if now - self._asked_at < ASK_S[self.ready]:
             return
         self._asked_at = now
-        bounds = self._settings.limits
+        limits = self._settings.limits
         try:
             status = self._control.call("status")
         except ShoalError:
             writer = self.children.get(WRITER)
-            well = writer is None or now - writer.started < bounds.start_timeout_s
+            well = writer is None or now - writer.started < limits.start_timeout_s
         else:
-            well = status["stalled_s"] < bounds.progress_timeout_s
+            well = status["stalled_s"] < limits.progress_timeout_s
             if not self.ready:
                 self.ready = True
                 self._notifier.tell("READY=1", f"STATUS=version {status['version']}")
@@ -182,7 +182,7 @@ class Daemon:
             self._notifier.beat()
 
     def _stop(self) -> None:
-        """The API last: its callers still get their answers."""
+        """Stop the API last: its callers still get their answers."""
         self._notifier.tell("STOPPING=1")
         self._control.close()
         for together in [c for c in self.children.values() if c.part.name != API], [self.children[API]]:
@@ -193,7 +193,7 @@ class Daemon:
 
 
 def listen(api: ApiSettings) -> socket.socket:
-    """The API's socket. Raises ConfigError: the port is taken, or the host is not this machine's."""
+    """Open the API's socket. Raises ConfigError: the port is taken, or the host is not this machine's."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             api.host, api.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -207,7 +207,7 @@ def listen(api: ApiSettings) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where to ask from this machine."""
+    """Return the API's address as seen from this machine."""
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -219,7 +219,7 @@ def api_part(listening: socket.socket) -> Part:
 
 
 def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
-    """What `shoal serve` starts: the API at once, for queries do not need the writer."""
+    """Return the parts of `shoal serve`. The API comes first: queries do not need the writer."""
     parts = [
         api_part(listening),
         Part(WRITER, stop_s=settings.limits.stop_timeout_s + 2.0),
@@ -246,7 +246,7 @@ def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
             json.dump(errors.dump(problem), last_words)
         sys.exit(problem.exit_code)
     except Exception:
-        logs.get().exception("a mistake of ours")
+        logs.get().exception("internal error")
         sys.exit(1)
 
 
@@ -259,7 +259,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT. Raises ShoalError."""
+    """Run the daemon until SIGTERM or SIGINT. Raises ShoalError."""
     log = logs.get()
     _refuse_a_second(settings)
     with listen(settings.api) as listening:

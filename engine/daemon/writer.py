@@ -1,9 +1,9 @@
-"""The writer: the process that holds the engine, takes batches from a source, and answers at its socket.
+"""The writer process: applies batches from a source to the engine and serves the control socket.
 
-    source.poll -> engine.apply -> source.committed      again and again, in the one thread of `Writer.run`
+    source.poll -> engine.apply -> source.committed      in a loop, on the thread of `Writer.run`
 
-Handlers run in threads of their own. What must not meet a batch runs in that one thread, between two
-batches: `Writer.between`. A source may bring operations of its own: `Source.handlers`.
+Handlers run on threads of their own. Work that must not run beside a batch runs on the loop's thread, between
+two batches: `Writer.between`. A source may add operations: `Source.handlers`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from engine.daemon.assign_queue import AssignQueue
 from engine.daemon.control import Listener
 from engine.daemon.metrics import Metrics
 from engine.errors import InputError, WriterAway, WriterBusy
-from engine.streams import Body, Ground, Handler, OpenSource, Source
+from engine.streams import Body, Handler, OpenSource, Source, SourceContext
 from engine.system import logs, scheduling
 from engine.types import Applied, Batch, Float32
 
-POLL_S = 0.05  # the longest wait for a record: what runs between batches waits as long
-EXPIRE_S = 1.0  # between two looks for expired items
-TOLD_S = 1.0  # between two lines of the log on batches
-READERS_S = 60.0  # between two looks for readers that died
-ANSWERING = ("control", "caller", "assign")  # threads that need not wait behind a batch
-SWITCH_S = 0.0005  # a thread that wants the interpreter gets it after so long
+POLL_S = 0.05  # longest wait for a record, and so for work between batches
+EXPIRE_S = 1.0  # between two checks for expired items
+LOG_S = 1.0  # between two log lines about batches
+READERS_S = 60.0  # between two checks for dead readers
+ANSWERING = ("control", "caller", "assign")  # threads that are scheduled before a batch
+SWITCH_S = 0.0005  # the interpreter's switch interval
 
 T = TypeVar("T")
 
 
 class Pace:
-    """How many records a batch may have: few come together when it is quiet, many when there is a backlog.
+    """Adaptive batch size: small when idle, large under backlog, and a batch takes about `target_s`.
 
-    Not more than are expected to take `target_s`, so that nobody waits long; or a fixed number.
+    Or a fixed size, `[batch] size`.
     """
 
     def __init__(self, settings: BatchSettings) -> None:
@@ -51,7 +51,7 @@ class Pace:
         self.size = settings.size or min(max(256, settings.min), settings.max)
 
     def took(self, records: int, seconds: float) -> None:
-        """Learn from a batch; one that was not full says nothing of a full one."""
+        """Adapt to the time that a batch took; a batch that was not full is ignored."""
         chosen = self._settings
         if chosen.size is None and records >= self.size // 2:
             factor = min(2.0, max(0.5, chosen.target_s / max(seconds, 1e-6)))
@@ -59,7 +59,7 @@ class Pace:
 
 
 class Writer:
-    """The loop, and what is answered beside it."""
+    """The loop over batches, and the operations of the control socket."""
 
     def __init__(self, settings: Settings, engine: Engine, source: Source, log: Any = None) -> None:
         self.settings, self.engine, self.source = settings, engine, source
@@ -93,7 +93,7 @@ class Writer:
         return Listener(self.settings.store.path, self._handlers, self.settings.control, self._bug)
 
     def run(self) -> None:
-        """Until `stopping` is set; the batch at work is finished. Raises what engine and source raise."""
+        """Run until `stopping` is set; finish the current batch. Raises what engine and source raise."""
         while not self.stopping.is_set():
             self.rest()
             if batch := self._next():
@@ -102,19 +102,19 @@ class Writer:
         self._receive_visits()
 
     def close(self) -> None:
-        """Before the engine: questions that wait are turned away."""
+        """Refuse the calls that wait. Close the writer before its engine."""
         self.stopping.set()
         self._assigning.close()
         self.source.close()
 
     def rest(self) -> None:
-        """What is done between two batches."""
+        """Do what is due between two batches."""
         self._progress = time.monotonic()
         self._receive_visits()
         self._do_chores()
 
     def take(self, batch: Batch) -> Applied:
-        """A batch, durable when this returns."""
+        """Apply a batch; it is durable when this returns."""
         start = time.perf_counter()
         applied = self.engine.apply(batch)
         self._batch_s = seconds = time.perf_counter() - start
@@ -126,7 +126,7 @@ class Writer:
         return applied
 
     def between(self, work: Callable[[], T], timeout_s: float) -> T:
-        """The result of `work`, run by the loop between two batches. For handlers; not for chores.
+        """Run `work` on the loop's thread between two batches; return its result. For handlers.
 
         Raises WriterBusy: it was not begun in time; and what `work` raises.
         """
@@ -152,7 +152,7 @@ class Writer:
         return self.source.poll(self.pace.size, POLL_S)
 
     def _receive_visits(self) -> None:
-        """Those that have come by now; the last ones when the loop ends are turned away."""
+        """Run the work that waits for a gap between batches; once the loop ends, refuse it."""
         for _ in range(self._visits.qsize()):
             visit, work = self._visits.get()
             if self.stopping.is_set():
@@ -175,10 +175,10 @@ class Writer:
             self.engine.store.environment.check_readers()
 
     def _tell(self, now: bool = False) -> None:
-        """A line for the batches since the last one."""
+        """Log one line for the batches since the last one."""
         metrics = self.metrics
         batches, records = metrics.batches, metrics.outcomes.total()
-        if batches > self._told[0] and (now or time.monotonic() - self._told_at >= TOLD_S):
+        if batches > self._told[0] and (now or time.monotonic() - self._told_at >= LOG_S):
             self.log.info(
                 "batches",
                 batches=batches - self._told[0],
@@ -194,8 +194,8 @@ class Writer:
         self.log.error("a handler failed", op=op, exc_info=problem)
 
     def _status(self, body: Body, vectors: Float32 | None) -> Body:
-        """How the loop does. `stalled_s`: since it last came round; a batch at work counts. `batch_s`: the
-        last batch took, until it was durable.
+        """Report the loop's state. `stalled_s`: since its last iteration, including the current batch.
+        `batch_s`: duration of the last batch until it was durable.
         """
         lag = self.source.lag()
         state = "stopping" if self.stopping.is_set() else "paused" if self._paused else "running"
@@ -236,20 +236,20 @@ class Writer:
         return self.between(lambda: self.engine.explain(key, level), float(body["timeout_s"]))
 
     def _published(self, body: Body, vectors: Float32 | None) -> Body:
-        """The publisher's cursor, the first version not published in full: later ones are not forgotten."""
+        """Take the first version not fully published; the log keeps events from there on."""
         self.engine.store.retain_from_version = int(body["version"])
         self.metrics.published(body)
         return {"version": self.engine.version}
 
 
 def run(settings: Settings, open_source: OpenSource) -> None:
-    """The writer's process: until SIGTERM. Raises ShoalError."""
+    """Run the writer process until SIGTERM. Raises ShoalError."""
     sys.setswitchinterval(SWITCH_S)
     log = logs.get()
     stop = _stop_on_signals(settings, log)
     start = time.monotonic()
     with ThreadPoolExecutor(1, "snapshots") as aside, Engine.open(settings, executor=aside) as engine:
-        source = open_source(ground_of(settings, engine))
+        source = open_source(context_of(settings, engine))
         writer = Writer(settings, engine, source, log)
         stop(writer.stopping)
         try:
@@ -265,9 +265,9 @@ def run(settings: Settings, open_source: OpenSource) -> None:
     log.info("stopped", version=engine.store.version)
 
 
-def ground_of(settings: Settings, engine: Engine) -> Ground:
+def context_of(settings: Settings, engine: Engine) -> SourceContext:
     store = engine.store
-    return Ground(
+    return SourceContext(
         settings,
         store.identity,
         store.position,
@@ -278,7 +278,7 @@ def ground_of(settings: Settings, engine: Engine) -> Ground:
 
 
 def _stop_on_signals(settings: Settings, log: Any) -> Callable[[threading.Event], None]:
-    """SIGTERM sets the event that is given later, and ends the process where stopping takes too long."""
+    """Have SIGTERM set the event given later, and end the process if stopping takes too long."""
     asked: list[bool] = []
     events: list[threading.Event] = []
     limit_s = settings.limits.stop_timeout_s

@@ -15,7 +15,7 @@ from engine import submissions
 from engine.config import Settings
 from engine.errors import InputError, WriterAway, WriterBusy
 from engine.records import Record
-from engine.streams import Ground
+from engine.streams import SourceContext
 from engine.types import Applied, Batch
 from engine.vectors import quantize
 from tests.support.waiting import until
@@ -34,7 +34,7 @@ class Desk:
 
     def __init__(self, dim: int | None = None, holds: set[bytes] = frozenset(), **bounds: Any) -> None:
         self.dim, self.version, self.now = dim, 7, 100.0
-        ground = Ground(
+        context = SourceContext(
             Settings(limits=bounds),
             "identity",
             lambda name: None,
@@ -42,7 +42,7 @@ class Desk:
             lambda: self.dim,
             holds.__contains__,
         )
-        self.source = HttpSource(ground, lambda: self.now)
+        self.source = HttpSource(context, lambda: self.now)
         self._pool = ThreadPoolExecutor(8)
 
     def call(self, *records: Record, timeout_s: float = 60.0) -> Future[Answer]:

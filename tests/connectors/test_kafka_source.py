@@ -19,7 +19,7 @@ from connectors.kafka.client import KafkaCluster
 from connectors.kafka.source import KafkaSource
 from engine.config import KafkaSettings, Settings, load
 from engine.errors import BrokerError, ConfigError
-from engine.streams import Ground, Lag
+from engine.streams import Lag, SourceContext
 from engine.types import Applied, Batch
 from engine.vectors import quantize
 from tests.broker import PASSWORD, USER, Broker
@@ -53,8 +53,9 @@ class Reading:
         self.rejected: list[Any] = []
         self.batches: list[Batch] = []
         self.dim: int | None = None
-        ground = Ground(settings, "id", self.positions.get, lambda: len(self.batches), lambda: self.dim)
-        self.source = KafkaSource(ground)
+        version, dim = (lambda: len(self.batches)), (lambda: self.dim)
+        context = SourceContext(settings, "id", self.positions.get, version, dim)
+        self.source = KafkaSource(context)
 
     def take(self, size: int = 100, timeout_s: float = 0.2) -> Batch | None:
         batch = self.source.poll(size, timeout_s)

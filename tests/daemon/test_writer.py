@@ -18,7 +18,7 @@ from engine.collection.collection import Engine
 from engine.config import BatchSettings, Settings
 from engine.daemon.control import Control
 from engine.daemon.metrics import Metrics
-from engine.daemon.writer import Pace, Writer, ground_of
+from engine.daemon.writer import Pace, Writer, context_of
 from engine.errors import InputError, NotFound, StoreError, WriterAway, WriterBusy
 from engine.model.linkage import LinkageModel, random_model
 from engine.storage import schema
@@ -277,7 +277,7 @@ def test_work_between_batches_may_fail_and_may_take_long(
 
 def test_http_records_to_a_durable_version(tmp_path: Path, weights: LinkageModel) -> None:
     def http(settings: Settings, engine: Engine) -> Source:
-        return HttpSource(ground_of(settings, engine))
+        return HttpSource(context_of(settings, engine))
 
     with running(tmp_path, weights, http) as (writer, control):
         keys = [f"k{row}" for row in range(20)]

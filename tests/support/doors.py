@@ -27,7 +27,7 @@ from engine.collection import arguments
 from engine.config import KafkaSettings, Settings
 from engine.errors import InputError
 from engine.records import Parser, Record
-from engine.streams import Ground
+from engine.streams import SourceContext
 from engine.types import Applied, Batch
 
 NOW_MS = 1_760_000_000_000
@@ -151,8 +151,8 @@ class Doors:
         """Over the writer's socket format, into the source, to the batch."""
         if not records:
             return Outcome()
-        ground = Ground(SETTINGS, "id", lambda name: None, lambda: 1, lambda: DIM, lambda key: True)
-        source = HttpSource(ground, lambda: NOW_MS / 1000)
+        context = SourceContext(SETTINGS, "id", lambda name: None, lambda: 1, lambda: DIM, lambda key: True)
+        source = HttpSource(context, lambda: NOW_MS / 1000)
         body, blob = submissions.pack(records)
         asked = self._pool.submit(source.submit, {**body, "blob": blob, "timeout_s": 60.0})
         batch = source.poll(100, 60.0)
