@@ -193,7 +193,7 @@ def test_readers_are_looked_up_where_no_compaction_goes(
 ) -> None:
     with running(tmp_path, weights, lambda *_: script) as (writer, _):
         store, metrics = writer.engine.store, writer.metrics
-        monkeypatch.setattr(metrics, "_oldest_reader_s", lambda: float(store._readers))
+        monkeypatch.setattr(metrics, "_oldest_reader_s", lambda: float(store.environment._active))
         assert "shoal_oldest_reader_seconds 1.0" in metrics.text()
 
 
