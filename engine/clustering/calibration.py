@@ -1,4 +1,4 @@
-"""The calibration of a collection: mean and deviation of random-pair similarity.
+"""Calibrates a collection: mean and deviation of the similarity of random pairs of distinct vectors.
 
 Both follow from the sum of all vectors and their Gram matrix, which are kept as integers and so are
 a function of the live items alone. What the model uses is an epoch: the values when they were last
@@ -23,9 +23,9 @@ PENDING = 1024  # vectors that wait to be added up: a product of many costs litt
 
 
 class Calibration:
-    """Running sums of the live vectors, the epoch in force, and when to look again.
+    """Running sums over the live distinct vectors, the current epoch, and when to check it next.
 
-    `checked`: live items when the epoch was last held against the collection.
+    `checked`: live vectors when the epoch was last compared with the collection.
     """
 
     def __init__(self, dim: int, card: Epoch, epoch: Epoch | None = None, checked: int = 0) -> None:
@@ -42,7 +42,7 @@ class Calibration:
         self._pending: list[tuple[Int16, int]] = []
 
     def add(self, grid: Int16, sign: int = 1) -> None:
-        """Vectors came (sign 1) or went (sign -1)."""
+        """Add vectors (sign 1) or remove them (sign -1)."""
         if not len(grid):
             return
         self.items += sign * len(grid)
@@ -51,7 +51,7 @@ class Calibration:
             self.add_up()
 
     def add_up(self) -> None:
-        """Bring the sums up to what has come and gone."""
+        """Apply pending additions and removals to the sums."""
         for sign in (1, -1):
             parts = [grid for grid, its_sign in self._pending if its_sign == sign]
             if parts:
@@ -67,7 +67,7 @@ class Calibration:
         self._excess_squared += sign * int((excess * excess).sum())
 
     def advance(self) -> bool:
-        """Look whether it is time to; returns whether a new epoch began."""
+        """Check the epoch if a check is due; return whether a new epoch began."""
         if self._held or not self._due():
             return False
         if self.items < LEAST_ITEMS:
@@ -83,16 +83,16 @@ class Calibration:
         return True
 
     def hold(self, epoch: Epoch) -> None:
-        """This epoch for good: for clustering a collection from scratch as another one sees it."""
+        """Fix the epoch, to cluster a collection from scratch at the calibration of another one."""
         self.epoch, self._held = epoch, True
 
     def begin(self) -> None:
-        """A new epoch now, whatever the drift: for a rebuild."""
+        """Begin a new epoch regardless of drift, for a rebuild."""
         self.checked = self.items if self.items >= LEAST_ITEMS else 0
         self.epoch = self.measure() if self.checked else self.card
 
     def measure(self) -> Epoch:
-        """Mean and deviation of the similarity of two different items drawn at random."""
+        """Return mean and deviation of the similarity of two different vectors drawn at random."""
         self.add_up()
         count = self.items * (self.items - 1)
         squared_length = sum(int(t) ** 2 for t in self._total)

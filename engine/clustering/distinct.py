@@ -1,4 +1,4 @@
-"""The node of a vector: identical vectors are one node, and no two nodes have the same hash.
+"""Finds the node of a vector: identical vectors share a node, and no two nodes have the same hash.
 
 A vector's hash breaks the ties of every order, so it must be a function of the set of vectors, whichever came
 first. It is the first of the vector's keyed hashes (number 0, 1, ...) that no smaller vector claims; vectors
@@ -19,7 +19,7 @@ from engine.types import Int16, Int32, UInt64
 
 @dataclass(slots=True)
 class Distinct:
-    """The rows of `nodes` by hash. `claims` differs from `nodes.hashes` only until `settle`."""
+    """An index of `nodes` by hash. `claims` differs from `nodes.hashes` only until `settle`."""
 
     nodes: Nodes
     claims: dict[int, int] = field(default_factory=dict)  # hash -> row
@@ -27,11 +27,11 @@ class Distinct:
     moved: set[int] = field(default_factory=set)  # rows whose hash is another since the last `settle`
 
     def find(self, grid: Int16) -> Int32:
-        """The row of each vector (n, d), int32 (n,), -1: there is no such node."""
+        """Return the row of each vector (n, d), int32 (n,); -1: there is no such node."""
         return self._find(grid, vectors.hash_vectors(grid))
 
     def find_or_add(self, grid: Int16) -> tuple[Int32, Int32]:
-        """The row of each vector (n, d), and the rows that are new among them; equal vectors share one."""
+        """Return the row of each vector (n, d), adding missing nodes, and the rows that were added."""
         hashes = vectors.hash_vectors(grid)
         rows = self._find(grid, hashes)
         missing = np.flatnonzero(rows < 0)
@@ -50,7 +50,7 @@ class Distinct:
         return rows, new
 
     def adopt(self, rows: Int32) -> None:
-        """Nodes came, with their hashes number 0 and with vectors that no other node has."""
+        """Index new nodes, which have their hashes number 0 and vectors that no other node has."""
         for row, name in zip(rows.tolist(), self.nodes.hashes[rows].tolist(), strict=True):
             if name in self.claims:
                 self._claim(row, 0)
@@ -58,7 +58,7 @@ class Distinct:
                 self.claims[name] = row
 
     def remove(self, rows: Int32) -> None:
-        """These nodes go; a node that one of them displaced takes its better hash."""
+        """Remove nodes; a node that one of them displaced takes its preferred hash."""
         for row, name in zip(rows.tolist(), self.nodes.hashes[rows].tolist(), strict=True):
             name = name if self.claims.get(name) == row else self._name_of(row)
             del self.claims[name]
@@ -72,7 +72,7 @@ class Distinct:
                 self._claim(row, 0)
 
     def settle(self) -> tuple[Int32, UInt64]:
-        """The rows whose hash is not the one in `nodes` any more, rising, and the new hashes."""
+        """Return the rows whose hash in `nodes` is outdated, rising, and their new hashes."""
         found: list[tuple[int, int]] = []
         if self.moved:
             claims = ((row, name) for name, row in self.claims.items() if row in self.moved)
@@ -82,7 +82,7 @@ class Distinct:
         return rows, np.array([name for _, name in found], np.uint64)
 
     def replace(self, rows: Int32) -> None:
-        """These rows hold the nodes of their hashes now."""
+        """Index these rows in place of the rows that had their hashes."""
         self.claims.update(zip(self.nodes.hashes[rows].tolist(), rows.tolist(), strict=True))
 
     def _find(self, grid: Int16, hashes: UInt64) -> Int32:
@@ -94,7 +94,7 @@ class Distinct:
         return rows
 
     def _probe(self, vector: Int16) -> int:
-        """The row of a vector whose hash number 0 is another's, -1: there is none."""
+        """Return the row of a vector whose hash number 0 belongs to another one; -1: there is none."""
         number = 0
         while True:
             row = self.claims.get(_hash(vector, number), -1)
@@ -103,7 +103,7 @@ class Distinct:
             number += 1
 
     def _claim(self, row: int, number: int) -> None:
-        """A node takes the first of its hashes, from `number` on, that is free or a greater vector's."""
+        """Give a node the first of its hashes, from `number` on, that is free or a greater vector's."""
         vector = self.nodes.vectors[row]
         name = _hash(vector, number)
         while True:
@@ -126,7 +126,7 @@ class Distinct:
 
 
 def distinct_hashes(grid: Int16) -> UInt64:
-    """The hashes (n,) that different vectors (n, d) have as nodes."""
+    """Return the hashes (n,) of different vectors (n, d) as nodes of one collection."""
     nodes = Nodes(grid.shape[1])
     table = Distinct(nodes)
     rows = nodes.add(grid, vectors.hash_vectors(grid))

@@ -1,6 +1,6 @@
-"""Why is an item where it is? The links it follows from level to level, and what it did not follow.
+"""Explains why an item is in its cluster: the links followed at each level, and the links refused.
 
-Read from the live state between two batches: everything here is what the last commit was made of.
+Reads the live state between two batches, which is the state of the last commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = dict[str, Any]
 
 
 def explain(state: State, key: bytes, level: int | None = None) -> Answer:
-    """An item's neighbours, linkage and links at each level, up to `level`, from the finest. JSON-ready.
+    """Return an item's neighbours, linkage and links at each level up to `level`, finest first. JSON-ready.
 
     At level 0 a node is a vector, above it a supernode, named by its peak; `key` is that of one of the
     `copies` items with the vector, `size` counts different vectors. `verdict` of a neighbour: the
@@ -55,7 +55,7 @@ def explain(state: State, key: bytes, level: int | None = None) -> Answer:
 
 
 def _at_level(state: State, at: int, row: int, own: dict[int, str]) -> Answer:
-    """`own`: the item that was asked for, by its node's row at level 0: it stands for that node."""
+    """`own`: the requested item's key, by its node's row at level 0; it represents that node."""
     level = state.hierarchy.levels[at]
     near = level.lists.neighbors[row, : _degree(level, row)].tolist()
     chain = _chain(level, row)
@@ -79,7 +79,7 @@ def _at_level(state: State, at: int, row: int, own: dict[int, str]) -> Answer:
 
 
 def _nodes(state: State, at: int, rows: list[int], own: dict[int, str]) -> dict[int, Answer]:
-    """What is shown of each node, by row."""
+    """Describe nodes, by row."""
     level = state.hierarchy.levels[at]
     base_rows = [_base_row(state, at, row) for row in rows]
     keys = state.representatives(np.array(base_rows, np.int32))
@@ -100,7 +100,7 @@ def _link(level: Level, row: int, rank: int) -> Answer:
 
 
 def _link_up(level: Level, row: int) -> Answer:
-    """The link from a node to its parent; a peak has none."""
+    """Return the link from a node to its parent; a peak has none."""
     parent = level.parent[row]
     if parent == ROOT:
         return {"similarity": None, "linkage": None}
@@ -109,7 +109,7 @@ def _link_up(level: Level, row: int) -> Answer:
 
 
 def _verdict(level: Level, row: int, other: int, rank: int) -> str:
-    """The rule of `decode.parents`."""
+    """Apply the rule of `decode.parents`."""
     if level.parent[row] == other:
         return PARENT
     if level.linkage[row, rank] <= np.float32(level.shape.tau):
@@ -121,7 +121,7 @@ def _verdict(level: Level, row: int, other: int, rank: int) -> str:
 
 
 def _chain(level: Level, row: int) -> list[int]:
-    """The nodes from `row` to its peak."""
+    """Return the nodes from `row` to its peak."""
     rows = [row]
     while level.parent[rows[-1]] != ROOT:
         rows.append(int(level.parent[rows[-1]]))
@@ -133,7 +133,7 @@ def _degree(level: Level, row: int) -> int:
 
 
 def _base_row(state: State, at: int, row: int) -> int:
-    """The level-0 row of a node's peak."""
+    """Return the level-0 row of a node's peak."""
     for level in state.hierarchy.levels[at:0:-1]:
         row = int(level.below[row])
     return row

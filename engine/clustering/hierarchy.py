@@ -1,9 +1,9 @@
-"""The levels of the hierarchy and how a change climbs through them.
+"""Clusters the levels of the hierarchy and propagates a change from each level to the next.
 
 Nodes of level 0 are distinct vectors; how many items share one is unknown here. A level clusters its
 nodes: lists, then linkage, density, parents, and roots (the peaks). Each peak is a node of the next level,
-with the sums of its tree. What changes at one level is the next one's batch, as a difference; a level that
-adds no link is the top. Clustering from scratch is the same code, fed with everything at once.
+with the sums of its tree. The changes of one level are the next one's batch, as differences; a level that
+adds no link is the top. Clustering from scratch runs the same code with everything at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What fixes the arrays of a hierarchy, and the clustering with them."""
+    """The parameters that determine a hierarchy's arrays and its clustering."""
 
     dim: int
     k: int
@@ -64,18 +64,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A level's batch: rows already added or removed, and what supernodes gained (or lost)."""
+    """A level's batch: rows already added or removed, and the gains (or losses) of supernodes."""
 
     new: Int32
     gone: Int32
     touched: Int32
     gained_sizes: Int64  # (touched,)
     gained_sums: Int64  # (touched, d)
-    reshaped: Int32  # those of the touched whose size or rounded mean is another: what a model sees
+    reshaped: Int32  # the touched rows whose size or rounded mean, which a model sees, changed
 
     @classmethod
     def of(cls, new: Int32, gone: Int32) -> Delta:
-        """Nodes that come and go, no others touched."""
+        """Return a batch of inserts and deletes alone."""
         return cls(new, gone, _NONE, np.empty(0, np.int64), np.empty((0, 0), np.int64), _NONE)
 
 
@@ -90,7 +90,7 @@ class Moves:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a change cost at one level."""
+    """The cost of a change at one level."""
 
     nodes: int
     changed: int  # nodes whose lists or features changed
@@ -101,7 +101,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Clustered:
-    """What a change did to a level, and what it cost there and at each level above."""
+    """The effect of a change on a level, and its cost there and at each level above."""
 
     moves: Moves
     rewritten: Int32  # rows whose list changed
@@ -167,7 +167,7 @@ class Level(Columns):
         return self.nodes.live - self.peaks
 
     def graph(self) -> KnnGraph:
-        """What a model may read of the level now."""
+        """Return the model's view of the level as it is now."""
         lists = self.lists
         return KnnGraph(
             k=self.shape.k,
@@ -181,7 +181,7 @@ class Level(Columns):
         )
 
     def kept(self) -> Kept:
-        """What the model has computed of the level and may read again."""
+        """Return the model's intermediate results for the level."""
         return Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds)
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
@@ -190,14 +190,14 @@ class Level(Columns):
         return rows
 
     def prepare(self, rows: Int32) -> None:
-        """Make these rows, just added to `nodes`, ready for clustering."""
+        """Reset the columns of rows that were just added to `nodes`."""
         self.reserve(self.nodes.capacity)
         self.parent[rows] = self.root[rows] = self.above[rows] = self.below[rows] = -1
 
     def update(
         self, delta: Delta, model: Model, epoch: Epoch, everything: bool, watch: Stopwatch
     ) -> Clustered:
-        """Cluster again what a batch affects; `everything`: all nodes (a new calibration)."""
+        """Recluster what a batch affects; `everything`: all nodes (a new calibration)."""
         changed, rewritten = self.lists.update(delta.new, delta.gone, watch)
         changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.reshaped)
         moves, work = self.recluster(delta, changed, model, epoch, watch)
@@ -206,7 +206,7 @@ class Level(Columns):
     def recluster(
         self, delta: Delta, changed: Int32, model: Model, epoch: Epoch, watch: Stopwatch
     ) -> tuple[Moves, Work]:
-        """The stages after the lists. `changed`: live rows whose N(i) or features changed.
+        """Run the stages after the lists. `changed`: live rows whose N(i) or features changed.
 
         Each stage goes on only with what changed in its bits.
         """
@@ -234,14 +234,14 @@ class Level(Columns):
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:
-        """The rows in another order: neighbours side by side, so that what they read stays in the cache."""
+        """Sort rows by tree, so that the neighbours read by consecutive rows stay in the cache."""
         trees = self.root[rows]
-        homeless = trees < 0  # new: goes with its nearest neighbour
+        homeless = trees < 0  # new: sorted with its nearest neighbour
         trees[homeless] = self.root[self.lists.neighbors[rows[homeless], 0]]
         return rows[np.argsort(trees, kind="stable")]
 
     def _rehang(self, rows: Int32) -> Int32:
-        """Densities and parents after a change of the rows' edges; returns rows with a new parent."""
+        """Update densities and parents after the rows' edges changed; return rows with a new parent."""
         lists, k = self.lists, self.shape.k
         density = decode.densities(rows, k, lists.dots, lists.lengths, self.linkage)
         differs = density != self.density[rows]
@@ -284,14 +284,14 @@ class Hierarchy:
         return self.levels[0]
 
     def update(self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
-        """Cluster after nodes came and went (already so in `base.nodes`)."""
+        """Cluster after inserts and deletes, which are already applied to `base.nodes`."""
         delta = Delta.of(new, gone)
         found = self.base.update(delta, self.model, epoch, everything, watch)
         above = self._climb(delta, found.moves, epoch, everything, watch)
         return Clustered(found.moves, found.rewritten, [*found.work, *above])
 
     def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
-        """Cluster from the lists of level 0, which are already there."""
+        """Cluster from the lists of level 0, which are already in place."""
         delta = Delta.of(self.base.nodes.all_rows(), _NONE)
         moves, work = self.base.recluster(delta, delta.new, self.model, epoch, watch)
         return [work, *self._climb(delta, moves, epoch, True, watch)]
@@ -323,7 +323,7 @@ class Hierarchy:
         return works
 
     def _lift(self, lower: Level, upper: Level, delta: Delta, moves: Moves) -> Delta:
-        """The difference of the supernodes that a level's moves and gains make."""
+        """Translate a level's moves and gains into the next level's batch."""
         roots, sizes, sums = _gains(lower, delta, moves)
         is_peak = lower.nodes.alive[roots] & (lower.parent[roots] == ROOT)
         was_peak = lower.above[roots] >= 0
@@ -352,7 +352,7 @@ class Hierarchy:
 
 
 def _gains(lower: Level, delta: Delta, moves: Moves) -> tuple[Int32, Int64, Int64]:
-    """What each affected root's tree gained: roots (r,), sizes (r,), sums (r, d).
+    """Return the gains of each affected root's tree: roots (r,), sizes (r,), sums (r, d).
 
     A moved row takes all it has now from its old root to its new one, so what it gained in the same
     change is given to the old root first.
@@ -389,7 +389,7 @@ def _carry(rows: Any, before: Any, after: Any, sizes: Any, vectors: Any, out: An
 
 @njit(cache=True, nogil=True)
 def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
-    """values[rows] = fresh; returns the rows whose values changed (0 for -0 is none: p is the same)."""
+    """Set values[rows] = fresh; return the rows whose values changed (0 equals -0: p is the same)."""
     differing = np.empty(len(rows), np.int32)
     count = 0
     for t, row in enumerate(rows):
@@ -405,7 +405,7 @@ def _write_nodes(values: Any, rows: Any, fresh: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _write_edges(values: Any, sources: Any, ranks: Any, fresh: Any) -> Any:
-    """values[sources, ranks] = fresh; returns the sources with a value that changed."""
+    """Set values[sources, ranks] = fresh; return the sources with a changed value."""
     differing = np.empty(len(sources), np.int32)
     count = 0
     for t, source in enumerate(sources):

@@ -1,4 +1,4 @@
-"""The items of a collection in memory: key, id, version, time, and the row of the node with the vector."""
+"""Holds the items of a collection in memory: key, id, version, time, and the row of their node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.types import Int32, Int64
 
 
 class ItemTable(Table):
-    """Rows are items; any number of them may share a node."""
+    """A table of items; any number of them may share a node."""
 
     ids: Int64
     versions: Int64  # of the vector
@@ -31,12 +31,12 @@ class ItemTable(Table):
         self.row_of: dict[bytes, int] = {}
 
     def find(self, keys: Sequence[bytes]) -> Int32:
-        """The row of each key, int32 (n,), -1: there is no such item."""
+        """Return the row of each key, int32 (n,); -1: there is no such item."""
         get = self.row_of.get
         return np.fromiter((get(key, -1) for key in keys), np.int32, len(keys))
 
     def add(self, keys: Sequence[bytes]) -> Int32:
-        """Take rows for new keys; returns them, int32 (n,)."""
+        """Allocate rows for new keys; return them, int32 (n,)."""
         rows = self.take(len(keys))
         self.keys.extend([b""] * (self.capacity - len(self.keys)))
         for row, key in zip(rows.tolist(), keys, strict=True):
@@ -50,7 +50,7 @@ class ItemTable(Table):
         self.times[rows], self.nodes[rows] = times, nodes
 
     def drop(self, rows: Int32) -> None:
-        """The items are gone."""
+        """Delete items."""
         for row in rows.tolist():
             del self.row_of[self.keys[row]]
             self.keys[row] = b""
@@ -59,12 +59,12 @@ class ItemTable(Table):
         self.release(rows)
 
     def of_nodes(self, nodes: Int32, capacity: int) -> Int32:
-        """The items of some nodes, by rising row, int32. `capacity`: of the nodes' table."""
+        """Return the items of some nodes, by rising row, int32. `capacity`: of the table of nodes."""
         wanted = np.zeros(capacity + 1, np.bool_)  # the last for -1
         wanted[nodes] = True
         held = np.flatnonzero(wanted[self.nodes[: self.rows]])
         return held.astype(np.int32)
 
     def named(self, rows: Int32) -> list[bytes]:
-        """The keys of rows."""
+        """Return the keys of rows."""
         return [self.keys[row] for row in rows.tolist()]

@@ -1,4 +1,4 @@
-"""Stable ids for a partition that changes, and what happened to its clusters.
+"""Assigns stable ids to the clusters of a changing partition, and derives lineage events.
 
 A cluster id names a *set of members*, not a place in the hierarchy: trees with equal members at
 neighbouring levels share one id. Old and new trees are matched by members in common alone, the
@@ -52,7 +52,7 @@ class Transfers:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The new partition under stable names, and how it differs from the old."""
+    """The new partition under stable names, and its differences from the old one."""
 
     names: Names
     handles: Int64  # (t,), of new tree number 0, 1, ...
@@ -66,7 +66,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Non-empty intersections of old sets and new sets, each pair once."""
+    """Non-empty intersections of old and new sets, each pair once."""
 
     old: Int64
     new: Int64
@@ -78,7 +78,7 @@ class _Pairs:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The transfers of items that were there before and are there now."""
+    """The transfers of items that existed before and still exist."""
 
     before: Int64  # row in the old table of trees
     after: Int64  # number of the new tree
@@ -101,7 +101,7 @@ class _Level:
 
 
 def follow(names: Names, partition: Partition, transfers: Transfers, version: int) -> Lineage:
-    """Name the trees of a new partition after the old one's and tell the differences.
+    """Name the trees of a new partition after those of the old one, and return the differences.
 
     `names`: the old partition's; `version`: of the change.
     """
@@ -140,7 +140,7 @@ def follow(names: Names, partition: Partition, transfers: Transfers, version: in
 
 
 def old_rows(trees: Trees, transfers: Transfers) -> Int64:
-    """Where in the old table each transfer's old tree is, int64 (a,), -1: the items are new."""
+    """Return the row of each transfer's old tree in the old table, int64 (a,); -1 for new items."""
     row = np.full(len(transfers.before), -1, np.int64)
     known = transfers.before > 0
     row[known] = np.searchsorted(trees.handles, transfers.before[known])
@@ -149,7 +149,7 @@ def old_rows(trees: Trees, transfers: Transfers) -> Int64:
 
 
 def distinct(paths: Int64) -> Int64:
-    """The distinct ids of each path, final first, 0 pads: (t, levels) -> (t, levels)."""
+    """Return the distinct ids of each path, final first, padded with 0: (t, levels) -> (t, levels)."""
     coarse_first = paths[:, ::-1]
     keep = np.ones(coarse_first.shape, np.bool_)
     keep[:, 1:] = coarse_first[:, 1:] != coarse_first[:, :-1]
@@ -165,14 +165,14 @@ def _totals(index: Int64, count: Int64, length: int) -> Int64:
 
 
 def _overlaps(old: Int64, new: Int64, count: Int64, width: int) -> _Pairs:
-    """Sums the counts of equal (old, new); new < width."""
+    """Sum the counts of equal (old, new) pairs; new < width."""
     keys, inverse = np.unique(old * width + new, return_inverse=True)
     overlap = _totals(inverse, count, len(keys))
     return _Pairs(keys // max(width, 1), keys % max(width, 1), overlap)
 
 
 def _match(pairs: _Pairs, peak: Int64) -> tuple[Int64, Int64]:
-    """Greedy: largest overlap first, ties to the lower old number, then to the lower peak.
+    """Match greedily: largest overlap first, ties to the lower old number, then to the lower peak.
 
     Returns for each of the n new trees (as many as `peak` has) the old number, -1: none, and the overlap.
     """
@@ -195,7 +195,7 @@ def _match(pairs: _Pairs, peak: Int64) -> tuple[Int64, Int64]:
 
 
 def _mint(ids: Int64, peak: Int64, following: int) -> int:
-    """Fills the zeros of `ids` from the counter, in the order of peaks; returns the next free one."""
+    """Fill the zeros of `ids` from the counter, in the order of peaks; return the next free number."""
     blank = np.flatnonzero(ids == 0)
     ids[blank[np.argsort(peak[blank])]] = np.arange(following, following + len(blank))
     return following + len(blank)
@@ -204,7 +204,7 @@ def _mint(ids: Int64, peak: Int64, following: int) -> int:
 def _name_levels(
     names: Names, partition: Partition, tree_size: Int64, parts: _Parts
 ) -> tuple[list[_Level], int]:
-    """Name the trees of all levels, the coarsest first; returns the levels, finest first, and the next id."""
+    """Name the trees of all levels, coarsest first; return the levels, finest first, and the next id."""
     old, place = names.clusters, np.searchsorted(names.clusters.ids, names.trees.paths)
     used = np.zeros(len(old.ids), np.bool_)
     next_cluster, coarser = names.next_cluster, None
@@ -232,7 +232,7 @@ def _name_levels(
 
 
 def _table(levels: list[_Level], old: Clusters, version: int) -> tuple[Clusters, Bool]:
-    """The living clusters, and which of them need a new record."""
+    """Return the living clusters, and a mask of those that need a new record."""
     names = ("ids", "size", "peak", "parent", "overlap")
     own = [~level.shared for level in levels]  # a cluster belongs to the coarsest of its levels
     column = {
@@ -267,7 +267,7 @@ def _records(table: Clusters, rows: Bool) -> list[Cluster]:
 
 
 def _ended(names: Names, clusters: Clusters, paths: Int64, parts: _Parts, version: int) -> list[Cluster]:
-    """Last records of the clusters that are no more; `into`: those of the level now, largest part first."""
+    """Return the last records of ended clusters; `into`: who took their members, largest part first."""
     old_trees, old = names.trees, names.clusters
     gone = ~_find(clusters.ids, old.ids)[1]
     records = _records(old, gone)
@@ -289,7 +289,7 @@ def _ended(names: Names, clusters: Clusters, paths: Int64, parts: _Parts, versio
 
 
 def _changed_trees(old: Trees, new: Trees) -> dict[int, tuple[int, ...]]:
-    """Handles whose distinct path is another now."""
+    """Return the handles whose distinct path has changed."""
     at, known = _find(old.handles, new.handles)
     differs = np.ones(len(new.handles), np.bool_)
     if old.paths.shape[1] == new.paths.shape[1]:
@@ -308,7 +308,7 @@ def _changed_trees(old: Trees, new: Trees) -> dict[int, tuple[int, ...]]:
 
 
 def _find(sorted_ids: Int64, wanted: Int64) -> tuple[Int64, Bool]:
-    """Positions of `wanted` in rising ids, and which are there at all (else the position means nothing)."""
+    """Return the positions of `wanted` in rising ids, and a mask of those that were found."""
     at = np.searchsorted(sorted_ids, wanted)
     at[at == len(sorted_ids)] = 0
     if not len(sorted_ids):
@@ -317,7 +317,7 @@ def _find(sorted_ids: Int64, wanted: Int64) -> tuple[Int64, Bool]:
 
 
 def _events(old: Clusters, final: _Level) -> list[LineageEvent]:
-    """What happened to final clusters whose members changed.
+    """Return the events of final clusters whose members changed.
 
     Each new final id gives one `emerge`, each that is final no more one `vanish`. A cluster that holds the
     largest part of others gives a `merge`, one that the largest part of others came from a `split`; what was
@@ -358,7 +358,7 @@ def _events(old: Clusters, final: _Level) -> list[LineageEvent]:
 
 
 def _parts(whole: Int64, part: Int64, overlap: Int64) -> dict[int, list[tuple[int, int]]]:
-    """Of each whole its (part, overlap), largest first; ties: the whole's own id, then the lower."""
+    """Return the (part, overlap) pairs of each whole, largest first; ties: its own id, then the lower."""
     parts: dict[int, list[tuple[int, int]]] = {}
     order = np.lexsort((part, part != whole, -overlap, whole))
     for w, p, n in zip(whole[order].tolist(), part[order].tolist(), overlap[order].tolist(), strict=True):
@@ -369,7 +369,7 @@ def _parts(whole: Int64, part: Int64, overlap: Int64) -> dict[int, list[tuple[in
 def _largest_parts(
     parts: dict[int, list[tuple[int, int]]], size: dict[int, int]
 ) -> dict[int, tuple[int, ...]]:
-    """Who holds the largest part of which other wholes: holder -> wholes, rising."""
+    """Return which wholes have their largest part in another one: holder -> wholes, rising."""
     holders: dict[int, list[int]] = {}
     for whole, found in parts.items():
         holder, overlap = found[0]

@@ -1,13 +1,13 @@
-"""The whole way of a batch, on one page: items in, the change of the stored state out.
+"""Turns a batch into the change of the stored state, on one page.
 
-    batch -> items that are new, have another vector, or go   (`_sort_out`)
-          -> items and nodes in memory, calibration           (`State.take`)
+    batch -> inserts, updates and deletes by key                       (`_sort_out`)
+          -> items and nodes in memory, calibration                    (`State.take`)
           -> lists, linkage, density, parents, roots, level by level   (`State.recluster`)
-          -> stable ids, events                               (`engine.clustering.lineage`)
-          -> one `Change` for the store                       (`step` again)
+          -> stable ids, events                                        (`engine.clustering.lineage`)
+          -> one `Change` for the store                                (`step`)
 
-`step` alters the state in memory. If the change cannot be committed, the state must be thrown away
-and loaded again: the store is the truth.
+`step` modifies the state in memory. If the change cannot be committed, the state must be discarded and
+loaded again from the store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NO_IDS = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a batch means for the items there are."""
+    """A batch sorted by its effect on the existing items."""
 
     held: Int32  # (n,), the item row that an upsert's key has, -1: the key is new
     fresh: Bool  # (n,), the key is new
@@ -52,13 +52,13 @@ class _Plan:
 
     @property
     def arrivals(self) -> Int64:
-        """The upserts that are new or have another vector."""
+        """The upserts of new keys and of known keys with another vector."""
         return np.concatenate([np.flatnonzero(self.fresh), self.moving])
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A partition under its names, and what that changes for nodes and items."""
+    """A named partition, and the resulting changes of nodes and items."""
 
     found: Lineage
     places: Shift
@@ -66,7 +66,7 @@ class _Named:
 
 
 def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Change, Applied]:
-    """Take a batch: returns what the store has to commit and what came of it."""
+    """Apply a batch to the state; return the change to commit and a summary."""
     version = state.version + 1
     plan = _sort_out(state, batch)
     removed = list(zip(state.items.ids[plan.gone].tolist(), state.items.named(plan.gone), strict=True))
@@ -115,7 +115,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
 
 
 def regenerate(state: State, places: Int64, now_ms: int) -> Change:
-    """The change that puts a collection clustered anew in the place of what a store has.
+    """Return the change that replaces a store's clustering by that of `state`.
 
     `state` holds the store's items, nodes and names, clustered with another model, epoch or arithmetic;
     `places` (n,): the stored level-0 tree of each item, by rising row, 0: none. The change's lists, places
@@ -164,7 +164,7 @@ def _sort_out(state: State, batch: Batch) -> _Plan:
 
 
 def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals:
-    """The items that come or have another vector, new keys with ids; others get their new times."""
+    """Return inserted and moved items, with ids for new keys; update the event times of the others."""
     items, at = state.items, plan.arrivals
     new = int(plan.fresh.sum())
     ids = np.concatenate(
@@ -183,7 +183,7 @@ def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals
 
 
 def _upserts(state: State, batch: Batch) -> Items:
-    """The item rows to write, by rising id."""
+    """Return the item rows to write, by rising id."""
     items = state.items
     rows = items.find(batch.keys)
     order = np.argsort(items.ids[rows])
@@ -199,7 +199,7 @@ def _upserts(state: State, batch: Batch) -> Items:
 
 
 def _copies(state: State, turnover: Turnover, removed: Sequence[tuple[int, bytes]]) -> Shift:
-    """The items' nodes before and after, by id."""
+    """Return the nodes of inserted, moved and deleted items before and after the batch, as ids."""
     rows, before = turnover.items, turnover.before
     ids = state.node_ids
     return Shift(
@@ -212,10 +212,7 @@ def _copies(state: State, turnover: Turnover, removed: Sequence[tuple[int, bytes
 def _name(
     state: State, turnover: Turnover, clustered: Clustered, removed: Sequence[tuple[int, bytes]], version: int
 ) -> _Named:
-    """Match the partition after a batch with the one before: ids, the nodes' trees, events of items.
-
-    Alters the handles of the state.
-    """
+    """Name the partition after a batch by matching it with the previous one; update the state's handles."""
     base, items, moves = state.hierarchy.base, state.items, clustered.moves
     roots = state.roots()
     trees = _tree_numbers(state, roots)
@@ -226,7 +223,7 @@ def _name(
     came_from, left = _at(before, turnover.before), before[turnover.left]
     moved = moves.rows[moves.after >= 0]
     came = np.bincount(items.nodes[turnover.items], minlength=base.capacity)[moved]
-    stood = np.setdiff1d(roots, moved)  # peaks whose trees lost and got single nodes only
+    stood = np.setdiff1d(roots, moved)  # peaks that did not move: their trees kept the rest of their nodes
 
     part = Transfers(
         np.concatenate([came_from, left, before[moved]]),
@@ -267,7 +264,7 @@ def _name(
 
 
 def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple[Lineage, list[Assignment]]:
-    """As `_name`, of a partition whose nodes may all be elsewhere; `places`: of all items, by row."""
+    """Do what `_name` does where every node may differ; `places`: the old trees of all items."""
     roots = state.roots()
     trees = _tree_numbers(state, roots)[state.items.nodes[items]]
     transfers = Transfers(places, trees, np.ones(len(items), np.int64))
@@ -278,7 +275,7 @@ def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple
 
 
 def _tree_numbers(state: State, roots: Int32) -> Int64:
-    """The number of each live node's tree, by row: its root's place in `roots`."""
+    """Return the number of each live node's tree, by row: its root's position in `roots`."""
     base = state.hierarchy.base
     number = np.zeros(base.capacity + 1, np.int64)  # the last for -1: not alive
     number[roots] = np.arange(len(roots))
@@ -286,7 +283,7 @@ def _tree_numbers(state: State, roots: Int32) -> Int64:
 
 
 def _staying(state: State, part: Transfers) -> Int64:
-    """How many items of each old tree are not in these transfers, (t,)."""
+    """Count the items of each old tree that are in none of these transfers, (t,)."""
     trees, clusters = state.names.trees, state.names.clusters
     size = clusters.size[np.searchsorted(clusters.ids, trees.paths[:, 0])]
     known = part.before > 0
@@ -301,14 +298,14 @@ def _without_empty(transfers: Transfers) -> Transfers:
 
 
 def _at(values: Int64, rows: Int32) -> Int64:
-    """The values of rows, 0 for -1."""
+    """Return the values of rows, 0 for -1."""
     if not len(values):
         return np.zeros(len(rows), np.int64)
     return np.where(rows >= 0, values[rows], 0)
 
 
 def _members(state: State, roots: Int32, moved: Int32) -> Int32:
-    """The nodes of these trees, but for those that moved."""
+    """Return the nodes of these trees, except those that moved."""
     base = state.hierarchy.base
     if not len(roots):
         return roots
@@ -320,13 +317,13 @@ def _members(state: State, roots: Int32, moved: Int32) -> Int32:
 
 
 def _assignments(state: State, found: Lineage, rows: Int32, previous: Int64) -> list[Assignment]:
-    """Of these items those whose final cluster, `previous`, is another now, by rising id."""
+    """Return an event for each item whose final cluster differs from `previous`, by rising item id."""
     base, items = state.hierarchy.base, state.items
     root = base.root[items.nodes[rows]]
     trees = np.searchsorted(state.roots(), root)
     current = found.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
-    # By item id: rows are numbered otherwise after a restart, and events must come in the same order.
+    # By item id: row numbers differ after a restart, and events must keep their order.
     changed = changed[np.argsort(items.ids[rows[changed]])]
     concerned, which = np.unique(trees[changed], return_inverse=True)
     paths = [tuple(i for i in path if i) for path in lineage.distinct(found.paths[concerned]).tolist()]
@@ -338,7 +335,7 @@ def _assignments(state: State, found: Lineage, rows: Int32, previous: Int64) -> 
 
 
 def _partition(state: State, roots: Int32) -> Partition:
-    """For each level-0 tree the tree that holds it at each level, and that tree's peak's node id."""
+    """Return the ancestor of each level-0 tree at each level, and the node id of its peak."""
     levels = state.hierarchy.levels
     labels = [np.arange(len(roots), dtype=np.int64)]
     peaks = [state.node_ids[roots]]
@@ -353,7 +350,7 @@ def _partition(state: State, roots: Int32) -> Partition:
 
 
 def _lists(state: State, rows: Int32) -> Lists:
-    """The lists of these rows as the store keeps them, by rising node id."""
+    """Return the lists of these rows with node ids in place of rows, by rising node id."""
     lists, ids = state.hierarchy.base.lists, state.node_ids
     rows = rows[np.argsort(ids[rows])]
     neighbors = lists.neighbors[rows]

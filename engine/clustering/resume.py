@@ -1,8 +1,8 @@
-"""Where a hierarchy left off: its derived columns taken out of memory, and put back after a restart.
+"""Saves the derived columns of a hierarchy, and resumes from them after a restart.
 
-A restart is a batch: what the snapshot has and the store has no more is gone, what it does not know is new,
-and a row that was computed from something else has changed. The stages then run on that alone, as they do
-for any batch; without a snapshot everything is new.
+A restart is replayed as a batch: nodes only in the snapshot are deletes, nodes only in the store are inserts,
+and rows computed from other lists or features have changed. The usual stages then run on these alone; without
+a snapshot every node is an insert.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from engine.types import Epoch, Float32, Int32, UInt64
 from engine.vectors import round_means
 
 _NONE = np.empty(0, np.int32)
-_LOST = np.int32(ROOT - 1)  # the parent is not there any more: whatever it is now, it is another
+_LOST = np.int32(ROOT - 1)  # the parent was deleted: whatever the new parent is, it differs
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One level. Rows are its live nodes, numbered anew; -1 stands for no row."""
+    """The derived columns of one level. Rows are its live nodes, renumbered; -1 means no row."""
 
     content: UInt64  # (n,) hash of the node's vector
-    basis: UInt64  # (n,) hash of what else the row was computed from: N(i) at level 0, size and mean above
+    basis: UInt64  # (n,) hash of the row's other inputs: N(i) at level 0, size and mean above
     neighbors: Int32  # (n, width) rows, above level 0; (n, 0) at level 0, whose lists are in the store
     dots: Int32
     hidden: Float32  # (n, hidden)
@@ -41,7 +41,7 @@ class Saved:
 
 
 def capture(hierarchy: Hierarchy) -> list[Saved]:
-    """All levels as they are."""
+    """Copy the derived columns of all levels."""
     saved = []
     for at, level in enumerate(hierarchy.levels):
         rows = level.nodes.all_rows()
@@ -65,9 +65,9 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
 
 
 def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch) -> list[Work]:
-    """Cluster from the lists of level 0, which are there, taking from a snapshot what still holds.
+    """Cluster from the lists of level 0, which are in place, reusing what is still valid in a snapshot.
 
-    The snapshot has to be of this shape, model, arithmetic and epoch.
+    The snapshot must be of the same shape, model, arithmetic and epoch.
     """
     base, model = hierarchy.base, hierarchy.model
     delta, changed = _begin(base, saved[0] if saved else None)
@@ -87,7 +87,7 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
 
 
 def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
-    """Level 0 as saved, where it still is: the items that are new to it, and all rows that changed."""
+    """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
     if saved is None:
         return Delta.of(rows, _NONE), rows
@@ -109,7 +109,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
 
 
 def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
-    """The supernodes of a level's peaks: those that were saved, what has come and gone and changed since."""
+    """Restore the supernodes of a level's peaks; return what was inserted, deleted and changed since."""
     peaks = lower.nodes.all_rows()
     peaks = peaks[lower.parent[peaks] == ROOT]
     lower.above[: lower.nodes.rows] = -1
@@ -131,12 +131,12 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
 
 
 def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:
-    """All saved nodes, in rows 0, 1, ...; those that are no peaks now are gone. Returns them.
+    """Restore all saved nodes, in rows 0, 1, ...; remove and return those that are no longer peaks.
 
     `peaks`: rows of the lower level that were peaks before, too; `at`: their saved rows.
     """
     count = len(saved.content)
-    vectors = np.zeros((count, upper.nodes.vectors.shape[1]), np.int16)  # what is gone is not looked at
+    vectors = np.zeros((count, upper.nodes.vectors.shape[1]), np.int16)  # deleted nodes are never read
     hashes = np.zeros(count, np.uint64)
     vectors[at], hashes[at] = lower.nodes.vectors[peaks], lower.nodes.hashes[peaks]
     rows = upper.add(vectors, hashes)
@@ -151,7 +151,7 @@ def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32)
 
 
 def _add_up(lower: Level, upper: Level) -> None:
-    """Sizes, sums and means of the supernodes, from what their trees hold."""
+    """Compute sizes, sums and means of the supernodes from their trees."""
     rows, held = lower.nodes.all_rows(), upper.nodes.all_rows()
     upper.sizes[held], upper.sums[held] = 0, 0
     vectors = lower.nodes.vectors if lower.is_base else lower.sums
@@ -162,7 +162,7 @@ def _add_up(lower: Level, upper: Level) -> None:
 
 
 def _basis(level: Level, rows: Int32) -> UInt64:
-    """What a node's features are computed from beside itself and, above level 0, its neighbours."""
+    """Hash the inputs of each row: the neighbours at level 0, size and mean above it."""
     basis: UInt64
     if level.is_base:
         basis = _hash_lists(
@@ -174,7 +174,7 @@ def _basis(level: Level, rows: Int32) -> UInt64:
 
 
 def _find(saved: UInt64, wanted: UInt64) -> Int32:
-    """The place of each in `saved`, int32, -1: nowhere."""
+    """Return the position of each hash in `saved`, int32; -1: not found."""
     order = np.argsort(saved)
     at = np.minimum(np.searchsorted(saved[order], wanted), max(len(saved) - 1, 0))
     if not len(saved):

@@ -1,7 +1,7 @@
-"""Which items have been kept long enough: by the age of their event, or by how many there are.
+"""Selects the items that retention deletes, by event age or by number of items.
 
-Retention deletes as anybody does: in a batch, in its transaction, with its events. What is due depends on
-the state and the clock alone; of what is due a bounded part goes at a time, oldest event first.
+Retention deletes like any client: in a batch, in its transaction, with events. What is due depends on the
+state and the clock alone; a bounded number of items is deleted at a time, oldest event first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.types import Batch, Int32
 
 
 def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[bytes]:
-    """Keys to delete together with a batch, none of which it holds itself."""
+    """Return keys to delete together with a batch; none of them occurs in the batch."""
     kept = settings.retention
     if kept.max_age_s is None and kept.max_items is None:
         return []
@@ -31,5 +31,5 @@ def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[byt
 
 
 def _oldest_first(state: State, rows: Int32) -> Int32:
-    """By event time, then by when the key was first seen."""
+    """Sort by event time, then by first sight of the key."""
     return rows[np.lexsort((state.items.ids[rows], state.items.times[rows]))]

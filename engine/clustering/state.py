@@ -25,7 +25,7 @@ _NONE = np.empty(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Items that are new, or have another vector than they had."""
+    """Inserted items, and known items with another vector."""
 
     keys: Sequence[bytes]
     vectors: Int16  # (n, d)
@@ -36,7 +36,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Turnover:
-    """What came and went: rows of items and of nodes."""
+    """Inserted and deleted rows, of items and of nodes."""
 
     items: Int32  # (n,), rows of the arrivals
     before: Int32  # (n,), the node that each had, -1: the item is new
@@ -49,7 +49,7 @@ class Turnover:
 
 @dataclass(slots=True)
 class State:
-    """All that a step works on. Identical vectors are one node of level 0; items point to their node."""
+    """The state that a step modifies. Identical vectors are one node of level 0; items point to it."""
 
     hierarchy: Hierarchy
     calibration: Calibration
@@ -72,7 +72,7 @@ class State:
 
     @classmethod
     def of(cls, loaded: Loaded, shape: Shape, model: Model, card: Epoch, index: IndexFactory) -> State:
-        """The items and names of a store; item and node rows are 0, 1, ... by rising id.
+        """Restore the items and names of a store; item and node rows are 0, 1, ... by rising id.
 
         Nothing is clustered yet, and the neighbour lists are empty.
         """
@@ -108,7 +108,7 @@ class State:
         self.names = replace(self.names, next_tree=old.names.next_tree, next_cluster=old.names.next_cluster)
 
     def restore_lists(self, loaded: Loaded) -> None:
-        """The neighbour lists as they were stored."""
+        """Restore the stored neighbour lists."""
         ids, lists = loaded.vectors.ids, loaded.lists
         assert np.array_equal(ids, lists.ids)
         known = lists.neighbors >= 0
@@ -117,9 +117,9 @@ class State:
         self.hierarchy.base.lists.restore(rows, neighbors, lists.dots)
 
     def take(self, arrivals: Arrivals, leaving: Int32) -> Turnover:
-        """Items come, have another vector now, or go (`leaving`: rows); so nodes come and go.
+        """Insert or move items and delete others (`leaving`: rows); create and remove nodes accordingly.
 
-        `recluster` has to follow.
+        The caller must call `recluster` next.
         """
         items, nodes = self.items, self.hierarchy.base.nodes
         rows = items.find(arrivals.keys)
@@ -150,17 +150,17 @@ class State:
         return Turnover(rows, before, left, new, gone, replaced, replacing)
 
     def recluster(self, turnover: Turnover, everything: bool, watch: Stopwatch) -> Clustered:
-        """Cluster what came and went at the calibration in force; `everything`: all nodes (a new one)."""
+        """Recluster after `take`, at the current calibration; `everything`: all nodes (a new one)."""
         epoch = self.calibration.epoch
         return self.hierarchy.update(turnover.new, turnover.gone, epoch, everything, watch)
 
     def recluster_all(self) -> None:
-        """Cluster all nodes from nothing, as `of` leaves them."""
+        """Cluster all nodes from scratch, after `of`."""
         rows = self.hierarchy.base.nodes.all_rows()
         self.hierarchy.update(rows, _NONE, self.calibration.epoch, False, Stopwatch())
 
     def adopt(self, names: Names, version: int) -> None:
-        """Go over to the next version under these names."""
+        """Advance to a version with these names."""
         self.names, self.version = names, version
 
     def _reserve(self) -> None:
@@ -171,10 +171,10 @@ class State:
             self.handles = np.concatenate([self.handles, np.zeros(more, np.int64)])
 
     def _settle_hashes(self, new: Int32) -> tuple[Int32, Int32]:
-        """Nodes take the hashes that they have among the nodes there are now.
+        """Give nodes the hashes that follow from the current set of vectors.
 
-        A node that is not `new` goes on in another row: to all that is sorted by hash, it is another one.
-        Returns such rows, before and after.
+        A node that is not `new` moves to another row: wherever hashes break ties it is a different node.
+        Return such rows, before and after.
         """
         nodes = self.hierarchy.base.nodes
         rows, hashes = self.distinct.settle()
@@ -193,7 +193,7 @@ class State:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What has to be stored beside the tables."""
+        """The counters that are stored beside the tables."""
         return {
             "next_item": self.next_item,
             "next_node": self.next_node,
@@ -204,11 +204,11 @@ class State:
         }
 
     def final_clusters(self, items: Int32) -> Int64:
-        """The final cluster id of each item, by row, int64."""
+        """Return the final cluster id of items, by row, int64."""
         return self.final_of_nodes(self.items.nodes[items])
 
     def final_of_nodes(self, nodes: Int32) -> Int64:
-        """The final cluster id of each node, by row of level 0, int64."""
+        """Return the final cluster id of nodes, by row of level 0, int64."""
         return final_of(self.names.trees, self.handles[self.hierarchy.base.root[nodes]])
 
     def nodes_since(self, version: int) -> int:
@@ -218,7 +218,7 @@ class State:
         return len(np.unique(items.nodes[rows[items.versions[rows] > version]]))
 
     def representatives(self, nodes: Int32) -> list[bytes]:
-        """The key of each node's oldest item, by row."""
+        """Return the key of each node's oldest item. `nodes`: rows of level 0."""
         items = self.items
         rows = items.of_nodes(nodes, self.hierarchy.base.capacity)
         rows = rows[np.argsort(-items.ids[rows])]  # the last one written is the oldest
@@ -226,17 +226,17 @@ class State:
         return [key_of[node] for node in nodes.tolist()]
 
     def roots(self) -> Int32:
-        """The peaks of level 0, int32, rising."""
+        """Return the peaks of level 0, int32, rising."""
         base = self.hierarchy.base
         alive = base.nodes.all_rows()
         roots: Int32 = alive[base.root[alive] == alive]
         return roots
 
     def settle(self, places: Int64) -> bool:
-        """Give the level-0 trees their handles: `places` (n,), of all items, by rising row.
+        """Assign handles to the level-0 trees: `places` (n,), of all items, by rising row.
 
-        Returns whether the items of a tree have one handle, and no two trees the same: else the
-        handles are of another partition.
+        Return whether the items of each tree share one handle and no two trees do; otherwise the handles
+        belong to another partition.
         """
         root = self.hierarchy.base.root[self.items.nodes[self.items.all_rows()]]
         self.handles[root] = places
@@ -246,7 +246,7 @@ class State:
 
 
 def final_of(trees: Trees, handles: Int64) -> Int64:
-    """The final cluster of each tree by handle, 0 for handle 0."""
+    """Return the final cluster of trees by handle, 0 for handle 0."""
     out = np.zeros(len(handles), np.int64)
     known = handles > 0
     out[known] = trees.paths[np.searchsorted(trees.handles, handles[known]), -1]

@@ -1,4 +1,4 @@
-"""What a change of the partition touches: only that is named anew, all other clusters keep their names.
+"""Restricts naming to the clusters that a change touches; all others keep their names.
 
 A final cluster is *untouched* if its members, its trees at every level and their peaks are what they were.
 Overlaps never lead from an untouched cluster to another one, so `lineage.follow` gives the same names and
@@ -18,7 +18,7 @@ from engine.types import Bool, Clusters, Int64, Trees
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """The transfers whose items were there before and are there now: a row each."""
+    """The transfers of items that existed before and still exist, a row each."""
 
     old_tree: Int64  # (a,), place in the old table of trees
     new_tree: Int64  # (a,)
@@ -27,7 +27,7 @@ class _Links:
 
 
 def follow(names: Names, partition: Partition, transfers: Transfers, version: int) -> Lineage:
-    """As `lineage.follow`, at the cost of what is touched and a few passes over the tables."""
+    """Do what `lineage.follow` does, at the cost of the touched clusters and a few passes over the tables."""
     old_trees, old, ancestors = names.trees, names.clusters, partition.ancestors
     count, levels = ancestors.shape
     if old_trees.paths.shape[1] != levels or not len(old_trees.handles) or not count:
@@ -71,7 +71,7 @@ def follow(names: Names, partition: Partition, transfers: Transfers, version: in
 def _touched(
     old: Clusters, place: Int64, row: Int64, after: Int64, labels: Int64, peaks: Int64
 ) -> tuple[Bool, Bool]:
-    """Which final clusters are touched: old ones by their place, new ones by their label."""
+    """Return masks of the touched final clusters: old ones by position, new ones by label."""
     touched_old = np.zeros(len(old.ids), np.bool_)
     touched_new = np.zeros(labels[:, -1].max(initial=-1) + 1, np.bool_)
     touched_new[labels[after[(row < 0) & (after >= 0)], -1]] = True
@@ -92,7 +92,7 @@ def _touched(
 
 
 def _divided(old: Int64, new: Int64) -> Bool:
-    """Some of the pairs of each set that has parts in several others: at least all but one partner's."""
+    """Mark pairs of sets that have parts in several others: those of all partners but at most one."""
     return _several(old, new) | _several(new, old)
 
 
@@ -104,7 +104,7 @@ def _several(whole: Int64, part: Int64) -> Bool:
 
 
 def _dense(labels: Int64) -> Int64:
-    """The rank of each label among the distinct ones."""
+    """Return the rank of each label among the distinct ones."""
     if not len(labels):
         return labels
     low = labels.min()
@@ -123,7 +123,7 @@ def _columns(clusters: Clusters) -> list[Int64]:
 
 
 def _joined(one: Clusters, other: Clusters) -> Clusters:
-    """Two tables without a common id."""
+    """Merge two tables that have no id in common."""
     order = np.argsort(np.concatenate([one.ids, other.ids]), kind="stable")  # linear for two sorted runs
     pairs = zip(_columns(one), _columns(other), strict=True)
     return Clusters(*(np.concatenate(pair)[order] for pair in pairs))

@@ -1,7 +1,7 @@
 """Hi-LANDER from scratch in the plainest code there is, sharing only the model with the engine.
 
 Lists by comparing all pairs, densities, parents and trees one node at a time, supernodes by adding up
-their items.
+their vectors.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ class SlowLevel:
 
 
 def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch) -> list[SlowLevel]:
-    """All levels of the items with these vectors (n, d) and hashes (n,)."""
+    """All levels of nodes with these vectors (n, d), all different, and hashes (n,)."""
     order = np.argsort(hashes)
     grid, hashes = grid[order], hashes[order]
     levels: list[SlowLevel] = []
     items = [[row] for row in range(len(grid))]
     nodes = list(range(len(grid)))  # each node's peak as a row of level 0
     while True:
-        level = _level(grid, hashes[nodes], nodes, items, model, shape, epoch, is_base=not levels)
+        mean = None if not levels else np.array([rounded_mean(grid[own]) for own in items], np.int16)
+        graph = _graph(grid[nodes], hashes[nodes], mean, items, shape)
+        level = _level(graph, hashes[nodes], items, model, shape.tau, epoch)
         levels.append(level)
         peaks = [row for row, parent in enumerate(level.parents) if parent < 0]
         if len(peaks) == len(nodes) or len(levels) == shape.max_levels:
@@ -47,27 +49,32 @@ def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch)
         nodes = [nodes[peak] for peak in peaks]
 
 
-def _level(
-    grid: Int16, hashes: UInt64, nodes: list[int], items: list[list[int]],
-    model: Any, shape: Shape, epoch: Epoch, is_base: bool,
-) -> SlowLevel:  # fmt: skip
-    n, k = len(nodes), shape.k
-    identity = grid[nodes].reshape(n, shape.dim)
-    mean = identity
-    if not is_base:
-        mean = np.array([rounded_mean(grid[own]) for own in items], np.int16).reshape(n, shape.dim)
+def _graph(
+    identity: Int16, hashes: UInt64, mean: Int16 | None, items: list[list[int]], shape: Shape
+) -> KnnGraph:
+    """`mean`: None at level 0."""
+    n, k = len(items), shape.k
+    identity = identity.reshape(n, shape.dim)
     neighbors, dots = nearest(identity, hashes, k)
     sizes = np.array([len(own) for own in items], np.int64)
     degree = np.full(n, min(k, max(n - 1, 0)), np.int32)
-    graph = KnnGraph(k, neighbors, dots, degree, sizes, identity, mean, is_base)
+    mean, is_base = (identity, True) if mean is None else (mean.reshape(n, shape.dim), False)
+    return KnnGraph(k, neighbors, dots, degree, sizes, identity, mean, is_base)
+
+
+def _level(
+    graph: KnnGraph, hashes: UInt64, items: list[list[int]], model: Any, tau: float, epoch: Epoch
+) -> SlowLevel:
+    n = len(items)
     rows = np.arange(n, dtype=np.int32)
     hidden = model.embed(graph, epoch, rows)
-    linkage = np.zeros((n, k), np.float32)
+    linkage = np.zeros((n, graph.k), np.float32)
     if n > 1:
-        sources, ranks = np.repeat(rows, degree), np.tile(np.arange(degree[0], dtype=np.int32), n)
+        sources = np.repeat(rows, graph.degree)
+        ranks = np.tile(np.arange(graph.degree[0], dtype=np.int32), n)
         linkage[sources, ranks] = model.link(graph, epoch, hidden, sources, ranks)
     density = [_density(graph, linkage, row) for row in range(n)]
-    parents = [_parent(graph, hashes, linkage, density, row, shape.tau) for row in range(n)]
+    parents = [_parent(graph, hashes, linkage, density, row, tau) for row in range(n)]
     roots = []
     for row in range(n):
         while parents[row] >= 0:

@@ -14,7 +14,7 @@ from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
 from engine.training import topics
 from engine.training.datasets import Collection, distinct, generated, read_labelled, subset, view
-from engine.training.rollout import Oracle, hierarchy, joined, measured_epoch, partitions, scenes
+from engine.training.rollout import Built, Oracle, hierarchy, joined, measured_epoch, partitions, scenes
 from engine.training.train import Plan, Progress, Trainer, evaluate, scene_loss, train
 from engine.vectors import quantize
 
@@ -81,6 +81,35 @@ def test_targets_are_the_chance_that_a_pair_across_is_of_one_class(seed: int) ->
         wanted = np.mean([a == b for a in left for b in right])
         assert upper.target[t] == pytest.approx(wanted, abs=1e-6), f"{seed=} {t=}"
     assert 0.0 < upper.target.mean() < 1.0
+
+
+def test_copies_are_one_node_and_targets_count_them() -> None:
+    """A copy with another label makes its node's edges less certain; partitions are of items."""
+    collection = clusters(1)
+    emb = np.concatenate([collection.emb, collection.emb[:7], collection.emb[:7]])
+    labels = np.concatenate([collection.labels, collection.labels[:7], np.full(7, 10**6)])
+    built = hierarchy(emb, random_model(4), 0.4, 2)
+    assert built.levels[0].nodes.live == len(collection.emb)
+    for part in partitions(built):
+        assert len(part) == len(emb)
+        assert np.array_equal(part[-7:], part[:7])
+    [base, *_] = scenes(built, labels, measured_epoch(emb))
+    assert base.size[:8].tolist() == [3] * 7 + [1]
+    for edge in np.flatnonzero(base.heads == 0).tolist():
+        assert base.target[edge] == pytest.approx(
+            np.mean(
+                [
+                    a == b
+                    for a in labels[[0, len(collection.emb), -7]]
+                    for b in labels_of(built, labels, base.tails[edge])
+                ]
+            )
+        )
+    assert measured_epoch(emb) == measured_epoch(collection.emb)
+
+
+def labels_of(built: Built, labels: np.ndarray, node: int) -> np.ndarray:
+    return labels[built.node_of == node]
 
 
 def test_partitions_are_nested() -> None:
