@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("bench_threshold.jsonl"), help="finished runs")
     parser.add_argument("--png", type=Path, metavar="FOLDER", help="draw the table and the frontier there")
+    parser.add_argument("--finished", action="store_true", help="show what is finished, train nothing")
     chosen = parser.parse_args()
     data = Data(
         *(chosen.data / f"{name}.npz" for name in
@@ -87,7 +88,7 @@ def main() -> None:
     )  # fmt: skip
     done = _read(chosen.runs)
     for run in _runs(chosen.seeds):
-        if run in done:
+        if run in done or chosen.finished:
             continue
         start = time.process_time()
         figures = _carry_out(run, data, load())
