@@ -282,7 +282,8 @@ def _worst(found: Consistency, labelled: LabelledSet) -> list[tuple[str, int, fl
 def _print(found: Consistency, labelled: LabelledSet, epsilon: float) -> None:
     best, errors = found.recommended, found.errors
     items, classes, alone = len(labelled.emb), len(found.classes), found.single_items
-    print(f"{items:,} items, {classes:,} classes of two or more, {alone:,} items alone in theirs")
+    drawn = " drawn" if errors else ""
+    print(f"{items:,} items, {classes:,} classes of two or more{drawn}, {alone:,} items alone in theirs")
     rows = (
         ("OPIS", f"{found.opis:.3e}", errors and f"{errors.opis:.1e}"),
         (f"{100 * epsilon:g}%-OPIS", f"{found.opis_worst:.3e}", errors and f"{errors.opis_worst:.1e}"),
