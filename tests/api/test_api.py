@@ -7,9 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,12 +15,7 @@ import httpx
 import pytest
 import zstandard
 
-from engine.api.app import make_app
-from engine.api.context import Context
-from engine.api.middleware.authentication import Keys
-from engine.storage.store import Store
 from tests.conftest import ROOT
-from tests.support.fake_collection import Toy
 from tests.support.live_api import Api, api, settings_of, writer
 from tests.support.records import DIM, NDJSON, blobs, lines
 
@@ -418,54 +411,6 @@ def test_documents_need_no_other_host(served: Api) -> None:
         assert "https://" not in page.text
     for path in ("/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js"):
         assert served.http.get(path).status_code == 200
-
-
-def test_an_answer_costs_under_a_millisecond(tmp_path: Path) -> None:
-    """The processor's time for an item, from gate to last byte: load on the machine does not count."""
-    toy = Toy(SEED)
-    with Store.open(tmp_path / "store", {"collection": "toy", "dim": None}) as store:
-        store.commit(toy.step(12))
-    context = Context(settings_of(tmp_path / "store"))
-    app = make_app(context, Keys([]))
-    paths = [f"/v1/items/{key.decode()}" for key, *_ in toy.rows.values()]
-    statuses: list[int] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            statuses.append(message["status"])
-
-    async def ask(count: int) -> float:
-        start = time.process_time()
-        for number in range(count):
-            path = paths[number % len(paths)]
-            await app(
-                {
-                    "type": "http",
-                    "asgi": {"version": "3.0"},
-                    "http_version": "1.1",
-                    "scheme": "http",
-                    "method": "GET",
-                    "path": path,
-                    "raw_path": path.encode(),
-                    "query_string": b"",
-                    "root_path": "",
-                    "headers": [(b"host", b"127.0.0.1")],
-                },
-                receive,
-                send,
-            )
-        return (time.process_time() - start) / count
-
-    async def measure() -> float:
-        await ask(50)
-        return min([await ask(200) for _ in range(5)])
-
-    assert asyncio.run(measure()) < 0.001
-    assert set(statuses) == {200}
-    context.close()
 
 
 def test_the_api_needs_no_torch() -> None:
