@@ -21,7 +21,6 @@ from benchmarks.report import arguments, finish, print_markdown
 from engine.model.linkage import PRETRAINED, LinkageModel
 from engine.training import scores
 from engine.training.rollout import hierarchy, measured_epoch, partitions
-from engine.vectors import quantize
 
 COUNTS, DIMS, ITEMS, SPREADS = (1, 2, 3, 5), (2, 16, 384), (50, 300, 2000), (0.1, 0.2, 0.3, 0.4, 0.5)
 QUICK_ITEMS, QUICK_SPREADS, QUICK_SEEDS = (50, 300), (0.1, 0.3, 0.5), 2
@@ -55,11 +54,9 @@ def main() -> None:
 
 def clusters(model: LinkageModel, emb: Float32) -> Int64:
     """The final cluster of each row (n,)."""
-    _, first, node = np.unique(quantize(emb)[0], axis=0, return_index=True, return_inverse=True)
-    distinct = emb[first]
-    epoch = measured_epoch(distinct, model.default_epoch)
-    final = partitions(hierarchy(distinct, model, model.tau, model.max_levels, epoch))[-1]
-    return np.unique(final, return_inverse=True)[1][node.ravel()]
+    epoch = measured_epoch(emb, model.default_epoch)
+    final = partitions(hierarchy(emb, model, model.tau, model.max_levels, epoch))[-1]
+    return np.unique(final, return_inverse=True)[1]
 
 
 def measure(model: LinkageModel, many: Sequence[Example]) -> tuple[float, list[float]]:

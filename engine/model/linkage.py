@@ -7,7 +7,7 @@ edge features e, and N(i) the neighbours of i:
     m_ij = relu(W1 x_i + W2 x_j + W3 e_ij)              a message
     h_i  = relu(U x_i + V mean_{j in N(i)} m_ij)        one graph convolution
     q_ij = relu(A h_i + B h_j + C e_ij)                 the edge head
-    p_ij = sigmoid(w relu(Q q_ij))                      probability of one class
+    p_ij = sigmoid(w relu(Q q_ij))                      probability of one class; the logit is bounded
 
 First layers are factored: the terms of one node are computed once per node, not once per edge.
 
@@ -54,6 +54,7 @@ from torch import Tensor, nn  # isort: skip
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
 CHUNK = 512  # nodes that are embedded at once: so are their sums
 WORKERS = os.cpu_count() or 1
+MOST_LOGIT = 4.0  # beyond it the digits of p are noise, which would order the densities of near-copies
 _LOCAL = threading.local()
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
 
@@ -204,7 +205,8 @@ class LinkageModel:
                 torch.mm(features, w["head_edge.weight"], out=q)
                 add_ends(q.numpy(), hidden, sources[part], targets[part])
                 torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
-                torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p).sigmoid_()
+                torch.addmm(w["head_out.bias"], inner, w["head_out.weight"], out=p)
+                p.clamp_(-MOST_LOGIT, MOST_LOGIT).sigmoid_()
                 out[part] = p.numpy()[:m, 0]
 
         _share_out(_parts(len(sources)), work)
@@ -217,7 +219,7 @@ class LinkageModel:
         """
         features = torch.from_numpy(self.nodes.apply(x)), torch.from_numpy(self.edges.apply(e))
         logits = self.net(*features, torch.from_numpy(degrees).long(), torch.from_numpy(tails))
-        p: Float32 = torch.sigmoid(logits).numpy()
+        p: Float32 = torch.sigmoid(logits.clamp(-MOST_LOGIT, MOST_LOGIT)).numpy()
         return p
 
     def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32, kept: Kept | None) -> Float32:

@@ -12,7 +12,7 @@ import torch
 
 from engine.errors import InputError
 from engine.model.features import Ranges, edge_features, list_edges, node_features
-from engine.model.linkage import BLOCK, CHUNK, LinkageModel, random_model
+from engine.model.linkage import BLOCK, CHUNK, MOST_LOGIT, LinkageModel, random_model
 from engine.types import Epoch, Float32, Int32, KnnGraph
 
 EPOCH = Epoch(0.1, 0.15, 100)
@@ -133,7 +133,8 @@ def test_agrees_with_the_network_as_trained(model: LinkageModel) -> None:
     targets = graph.neighbors[sources, ranks]
     columns = (x, e, graph.degree.astype(np.int64), targets.astype(np.int64))
     logits = model.net(*map(torch.from_numpy, columns))
-    np.testing.assert_allclose(torch.sigmoid(logits).detach().numpy(), p, atol=1e-5)
+    bounded = torch.sigmoid(logits.clamp(-MOST_LOGIT, MOST_LOGIT))
+    np.testing.assert_allclose(bounded.detach().numpy(), p, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -213,3 +214,14 @@ def test_weights_from_before_the_last_features_answer_as_they_did(tmp_path: Path
     LinkageModel(model.net, shorter, model.edges, model.card).save(path)
     for one, other in zip(answers(LinkageModel.load(path), mixture(1, 300)), wanted, strict=True):
         assert (one == other).all()
+
+
+def test_certainty_is_bounded() -> None:
+    """Beyond the bound p would be noise that orders near-copies by itself."""
+    model = random_model(7)
+    with torch.no_grad():
+        model.net.head_out.weight.mul_(40.0)
+    certain = LinkageModel(model.net, model.nodes, model.edges, model.card)
+    p = answers(certain, mixture(2, 300))[3]
+    least, most = torch.sigmoid(torch.tensor([-MOST_LOGIT, MOST_LOGIT])).tolist()
+    assert (p.min(), p.max()) == (np.float32(least), np.float32(most))
