@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from engine.storage.table import Table
 from engine.storage.tables import Tables
 from engine.types import Assignment
 from tests.conftest import Run
+from tests.support import collections as support
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 6
@@ -52,10 +54,7 @@ def settings_of(path: Path, model: Path, kind: str = "exact", **more: Any) -> Se
     )
 
 
-def draw(seed: int, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(15, DIM))
-    return centres[rng.integers(15, size=count)] + 0.1 * rng.normal(size=(count, DIM))
+draw = partial(support.draw, groups=15, dim=DIM, spread=0.1)
 
 
 def fill(settings: Settings, seed: int = 0) -> None:

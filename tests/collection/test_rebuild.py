@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.types import Assignment
 from tests.properties.test_exactness import settings_of
+from tests.support import collections
 from tests.support.checks import check_state
 from tests.support.sequences import KINDS, World, differences, rebuilt
 
@@ -123,10 +125,7 @@ def opened(path: Path, weights: Path, tau: float) -> Settings:
     )
 
 
-def draw(seed: int, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(20, 6))
-    return centres[rng.integers(20, size=count)] + 0.1 * rng.normal(size=(count, 6))
+draw = partial(collections.draw, groups=20, dim=6, spread=0.1)
 
 
 def test_the_same_as_at_rest_to_the_bit_when_nothing_comes(tmp_path: Path, weights: Path) -> None:

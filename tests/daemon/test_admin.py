@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import orjson
 import pytest
 
@@ -22,16 +22,14 @@ from engine.errors import InputError, NotFound, WriterBusy
 from engine.model.linkage import random_model
 from engine.storage.reader import View
 from tests.conftest import Run
+from tests.support import collections
 from tests.support.live_api import settings_of, writer
 from tests.support.records import submit
 
 DIM = 8
 
 
-def draw(seed: int, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(12, DIM))
-    return (centres[rng.integers(12, size=count)] + 0.1 * rng.normal(size=(count, DIM))).astype(np.float32)
+draw = partial(collections.draw, groups=12, dim=DIM, spread=0.1)
 
 
 @contextmanager

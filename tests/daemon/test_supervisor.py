@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,12 @@ from engine.daemon.supervisor import Child, Part, listen, url_of
 from engine.errors import ConfigError, ShoalError, StoreLocked, WriterAway, WriterBusy
 from engine.system.systemd import Notifier
 from tests.conftest import Run, command, environment
+from tests.support import waiting
 
 DEADLINE_S = 300.0  # on a busy machine; a quiet one needs a tenth
 
 
-def until(holds: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
+until = partial(waiting.until, limit_s=DEADLINE_S)
 
 
 class Daemon:

@@ -23,13 +23,13 @@ from engine.errors import InputError, NotFound, StoreError, WriterAway, WriterBu
 from engine.model.linkage import LinkageModel, random_model
 from engine.storage import schema
 from engine.streams import Handler, Lag, NoSource, Source
-from engine.types import Applied, Batch, DeadLetter, Float32
+from engine.types import Applied, Batch, DeadLetter
 from engine.vectors import quantize
+from tests.support.collections import DIM, draw
 from tests.support.records import submit
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DIM = 8
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,6 @@ class Script:
 
     def close(self) -> None:
         self.closed += 1
-
-
-def draw(seed: int, count: int) -> Float32:
-    centres = np.random.default_rng(1).normal(size=(8, DIM))
-    rng = np.random.default_rng(seed)
-    rows = centres[rng.integers(0, 8, count)] + 0.2 * rng.normal(size=(count, DIM))
-    return rows.astype(np.float32)
 
 
 def batch(seed: int, count: int, **more: Any) -> Batch:
