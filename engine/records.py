@@ -27,8 +27,8 @@ from engine.times import read_time
 from engine.types import Float64
 
 PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
-IGNORED_NAMES = 1000  # distinct names that are counted
-_PLANS = 1000  # sets of field names remembered
+IGNORED_NAMES, NAME_SHOWN = 1000, 100  # distinct names that are counted, and the characters of one
+_PLANS, _PLANNED = 1000, 1000  # sets of field names remembered, and the characters of one
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _BOM = b"\xef\xbb\xbf"
@@ -115,13 +115,13 @@ class Parser:
         known = self._plans.get(tuple(names))
         if known is None:
             known = self.fields.plan(names)
-            if len(self._plans) < _PLANS:
+            if len(self._plans) < _PLANS and sum(map(len, names)) < _PLANNED:
                 self._plans[tuple(names)] = known
         return known
 
     def ignore(self, names: Iterable[str], count: int = 1) -> None:
         """Count names that have no role."""
-        for name in names:
+        for name in (each[:NAME_SHOWN] for each in names):
             if name in self.ignored or len(self.ignored) < IGNORED_NAMES:
                 self.ignored[name] += count
 

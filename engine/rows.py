@@ -190,19 +190,17 @@ def _on_grid(
     """Valid vectors on the grid, which rows they are, the reasons of the others, and the dimension."""
     if isinstance(vectors, np.ndarray):
         lengths = np.full(len(vectors), vectors.shape[1], np.int64)
-        usable = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1) if dim is None else lengths
-        wanted = dim or (majority(lengths) if np.any(usable) else None)
     else:
         lengths = np.fromiter(map(len, vectors), np.int64, len(vectors))
-        wanted = dim or majority(lengths)
+    wanted = dim or majority(lengths)
     wrong = {
         int(row): wrong_dimension(int(lengths[row]), wanted) for row in np.flatnonzero(lengths != wanted)
     }
     fits = np.flatnonzero(lengths == wanted)
     if not len(fits):
-        return np.zeros((0, wanted or 1), np.int16), [], wrong, wanted
+        return np.zeros((0, wanted or 1), np.int16), [], wrong, dim
     rows = vectors[fits] if isinstance(vectors, np.ndarray) else np.stack([vectors[row] for row in fits])
     grid, bad = quantize(rows)
     wrong |= {int(fits[place]): reason for place, reason in bad.items()}
     good = np.array([place for place in range(len(fits)) if place not in bad], np.int64)
-    return grid[good], fits[good].tolist(), wrong, wanted
+    return grid[good], fits[good].tolist(), wrong, wanted if len(good) else dim

@@ -309,6 +309,23 @@ def test_most_of_the_first_vectors_decide_the_dimension() -> None:
     assert found.rejected[0] == (0, "the embedding has 3 dimensions, not the collection's 2")
 
 
+def test_vectors_that_are_all_unusable_fix_no_dimension() -> None:
+    for vectors in (np.zeros((2, 3)), [[0, 0, 0], [0.0, 0, 0]]):
+        rows = Rows(BOUNDS, NOW_MS)
+        rows.extend(0, Columns(vectors, ["a", "b"]))
+        found = rows.settle(None)
+        assert found.dim is None
+        assert found.rejected == [(0, "the embedding is zero"), (1, "the embedding is zero")]
+
+
+def test_names_without_a_meaning_are_bounded() -> None:
+    parser = Parser(BOUNDS)
+    for number in range(1100):
+        parser.of({"key": "a", "embedding": [1], f"{number}{'x' * 5000}": 1})
+    assert len(parser.ignored) == 1000
+    assert max(map(len, parser.ignored)) == 100
+
+
 def test_deletes_and_upserts_of_a_key_in_order() -> None:
     rows = Rows(BOUNDS, NOW_MS)
     for number, (key, vector) in enumerate([("a", 1), ("b", 1), ("b", 0), ("c", 0), ("c", 1), ("d", 0)]):

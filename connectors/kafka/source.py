@@ -20,7 +20,8 @@ from connectors.kafka.reader import KafkaReader, Position, check_topic
 from connectors.kafka.registry import RegistryAway
 from connectors.kafka.values import Decoder
 from engine.config import KafkaSettings
-from engine.errors import BrokerError, ConfigError
+from engine.errors import BrokerError, ConfigError, shown
+from engine.rows import Settled
 from engine.streams import Handler, Lag, SourceContext
 from engine.types import Applied, Batch, DeadLetter
 
@@ -47,7 +48,9 @@ class KafkaSource:
         self._held: tuple[Sequence[Any], Position] | None = None  # records whose schemas are awaited
         self._passed = time.monotonic()  # when a batch was last handed over
         self._behind_since: float | None = None
-        self._letters, self._told_at = 0, -TOLD_S
+        self._letters = 0  # not told of yet
+        self._told_at: dict[str, float] = {}  # by the words
+        self._named: set[str] = set()  # fields that are not understood
         group = f"shoal-{settings.collection.name}"
         self._reader = KafkaReader(settings.source.kafka, settings.limits, group, position)
 
@@ -72,6 +75,7 @@ class KafkaSource:
         self._taken_time = records[0].timestamp if records else None
         self._passed = time.monotonic()
         self._tell_letters(letters)
+        self._tell_doubts(settled)
         return replace(settled.batch, positions={POSITION: position.dump()}, rejected=letters)
 
     def committed(self, applied: Applied) -> None:
@@ -110,12 +114,22 @@ class KafkaSource:
         ):
             self._letters = 0
 
+    def _tell_doubts(self, settled: Settled) -> None:
+        """Times that were taken though they are implausible, and fields without a meaning: each name once."""
+        if settled.doubts:
+            count, (_, reason) = len(settled.doubts), settled.doubts[0]
+            self._tell("%d records were taken with a time that is hardly right; the first: %s", count, reason)
+        fresh = [name for name in self._decoder.ignored if name not in self._named]
+        if fresh:
+            self._named.update(fresh)
+            _log.warning("fields that are not understood are left out: %s", ", ".join(map(shown, fresh)))
+
     def _tell(self, words: str, *values: object) -> bool:
-        """A line of the log, unless there was one just now."""
-        due = time.monotonic() - self._told_at >= TOLD_S
+        """A line of the log, unless there was the same one just now."""
+        due = time.monotonic() - self._told_at.get(words, -TOLD_S) >= TOLD_S
         if due:
             _log.warning(words, *values)
-            self._told_at = time.monotonic()
+            self._told_at[words] = time.monotonic()
         return due
 
 

@@ -44,6 +44,11 @@ class Decoder:
         self._parser = Parser(limits)
         self._registry = Registry(settings) if settings.registry_url else None
 
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Names of fields that were not understood, and in how many records."""
+        return self._parser.ignored
+
     def settle(
         self, records: Sequence[Any], dim: int | None, now_ms: int
     ) -> tuple[Settled, list[DeadLetter]]:

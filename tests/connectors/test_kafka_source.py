@@ -228,6 +228,18 @@ def test_records_wait_while_the_registry_of_their_schemas_is_away(
     schemas.close()
 
 
+def test_what_is_taken_with_doubts_is_in_the_log(
+    topics: Topics, reading: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = topics.make()
+    topics.produce(topic, [Sent(b"k%d" % i, document(vector(), time=5, color="red")) for i in range(20)])
+    read = reading(topic)
+    read.take_until(lambda: len(read.live) == 20, size=7)
+    assert "the time 1970-01-01T00:00:05Z is before 1990" in caplog.text
+    assert caplog.text.count("hardly right") == 1
+    assert caplog.text.count("fields that are not understood are left out: 'color'") == 1
+
+
 def test_a_dead_letter_beyond_the_bound_has_no_bytes(topics: Topics, reading: Open) -> None:
     topic = topics.make(max_message_bytes=8_000_000)
     topics.produce(topic, [Sent(b"key", bytes(3_000_000)), Sent(b"other", document(vector()))])
