@@ -88,19 +88,19 @@ def _clusters(tables: Tables, levels: int) -> Clusters:
 
 def _trees(tables: Tables, clusters: Clusters, levels: int) -> Trees:
     """Expand distinct ids to paths by level: a level has the coarsest cluster that reaches down to it."""
-    rows = list(tables.trees.rows())
-    packed = np.zeros((len(rows), levels), np.int64)
-    for row, (tree, path) in enumerate(rows):
+    ids, listed = tables.trees.columns()
+    packed = np.zeros((len(ids), levels), np.int64)
+    for row, path in enumerate(listed):
         if len(path) > levels:
-            raise CorruptStore(f"table trees, key {tree}: too long a path")
+            raise CorruptStore(f"table trees, key {ids[row]}: too long a path")
         packed[row, : len(path)] = path
     at = np.minimum(np.searchsorted(clusters.ids, packed), max(len(clusters.ids) - 1, 0))
-    if len(rows) and not ((clusters.ids[at] == packed) | (packed == 0)).all():
+    if len(ids) and not ((clusters.ids[at] == packed) | (packed == 0)).all():
         raise CorruptStore("the table trees names clusters that are not there; `shoal rebuild` mends it")
-    finest = np.where(packed > 0, clusters.finest[at], -1) if len(rows) else packed
-    each = np.arange(len(rows))
+    finest = np.where(packed > 0, clusters.finest[at], -1) if len(ids) else packed
+    each = np.arange(len(ids))
     paths = np.stack([packed[each, _reach(finest, level)] for level in range(levels)], axis=1)
-    return Trees(np.array([tree for tree, _ in rows], np.int64), paths)
+    return Trees(ids, paths)
 
 
 def _reach(finest: Int64, level: int) -> Int64:

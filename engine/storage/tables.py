@@ -7,6 +7,7 @@ Tables that are loaded as a whole or written by the batch also take and give col
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import lmdb
@@ -133,6 +134,15 @@ class PlaceTable(Table[int, int]):
         self.raw.put_sorted(schema.u64_keys(ids), schema.number_bodies(trees))
 
 
+class TreeTable(Table[int, tuple[int, ...]]):
+    """The path of each level-0 tree: distinct cluster ids, final first."""
+
+    def columns(self) -> tuple[Int64, list[tuple[int, ...]]]:
+        """Return trees, rising, and their paths. Raises CorruptStore."""
+        keys, bodies = self.raw.read()
+        return schema.read_u64_keys(keys), list(map(schema.read_ids, bodies))
+
+
 class ClusterTable(Table[int, Cluster]):
     """Clusters by id, the ended ones too."""
 
@@ -158,25 +168,79 @@ class EventTable(Table[EventId, Event]):
 
 
 class Tables:
-    """All tables of a store, as one transaction sees them."""
+    """All tables of a store, as one transaction sees them; each is made when it is first used."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], handles: Mapping[str, Any]) -> None:
-        self.raw = {name: RawTable(txn, handles[name], name) for name in schema.TABLES if name in handles}
-        # A store of format 1 lacks the added ones; it is read by `upgrade` alone, which does not look there.
-        raw = {name: RawTable(txn, None, name) for name in schema.ADDED} | self.raw
-        self.meta = MetaTable(raw["meta"])
-        self.items = ItemTable(raw["items"], codecs.ID, codecs.ITEM)
-        self.keys = Table(raw["keys"], codecs.BYTES, codecs.NUMBER)
-        self.nodes = NodeTable(raw["nodes"], codecs.ID, codecs.VECTOR)
-        self.copies = PairTable(raw["copies"], codecs.PAIR)
-        self.lists = ListTable(raw["lists"], codecs.ID, codecs.LIST)
-        self.places = PlaceTable(raw["places"], codecs.ID, codecs.NUMBER)
-        self.members = PairTable(raw["members"], codecs.PAIR)
-        self.trees = Table(raw["trees"], codecs.ID, codecs.IDS)
-        self.cluster_trees = PairTable(raw["cluster_trees"], codecs.PAIR)
-        self.clusters = ClusterTable(raw["clusters"], codecs.ID, codecs.CLUSTER)
-        self.sizes = PairTable(raw["sizes"], codecs.SIZE)
-        self.endings = PairTable(raw["endings"], codecs.PAIR)
-        self.commits: Table[int, CommitRecord] = Table(raw["commits"], codecs.ID, codecs.COMMIT)
-        self.events = EventTable(raw["events"], codecs.PLACE, codecs.EVENT)
-        self.positions = Table(raw["positions"], codecs.TEXT, codecs.RAW)
+        self._txn, self._handles = txn, handles
+
+    @cached_property
+    def raw(self) -> dict[str, RawTable]:
+        """The tables in bytes. A store of format 1 lacks some; only `upgrade` reads one."""
+        return {name: self._raw(name) for name in schema.TABLES if name in self._handles}
+
+    def _raw(self, name: str) -> RawTable:
+        return RawTable(self._txn, self._handles[name], name)
+
+    @cached_property
+    def meta(self) -> MetaTable:
+        return MetaTable(self._raw("meta"))
+
+    @cached_property
+    def items(self) -> ItemTable:
+        return ItemTable(self._raw("items"), codecs.ID, codecs.ITEM)
+
+    @cached_property
+    def keys(self) -> Table[bytes, int]:
+        return Table(self._raw("keys"), codecs.BYTES, codecs.NUMBER)
+
+    @cached_property
+    def nodes(self) -> NodeTable:
+        return NodeTable(self._raw("nodes"), codecs.ID, codecs.VECTOR)
+
+    @cached_property
+    def copies(self) -> PairTable:
+        return PairTable(self._raw("copies"), codecs.PAIR)
+
+    @cached_property
+    def lists(self) -> ListTable:
+        return ListTable(self._raw("lists"), codecs.ID, codecs.LIST)
+
+    @cached_property
+    def places(self) -> PlaceTable:
+        return PlaceTable(self._raw("places"), codecs.ID, codecs.NUMBER)
+
+    @cached_property
+    def members(self) -> PairTable:
+        return PairTable(self._raw("members"), codecs.PAIR)
+
+    @cached_property
+    def trees(self) -> TreeTable:
+        return TreeTable(self._raw("trees"), codecs.ID, codecs.IDS)
+
+    @cached_property
+    def cluster_trees(self) -> PairTable:
+        return PairTable(self._raw("cluster_trees"), codecs.PAIR)
+
+    @cached_property
+    def clusters(self) -> ClusterTable:
+        return ClusterTable(self._raw("clusters"), codecs.ID, codecs.CLUSTER)
+
+    @cached_property
+    def sizes(self) -> PairTable:
+        return PairTable(self._raw("sizes"), codecs.SIZE)
+
+    @cached_property
+    def endings(self) -> PairTable:
+        return PairTable(self._raw("endings"), codecs.PAIR)
+
+    @cached_property
+    def commits(self) -> Table[int, CommitRecord]:
+        return Table(self._raw("commits"), codecs.ID, codecs.COMMIT)
+
+    @cached_property
+    def events(self) -> EventTable:
+        return EventTable(self._raw("events"), codecs.PLACE, codecs.EVENT)
+
+    @cached_property
+    def positions(self) -> Table[str, bytes]:
+        return Table(self._raw("positions"), codecs.TEXT, codecs.RAW)
