@@ -219,7 +219,7 @@ class ApiSettings(_Section):
     forwards_max: int = Field(8, ge=1)  # calls of the writer of one kind, at once
     submits_max: int = Field(2, ge=1)  # calls with records, at once; what comes meanwhile shares the next
     forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
-    bulk_timeout_s: float = Field(60.0, gt=0)  # for that to a piece of NDJSON
+    bulk_timeout_s: float = Field(60.0, gt=0)  # for records to be durable: of a PUT, of a piece of NDJSON
     body_max_bytes: int = Field(2**23, ge=2**10)
     bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
     bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece

@@ -124,7 +124,7 @@ async def post_items(request: Request, settings: Config, reader: Reader, writes:
 async def _write_one(
     settings: Settings, reader: StoreReader, writes: WriteQueue, record: Record
 ) -> responses.Written:
-    outcome = await writes.submit([record], settings.api.forward_timeout_s)
+    outcome = await writes.submit([record], settings.api.bulk_timeout_s)
     for reason in outcome.rejected.values():
         raise Problem("invalid", f"{reason}.")
     return {
