@@ -1,6 +1,6 @@
 """Protocols between the daemon and its connectors: a source of records, a sink for events.
 
-`connectors` implements them, `engine.cli.main` hands them to the writer and the publisher.
+`connectors` implements them, `engine.cli.parts` hands them to the writer and the publisher.
 """
 
 from __future__ import annotations

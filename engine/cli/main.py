@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +21,6 @@ from engine.errors import ShoalError
 
 if TYPE_CHECKING:
     from engine.config import Settings, Value
-    from engine.streams import Sink, Source, SourceContext
 
 app = typer.Typer(
     help="Live clustering of embedding streams: which cluster is this item in now, and why?",
@@ -121,10 +119,11 @@ def serve(
     Records come over HTTP or from Kafka, as the section [source] of the settings says. SIGTERM and
     Ctrl-C finish the batch at work and end it.
     """
+    from engine.cli import parts
     from engine.cli import serve as command
 
     chosen = settings(config, store__path=store, model__path=model, index__kind=index)
-    command.check(chosen, _plan_source) if check else command.serve(chosen)
+    command.check(chosen, parts.plan_source) if check else command.serve(chosen)
 
 
 @app.command()
@@ -146,60 +145,9 @@ def part(
     listen: Annotated[int, typer.Option("--listen")] = -1,
 ) -> None:
     """A process of `shoal serve`, which starts it: see `engine.daemon.supervisor`."""
-    from engine.daemon.supervisor import work_as
+    from engine.cli import parts
 
-    def write(chosen: Settings) -> None:
-        from engine.daemon.writer import run
-
-        run(chosen, _open_source)
-
-    def answer(chosen: Settings) -> None:
-        import socket
-
-        from engine.api import server
-
-        server.serve(chosen, socket.socket(fileno=listen))
-
-    def publish(chosen: Settings) -> None:
-        from engine.daemon.publisher import run
-
-        run(chosen, _open_sink)
-
-    work_as(name, parent, {"writer": write, "api": answer, "publisher": publish}[name])
-
-
-def _open_source(context: SourceContext) -> Source:
-    """The source of the settings, for the writer."""
-    if context.settings.source.kafka:
-        from connectors.kafka.source import KafkaSource
-
-        return KafkaSource(context)
-    if context.settings.source.http:
-        from connectors.http import HttpSource
-
-        return HttpSource(context)
-    from engine.streams import NoSource
-
-    return NoSource()
-
-
-def _plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> str:
-    """What comes in, in words."""
-    if chosen.source.kafka:
-        from connectors.kafka.source import POSITION, plan
-
-        return plan(chosen.source.kafka, position(POSITION))
-    if chosen.source.http:
-        return "It would take records over HTTP."
-    return "It would take no records: set [source] http = true, or fill in [source.kafka]."
-
-
-def _open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
-    """Where the publisher publishes to."""
-    from connectors.kafka.sink import KafkaSink
-
-    assert chosen.source.kafka is not None
-    return KafkaSink(chosen.source.kafka, chosen.limits, collection, identity)
+    parts.work(name, parent, listen)
 
 
 @app.command()

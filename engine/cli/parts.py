@@ -1,0 +1,68 @@
+"""The processes of `shoal serve`, and the connectors that the settings choose for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.config import Settings
+    from engine.streams import Sink, Source, SourceContext
+
+
+def work(name: str, parent: int, listen: int) -> None:
+    """Be a process of the daemon, as `engine.daemon.supervisor` starts it. `listen`: the API's socket."""
+    from engine.daemon.supervisor import work_as
+
+    def write(chosen: Settings) -> None:
+        from engine.daemon.writer import run
+
+        run(chosen, open_source)
+
+    def answer(chosen: Settings) -> None:
+        import socket
+
+        from engine.api import server
+
+        server.serve(chosen, socket.socket(fileno=listen))
+
+    def publish(chosen: Settings) -> None:
+        from engine.daemon.publisher import run
+
+        run(chosen, open_sink)
+
+    work_as(name, parent, {"writer": write, "api": answer, "publisher": publish}[name])
+
+
+def open_source(context: SourceContext) -> Source:
+    """The source of the settings, for the writer."""
+    if context.settings.source.kafka:
+        from connectors.kafka.source import KafkaSource
+
+        return KafkaSource(context)
+    if context.settings.source.http:
+        from connectors.http import HttpSource
+
+        return HttpSource(context)
+    from engine.streams import NoSource
+
+    return NoSource()
+
+
+def plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> str:
+    """What comes in, in words."""
+    if chosen.source.kafka:
+        from connectors.kafka.source import POSITION, plan
+
+        return plan(chosen.source.kafka, position(POSITION))
+    if chosen.source.http:
+        return "It would take records over HTTP."
+    return "It would take no records: set [source] http = true, or fill in [source.kafka]."
+
+
+def open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
+    """Where the publisher publishes to."""
+    from connectors.kafka.sink import KafkaSink
+
+    assert chosen.source.kafka is not None
+    return KafkaSink(chosen.source.kafka, chosen.limits, collection, identity)
