@@ -149,6 +149,20 @@ def test_explain_shows_a_node_once_with_its_copies(opened: Open) -> None:
         assert {(near["key"], near["copies"]) for near in seen} == {("k0", 21)}, "the oldest stands for all"
 
 
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_erasing_keeps_a_vector_as_long_as_an_item_has_it(opened: Open, kind: str) -> None:
+    with opened(kind) as engine:
+        engine.upsert(names(0, 30), draw(9, 30))
+        engine.upsert(["secret a", "secret b"], np.tile(draw(10, 1), (2, 1)))
+        vector = engine.on_grid(draw(10, 1))[0].tobytes()
+        file = engine.store.path / "data.mdb"
+        for key, stays in (("secret a", True), ("secret b", False)):
+            assert engine.erase(key).found
+            data = file.read_bytes()
+            assert key.encode() not in data
+            assert (vector in data) == stays
+
+
 def test_near_copies_belong_together(opened: Open) -> None:
     """A hundred around each of ten vectors, noise of 1e-3, and so with a step or two of the grid."""
     centres = draw(7, 10)
