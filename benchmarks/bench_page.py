@@ -87,6 +87,7 @@ def answer_cost(settings: Settings, rounds: int = 5, count: int = 500) -> float:
     """Seconds of the processor for an item's answer, from the first middleware to the last byte."""
     context = Context(settings)
     app = make_app(context, Keys([]))
+
     async def ask() -> float:
         start = time.process_time()
         for number in range(count):

@@ -256,7 +256,13 @@ def draw_frontier(done: dict[Run, dict[str, Any]], path: Path) -> None:
                 for error, opis, tcm in points:
                     named = loss.removesuffix("Loss") if batch == FRONTIER_BATCHES[0] and not tcm else None
                     axes.scatter(
-                        error, opis, 20 + 0.8 * batch, colour, "^" if tcm else "o", label=named, alpha=0.85
+                        error,
+                        opis,
+                        20 + 0.8 * batch,
+                        colour,
+                        marker="^" if tcm else "o",
+                        label=named,
+                        alpha=0.85,
                     )
         axes.set(
             xlabel="recognition error: 100 - R@1, %", ylabel="inconsistency: OPIS",
