@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
@@ -15,9 +15,11 @@ import engine  # noqa: F401  (pins the arithmetic before a test's torch loads)
 
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
+    from tests.support.warm_cli import WarmCli
 
 ROOT = Path(__file__).parents[1]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Finished: TypeAlias = "subprocess.CompletedProcess[str]"
+Run = Callable[..., Finished]
 NEEDS = {"broker", "browser"}  # fixtures that are markers too
 PROCESSES = ("tests/faults/", "tests/properties/", "tests/cli/")  # they start processes: not for `make unit`
 FIRST = ("tests/faults/", "tests/properties/", "tests/connectors/", "tests/cli/")
@@ -92,22 +94,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def warm_cli() -> Iterator[WarmCli]:
+    from tests.support.warm_cli import WarmCli
+
+    warm = WarmCli(environment())
+    yield warm
+    warm.close()
+
+
 @pytest.fixture
-def shoal(tmp_path: Path, model: Path) -> Run:
+def shoal(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, model: Path, warm_cli: WarmCli) -> Run:
     """`shoal("query", "a")` runs the command in an empty folder and returns the finished process."""
 
-    def run(
-        *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            cwd=tmp_path,
-            env=environment({"SHOAL_MODEL__PATH": str(model), **(env or {})}),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+    def run(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Finished:
+        own = environment({"SHOAL_MODEL__PATH": str(model), **(env or {})})
+        return warm_cli.run([*map(str, arguments)], tmp_path, own, tmp_path_factory.mktemp("printed"))
 
     return run
 

@@ -287,11 +287,11 @@ def train(
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
     start: Annotated[
-        Path | None, typer.Option("--start", metavar="MODEL", help="A model to go on from.")
+        Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", metavar="MODEL", help="Half of each target is this model's answer."),
+        typer.Option("--teacher", metavar="MODEL", parser=home_path, help="Half of each target is its answer."),
     ] = None,
 ) -> None:
     """Meta-train a model on labelled embeddings.
