@@ -291,7 +291,7 @@ def train(
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", metavar="MODEL", parser=home_path, help="Half of each target is its answer."),
+        typer.Option("--teacher", metavar="MODEL", parser=home_path, help="Half of each target is its p."),
     ] = None,
 ) -> None:
     """Meta-train a model on labelled embeddings.
