@@ -13,14 +13,19 @@ from engine.errors import InputError
 from engine.storage.export import FORMATS, Head
 from engine.storage.export import export as write
 
-SUFFIXES = {".parquet": "parquet", ".pq": "parquet"}
+SUFFIXES = dict.fromkeys(("", ".ndjson", ".jsonl", ".json"), "ndjson") | dict.fromkeys(
+    (".parquet", ".pq"), "parquet"
+)
 
 
 def export(
     settings: Settings, output: Path | None, form: str | None, level: int | None, as_json: bool
 ) -> None:
     """A file appears when it is complete. Raises InputError, NoStore, CorruptStore."""
-    chosen = form or SUFFIXES.get(output.suffix.lower() if output else "", "ndjson")
+    ending = output.suffix.lower() if output else ""
+    chosen = form or SUFFIXES.get(ending)
+    if chosen is None:
+        raise InputError(f"{output} ends in {ending}: name a .ndjson or .parquet file, or a --format.")
     if chosen not in FORMATS:
         raise InputError(f"--format is {' or '.join(FORMATS)}, not {chosen!r}.")
     if output is None:

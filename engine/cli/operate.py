@@ -128,8 +128,9 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
+    gone = "the item is gone" if made["found"] else f"there was no item {printable(repr(key))}"
     print(
-        f"{settings.store.path}: the item is gone, {made['events']:,} mentions in the event log with it,"
+        f"{settings.store.path}: {gone}, {made['events']:,} mentions in the event log with it,"
         f" version {made['version']}; {made['bytes'] / 1e6:,.1f} MB after compaction."
     )
     print("It may remain elsewhere: " + "; ".join(made["elsewhere"]) + ".")

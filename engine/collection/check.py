@@ -29,7 +29,7 @@ from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.linkage import LinkageModel
-from engine.storage import seal, verify
+from engine.storage import schema, seal, verify
 from engine.storage.environment import reading
 from engine.storage.store import compare
 from engine.storage.verify import Contents
@@ -102,14 +102,16 @@ def _read(path: Path, report: Report) -> Contents | None:
     try:
         seal.is_sealed(path)
         isolation.call("engine.storage.verify.walk", path, "beside")
-        report.note("values", [])
         with reading(path, lock=True) as found:
-            if found is None:
+            if found is None or (config := found.meta.config) is None:
                 raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
-            return verify.read(found)
+            schema.require_format(path, config)
+            contents = verify.read(found)
     except CorruptStore as damage:
         report.note("values", [str(damage)])
         return None
+    report.note("values", [])
+    return contents
 
 
 def lists(contents: Contents, k: int) -> list[str]:

@@ -24,6 +24,7 @@ from engine.collection.snapshots import Snapshots
 from engine.config import Settings
 from engine.errors import InputError
 from engine.model.linkage import LinkageModel
+from engine.storage import schema
 from engine.storage.store import Store
 from engine.system.stopwatch import Stopwatch
 from engine.types import Change, Int32, Int64
@@ -130,8 +131,11 @@ def rebuild_store(
         state.calibration.begin()
         state.recluster_all()
         change = pipeline.regenerate(state, loaded.places, int(clock() * 1000))
+        snapshots = Snapshots(store.path)
+        if store.format == schema.REBUILT_FROM:
+            snapshots.clear()  # they are of items, no snapshots of nodes
         store.replace(change, {**store_config(settings, model), "dim": dim})
-        Snapshots(store.path).begin(state, model)
+        snapshots.begin(state, model)
         return rebuilt(state, change)
 
 

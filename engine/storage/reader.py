@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.closing import Closing
-from engine.errors import InputError, NoStore, StoreError
+from engine.errors import InputError, NoStore
 from engine.events import BEGIN, EventId, EventRow
 from engine.storage import eventlog, schema, seal
 from engine.storage.answers import (
@@ -63,13 +63,7 @@ class View(Closing):
             config = tables.meta.config
         if config is None:
             raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
-        if config.get("format") == schema.REBUILT_FROM:
-            raise StoreError(f"{path} {schema.OLD_FORMAT}")
-        if config.get("format") != schema.FORMAT:
-            raise StoreError(
-                f"{path} has format {config.get('format')}, this release reads {schema.FORMAT}; "
-                "use the release that made it"
-            )
+        schema.require_format(path, config)
         self.collection = str(config.get("collection") or "")
 
     @classmethod

@@ -31,8 +31,9 @@ rebuild. A cluster's peak is a node; people see the key of its oldest item.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -41,7 +42,7 @@ from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
 from engine.config import LMDB_KEY_MAX_BYTES
-from engine.errors import CorruptStore
+from engine.errors import ConfigMismatch, CorruptStore
 from engine.events import EventId, EventRow, show_event
 from engine.types import (
     Assignment,
@@ -61,7 +62,6 @@ from engine.types import (
 
 FORMAT = 2
 REBUILT_FROM = 1  # stores of this format are brought over by a rebuild, see `engine.storage.upgrade`
-OLD_FORMAT = "was made by an earlier release (format 1); run `shoal rebuild` once to bring it over"
 TABLES = (
     "meta",
     "items",
@@ -93,6 +93,21 @@ _CLUSTER = struct.Struct("<8Q")
 _COMMIT = struct.Struct("<qQQ")
 _U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
 _TOP = 2**64 - 1
+
+
+def require_format(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ConfigMismatch if this release cannot read a store with that configuration."""
+    found = config.get("format")
+    if found == REBUILT_FROM:
+        raise ConfigMismatch(
+            f"{path} was made by an earlier release (format {found}); "
+            "run `shoal rebuild` once to bring it over"
+        )
+    if found != FORMAT:
+        raise ConfigMismatch(
+            f"{path} has format {found}, this release reads {FORMAT}; "
+            "use the release that made it, or ingest the data into a new store"
+        )
 
 
 def seal(table: str, key: bytes, body: bytes) -> bytes:

@@ -58,7 +58,7 @@ class Store(Closing):
         self.path, self.environment = path, environment
         self._lock, self._limits = lock, limits
         self._failed = False
-        self._format = schema.FORMAT  # of what is on disk
+        self.format = schema.FORMAT  # of what is on disk
         self.version = 0
         self.config: dict[str, Any] = {}
         self.identity = ""  # random, assigned when the store is made; copies keep it
@@ -213,7 +213,7 @@ class Store(Closing):
             self._make(wanted)
             return
         if config is None and stored.get("format") == schema.REBUILT_FROM:  # for a rebuild
-            self._format = schema.REBUILT_FROM
+            self.format = schema.REBUILT_FROM
             stored = {**stored, "format": schema.FORMAT}
         compare(self.path, stored, wanted)
         self.stale = stored.get(_RECOMPUTED) != wanted.get(_RECOMPUTED)
@@ -239,7 +239,7 @@ class Store(Closing):
         limits, before = self._limits, _bytes_written()
 
         def write(tables: Tables) -> None:
-            if self._format == schema.REBUILT_FROM:
+            if self.format == schema.REBUILT_FROM:
                 upgrade(tables)
             if config is not None:
                 commit.clear_derived(tables)
@@ -247,12 +247,12 @@ class Store(Closing):
             commit.write_history(
                 tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
             )
-            if self.stale or kept != self.config or self._format != schema.FORMAT:
+            if self.stale or kept != self.config or self.format != schema.FORMAT:
                 tables.meta.put_config(kept)
 
         self._transact(write)
         self.version, self.config, self.stale = change.version, kept, False
-        self._format = schema.FORMAT
+        self.format = schema.FORMAT
         self.bytes_written += _bytes_written() - before
 
     def _transact(self, work: Callable[[Tables], T]) -> T:
@@ -291,11 +291,8 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     if not differ:
         return
     words = ", ".join(f"{name} {was!r}, not {now!r}" for name, (was, now) in differ.items())
-    if stored.get("format") == schema.REBUILT_FROM:
-        raise ConfigMismatch(f"{path} {schema.OLD_FORMAT}")
-    if "format" in differ:
-        what = "use the release that made it, or ingest the data into a new store"
-    elif differ.keys() & set(_ANOTHER_STORE):
+    schema.require_format(path, stored)
+    if differ.keys() & set(_ANOTHER_STORE):
         what = "name another store, or set it back"
     else:
         what = "set it back, or run `shoal rebuild` to make a new generation with it"

@@ -45,6 +45,7 @@ def test_what_cannot_be_is_said_and_leaves_nothing(shoal: Run, store: Path, tmp_
         (["--format", "csv"], "ndjson or parquet"),
         (["--json"], "name a file"),
         (["-o", "none/all.ndjson"], "cannot be written"),
+        (["-o", "all.ndjson.gz"], "ends in .gz: name a .ndjson or .parquet file, or a --format"),
         (["--store", "elsewhere", "-o", "all.ndjson"], "there is no store"),
     ):
         failed = shoal("export", *arguments)

@@ -233,6 +233,7 @@ def test_the_command_says_what_remains_elsewhere(shoal: Run, tmp_path: Path) -> 
     assert "backups" in done.stdout
     assert not found_in(tmp_path / "shoal-store", forms_of(SECRET, range(0)))
     assert shoal("query", SECRET).returncode == 3
+    assert f"there was no item '{SECRET}'" in shoal("erase", SECRET).stdout
     done = shoal("compact", "--json")
     assert orjson.loads(done.stdout)["after"] > 0
     assert shoal("erase", "x", "--store", "nowhere").returncode == 5
