@@ -17,11 +17,10 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from connectors.files.reading import CHUNK_BYTES
+from connectors.files.reading import CHUNK_BYTES, STDIN
 from engine.errors import InputError
 from engine.records import brief
 
-STDIN = Path("-")
 ZSTD_BYTES = 2**14  # read at once: little may unpack to much
 PAUSE_S = 0.2  # between two looks for more
 COMPRESSED = (".gz", ".zst")

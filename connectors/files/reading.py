@@ -16,7 +16,9 @@ from engine.records import Parser, Plan
 from engine.rows import Rows
 
 Array = NDArray[Any]
+STDIN = Path("-")
 CHUNK_BYTES = 2**20
+SHOWN_MAX = 200  # characters of the names that a file has instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class Reading:
     now_ms: int
     default_ms: int  # the time of records that have none
 
+    @property
+    def shown(self) -> str:
+        return "standard input" if self.path == STDIN else str(self.path)
+
     def rows(self) -> Rows:
         return Rows(self.limits, self.default_ms, self.now_ms)
 
@@ -40,8 +46,9 @@ class Reading:
         plan = self.parser.plan(names)
         if "vector" not in plan.roles:
             wanted, held = self.parser.fields.vector, ", ".join(names) or "nothing"
+            held = held if len(held) <= SHOWN_MAX else f"{held[:SHOWN_MAX]}..."
             raise InputError(
-                f"{self.path} is not an embedding file: it has no {what} {wanted[0]}, but {held}."
+                f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {held}."
             )
         if count:
             self.parser.ignore(plan.ignored, count)

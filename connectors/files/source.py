@@ -15,10 +15,10 @@ from pathlib import Path
 
 from connectors.chunks import Chunk, Remark
 from connectors.files.arrow import ArrowReader
-from connectors.files.lines import COMPRESSED, STDIN, Replaced, is_pipe
+from connectors.files.lines import COMPRESSED, Replaced, is_pipe
 from connectors.files.npz import NumpyReader
 from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_stem, owner_bytes, tail_digest
-from connectors.files.reading import Part, Reader, Reading
+from connectors.files.reading import STDIN, Part, Reader, Reading
 from connectors.files.text import CSV, JSON_LINES, TextReader
 from engine.config import LimitsSettings
 from engine.errors import InputError

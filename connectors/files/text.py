@@ -97,7 +97,7 @@ class TextReader:
                 begun = True
                 if line.text[:2] in _UTF16 or b"\0" in line.text[:4]:
                     raise InputError(
-                        f"{self._reading.path} is in UTF-16: convert it with iconv -f UTF-16 -t UTF-8."
+                        f"{self._reading.shown} is in UTF-16: convert it with iconv -f UTF-16 -t UTF-8."
                     )
                 line = Line(line.text.removeprefix(_BOM), line.end)
             yield line

@@ -16,7 +16,7 @@ import typer
 
 from engine import __version__
 from engine.cli import spaces
-from engine.cli.console import Interrupted, complain, home_path, interrupt
+from engine.cli.console import Interrupted, complain, home_path, interrupt, printable
 from engine.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ def main() -> None:
     try:
         app(prog_name="shoal")
     except ShoalError as problem:
-        complain(f"shoal: {problem}")
+        complain(f"shoal: {printable(str(problem))}")
         sys.exit(problem.exit_code)
     except Interrupted as stopped:
         complain(f"shoal: {stopped.sentence}")

@@ -168,3 +168,19 @@ def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) 
     assert "standard input: not understood and left out: color (21)" in done.stderr
     assert done.stdout.startswith("21 rows in ")
     assert "20 inserted, 1 rejected. shoal-store is at version" in done.stdout
+
+
+def test_binary_on_standard_input_leaves_the_terminal_alone(tmp_path: Path, model: Path) -> None:
+    done = subprocess.run(
+        command("ingest", "-"),
+        cwd=tmp_path,
+        env=environment({"SHOAL_MODEL__PATH": str(model)}),
+        input=b"PK\x03\x04\x1b[2J" + 1000 * b"x",
+        capture_output=True,
+        check=False,
+    )
+    sentence = done.stderr.decode()
+    assert done.returncode == 3, sentence
+    assert sentence.startswith("shoal: standard input is not an embedding file: it has no column embedding")
+    assert sentence.rstrip("\n").isprintable()
+    assert len(sentence) < 400
