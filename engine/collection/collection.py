@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -142,13 +143,17 @@ class Engine(LiveCollection):
             return default
 
     def members(self, cluster: int) -> list[str]:
-        """Return the keys of a cluster's items, of any level. Raises NotFound."""
+        """Return the keys of a cluster's items, of any level. Raises NotFound, InputError: no number."""
+        try:
+            number = index(cluster)
+        except TypeError:
+            raise InputError(f"a cluster is named by its number, not by {cluster!r}") from None
 
         def read(view: View) -> list[str]:
             keys: list[str] = []
             cursor = None
             while True:
-                page = view.members(cluster, cursor, MAX_PAGE)
+                page = view.members(number, cursor, MAX_PAGE)
                 keys += [item["key"] for item in page["items"]]
                 cursor = page["cursor"]
                 if cursor is None:
@@ -183,7 +188,7 @@ class Engine(LiveCollection):
 
 
 def _place(event_id: str) -> EventId:
-    version, _, ordinal = event_id.partition("-")
+    version, _, ordinal = str(event_id).partition("-")
     if not (version.isdecimal() and ordinal.isdecimal()):
         raise InputError(f"after is the event-id of an event, like '12-0', not {event_id!r}")
     return int(version), int(ordinal)

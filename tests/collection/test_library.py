@@ -99,6 +99,11 @@ def test_members_of_every_cluster(opened: Open, monkeypatch: pytest.MonkeyPatch)
         assert set(keys) == own
     with pytest.raises(NotFound):
         engine.members(10**6)
+    for wrong in "item 1", 1.5, None:
+        with pytest.raises(InputError, match="a cluster is named by its number, not by"):
+            engine.members(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="after is the event-id of an event"):
+        engine.changes(after=5)  # type: ignore[arg-type]
 
 
 def test_assign_and_events_name_keys_as_text(opened: Open) -> None:
