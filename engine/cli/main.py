@@ -240,7 +240,8 @@ def members(
 @app.command()
 def export(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: standard output.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", parser=home_path, help="Default: standard output."),
     ] = None,
     form: Annotated[
         str | None, typer.Option("--format", metavar="FORM", help="ndjson or parquet. Default: by the file.")

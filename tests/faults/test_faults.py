@@ -36,7 +36,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_stories_of_faults_end_as_undisturbed(tmp_path: Path, long: bool) -> None:
-    out, seeds = tmp_path / "simulation.jsonl", 1000 if long else 50
+    out, seeds = tmp_path / "simulation.jsonl", 1000 if long else 25
     run("tests.faults.simulate", "--seeds", seeds, "--out", out)
     assert [line["seed"] for line in lines(out)] == list(range(seeds))
     struck = sum((Counter(line["struck"]) for line in lines(out)), Counter[str]())
@@ -58,7 +58,7 @@ def test_kills_change_nothing(tmp_path: Path, long: bool) -> None:
 
 
 def test_kills_of_the_daemon_change_nothing(tmp_path: Path, long: bool, broker: Broker | Given) -> None:
-    out, kills = tmp_path / "kills.jsonl", 30 if long else 5
+    out, kills = tmp_path / "kills.jsonl", 30 if long else 3
     run("tests.faults.kills", "--daemon", kills, "--out", out, KAFKA_BOOTSTRAP=broker.bootstrap)
     assert sum(len(line["kills"]) for line in lines(out)) == kills
 

@@ -88,7 +88,7 @@ def test_a_killed_ingest_ends_as_one_never_killed(tmp_path: Path, model: Path, l
     seed = random.SystemRandom().getrandbits(32)
     moments = random.Random(seed)
     killed = 0
-    for attempt in range(30 if long else 3):
+    for attempt in range(30 if long else 2):
         store = tmp_path / f"store {attempt}"
         run = Ingest(tmp_path, store, env)
         run.wait_for_store()
