@@ -109,6 +109,10 @@ def shoal(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, model: Path,
 
     def run(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Finished:
         own = environment({"SHOAL_MODEL__PATH": str(model), **(env or {})})
+        if own["PYTHONPATH"] != str(ROOT):  # other modules than a warm process has
+            return subprocess.run(
+                command(*arguments), cwd=tmp_path, env=own, capture_output=True, text=True, check=False
+            )
         return warm_cli.run([*map(str, arguments)], tmp_path, own, tmp_path_factory.mktemp("printed"))
 
     return run

@@ -112,9 +112,10 @@ def test_an_export_has_every_item_once_and_in_both_forms(served: Api, keys: list
 def test_exports_are_bounded_and_end_with_their_client(tmp_path: Path) -> None:
     from tests.support.large_store import fill
 
-    fill(tmp_path / "store", 60_000)
+    fill(tmp_path / "store", 60_000, prefix="more than sockets hold " * 10)
     with api(settings_of(tmp_path / "store", api__exports_max=1)) as served:
-        with httpx.stream("GET", f"{served.url}/v1/assignments", timeout=60.0) as held:
+        plain = {"accept-encoding": "identity"}
+        with httpx.stream("GET", f"{served.url}/v1/assignments", headers=plain, timeout=60.0) as held:
             assert held.status_code == 200
             refused = served.http.get("/v1/assignments")
             assert (refused.status_code, "exports_max" in refused.json()["detail"]) == (503, True)

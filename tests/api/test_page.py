@@ -120,8 +120,11 @@ def served(store: tuple[Path, dict[str, Any]]) -> Iterator[Api]:
             post(found, records(SEED + version, 40, f"item-{version}-"))
         odd = records(SEED, len(ODD_KEYS), "odd")
         post(found, [{**row, "key": key} for row, key in zip(odd, ODD_KEYS, strict=True)])
-        smallest = found.http.get("/v1/clusters", params={"order": "newest"}).json()["clusters"][0]["cluster"]
-        members = found.http.get(f"/v1/clusters/{smallest}/items").json()["items"]
+        newest = found.http.get("/v1/clusters", params={"order": "newest"}).json()["clusters"]
+        for cluster in newest:  # one of them ends, without an odd key
+            members = found.http.get(f"/v1/clusters/{cluster['cluster']}/items").json()["items"]
+            if not {member["key"] for member in members} & set(ODD_KEYS):
+                break
         post(found, [{"key": member["key"], "delete": True} for member in members])
         found.wait_counted()
         yield found

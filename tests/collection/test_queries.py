@@ -60,7 +60,9 @@ def test_assign_answers_as_an_insert_that_enters_no_list(opened: Open, kind: str
         row = int(state.items.nodes[state.items.row_of[key.encode()]])
         if applied.stats["work"][0].changed == 1 and not applied.stats["recalibrated"]:
             compared += 1
-            rank = int(base.linkage[row, : base.lists.degrees[row]].argmax())
+            linkage = base.linkage[row, : base.lists.degrees[row]].tolist()
+            hashes = base.nodes.hashes[base.lists.neighbors[row]].tolist()
+            rank = min(range(len(linkage)), key=lambda at: (-linkage[at], hashes[at]))
             [neighbor] = map(bytes.decode, state.representatives(base.lists.neighbors[row, rank : rank + 1]))
             assert answer.probability == float(base.linkage[row, rank])
             assert answer.neighbor == neighbor

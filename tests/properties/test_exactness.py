@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = [(seed, KINDS[seed % len(KINDS)], 30 + 7 * (seed % 23)) for seed in range(40)]
 LONG = [(seed, KINDS[seed % len(KINDS)], 20 + 11 * (seed % 41)) for seed in range(100, 290)]
-DEEP = [(310, "chain"), (319, "lattice"), (323, "mixed")]
+DEEP = [(310, "chain"), (319, "lattice"), (324, "mixed")]
 SHIPPED = [(seed, KINDS[seed % len(KINDS)], 40 + 9 * (seed % 7)) for seed in range(400, 408)]
 SLOW_MOST = 120  # items up to which the plain code is asked too
 

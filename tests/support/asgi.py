@@ -75,5 +75,9 @@ class Client:
 
         document = {"host": "127.0.0.1", **self.settings}
         wrapped = middleware.wrap(app, ApiSettings(**document), self.keys, self.meters)
-        asyncio.run(wrapped(scope_of(raw, headers or [], method), asked.receive, asked.send))
+
+        async def call() -> None:
+            await wrapped(scope_of(raw, headers or [], method), asked.receive, asked.send)
+
+        asyncio.run(call())
         return asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ WIDTH = 4
 START_MS = 1_700_000_000_000
 
 
-def fill(path: Path, items: int, dim: int = 32, seed: int = 7) -> None:
+def fill(path: Path, items: int, dim: int = 32, seed: int = 7, prefix: str = "item:") -> None:
     """Clusters of all sizes, the largest of a hundredth of the items, each born whole in one version."""
     with Store.open(path, {"collection": "crowd", "dim": dim}) as store:
         for change in _changes(items, dim, np.random.default_rng(seed)):
-            store.commit(change)
+            keys = [f"{prefix}{item}".encode() for item in change.upserts.ids.tolist()]
+            store.commit(replace(change, upserts=replace(change.upserts, keys=keys)))
 
 
 def _changes(items: int, dim: int, rng: np.random.Generator) -> Iterator[Change]:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _PRELOADED = (
     "torch",
@@ -77,17 +78,17 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _become(request: Mapping[str, object]) -> None:
+def _become(request: Mapping[str, Any]) -> None:
     """Be the command, in the child; never returns."""
     status = 1
     try:
-        os.chdir(str(request["cwd"]))
+        os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(request["env"])  # type: ignore[arg-type]
-        for number, name in ((0, os.devnull), (1, str(request["out"])), (2, str(request["err"]))):
+        os.environ.update(request["env"])
+        for number, name in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(name, flags, 0o600), number)
-        sys.argv = ["shoal", *request["arguments"]]  # type: ignore[misc]
+        sys.argv = ["shoal", *request["arguments"]]
         from engine.cli.main import main as shoal
 
         shoal()
