@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, with_config
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, with_config
 from typing_extensions import TypedDict
 
 from engine.events import EventRow
@@ -348,7 +348,7 @@ class LookupRequest(BaseModel):
     """The keys of items."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"keys": ["articles:7"]}]})
-    keys: list[str] = Field(min_length=1)
+    keys: list[StrictStr | StrictInt] = Field(min_length=1)
     level: int | None = Field(None, strict=True, ge=0, le=64, description="0 is the finest; null: final.")
 
 

@@ -57,12 +57,17 @@ def test_a_lookup_answers_in_the_order_of_the_keys_and_names_what_is_missing(
         assert item["cluster"] == served.http.get(f"/v1/items/{key}?level=0").json()["cluster"]
 
 
+def test_a_lookup_takes_integer_keys_as_records_do(served: Api) -> None:
+    assert served.http.post("/v1/items:lookup", json={"keys": [7]}).json()["missing"] == ["7"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
         ({"keys": []}, 422, "keys"),
         ({"keys": "a"}, 422, "keys"),
-        ({"keys": [1]}, 422, "keys"),
+        ({"keys": [True]}, 422, "keys"),
+        ({"keys": [1.5]}, 422, "keys"),
         ({"keys": ["a"], "level": -1}, 422, "level"),
         ({"keys": ["a"], "more": 1}, 422, "more"),
         ({"keys": ["a"] * 51}, 413, "lookup_max"),

@@ -170,7 +170,7 @@ async def lookup(request: Request, reader: Reader, settings: Config) -> Response
             "too-large", f"{len(given.keys)} keys at once; {bounds.lookup_max} are taken ([api] lookup_max)."
         )
     try:
-        keys = [key.encode() for key in given.keys]
+        keys = [str(key).encode() for key in given.keys]
     except UnicodeEncodeError:
         raise Problem("invalid", "keys: one of them is not valid Unicode.") from None
     payload_bytes = bounds.lookup_payload_bytes
