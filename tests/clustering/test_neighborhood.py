@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engine.clustering.neighborhood import Neighborhood, holders, holding
+from engine.clustering.list_arrays import holders, holding
+from engine.clustering.neighborhood import Neighborhood
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
