@@ -208,7 +208,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path, othe
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store.open(tmp_path, CONFIG).close()
     monkeypatch.setattr(schema, "FORMAT", 3)
-    with pytest.raises(ConfigMismatch, match="format 2, not 3: use the release"):
+    with pytest.raises(ConfigMismatch, match="has format 2, this release reads 3; use the release"):
         Store.open(tmp_path)
 
 
