@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.collection.assign import Answer
 from engine.errors import WriterAway, WriterBusy
-from engine.model.linkage import use_one_thread
+from engine.model.blocks import use_one_thread
 from engine.types import Int16
 
 Answers = tuple[int, list[Answer]]  # of one version

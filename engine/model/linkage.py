@@ -18,13 +18,10 @@ another order at another size.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
+from engine.model.blocks import parts, share_out
 from engine.model.features import (
     EDGE_FEATURES,
     Ranges,
@@ -53,7 +51,6 @@ from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
 CHUNK = 512  # nodes that are embedded at once: so are their sums
-WORKERS = os.cpu_count() or 1
 MOST_LOGIT = 4.0  # beyond it the digits of p are noise, which would order the densities of near-copies
 _LOCAL = threading.local()
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
@@ -134,6 +131,9 @@ class LinkageModel:
     everything else that its answers depend on.
     """
 
+    dim: int | None = None  # of the embeddings that it takes: any
+    reads_vectors = False  # at level 0: lists alone
+
     def __init__(self, net: Universal, nodes: Ranges, edges: Ranges, card: Card) -> None:
         self.net = net.eval()
         self.nodes, self.edges, self.card = nodes, edges, card
@@ -163,7 +163,7 @@ class LinkageModel:
         degrees = graph.degree[rows]
         heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
-        chunks = _parts(len(rows), CHUNK)
+        chunks = parts(len(rows), CHUNK)
         stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
 
         def work(share: Sequence[slice]) -> None:
@@ -176,7 +176,7 @@ class LinkageModel:
                 buffers.mean.numpy()[: len(degrees[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
-        _share_out(chunks, work)
+        share_out(chunks, work)
         return out.numpy()
 
     @torch.inference_mode()
@@ -209,7 +209,7 @@ class LinkageModel:
                 p.clamp_(-MOST_LOGIT, MOST_LOGIT).sigmoid_()
                 out[part] = p.numpy()[:m, 0]
 
-        _share_out(_parts(len(sources)), work)
+        share_out(parts(len(sources), BLOCK), work)
         return out
 
     @torch.inference_mode()
@@ -242,7 +242,7 @@ class LinkageModel:
                 torch.mm(x, w, out=product)
                 far[nodes[part]] = product.numpy()[:m]
 
-        _share_out(_parts(len(nodes)), work)
+        share_out(parts(len(nodes), BLOCK), work)
         return far
 
     def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> None:
@@ -262,7 +262,7 @@ class LinkageModel:
         """The sums of a chunk's m_ij, a row for each of its nodes, to `buffers.mean`."""
         features, products, sums = buffers.features, buffers.products, buffers.mean.numpy()
         sums[:] = 0.0
-        for part in _parts(len(edges.sources)):
+        for part in parts(len(edges.sources), BLOCK):
             m = part.stop - part.start
             own = features.numpy()[:m]
             edge_features(graph, epoch, edges.sources[part], edges.ranks[part], self.edges, own, kept)
@@ -378,42 +378,6 @@ def _mixture(rng: np.random.Generator, k: int, n: int = 400, d: int = 16) -> tup
     degree, size = np.full(n, k, dtype=np.int32), rng.integers(1, 20, n)
     graph = KnnGraph(k, neighbors, kept, degree, size, identity, mean, is_base=False)
     return graph, Epoch(float(pairs.mean()), float(pairs.std()), n)
-
-
-def _share_out(parts: Sequence[slice], work: Callable[[Sequence[slice]], None]) -> None:
-    """Do the blocks on all cores, one thread each: which thread does a block changes no bits.
-
-    The kernels between the products let go of the interpreter's lock; threads inside one small product
-    would gain less than they cost, and on busy cores wait for each other.
-    """
-
-    def with_one_thread(share: Sequence[slice]) -> None:
-        with torch.inference_mode():
-            work(share)
-
-    if len(parts) < 2 * WORKERS and torch.get_num_threads() == 1:  # a question need not wait behind a batch
-        work(parts)
-        return
-    shares = min(len(parts), WORKERS)
-    list(_pool().map(with_one_thread, (parts[at::shares] for at in range(shares))))
-
-
-def use_one_thread() -> None:
-    """Torch works on one thread in this thread from now on."""
-    torch.get_num_threads()  # in a new thread the first call takes over what another thread set last
-    torch.set_num_threads(1)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, "linkage", initializer=use_one_thread)
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork
-
-
-def _parts(rows: int, size: int = BLOCK) -> list[slice]:
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 @dataclass(frozen=True, slots=True)
