@@ -16,7 +16,7 @@ from engine.clustering.state import State
 from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Epoch, Int16, Int32, Int64, KnnGraph, Lists, Vectors
@@ -47,9 +47,7 @@ class Near:
     is_same: bool  # the first one is the vector itself
 
 
-def assign(
-    store: Store, state: State | None, model: LinkageModel, vectors: Int16
-) -> tuple[int, list[Answer]]:
+def assign(store: Store, state: State | None, model: Trained, vectors: Int16) -> tuple[int, list[Answer]]:
     """The final cluster of the most probable linkage above tau of each grid vector (m, d), whatever the
     densities. Features are as if it alone were inserted and no other list changed. A vector that items have
     already is in their cluster, with probability 1.
@@ -65,11 +63,11 @@ def assign(
             near = [_nearest(tables, state, vector) for vector in vectors]
             # Rows of items deleted since this version may be in use again: without them, another try.
             if store.version == committed.version or last:
-                return committed.version, _answers(tables, state, model, committed.epoch, near)
+                return committed.version, _answers(tables, state, model, vectors, committed.epoch, near)
     raise AssertionError("the last try returns")
 
 
-def _check_generation(tables: Tables, state: State, model: LinkageModel) -> None:
+def _check_generation(tables: Tables, state: State, model: Trained) -> None:
     """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
     config, shape = tables.meta.config or {}, state.hierarchy.shape
     if (config.get("model"), config.get("k"), config.get("tau")) != (model.sha256, shape.k, shape.tau):
@@ -136,14 +134,15 @@ def _best(nodes: Vectors, vector: Int16, k: int) -> Near:
 
 
 def _answers(
-    tables: Tables, state: State, model: LinkageModel, epoch: Epoch, near: Sequence[Near]
+    tables: Tables, state: State, model: Trained, vectors: Int16, epoch: Epoch, near: Sequence[Near]
 ) -> list[Answer]:
-    """All vectors in one graph: each sees its neighbours only, and they the lists they have."""
+    """All vectors (m, d) in one graph: each sees its neighbours only, and they the lists they have."""
     asked = [at for at, one in enumerate(near) if len(one.dots) and not one.is_same]
     answers = [_known(tables, one) if one.is_same else NEW for one in near]
     if not asked:
         return answers
-    graph, sources, ranks = _local_graph(tables, state.hierarchy.shape.k, [near[at] for at in asked])
+    k, some = state.hierarchy.shape.k, vectors[asked] if model.reads_vectors else None
+    graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], some)
     rows = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
     hidden = np.zeros((len(graph.degree), model.hidden), np.float32)
     hidden[rows] = model.embed(graph, epoch, rows)
@@ -169,10 +168,13 @@ def _oldest(tables: Tables, node: int) -> str:
     return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
-def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph, Int32, Int32]:
+def _local_graph(
+    tables: Tables, k: int, near: Sequence[Near], vectors: Int16 | None
+) -> tuple[KnnGraph, Int32, Int32]:
     """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
 
-    A neighbour's embedding reads its own list and those of whoever is in it. Also returns the edges from
+    A neighbour's embedding reads its own list and those of whoever is in it; also its vector and theirs where
+    the model reads `vectors` (m, d) at level 0. Also returns the edges from
     the vectors: their rows and ranks.
     """
     asked, width = len(near), max(len(one.dots) for one in near)
@@ -193,8 +195,11 @@ def _local_graph(tables: Tables, k: int, near: Sequence[Near]) -> tuple[KnnGraph
     neighbors[: len(listed)] = rows.of(listed)
     exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
-    none = np.zeros((count, 0), np.int16)  # of vectors a model reads nothing at level 0
-    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), none, none, True)
+    if vectors is None:
+        seen = np.zeros((count, 0), np.int16)
+    else:
+        seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
+    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, seen, True)
     sources, ranks = np.nonzero(direct[:, :width] >= 0)
     return graph, sources.astype(np.int32), ranks.astype(np.int32)
 

@@ -11,16 +11,16 @@ from engine.config import Settings
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained, check_dim, load
 from engine.system import determinism
 
 
-def load_model(settings: Settings) -> LinkageModel:
+def load_model(settings: Settings) -> Trained:
     """Return the settings' model, or the one that ships with Shoal. Raises InputError."""
-    return LinkageModel.load(settings.model.path) if settings.model.path else LinkageModel.load()
+    return load(settings.model.path)
 
 
-def shape_of(settings: Settings, model: LinkageModel, dim: int) -> Shape:
+def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
     """Return the clustering's configuration: settings, and the model card where they are silent."""
     chosen = settings.model
     return Shape(
@@ -43,12 +43,13 @@ def index_of(settings: Settings) -> Callable[[Nodes], ExactIndex | HnswIndex]:
     return lambda nodes: HnswIndex(nodes, M=chosen.M, ef_construction=chosen.ef_construction, ef=chosen.ef)
 
 
-def empty_state(settings: Settings, model: LinkageModel, dim: int) -> State:
-    """Return the state of a collection without items."""
+def empty_state(settings: Settings, model: Trained, dim: int) -> State:
+    """Return the state of a collection without items. Raises InputError: the model's dimension differs."""
+    check_dim(model, dim)
     return State.empty(shape_of(settings, model, dim), model, model.default_epoch, index_of(settings))
 
 
-def store_config(settings: Settings, model: LinkageModel) -> dict[str, Any]:
+def store_config(settings: Settings, model: Trained) -> dict[str, Any]:
     """Return what the stored clusters depend on, as the store compares it."""
     shape = shape_of(settings, model, 1)
     return {

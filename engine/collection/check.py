@@ -28,6 +28,7 @@ from engine.config import Settings
 from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
+from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.storage import schema, seal, verify
 from engine.storage.environment import reading
@@ -287,7 +288,7 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
         if (
             state is None
             or version != contents.loaded.version
-            or not isinstance(state.hierarchy.model, LinkageModel)
+            or not isinstance(state.hierarchy.model, LinkageModel | LanderModel)
         ):
             continue
         saved = snapshots.read_levels(folder, version, snapshots.dependencies(state, state.hierarchy.model))

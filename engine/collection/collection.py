@@ -22,7 +22,7 @@ from engine.collection.live import Key, LiveCollection
 from engine.config import Options, Settings
 from engine.errors import InputError, NotFound
 from engine.events import EventId, EventRow
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained
 from engine.storage.queries import MAX_PAGE
 from engine.storage.reader import View
 from engine.types import Applied, Int16, Int64
@@ -50,7 +50,7 @@ class Engine(LiveCollection):
     def open(
         cls,
         settings: Settings | str | os.PathLike[str] | None = None,
-        model: LinkageModel | str | os.PathLike[str] | None = None,
+        model: Trained | str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
         **options: Unpack[Options],
@@ -68,7 +68,7 @@ class Engine(LiveCollection):
             given: dict[str, Any] = dict(options)
             if settings is not None:
                 given["path"] = settings
-            if model is not None and not isinstance(model, LinkageModel):
+            if model is not None and isinstance(model, (str, os.PathLike)):
                 given["model"], model = model, None
             settings = config.with_options(given)
         elif options or isinstance(model, (str, os.PathLike)):

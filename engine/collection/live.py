@@ -28,7 +28,7 @@ from engine.collection.snapshots import Snapshots
 from engine.config import Settings
 from engine.errors import CorruptStore, Forked, InputError, NotFound, StoreError, Unusable, WriterBusy
 from engine.index.hnsw import HnswIndex
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained, check_dim
 from engine.records import read_key, wrong_dimension
 from engine.storage.compaction import Compacted
 from engine.storage.store import Store
@@ -54,7 +54,7 @@ class LiveCollection(Closing):
         self,
         settings: Settings,
         store: Store,
-        model: LinkageModel,
+        model: Trained,
         clock: Callable[[], float],
         executor: Executor | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class LiveCollection(Closing):
     def open(
         cls,
         settings: Settings,
-        model: LinkageModel | None = None,
+        model: Trained | None = None,
         clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
     ) -> Self:
@@ -84,6 +84,8 @@ class LiveCollection(Closing):
         forks.check()
         kernel_cache.report()
         model = model or load_model(settings)
+        if settings.collection.dim:
+            check_dim(model, settings.collection.dim)
         store = Store.open(
             settings.store.path,
             store_config(settings, model),
@@ -110,7 +112,12 @@ class LiveCollection(Closing):
     @property
     def dim(self) -> int | None:
         """Dimension of the vectors; None before the first one, and again when all items are gone."""
-        return self._state.hierarchy.shape.dim if self._state and len(self) else self.settings.collection.dim
+        return self._state.hierarchy.shape.dim if self._state and len(self) else self._set_dim
+
+    @property
+    def _set_dim(self) -> int | None:
+        """What the settings or the model say that it is."""
+        return self.settings.collection.dim or self.model.dim
 
     @property
     def state(self) -> State:
@@ -196,7 +203,7 @@ class LiveCollection(Closing):
         with self._running():
             return self.store.compact()
 
-    def rebuild(self, settings: Settings | None = None, model: LinkageModel | None = None) -> Rebuilt:
+    def rebuild(self, settings: Settings | None = None, model: Trained | None = None) -> Rebuilt:
         """Cluster all items from scratch, with new settings and model if given, and a new calibration.
 
         Batches may be applied from other threads meanwhile. `model`: one that no other thread uses.

@@ -23,7 +23,7 @@ from engine.collection.build import empty_state, index_of, load_model, shape_of,
 from engine.collection.snapshots import Snapshots
 from engine.config import Settings
 from engine.errors import InputError
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained, check_dim
 from engine.storage import schema
 from engine.storage.store import Store
 from engine.system.stopwatch import Stopwatch
@@ -56,7 +56,7 @@ class Generation:
     `take` may run beside batches.
     """
 
-    def __init__(self, settings: Settings, model: LinkageModel, dim: int) -> None:
+    def __init__(self, settings: Settings, model: Trained, dim: int) -> None:
         self.settings, self.model = settings, model
         self.state = empty_state(settings, model, dim)
         self._begun = False
@@ -111,7 +111,7 @@ class Generation:
 
 
 def rebuild_store(
-    settings: Settings, model: LinkageModel | None = None, clock: Callable[[], float] = time.time
+    settings: Settings, model: Trained | None = None, clock: Callable[[], float] = time.time
 ) -> Rebuilt:
     """Cluster a store's items from scratch with the settings' model, calibration and index.
 
@@ -125,6 +125,7 @@ def rebuild_store(
         dim = store.config["dim"]
         if dim is None:
             raise nothing_to_rebuild(settings)
+        check_dim(model, dim)
         shape = shape_of(settings, model, dim)
         state = State.of(loaded, shape, model, model.default_epoch, index_of(settings))
         state.calibration.card = model.default_epoch

@@ -35,7 +35,7 @@ from engine.clustering.state import State
 from engine.errors import StoreError
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
-from engine.model.linkage import LinkageModel
+from engine.model.trained import Trained
 from engine.system import determinism, files, isolation
 from engine.types import Float32, Int32, Int64
 
@@ -53,7 +53,7 @@ class Snapshots:
         self._executor, self.free_bytes = executor, free_bytes
         self._writing: Future[None] | None = None
 
-    def begin(self, state: State, model: LinkageModel) -> bool:
+    def begin(self, state: State, model: Trained) -> bool:
         """Copy the state and have it written. Return False while the previous one is still being written.
 
         One that cannot be written is given up: the next start takes longer, nothing is lost.
@@ -92,7 +92,7 @@ class Snapshots:
                 file.unlink(missing_ok=True)
 
 
-def prepare(folder: Path, state: State, model: LinkageModel) -> Callable[[], None]:
+def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
     """Copy the state; return the function that writes the copy out, at any time. It raises OSError."""
     version, index = state.version, state.hierarchy.base.lists.index
     graph = copy_index(folder, version, index, state.node_ids) if isinstance(index, HnswIndex) else None
@@ -106,7 +106,7 @@ def prepare(folder: Path, state: State, model: LinkageModel) -> Callable[[], Non
     return write
 
 
-def dependencies(state: State, model: LinkageModel) -> dict[str, Any]:
+def dependencies(state: State, model: Trained) -> dict[str, Any]:
     """Return what all derived columns depend on beside the neighbour lists of level 0."""
     return {
         "model": model.sha256,

@@ -231,7 +231,7 @@ class LanderModel:
 
     @classmethod
     def load(cls, path: Path) -> LanderModel:
-        """Read what `save` wrote. Raises InputError where the files are missing, broken, or not of one model."""
+        """Read what `save` wrote. Raises InputError where files are missing, broken, or not of one model."""
         try:
             facts = json.loads(path.with_suffix(".json").read_text())
             form, sha256 = facts.pop("format", None), facts.pop("sha256")

@@ -1,4 +1,4 @@
-"""Loops of `engine.model.lander`: scalar, without fast-math, so that a row's bits depend on nothing beside it."""
+"""Loops of `engine.model.lander`, without fast-math: a row's bits depend on nothing beside it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ import torch
 
 from engine.clustering import decode
 from engine.errors import InputError
-from engine.model.features import list_edges
 from engine.model.lander import BLOCK, LanderCard, LanderModel, random_lander, shapes
 from engine.model.linkage import random_model
 from engine.model.trained import load
@@ -177,7 +176,7 @@ def test_weights_that_are_damaged_are_refused(tmp_path: Path) -> None:
         load(path)
     weights = {name: torch.zeros(shape) for name, shape in shapes(LanderCard(8)).items()}
     weights["src_mlp.bias"][0] = float("nan")
-    with pytest.raises(InputError, match="src_mlp.bias holds weights that are not finite"):
+    with pytest.raises(InputError, match=r"src_mlp\.bias holds weights that are not finite"):
         LanderModel(weights, LanderCard(8))
 
 

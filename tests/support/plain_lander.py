@@ -1,4 +1,4 @@
-"""`lander` in the plainest code there is: float64 NumPy, one node at a time, from the paper and shapes alone."""
+"""`lander` in the plainest code there is: float64 NumPy, a node at a time, from the paper's formulas."""
 
 from __future__ import annotations
 
