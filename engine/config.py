@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -55,6 +64,7 @@ class Options(TypedDict, total=False):
     name: str | None  # of the collection
     dim: int | None
     index: Literal["hnsw", "exact"] | None
+    adapter: str | os.PathLike[str] | None  # file of `shoal adapt`
     tau: float | None
     max_levels: int | None
     max_age_s: float | None  # retention
@@ -67,6 +77,7 @@ _KEYWORDS = {
     "dim": "collection.dim",
     "index": "index.kind",
     "model": "model.path",
+    "adapter": "model.adapter",
     "tau": "model.tau",
     "max_levels": "model.max_levels",
     "max_age_s": "retention.max_age_s",
@@ -83,6 +94,7 @@ def expanded(path: str | Path) -> Path:
 
 
 HomePath = Annotated[Path, AfterValidator(expanded)]
+MaybePath = Annotated[HomePath | None, BeforeValidator(lambda value: None if value == "" else value)]
 
 
 class _Section(BaseModel):
@@ -113,6 +125,7 @@ class ModelSettings(_Section):
     """None: what the model's card says, or the model that ships with Shoal."""
 
     path: HomePath | None = None
+    adapter: MaybePath = None  # applied to every embedding; "" or None: none
     tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links
     max_levels: int | None = Field(None, ge=1, le=32)
 

@@ -36,6 +36,14 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Incoming:
+    """The vectors of a batch as they came in, where an adapter maps them to those that are clustered."""
+
+    vectors: Int16  # (n, d)
+    differs: Bool  # (n,) the stored item has another, though the adapter maps both to the same
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The net effect of some input: each key occurs once, in `keys` or in `deletes`."""
 
@@ -46,6 +54,7 @@ class Batch:
     deletes: Sequence[bytes] = ()
     positions: Mapping[str, bytes] = field(default_factory=dict)  # source -> its next position
     rejected: Sequence[DeadLetter] = ()
+    incoming: Incoming | None = None  # with an adapter, which `vectors` then are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,16 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
+class Renumbered:
+    """The nodes of all items, where another adapter maps their incoming vectors to others."""
+
+    items: Int64  # (n,), rising ids
+    nodes: Int64  # (n,), the node of each
+    vectors: Vectors  # all nodes
+    adapted: bool  # False: without an adapter, nodes have the incoming vectors
+
+
+@dataclass(frozen=True, slots=True)
 class Lists:
     """Neighbour lists of level 0 by node id: all neighbours known for certain, best first."""
 
@@ -172,6 +191,7 @@ class Clusters:
     changed: Int64
 
 
+NO_VECTORS = Vectors(np.zeros(0, np.int64), np.zeros((0, 1), np.int16))
 NO_TREES = Trees(np.zeros(0, np.int64), np.zeros((0, 1), np.int64))
 NO_CLUSTERS = Clusters(*(np.zeros(0, np.int64) for _ in range(8)))
 
@@ -223,6 +243,7 @@ class Change:
     trees: Mapping[int, tuple[int, ...]]  # level-0 tree -> path of cluster ids, final first; () gone
     clusters: Sequence[Cluster]  # those that changed or ended
     events: Sequence[Event]
+    incoming: Vectors = NO_VECTORS  # by item id, with an adapter: of the items that brought a vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,9 @@ def rebuild(settings: Settings, as_json: bool) -> None:
 def _renewed(settings: Settings) -> dict[str, Any]:
     """What flags, file or environment say of model and index. For the rest a daemon has its own settings."""
     told = {name: getattr(settings, name).model_dump(mode="json", exclude_unset=True) for name in RENEWED}
-    if settings.model.path:
-        told["model"]["path"] = str(settings.model.path.absolute())
+    for name in ("path", "adapter"):
+        if told["model"].get(name):
+            told["model"][name] = str(getattr(settings.model, name).absolute())
     return told
 
 

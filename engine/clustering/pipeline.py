@@ -24,6 +24,7 @@ from engine.clustering.lineage import Lineage, Partition, Transfers
 from engine.clustering.state import Arrivals, State, Turnover, final_of
 from engine.system.stopwatch import Stopwatch
 from engine.types import (
+    NO_VECTORS,
     Applied,
     Assignment,
     Batch,
@@ -70,7 +71,8 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
     version = state.version + 1
     plan = _sort_out(state, batch)
     removed = list(zip(state.items.ids[plan.gone].tolist(), state.items.named(plan.gone), strict=True))
-    turnover = state.take(_arrivals(state, batch, plan, version), plan.gone)
+    arrivals = _arrivals(state, batch, plan, version)
+    turnover = state.take(arrivals, plan.gone)
     recalibrated = state.calibration.advance()
     watch.lap("vectors")
 
@@ -95,6 +97,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         trees=named.found.changed_trees,
         clusters=named.found.changed_clusters,
         events=[*named.found.events, *named.assignments, *batch.rejected],
+        incoming=_incoming(batch, plan, arrivals),
     )
     watch.lap("change")
     return change, Applied(
@@ -153,6 +156,8 @@ def _sort_out(state: State, batch: Batch) -> _Plan:
     held = items.find(batch.keys)
     old = np.flatnonzero(held >= 0)
     same = (nodes.vectors[items.nodes[held[old]]] == batch.vectors[old]).all(axis=1)
+    if batch.incoming:
+        same &= ~batch.incoming.differs[old]
     deleted = items.find(batch.deletes)
     return _Plan(
         held=held,
@@ -180,6 +185,13 @@ def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals
         versions=np.full(len(at), version, np.int64),
         times=batch.times[at],
     )
+
+
+def _incoming(batch: Batch, plan: _Plan, arrivals: Arrivals) -> Vectors:
+    """Return the incoming vectors of inserted and moved items, by item id."""
+    if batch.incoming is None:
+        return NO_VECTORS
+    return Vectors(arrivals.ids, batch.incoming.vectors[plan.arrivals])
 
 
 def _upserts(state: State, batch: Batch) -> Items:

@@ -48,6 +48,7 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
         number = np.full(level.capacity + 1, -1, np.int32)  # the last for -1
         number[rows] = np.arange(len(rows), dtype=np.int32)
         width = level.lists.width if at else 0
+        used = np.arange(level.shape.k) < level.lists.degrees[rows][:, None]
         saved.append(
             Saved(
                 content=level.nodes.hashes[rows],
@@ -55,7 +56,7 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
                 neighbors=number[level.lists.neighbors[rows, :width]],
                 dots=level.lists.dots[rows, :width],
                 hidden=level.hidden[rows],
-                linkage=level.linkage[rows],
+                linkage=np.where(used, level.linkage[rows], 0),  # behind them is what a row before had
                 density=level.density[rows],
                 parent=number[level.parent[rows]],
                 root=number[level.root[rows]],

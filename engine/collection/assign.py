@@ -47,10 +47,12 @@ class Near:
     is_same: bool  # the first one is the vector itself
 
 
-def assign(store: Store, state: State | None, model: Trained, vectors: Int16) -> tuple[int, list[Answer]]:
+def assign(
+    store: Store, state: State | None, model: Trained, vectors: Int16, adapter: str | None = None
+) -> tuple[int, list[Answer]]:
     """The final cluster of the most probable linkage above tau of each grid vector (m, d), whatever the
     densities. Features are as if it alone were inserted and no other list changed. A vector that items have
-    already is in their cluster, with probability 1.
+    already is in their cluster, with probability 1. `adapter`: the hash of the one that made the vectors.
 
     Returns the version that all answers are of.
     """
@@ -59,7 +61,7 @@ def assign(store: Store, state: State | None, model: Trained, vectors: Int16) ->
             committed = tables.meta.state
             if not committed.version or state is None:
                 return 0, [NEW] * len(vectors)
-            _check_generation(tables, state, model)
+            _check_generation(tables, state, model, adapter)
             near = [_nearest(tables, state, vector) for vector in vectors]
             # Rows of items deleted since this version may be in use again: without them, another try.
             if store.version == committed.version or last:
@@ -67,10 +69,11 @@ def assign(store: Store, state: State | None, model: Trained, vectors: Int16) ->
     raise AssertionError("the last try returns")
 
 
-def _check_generation(tables: Tables, state: State, model: Trained) -> None:
+def _check_generation(tables: Tables, state: State, model: Trained, adapter: str | None) -> None:
     """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
     config, shape = tables.meta.config or {}, state.hierarchy.shape
-    if (config.get("model"), config.get("k"), config.get("tau")) != (model.sha256, shape.k, shape.tau):
+    stored = tuple(config.get(name) for name in ("model", "adapter", "k", "tau"))
+    if stored != (model.sha256, adapter, shape.k, shape.tau):
         raise WriterBusy("a new generation is being put in place; try again")
 
 

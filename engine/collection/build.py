@@ -7,10 +7,12 @@ from typing import Any
 
 from engine.clustering.hierarchy import Shape
 from engine.clustering.state import State
+from engine.collection.space import space_dim
 from engine.config import Settings
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
+from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim, load
 from engine.system import determinism
 
@@ -20,8 +22,24 @@ def load_model(settings: Settings) -> Trained:
     return load(settings.model.path)
 
 
+def load_adapter(settings: Settings) -> Adapter | None:
+    """Return the settings' adapter, None: there is none.
+
+    Raises InputError: the file is none, or it takes another dimension than the settings say.
+    """
+    if settings.model.adapter is None:
+        return None
+    adapter = Adapter.load(settings.model.adapter)
+    if settings.collection.dim is not None:
+        space_dim(adapter, settings.collection.dim)
+    return adapter
+
+
 def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
-    """Return the clustering's configuration: settings, and the model card where they are silent."""
+    """Return the clustering's configuration: settings, and the model card where they are silent.
+
+    `dim`: of the vectors that are clustered.
+    """
     chosen = settings.model
     return Shape(
         dim=dim,
@@ -49,13 +67,14 @@ def empty_state(settings: Settings, model: Trained, dim: int) -> State:
     return State.empty(shape_of(settings, model, dim), model, model.default_epoch, index_of(settings))
 
 
-def store_config(settings: Settings, model: Trained) -> dict[str, Any]:
+def store_config(settings: Settings, model: Trained, adapter: Adapter | None) -> dict[str, Any]:
     """Return what the stored clusters depend on, as the store compares it."""
     shape = shape_of(settings, model, 1)
     return {
         "collection": settings.collection.name,
-        "dim": settings.collection.dim,
+        "dim": adapter.dim_in if adapter else settings.collection.dim,
         "model": model.sha256,
+        "adapter": adapter and adapter.sha256,
         "k": shape.k,
         "tau": shape.tau,
         "max_levels": shape.max_levels,

@@ -23,11 +23,12 @@ from engine.clustering.distinct import distinct_hashes
 from engine.clustering.resume import Saved, capture
 from engine.clustering.state import State
 from engine.collection import snapshots
-from engine.collection.build import load_model, shape_of, store_config
+from engine.collection.build import load_adapter, load_model, shape_of, store_config
 from engine.config import Settings
 from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
+from engine.model.adapter import Adapter
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.storage import schema, seal, verify
@@ -113,6 +114,19 @@ def _read(path: Path, report: Report) -> Contents | None:
         return None
     report.note("values", [])
     return contents
+
+
+def adapted(adapter: Adapter, contents: Contents) -> list[str]:
+    """Return the nodes whose vector is not what the adapter makes of their items' incoming vectors."""
+    loaded, incoming = contents.loaded, contents.incoming
+    nodes = loaded.vectors.vectors[np.searchsorted(loaded.vectors.ids, loaded.items.nodes)]
+    if incoming is None or incoming.vectors.shape[1:] != (adapter.dim_in,) or len(incoming.ids) != len(nodes):
+        return []  # what is wrong is in the tables
+    wrong = (adapter.apply(incoming.vectors) != nodes).any(axis=1)
+    return [
+        f"the vector of item {item} is not adapted to that of its node; {_REBUILD}"
+        for item in loaded.items.ids[wrong].tolist()
+    ]
 
 
 def lists(contents: Contents, k: int) -> list[str]:
@@ -205,14 +219,17 @@ def _computed(settings: Settings, contents: Contents, report: Report) -> None:
         report.not_looked_at.append(f"partition: {reason}")
         state = None
     if state is not None:
+        adapter = load_adapter(settings)
+        if adapter:
+            report.note("adapted vectors", adapted(adapter, contents))
         report.note("partition", partition(state, contents))
     report.note("snapshots", [*_index(settings, contents), *_levels(settings.store.path, contents, state)])
 
 
 def recompute(settings: Settings, contents: Contents) -> State:
     """The state that follows from the lists. Raises ConfigMismatch, InputError: the settings are others."""
-    model = load_model(settings)
-    wanted = store_config(settings, model)
+    model, adapter = load_model(settings), load_adapter(settings)
+    wanted = store_config(settings, model, adapter)
     compare(settings.store.path, contents.config, {**wanted, "format": contents.config.get("format")})
     if contents.config.get("arithmetic") != wanted["arithmetic"]:
         raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
@@ -269,7 +286,7 @@ def _index(settings: Settings, contents: Contents) -> list[str]:
         if not len(loaded.ids):
             continue
         held = loaded.ids[at] == nodes
-        if not np.array_equal(floats[held], vectors.as_float(loaded.vectors[at[held]])):
+        if held.any() and not np.array_equal(floats[held], vectors.as_float(loaded.vectors[at[held]])):
             problems.append(f"index-{version} has other vectors than the store; delete it")
         if version == version_now and settings.index.kind == "hnsw" and len(nodes) != len(loaded.ids):
             problems.append(f"index-{version} has {len(nodes)} nodes, not {len(loaded.ids)}; delete it")

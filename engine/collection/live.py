@@ -21,13 +21,15 @@ from engine.clustering.resume import resume
 from engine.clustering.state import State
 from engine.collection import assign, snapshots
 from engine.collection.assign import Answer
-from engine.collection.build import empty_state, index_of, load_model, shape_of, store_config
+from engine.collection.build import empty_state, index_of, load_adapter, load_model, shape_of, store_config
 from engine.collection.erase import PUBLISH_WAIT_S, Erasure, FreshIndex, await_publisher
-from engine.collection.rebuild import Generation, Rebuilt, nothing_to_rebuild, rebuilt
+from engine.collection.rebuild import Generation, Rebuilt, Spaces, nothing_to_rebuild, rebuilt
 from engine.collection.snapshots import Snapshots
+from engine.collection.space import adapted, space_dim
 from engine.config import Settings
 from engine.errors import CorruptStore, Forked, InputError, NotFound, StoreError, Unusable, WriterBusy
 from engine.index.hnsw import HnswIndex
+from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.records import read_key, wrong_dimension
 from engine.storage.compaction import Compacted
@@ -55,10 +57,11 @@ class LiveCollection(Closing):
         settings: Settings,
         store: Store,
         model: Trained,
+        adapter: Adapter | None,
         clock: Callable[[], float],
         executor: Executor | None = None,
     ) -> None:
-        self.settings, self.store, self.model = settings, store, model
+        self.settings, self.store, self.model, self.adapter = settings, store, model, adapter
         self.snapshots = Snapshots(store.path, executor, settings.limits.free_disk_min_bytes)
         self._clock = clock
         self._lock = threading.RLock()
@@ -83,12 +86,13 @@ class LiveCollection(Closing):
         """
         forks.check()
         kernel_cache.report()
-        model = model or load_model(settings)
-        if settings.collection.dim:
-            check_dim(model, settings.collection.dim)
+        model, adapter = model or load_model(settings), load_adapter(settings)
+        dim = adapter.dim_in if adapter else settings.collection.dim
+        if dim:
+            check_dim(model, space_dim(adapter, dim))
         store = Store.open(
             settings.store.path,
-            store_config(settings, model),
+            store_config(settings, model, adapter),
             map_bytes=settings.limits.map_size_bytes,
             free_bytes=settings.limits.free_disk_min_bytes,
             events_max_bytes=settings.retention.events_max_bytes,
@@ -97,7 +101,7 @@ class LiveCollection(Closing):
         try:
             if settings.source.publishes:
                 store.retain_from_version = 0  # until the publisher tells what is out
-            engine = cls(settings, store, model, clock, executor)
+            engine = cls(settings, store, model, adapter, clock, executor)
             engine._restore()
         except BaseException:
             store.close()
@@ -111,7 +115,12 @@ class LiveCollection(Closing):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None before the first one, and again when all items are gone."""
+        """Dimension of incoming vectors; None before the first one, and again when all items are gone.
+
+        With an adapter, what it takes.
+        """
+        if self.adapter:
+            return self.adapter.dim_in
         return self._state.hierarchy.shape.dim if self._state and len(self) else self._set_dim
 
     @property
@@ -135,9 +144,15 @@ class LiveCollection(Closing):
         return self._state.items.live if self._state else 0
 
     def apply(self, batch: Batch) -> Applied:
-        """Take a batch; when this returns, it is durable. Raises StoreError; then open the store again."""
+        """Take a batch of incoming vectors; when this returns, it is durable.
+
+        Raises StoreError; then open the store again.
+        """
         with self._running():
             watch = Stopwatch()
+            if self.adapter:
+                batch = adapted(self.adapter, batch, self._state, self.store)
+                watch.lap("adapter")
             dim = batch.vectors.shape[1]
             state = self._state or self._begin(dim, bool(len(batch.keys)))
             anew = bool(len(batch.keys)) and dim != state.hierarchy.shape.dim
@@ -150,7 +165,8 @@ class LiveCollection(Closing):
                 state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
             )
             if anew:
-                self.store.replace(change, {**store_config(self.settings, self.model), "dim": dim})
+                config = store_config(self.settings, self.model, self.adapter)
+                self.store.replace(change, {**config, "dim": dim})
             else:
                 self.store.commit(change)
             watch.lap("store")
@@ -175,7 +191,7 @@ class LiveCollection(Closing):
             return self.apply(nothing)
 
     def assign_grid(self, grid: Int16) -> tuple[int, list[Answer]]:
-        """Return the version, and the cluster of each grid vector (m, d), were it inserted.
+        """Return the version, and the cluster of each incoming grid vector (m, d), were it inserted.
 
         Does not wait for a batch that another thread applies. Raises WriterBusy while a rebuild is put in
         place, if that takes long.
@@ -183,8 +199,12 @@ class LiveCollection(Closing):
         self._check_process()
         deadline = time.monotonic() + SWITCH_WAIT_S
         while True:
+            # A rebuild sets the state first and the adapter last: never is this one newer than the state.
+            adapter = self.adapter
+            vectors = adapter.apply(grid) if adapter else grid
             try:
-                return assign.assign(self.store, self._state, self.model, grid)
+                name = adapter.sha256 if adapter else None
+                return assign.assign(self.store, self._state, self.model, vectors, name)
             except WriterBusy:
                 if time.monotonic() > deadline:
                     raise
@@ -210,11 +230,12 @@ class LiveCollection(Closing):
         Raises InputError (the collection is empty) and StoreError.
         """
         settings = settings or self.settings
-        model = model or load_model(settings)
+        model, adapter = model or load_model(settings), load_adapter(settings)
         with self._running() as live:
             if live is None:
                 raise nothing_to_rebuild(self.settings)
-            generation = Generation(settings, model, live.hierarchy.shape.dim)
+            dim = self.adapter.dim_in if self.adapter else live.hierarchy.shape.dim
+            generation = Generation(settings, model, Spaces(self.store, dim, self.adapter, adapter))
             first = generation.difference(live)
         generation.take(first)
         for _ in range(CATCH_UP_MAX):
@@ -225,10 +246,13 @@ class LiveCollection(Closing):
             generation.take(more)
         with self._running():
             change = generation.finish(self.state, self._now_ms())
-            self.store.check_room(change)  # raises before anything has changed
+            renumbered = generation.renumbered()
+            self.store.check_room(change, renumbered is not None)  # raises before anything has changed
             self._broken = "a rebuild was cut short"
-            self.store.replace(change, {**store_config(settings, model), "dim": self.dim})
+            config = store_config(settings, model, adapter)
+            self.store.replace(change, {**config, "dim": dim if adapter else self.dim}, renumbered)
             self._state, self.settings, self.model = generation.state, settings, model
+            self.adapter = adapter  # last: see `assign_grid`
             self._broken = ""
             self.save()
         return rebuilt(generation.state, change)
@@ -324,7 +348,8 @@ class LiveCollection(Closing):
 
     def _begin(self, dim: int, decides: bool) -> State:
         """The state of a collection without items."""
-        state = empty_state(self.settings, self.model, self.dim or dim)
+        dim = self.adapter.dim_out if self.adapter else self.dim or dim
+        state = empty_state(self.settings, self.model, dim)
         state.version = self.store.version
         if decides:
             self._state = state
@@ -346,7 +371,7 @@ class LiveCollection(Closing):
         dim = self.store.config["dim"]
         if dim is None:
             return
-        shape = shape_of(self.settings, self.model, dim)
+        shape = shape_of(self.settings, self.model, space_dim(self.adapter, dim))
         state = State.of(loaded, shape, self.model, self.model.default_epoch, index_of(self.settings))
         self._state = state
         if not len(loaded.items.ids):

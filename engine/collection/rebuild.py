@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.clustering import pipeline
 from engine.clustering.state import Arrivals, State
-from engine.collection.build import empty_state, index_of, load_model, shape_of, store_config
+from engine.collection.build import empty_state, index_of, load_adapter, load_model, shape_of, store_config
 from engine.collection.snapshots import Snapshots
+from engine.collection.space import incoming_of, moved_to, number_nodes, renumbered, space_dim
 from engine.config import Settings
 from engine.errors import InputError
+from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.storage import schema
 from engine.storage.store import Store
 from engine.system.stopwatch import Stopwatch
-from engine.types import Change, Int32, Int64
+from engine.types import Change, Int16, Int32, Int64, Renumbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,37 @@ class Rebuilt:
 class Difference:
     """The items that the new state lacks or has with another vector, and the rows of those that are gone."""
 
-    arrivals: Arrivals
+    arrivals: Arrivals  # with vectors of `Spaces.vectors_of`
     gone: Int32
 
     def __len__(self) -> int:
         return len(self.arrivals.keys) + len(self.gone)
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """The adapter of a live state and that of the state to come; None: none."""
+
+    store: Store
+    dim: int  # of incoming vectors
+    before: Adapter | None
+    after: Adapter | None
+
+    @property
+    def differ(self) -> bool:
+        return (self.before and self.before.sha256) != (self.after and self.after.sha256)
+
+    def vectors_of(self, live: State, items: Int32) -> Int16:
+        """Return the items' vectors, by row: incoming ones where the spaces differ."""
+        if self.differ:
+            return incoming_of(live, items, self.before, self.store)
+        return live.hierarchy.base.nodes.vectors[live.items.nodes[items]]
+
+    def mapped(self, arrivals: Arrivals) -> Arrivals:
+        """Return arrivals with vectors of the new space in the place of `vectors_of`."""
+        if self.after is None or not self.differ:
+            return arrivals
+        return replace(arrivals, vectors=self.after.apply(arrivals.vectors))
 
 
 class Generation:
@@ -56,9 +84,9 @@ class Generation:
     `take` may run beside batches.
     """
 
-    def __init__(self, settings: Settings, model: Trained, dim: int) -> None:
-        self.settings, self.model = settings, model
-        self.state = empty_state(settings, model, dim)
+    def __init__(self, settings: Settings, model: Trained, spaces: Spaces) -> None:
+        self.settings, self.model, self.spaces = settings, model, spaces
+        self.state = empty_state(settings, model, space_dim(spaces.after, spaces.dim))
         self._begun = False
 
     def difference(self, live: State) -> Difference:
@@ -75,7 +103,7 @@ class Generation:
         rows = rows[~same]
         arrivals = Arrivals(
             keys=theirs.named(rows),
-            vectors=live.hierarchy.base.nodes.vectors[theirs.nodes[rows]],
+            vectors=self.spaces.vectors_of(live, rows),
             ids=theirs.ids[rows],
             versions=theirs.versions[rows],
             times=theirs.times[rows],
@@ -87,7 +115,7 @@ class Generation:
         state, first = self.state, not self._begun
         if not len(change) and not first:
             return
-        turnover = state.take(change.arrivals, change.gone)
+        turnover = state.take(self.spaces.mapped(change.arrivals), change.gone)
         if first:
             state.calibration.begin()
         state.recluster(turnover, False, Stopwatch())
@@ -99,9 +127,16 @@ class Generation:
         state = self.state
         state.adopt(live.names, live.version)
         state.next_item, state.next_node = live.next_item, live.next_node
-        rows = state.hierarchy.base.nodes.all_rows()
-        state.node_ids[rows] = live.node_ids[live.distinct.find(state.hierarchy.base.nodes.vectors[rows])]
+        if self.spaces.differ:
+            state.next_node = number_nodes(state, live.next_node)
+        else:
+            rows = state.hierarchy.base.nodes.all_rows()
+            state.node_ids[rows] = live.node_ids[live.distinct.find(state.hierarchy.base.nodes.vectors[rows])]
         return pipeline.regenerate(state, self._places(live), now_ms)
+
+    def renumbered(self) -> Renumbered | None:
+        """Return the items' new nodes after `finish`; None: they have the nodes that they had."""
+        return renumbered(self.state, self.spaces.after is not None) if self.spaces.differ else None
 
     def _places(self, live: State) -> Int64:
         """Return the old tree of each item of the new state."""
@@ -125,8 +160,13 @@ def rebuild_store(
         dim = store.config["dim"]
         if dim is None:
             raise nothing_to_rebuild(settings)
-        check_dim(model, dim)
-        shape = shape_of(settings, model, dim)
+        adapter, moved = load_adapter(settings), None
+        check_dim(model, space_dim(adapter, dim))
+        shape = shape_of(settings, model, space_dim(adapter, dim))
+        if (held := store.config.get("adapter")) != (adapter and adapter.sha256):
+            of_item = np.searchsorted(loaded.vectors.ids, loaded.items.nodes)
+            incoming = store.incoming() if held else loaded.vectors.vectors[of_item]
+            loaded, moved = moved_to(adapter, loaded, incoming)
         state = State.of(loaded, shape, model, model.default_epoch, index_of(settings))
         state.calibration.card = model.default_epoch
         state.calibration.begin()
@@ -135,7 +175,7 @@ def rebuild_store(
         snapshots = Snapshots(store.path)
         if store.format == schema.REBUILT_FROM:
             snapshots.clear()  # they are of items, no snapshots of nodes
-        store.replace(change, {**store_config(settings, model), "dim": dim})
+        store.replace(change, {**store_config(settings, model, adapter), "dim": dim}, moved)
         snapshots.begin(state, model)
         return rebuilt(state, change)
 

@@ -30,11 +30,12 @@ class Judgement:
 
 
 def judge(labelled: LabelledSet, settings: Settings) -> Judgement:
-    """Measure a set, and cluster it with the engine of `settings`."""
+    """Measure a set, and cluster it with the engine of `settings`, whose adapter is left out."""
     space = measure(labelled)
     keys = [str(row) for row in range(len(labelled.emb))]
+    plain = settings.model_copy(update={"model": settings.model.model_copy(update={"adapter": None})})
     clusters = in_bulk(
-        settings, Labelled(keys, labelled.emb, labelled.classes, np.zeros(len(keys)), timed=False)
+        plain, Labelled(keys, labelled.emb, labelled.classes, np.zeros(len(keys)), timed=False)
     )
     return Judgement(space.opis, space.opis_worst, space.recall_at_1, clusters.Fp, clusters.Fb, clusters.NMI)
 

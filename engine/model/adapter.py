@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ class Adapter:
     weights: Mapping[str, Float64]
     shift: int
     about: Mapping[str, Any]
+    sha256: str = field(init=False)  # a name of everything that the result depends on
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(f"{FORMAT} {self.shift} {SCALE}".encode())
+        for name, values in sorted(self.weights.items()):
+            digest.update(f"{name} {values.shape}".encode() + values.astype("<i4").tobytes())
+        object.__setattr__(self, "sha256", digest.hexdigest())
 
     @property
     def dim_in(self) -> int:
@@ -56,14 +63,6 @@ class Adapter:
     def kind(self) -> str:
         """`linear` or `mlp`."""
         return "mlp" if "inner" in self.weights else "linear"
-
-    @property
-    def sha256(self) -> str:
-        """A name of everything that the result depends on."""
-        digest = hashlib.sha256(f"{FORMAT} {self.shift} {SCALE}".encode())
-        for name, values in sorted(self.weights.items()):
-            digest.update(f"{name} {values.shape}".encode() + values.astype("<i4").tobytes())
-        return digest.hexdigest()
 
     @classmethod
     def of(cls, weights: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Adapter:

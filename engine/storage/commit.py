@@ -14,7 +14,7 @@ import orjson
 from engine.storage import schema
 from engine.storage.codecs import CommitRecord, LogRecord, Pair, StateRecord
 from engine.storage.tables import Tables
-from engine.types import Change, Cluster, Erased, Int64, Shift
+from engine.types import Change, Cluster, Erased, Int64, Renumbered, Shift, Vectors
 
 
 def clear_derived(tables: Tables) -> None:
@@ -31,10 +31,28 @@ def clear_derived(tables: Tables) -> None:
             tables.clusters.delete(cluster.id)
 
 
+def renumber(tables: Tables, renumbered: Renumbered) -> None:
+    """Give all items other nodes, with the vectors that another adapter makes; keep the incoming vectors."""
+    items = tables.items.columns()
+    assert np.array_equal(items.ids, renumbered.items)
+    if not renumbered.adapted:
+        tables.incoming.clear()
+    elif not tables.incoming.count():
+        nodes = tables.nodes.columns()
+        at = np.searchsorted(nodes.ids, items.nodes)
+        tables.incoming.put_columns(Vectors(items.ids, nodes.vectors[at]))
+    tables.items.put_columns(replace(items, nodes=renumbered.nodes))
+    tables.nodes.clear()
+    tables.nodes.put_columns(renumbered.vectors)
+    tables.copies.clear()
+    tables.copies.add(_pairs(renumbered.nodes, items.ids))
+
+
 def apply(tables: Tables, change: Change) -> None:
     """Write the state of the new version."""
     _write_items(tables, change, int(tables.meta.state.counters.get("next_item", 1)))
     tables.nodes.put_columns(change.vectors)
+    tables.incoming.put_columns(change.incoming)
     tables.lists.put_columns(change.lists)
     _write_places(tables, change.places)
     _write_trees(tables, change.trees)
@@ -51,6 +69,8 @@ def _write_items(tables: Tables, change: Change, next_item: int) -> None:
     tables.keys.put_all((key, item) for key, item in zip(items.keys, ids, strict=True) if item >= next_item)
     tables.items.delete_all(item for item, _ in change.removed)
     tables.keys.delete_all(key for _, key in change.removed)
+    if tables.incoming.count():  # with an adapter
+        tables.incoming.delete_all(item for item, _ in change.removed)
     ids, before, after = change.copies.ids, change.copies.before, change.copies.after
     tables.copies.remove(_pairs(before[before > 0], ids[before > 0]))
     tables.copies.add(_pairs(after[after > 0], ids[after > 0]))

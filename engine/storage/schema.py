@@ -22,10 +22,11 @@ table)`, four bytes, big-endian. A mismatch raises `CorruptStore`.
 | positions | source (UTF-8) | the next position |
 | nodes | node u64 | vector i16 x d; identical vectors are one node |
 | copies | node u64, item u64 | none; the items that have the node's vector |
+| incoming | item u64 | vector i16 x d, as it came in; only with an adapter, whose results `nodes` then has |
 
-`items`, `keys`, `nodes`, `copies` and `positions` are the input; `lists` depends on history (an approximate
-index search does); `places`, `members`, `trees` and `cluster_trees` follow from them and are rewritten by a
-rebuild. A cluster's peak is a node; people see the key of its oldest item.
+`items`, `keys`, `nodes`, `copies`, `incoming` and `positions` are the input; `lists` depends on history (an
+approximate index search does); `places`, `members`, `trees` and `cluster_trees` follow from them and are
+rewritten by a rebuild. A cluster's peak is a node; people see the key of its oldest item.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ TABLES = (
     "positions",
     "nodes",
     "copies",
+    "incoming",
 )
-ADDED = ("nodes", "copies")  # not in a store of format 1
+ADDED = ("nodes", "copies", "incoming")  # not in stores of earlier releases, until a writer opens them
 SEEDS = {table: number for number, table in enumerate(TABLES, 1)}
 CHECKSUM_BYTES = 4
 MAX_KEY_BYTES = LMDB_KEY_MAX_BYTES

@@ -37,7 +37,7 @@ from engine.storage.environment import DATA, MAP_BYTES, Environment, unwritable
 from engine.storage.tables import Tables
 from engine.storage.upgrade import upgrade
 from engine.system import files, isolation
-from engine.types import Change, DeadLetter, Loaded
+from engine.types import Change, DeadLetter, Int16, Int64, Loaded, Renumbered
 
 T = TypeVar("T")
 _ANOTHER_STORE = ("collection", "dim")  # a rebuild does not mend a difference in these
@@ -144,6 +144,18 @@ class Store(Closing):
         with self.snapshot() as tables:
             return load.load_to_rebuild(tables)
 
+    def incoming(self, items: Int64 | None = None) -> Int16:
+        """Return the incoming vectors of these items (n,), which have them; None: of all, by rising id.
+
+        Raises CorruptStore.
+        """
+        with self.snapshot() as tables:
+            table = tables.incoming
+            found = table.columns() if items is None else table.pick(items)
+        if items is not None and len(found.ids) != len(items):
+            raise CorruptStore("an item has no row in the table incoming; restore a backup")
+        return found.vectors
+
     def rows(self, table: str) -> Iterator[schema.Row]:
         """Yield all rows of a table by rising key, bodies without checksums. Raises CorruptStore."""
         with self.snapshot() as tables:
@@ -151,11 +163,16 @@ class Store(Closing):
 
     def commit(self, change: Change) -> None:
         """Make a change durable, atomically. Raises StoreFull, StoreError."""
-        self._write(change, None)
+        self._write(change, None, None)
 
-    def replace(self, change: Change, config: Mapping[str, Any]) -> None:
-        """Replace the derived tables by a new generation: its `lists`, `places`, `trees` are complete."""
-        self._write(change, config)
+    def replace(
+        self, change: Change, config: Mapping[str, Any], renumbered: Renumbered | None = None
+    ) -> None:
+        """Replace the derived tables by a new generation: its `lists`, `places`, `trees` are complete.
+
+        `renumbered`: with another adapter, items have other nodes.
+        """
+        self._write(change, config, renumbered)
 
     @contextmanager
     def snapshot(self) -> Iterator[Tables]:
@@ -228,11 +245,11 @@ class Store(Closing):
 
         self._transact(make)
 
-    def _write(self, change: Change, config: Mapping[str, Any] | None) -> None:
+    def _write(self, change: Change, config: Mapping[str, Any] | None, renumbered: Renumbered | None) -> None:
         if self._failed:
             raise StoreError(f"{self.path}: the last commit failed; open the store again")
         assert change.version == self.version + 1, f"version {change.version} after {self.version}"
-        self.check_room(change)
+        self.check_room(change, renumbered is not None)
         kept = {**self.config, **(config or {}), "format": schema.FORMAT}
         if kept["dim"] is None:
             kept["dim"] = change.vectors.vectors.shape[1] if len(change.vectors.ids) else self.config["dim"]
@@ -243,6 +260,8 @@ class Store(Closing):
                 upgrade(tables)
             if config is not None:
                 commit.clear_derived(tables)
+            if renumbered is not None:
+                commit.renumber(tables, renumbered)
             commit.apply(tables, change)
             commit.write_history(
                 tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
@@ -265,11 +284,15 @@ class Store(Closing):
                 raise
             raise unwritable(self.path, error) from error
 
-    def check_room(self, change: Change) -> None:
-        """Raise StoreFull if a commit may not fit: LMDB reports a full disk late, as "Input/output error"."""
+    def check_room(self, change: Change, everything: bool = False) -> None:
+        """Raise StoreFull if a commit may not fit: LMDB reports a full disk late, as "Input/output error".
+
+        `everything`: it writes all items anew.
+        """
         items = change.upserts
         rows = change.vectors.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
-        rows += sum(map(len, items.keys))
+        rows += sum(map(len, items.keys)) + change.incoming.vectors.nbytes
+        rows += (self.path / DATA).stat().st_size if everything else 0
         rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
@@ -290,13 +313,20 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         del differ["dim"]
     if not differ:
         return
-    words = ", ".join(f"{name} {was!r}, not {now!r}" for name, (was, now) in differ.items())
+    words = ", ".join(_told(name, *values) for name, values in differ.items())
     schema.require_format(path, stored)
     if differ.keys() & set(_ANOTHER_STORE):
         what = "name another store, or set it back"
     else:
         what = "set it back, or run `shoal rebuild` to make a new generation with it"
     raise ConfigMismatch(f"{path} was made with {words}: {what}")
+
+
+def _told(name: str, was: Any, now: Any) -> str:
+    if name == "adapter":
+        was, now = (f"the adapter {each[:16]}..." if each else "no adapter" for each in (was, now))
+        return f"{was}, not {now}"
+    return f"{name} {was!r}, not {now!r}"
 
 
 def hold(folder: Path) -> int:

@@ -84,15 +84,15 @@ class ItemTable(Table[int, Item]):
         self.raw.put_sorted([keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
 
 
-class NodeTable(Table[int, Int16]):
-    """Distinct vectors, (d,) int16 each, by node id."""
+class VectorTable(Table[int, Int16]):
+    """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
 
     def columns(self) -> Vectors:
-        """Return all vectors by rising node id. Raises CorruptStore."""
+        """Return all vectors by rising id. Raises CorruptStore."""
         return schema.read_vectors(*self.raw.read())
 
     def pick(self, ids: Int64) -> Vectors:
-        """Return those of these nodes that exist, in the order of `ids`. Raises CorruptStore."""
+        """Return those of these that exist, in the order of `ids`. Raises CorruptStore."""
         rows = [(key, body) for key in schema.u64_keys(ids) if (body := self.raw.get(key)) is not None]
         return schema.read_vectors([key for key, _ in rows], [body for _, body in rows])
 
@@ -175,7 +175,7 @@ class Tables:
 
     @cached_property
     def raw(self) -> dict[str, RawTable]:
-        """The tables in bytes. A store of format 1 lacks some; only `upgrade` reads one."""
+        """The tables in bytes. A store of an earlier release lacks some until a writer opens it."""
         return {name: self._raw(name) for name in schema.TABLES if name in self._handles}
 
     def _raw(self, name: str) -> RawTable:
@@ -194,12 +194,17 @@ class Tables:
         return Table(self._raw("keys"), codecs.BYTES, codecs.NUMBER)
 
     @cached_property
-    def nodes(self) -> NodeTable:
-        return NodeTable(self._raw("nodes"), codecs.ID, codecs.VECTOR)
+    def nodes(self) -> VectorTable:
+        return VectorTable(self._raw("nodes"), codecs.ID, codecs.VECTOR)
 
     @cached_property
     def copies(self) -> PairTable:
         return PairTable(self._raw("copies"), codecs.PAIR)
+
+    @cached_property
+    def incoming(self) -> VectorTable:
+        """Incoming vectors by item id."""
+        return VectorTable(self._raw("incoming"), codecs.ID, codecs.VECTOR)
 
     @cached_property
     def lists(self) -> ListTable:

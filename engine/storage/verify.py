@@ -20,7 +20,7 @@ from engine.storage.environment import reading
 from engine.storage.load import load
 from engine.storage.table import RawTable
 from engine.storage.tables import Tables
-from engine.types import Assignment, Cluster, Loaded
+from engine.types import Assignment, Cluster, Loaded, Vectors
 
 _REBUILD = "`shoal rebuild` mends it"
 
@@ -61,6 +61,7 @@ class Contents:
     config: dict[str, Any]
     numbers: dict[bytes, int]  # the table keys
     copies: set[Pair]  # node, item
+    incoming: Vectors | None  # by item, with an adapter
     places: dict[int, int]  # node -> tree
     members: set[Pair]  # tree, node
     paths: dict[int, tuple[int, ...]]  # the table trees
@@ -77,11 +78,13 @@ class Contents:
 
 def read(tables: Tables) -> Contents:
     """Read one version as a whole. Raises CorruptStore."""
+    config = tables.meta.config or {}
     contents = Contents(
         loaded=load(tables),
-        config=tables.meta.config or {},
+        config=config,
         numbers=dict(tables.keys.rows()),
         copies=set(tables.copies.pairs()),
+        incoming=tables.incoming.columns() if config.get("adapter") else None,
         places=dict(tables.places.rows()),
         members=set(tables.members.pairs()),
         paths=dict(tables.trees.rows()),
@@ -146,7 +149,10 @@ def _items(contents: Contents) -> Iterator[str]:
     if int(items.versions.max(initial=0)) > loaded.version:
         yield "a vector is of a version that is still to come; restore a backup"
     grid = loaded.vectors.vectors
-    if contents.config.get("dim") not in (None, grid.shape[1]) and len(nodes):
+    given = grid if contents.incoming is None else contents.incoming.vectors
+    if contents.incoming is not None and not np.array_equal(contents.incoming.ids, items.ids):
+        yield "the tables incoming and items do not hold the same items; restore a backup"
+    if contents.config.get("dim") not in (None, given.shape[1]) and len(given):
         yield "the vectors do not have the dimension of the collection; restore a backup"
     empty = np.flatnonzero(~grid.any(axis=1)).tolist() if len(nodes) else []
     yield from (f"the vector of node {nodes[row]} is zero; restore a backup" for row in empty)

@@ -136,7 +136,7 @@ def clusters_by_number(state: State) -> Int64:
 def exact_rebuild(engine: Engine) -> State:
     """The engine's items clustered from scratch: exact lists, the store's own calibration."""
     loaded = engine.store.load()
-    shape = shape_of(engine.settings, engine.model, engine.dim or 1)
+    shape = shape_of(engine.settings, engine.model, engine.state.hierarchy.shape.dim)
     state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
     state.recluster_all()
     pipeline.regenerate(state, loaded.places, loaded.time_ms)

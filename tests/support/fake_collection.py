@@ -100,6 +100,7 @@ class Toy:
         return self._change(
             found, shift, listed, upserts=upserts, removed=removed, copies=_shift(moves),
             vectors=self._vectors(new), events=[*found.events, *gone_events, *here],
+            incoming=self._incoming([*changed, *fresh]),
         )  # fmt: skip
 
     def rebuild(self) -> Change:
@@ -238,6 +239,10 @@ class Toy:
     def _vectors(self, nodes: list[int]) -> Vectors:
         grid = np.array([self.vectors[node] for node in nodes], np.int16)
         return Vectors(np.array(nodes, np.int64), grid.reshape(len(nodes), DIM if nodes else 0))
+
+    def _incoming(self, items: list[int]) -> Vectors:
+        """As if an adapter had turned them round."""
+        return Vectors(np.array(items, np.int64), np.array([self.rows[item][1][::-1] for item in items]))
 
     def _lists(self, ids: list[int]) -> Lists:
         neighbors = np.array([self.lists[i][0] for i in ids], np.int64).reshape(len(ids), WIDTH if ids else 0)
