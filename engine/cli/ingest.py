@@ -165,7 +165,11 @@ class _Work:
         if at and rejected == at:
             sentence = f"None of the {at:,} records of {source.shown} could be used."
             if OTHER_DIMENSION in " ".join(self.rejects[-1:]):
-                sentence += f" The collection has {engine.dim} dimensions until all its items are deleted."
+                sentence += (
+                    f" The collection has {engine.dim} dimensions until all its items are deleted."
+                    if engine.model.dim is None
+                    else f" The model is bound to one embedding space, of {engine.dim} dimensions."
+                )
             self.useless.append(sentence)
         return True
 

@@ -1,9 +1,9 @@
-"""`train`, `evaluate`: commands of minutes, which report on standard error as they go."""
+"""`train`, `evaluate`, `model import`: commands of minutes, which report on standard error as they go."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,38 +13,93 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.model.trained import Trained
+    from engine.training.lander_train import Progress as LanderProgress
     from engine.training.train import Progress
+
+
+KINDS = ("universal", "lander")
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How long to train, and from which models: both optional."""
+    """What to train, how long, and from which models: both optional."""
 
+    kind: str
     minutes: float
     seed: int
+    variant: str = "mean"
+    hidden: int | None = None
     start: Path | None = None
     teacher: Path | None = None
 
 
 def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course) -> None:
     """Train and write the model."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
-    from engine.training.train import Plan, read_model, train
-
-    start_from, teacher = read_model(course.start), read_model(course.teacher)
+    if course.kind not in KINDS:
+        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {course.kind!r}")
+    _check_folder(out)
     start = time.monotonic()
 
-    def report(progress: Progress) -> None:
+    def report(progress: Progress | LanderProgress) -> None:
         judged = ", ".join(f"{name} {score:.3f}" for name, score in (progress.held_out or {}).items())
         complain(
             f"{100 * min(progress.share, 1):3.0f}% {time.monotonic() - start:6.0f} s  step {progress.step:,}"
             f"  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    plan = Plan(minutes=course.minutes, seed=course.seed)
-    model = train(files, out, plan, choose, report, start_from, teacher)
+    model = (_lander if course.kind == "lander" else _universal)(files, out, choose, course, report)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
+
+
+Report = Callable[["Progress | LanderProgress"], None]
+
+
+def _universal(
+    files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report
+) -> Trained:
+    from engine.training.train import Plan, read_model, train
+
+    start, teacher = read_model(course.start), read_model(course.teacher)
+    plan = Plan(minutes=course.minutes, seed=course.seed, hidden=course.hidden or Plan().hidden)
+    return train(files, out, plan, choose, report, start, teacher)
+
+
+def _lander(
+    files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report
+) -> Trained:
+    from engine.model.lander import LanderModel
+    from engine.training.lander_train import LanderPlan, train
+
+    if course.teacher:
+        raise InputError("a lander learns from labels: --teacher is for the universal model")
+    start = LanderModel.load(course.start) if course.start else None
+    plan = LanderPlan(
+        minutes=course.minutes,
+        seed=course.seed,
+        variant=course.variant,
+        hidden=course.hidden or LanderPlan().hidden,
+    )
+    return train(files, out, plan, choose, report, start)
+
+
+def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:
+    """Write weights of the authors' code as a model."""
+    from engine.model import published
+
+    _check_folder(out)
+    model = published.model_of(published.read(file), average, k, tau, levels)
+    model.save(out)
+    card = model.card
+    print(
+        f"{out}: {card.variant}, embeddings of {card.dim} components, hidden {card.hidden}, k {card.k}, "
+        f"tau {card.tau}, SHA-256 {model.sha256[:16]}..."
+    )
+
+
+def _check_folder(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
 
 
 def evaluate(settings: Settings, file: Path, stream: bool, seed: int, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import __version__
-from engine.cli import spaces
+from engine.cli import models, spaces
 from engine.cli.console import Interrupted, complain, home_path, interrupt, printable
 from engine.errors import ShoalError
 
@@ -272,63 +272,6 @@ def changes(
 
 
 @app.command()
-def train(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE.npz...", parser=home_path, help="Labelled embeddings.")
-    ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="MODEL", parser=home_path, help="Where the model goes.")
-    ],
-    choose: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--choose", metavar="FILE.npz", parser=home_path, help="Chooses the checkpoint; repeatable."
-        ),
-    ] = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
-    start: Annotated[
-        Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
-    ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option("--teacher", metavar="MODEL", parser=home_path, help="Half of each target is its p."),
-    ] = None,
-) -> None:
-    """Meta-train a model on labelled embeddings.
-
-    Each file has the arrays emb (n, d) and labels (n,).
-    """
-    from engine.cli import learn
-
-    learn.train(files, out, choose or [], learn.Course(minutes, seed, start, teacher))
-
-
-@app.command()
-def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
-    model: Model = None,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
-    ] = False,
-    index: Index = None,
-    tau: Tau = None,
-    batch: BatchSize = None,
-    seed: Seed = 0,
-    config: Config = None,
-    json: Json = False,
-) -> None:
-    """Cluster a labelled set and compare with its labels.
-
-    Prints Fp, Fb, NMI, clusters, time; with --stream also ARI against a rebuild, and churn.
-    """
-    from engine.cli import learn
-
-    chosen = settings(config, model__path=model, index__kind=index, model__tau=tau, batch__size=batch)
-    learn.evaluate(chosen, file, stream, seed, json)
-
-
-@app.command()
 def check(
     sample: Annotated[
         int, typer.Option("--sample", min=0, help="Lists compared with exact search; 0: all.")
@@ -430,6 +373,7 @@ def compact(store: Store = None, config: Config = None, json: Json = False) -> N
     operate.compact(settings(config, store__path=store), json)
 
 
+models.register(app)
 spaces.register(app)
 
 

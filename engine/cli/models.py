@@ -1,0 +1,115 @@
+"""`train`, `evaluate`, `model`: arguments; what the commands do is in `engine.cli.learn`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.cli.console import home_path
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE.npz...", parser=home_path, help="Labelled embeddings.")
+]
+Out = Annotated[
+    Path, typer.Option("-o", "--out", metavar="MODEL", parser=home_path, help="Where the model goes.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command()(train)
+    app.command()(evaluate)
+    model = typer.Typer(no_args_is_help=True, help="Bring models over.")
+    model.command("import")(import_weights)
+    app.add_typer(model, name="model")
+
+
+def train(
+    files: Files,
+    out: Out,
+    choose: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--choose", metavar="FILE.npz", parser=home_path, help="Chooses the checkpoint; repeatable."
+        ),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="universal (any space) or lander (the files' space).")
+    ] = "universal",
+    variant: Annotated[str, typer.Option("--variant", help="Of a lander: mean or gat.")] = "mean",
+    hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="Width of the network.")] = None,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+    start: Annotated[
+        Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", metavar="MODEL", parser=home_path, help="Half of each target is its p."),
+    ] = None,
+) -> None:
+    """Train a model on labelled embeddings.
+
+    Each file has the arrays emb (n, d) and labels (n,).
+    """
+    from engine.cli import learn
+
+    course = learn.Course(kind, minutes, seed, variant, hidden, start, teacher)
+    learn.train(files, out, choose or [], course)
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
+    ] = False,
+    index: Annotated[
+        str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")
+    ] = None,
+    tau: Annotated[float | None, typer.Option("--tau", help="Least probability that links.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the shuffle.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Cluster a labelled set and compare with its labels.
+
+    Prints Fp, Fb, NMI, clusters, time; with --stream also ARI against a rebuild, and churn.
+    """
+    from engine.cli import learn
+    from engine.config import load
+
+    path = None if model is None else str(model)
+    chosen = load(config, {"model.path": path, "index.kind": index, "model.tau": tau, "batch.size": batch})
+    learn.evaluate(chosen, file, stream, seed, json)
+
+
+def import_weights(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.pth", parser=home_path, help="A state dict of the authors' code."),
+    ],
+    out: Out,
+    average: Annotated[
+        bool, typer.Option("--average/--no-average", help="Trained with --use_cluster_feat, or without.")
+    ] = True,
+    k: Annotated[
+        int, typer.Option("--k", min=1, help="Neighbours beside the item; their --knn_k counts it.")
+    ] = 9,
+    tau: Annotated[float, typer.Option("--tau", help="Least probability that links.")] = 0.5,
+    levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels.")] = 10,
+) -> None:
+    """Make a model of weights trained with the authors' public code (dmlc/dgl, examples/pytorch/hilander)."""
+    from engine.cli import learn
+
+    learn.import_weights(file, out, average, k, tau, levels)

@@ -1,0 +1,140 @@
+"""Training graphs for `lander`: levels of labelled collections for several k, true ones and rolled out.
+
+As in the paper, the first graphs are of levels built from the true labels, for k = 10, 5 and 3 and 2, 3 and 4
+levels. Real supernodes are less pure, so later ones are of levels that the network itself makes, with soft
+targets: the probability that a random pair of items across an edge is of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dgl
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from engine.clustering.hierarchy import Level, Model
+from engine.model.features import list_edges
+from engine.training.rollout import hierarchy
+from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
+from engine.vectors import DOT_SCALE, SCALE, quantize
+
+DEPTHS = {10: 2, 5: 3, 3: 4}  # of levels from true labels, by k
+
+
+@dataclass(frozen=True, slots=True)
+class LevelGraph:
+    """One level of one hierarchy, as the network reads it. n nodes, e edges by their heads."""
+
+    identity: Int16  # (n, d)
+    mean: Int16  # (n, d)
+    degrees: Int32  # (n,)
+    heads: Int64  # (e,), the node in whose list `tails` are
+    tails: Int64
+    similarity: Float32  # (e,)
+    target: Float32  # (e,) probability of one class
+    size: Float32  # (n,) items
+
+    def features(self, average: bool) -> Tensor:
+        """x of `engine.model.lander`, (n, d) or (n, 2 d) float32."""
+        both = (self.identity, self.mean) if average else (self.identity,)
+        return torch.from_numpy(np.concatenate(both, axis=1).astype(np.float32) / np.float32(SCALE))
+
+    def affinity(self) -> Tensor:
+        """a_ij (e,): similarities, floored at 0, as shares of the list's."""
+        floored = np.maximum(self.similarity, 0.0).astype(np.float64)
+        total = np.bincount(self.heads, floored, len(self.degrees))
+        return torch.from_numpy((floored / np.where(total > 0, total, 1.0)[self.heads]).astype(np.float32))
+
+    def graph(self) -> dgl.DGLGraph:
+        """Edges from neighbours to the nodes in whose lists they are."""
+        ends = torch.from_numpy(self.tails), torch.from_numpy(self.heads)
+        return dgl.graph(ends, num_nodes=len(self.degrees))
+
+
+class TrueLinks:
+    """Links by true labels: the most similar neighbour of the same class has the greatest linkage.
+
+    A supernode's label is its peak's.
+    """
+
+    hidden, keeps = 1, (0, 0)
+
+    def __init__(self, emb: Float32, labels: Int64, k: int) -> None:
+        grid, _ = quantize(emb)
+        self.k = k
+        self._label = {vector.tobytes(): float(label) for vector, label in zip(grid, labels, strict=True)}
+
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
+        """The labels, (m, 1)."""
+        return np.array([[self._label[graph.identity[row].tobytes()]] for row in rows], np.float32)
+
+    def link(
+        self,
+        graph: KnnGraph,
+        epoch: Epoch,
+        hidden: Float32,
+        sources: Int32,
+        ranks: Int32,
+        kept: Kept | None = None,
+    ) -> Float32:
+        """Above 1/2 within a class, 0 across."""
+        same = hidden[sources, 0] == hidden[graph.neighbors[sources, ranks], 0]
+        similarity = np.maximum(graph.dots[sources, ranks] / DOT_SCALE, 0.0)
+        p: Float32 = (same * (0.6 + 0.4 * similarity)).astype(np.float32)
+        return p
+
+
+def true_levels(emb: Float32, labels: Int64, k: int) -> list[LevelGraph]:
+    """Return the levels that the labels make, as many as the paper takes for this k."""
+    return levels(emb, labels, TrueLinks(emb, labels, k), 0.5, DEPTHS.get(k, 2))
+
+
+def levels(emb: Float32, labels: Int64, model: Model, tau: float, depth: int) -> list[LevelGraph]:
+    """Return the levels that a model makes of embeddings (n, d) with labels (n,)."""
+    built = hierarchy(emb, model, tau, depth, Epoch(0.0, 1.0, 0))
+    classes = int(labels.max()) + 1
+    place, found = built.node_of, []
+    for level in built.levels:
+        counts = scipy.sparse.csr_matrix(
+            (np.ones(len(labels), np.float32), (place, labels)), (level.nodes.rows, classes)
+        )
+        if level.nodes.live > 1:
+            found.append(_level_graph(level, counts))
+        place = level.above[level.root[place]].astype(np.int64)
+    return found
+
+
+def _level_graph(level: Level, counts: scipy.sparse.csr_matrix) -> LevelGraph:
+    graph, rows = level.graph(), level.nodes.all_rows()
+    sources, ranks = list_edges(graph, rows)
+    tails = graph.neighbors[sources, ranks]
+    size = np.asarray(counts.sum(axis=1), np.float32).ravel()
+    both = np.asarray(counts[sources].multiply(counts[tails]).sum(axis=1)).ravel()
+    return LevelGraph(
+        graph.identity[rows].copy(),
+        graph.mean[rows].copy(),
+        graph.degree[rows].astype(np.int32),
+        sources.astype(np.int64),
+        tails.astype(np.int64),
+        (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32),
+        (both / np.maximum(size[sources] * size[tails], 1.0)).astype(np.float32),
+        size[rows],
+    )
+
+
+def joined(parts: Sequence[LevelGraph]) -> LevelGraph:
+    """Return graphs of one space side by side as one."""
+    offsets = np.concatenate([[0], np.cumsum([len(part.degrees) for part in parts])[:-1]])
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("identity", "mean", "degrees", "similarity", "target", "size")
+    }
+    ends = {
+        name: np.concatenate([getattr(part, name) + at for part, at in zip(parts, offsets, strict=True)])
+        for name in ("heads", "tails")
+    }
+    return LevelGraph(**columns, **ends)

@@ -1,0 +1,298 @@
+"""Training of `lander` on labelled embeddings of one space: `shoal train --kind lander`.
+
+First on levels from the true labels, as in the paper, then on roll-outs. The loss is the paper's: linkage on
+the edges that lead to higher density, and the squared error of the density. Some classes are held out; the
+checkpoint, tau and the number of levels are those that do best on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.model.lander import LanderCard, LanderModel
+from engine.system.determinism import one_thread
+from engine.training import scores
+from engine.training.datasets import Collection, distinct, read_labelled, subset
+from engine.training.lander_graphs import LevelGraph, joined, levels, true_levels
+from engine.training.lander_network import Lander
+from engine.training.rollout import hierarchy, partitions
+from engine.types import Float32
+
+import torch  # isort: skip
+from torch import Tensor  # isort: skip
+
+KS = (10, 10, 10, 5, 3)  # of training graphs, drawn from
+TAUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried on the classes held out
+
+
+@dataclass(frozen=True, slots=True)
+class LanderPlan:
+    """How to train."""
+
+    minutes: float = 20.0
+    steps: int | None = None  # instead of minutes: the same seed gives the same weights
+    seed: int = 0
+    variant: str = "mean"
+    hidden: int = 128
+    heads: int = 1
+    rate: float = 1e-3  # Adam's, cosine to 1/30 of it
+    decay: float = 0.05  # of the weights
+    dropout: float = 0.2
+    focal: float = 0.0  # exponent of the focal loss (Lin et al., arXiv 1708.02002); 0: cross-entropy
+    balance: bool = False  # both classes of edges weigh the same
+    others: float = 0.25  # weight of edges that do not lead to higher density; the paper's is 0
+    edges: int = 15_000  # a step's, or one graph's where that has more
+    oracle_share: float = 0.1  # of the training, on levels from true labels
+    pool: int = 80  # hierarchies kept for replay
+    fresh_every: int = 6  # steps between new hierarchies
+    most_items: int = 3_000  # of most training graphs
+    average: float = 0.995  # EMA's decay
+    held_out: float = 0.2  # of the classes, for choosing, where no file is named for it
+    checks: int = 8  # evaluations on what is held out, in the last four fifths
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a callback learns now and then."""
+
+    share: float
+    step: int
+    loss: float
+    held_out: Mapping[str, float] | None = None  # BCubed F
+
+
+def train(
+    files: Sequence[Path],
+    out: Path,
+    plan: LanderPlan | None = None,
+    held_out: Sequence[Path] = (),
+    progress: Callable[[Progress], None] = lambda _: None,
+    start: LanderModel | None = None,
+) -> LanderModel:
+    """Train on labelled files of one space; write weights and card to `out`.
+
+    `held_out` files choose the checkpoint, tau and levels; without them, classes held out do. `start`: a
+    model to go on from. Raises InputError where a file cannot be used, or files are of several dimensions.
+    """
+    plan = plan or LanderPlan()
+    if start:
+        plan = replace(plan, variant=start.card.variant, hidden=start.card.hidden, heads=start.card.heads)
+    sources = [distinct(read_labelled(Path(path))) for path in files]
+    judges = [distinct(read_labelled(Path(path))) for path in held_out]
+    _check(sources, judges, start)
+    if not judges:
+        split = [_split(source, plan) for source in sources]
+        sources, judges = [own for own, _ in split], [other for _, other in split if len(other.emb)]
+    trainer = Trainer(sources, plan, start)
+    best, chosen_on, history = _run(trainer, judges, plan, progress)
+    card = _tuned(best, judges)
+    about = {
+        "trained_on": [Path(path).stem for path in files],
+        "held_out": [Path(path).stem for path in held_out] or "classes",
+        "checkpoint_chosen_on": chosen_on,
+        "history": history,
+        "plan": asdict(plan),
+        "steps": trainer.steps,
+        "started_from": start and start.sha256,
+        "torch": torch.__version__,
+    }
+    model = best.with_card(replace(card, about=about))
+    model.save(Path(out))
+    return model
+
+
+def _run(
+    trainer: Trainer, judges: Sequence[Collection], plan: LanderPlan, progress: Callable[[Progress], None]
+) -> tuple[LanderModel, Mapping[str, float], list[tuple[int, float]]]:
+    """Return the best checkpoint, its scores, and (step, mean score) of each check."""
+    started, share, checked, score = time.monotonic(), 0.0, 0, -1.0
+    best, chosen_on, history = trainer.model(), dict[str, float](), list[tuple[int, float]]()
+    while share < 1.0:
+        loss = trainer.step(share)
+        passed = (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3)
+        share = min(1.0, trainer.steps / plan.steps if plan.steps else passed)
+        due = share >= 1.0 or (judges and share > 0.2 + 0.8 * checked / plan.checks)
+        found: dict[str, float] = {}
+        if due:
+            checked += 1
+            model = trainer.model()
+            found = {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
+            mean = float(np.mean([*found.values()] or [0.0]))
+            history.append((trainer.steps, mean))
+            if mean >= score:
+                best, chosen_on, score = model, found, mean
+        if due or trainer.steps % 50 == 0:
+            progress(Progress(share, trainer.steps, loss, found if due else None))
+    return best, chosen_on, history
+
+
+def evaluate(
+    model: LanderModel, judge: Collection, tau: float | None = None, depth: int | None = None
+) -> dict[str, float]:
+    """Cluster a collection in bulk; BCubed F of the final clusters, and after each level."""
+    built = hierarchy(judge.emb, model, model.tau if tau is None else tau, depth or model.max_levels)
+    by_level = [scores.bcubed_f(judge.labels, part) for part in partitions(built)]
+    return {"Fb": by_level[-1]} | {f"Fb_{at}": value for at, value in enumerate(by_level)}
+
+
+def _tuned(model: LanderModel, judges: Sequence[Collection]) -> LanderCard:
+    """Return the card with the tau and the number of levels that do best on what is held out."""
+    if not judges:
+        return model.card
+    found: dict[tuple[float, int], float] = {}
+    for tau in TAUS:
+        each = [evaluate(model, judge, tau, 3) for judge in judges]
+        for depth in (1, 2, 3):
+            reached = [one.get(f"Fb_{depth - 1}", one["Fb"]) for one in each]
+            found[tau, depth] = float(np.mean(reached))
+    tau, depth = max(found, key=lambda at: (round(found[at], 3), -at[1]))
+    return replace(model.card, tau=tau, max_levels=depth)
+
+
+def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: LanderModel | None) -> None:
+    """Raise InputError where collections cannot be used together."""
+    if not sources:
+        raise InputError("name at least one labelled file to train on")
+    dim = start.card.dim if start else sources[0].emb.shape[1]
+    for each in (*sources, *judges):
+        if each.emb.shape[1] != dim:
+            first = "the model to start from" if start else sources[0].name
+            raise InputError(
+                f"a lander is of one embedding space: {first} has {dim} components, {each.name} "
+                f"{each.emb.shape[1]}"
+            )
+    for each in sources:
+        if len(np.unique(each.labels)) < 2:
+            raise InputError(f"{each.name} has one class only: there is nothing to tell apart")
+
+
+def _split(collection: Collection, plan: LanderPlan) -> tuple[Collection, Collection]:
+    """Return a collection without some classes, and these; none where there are fewer than eight."""
+    classes = np.unique(collection.labels)
+    count = int(len(classes) * plan.held_out) if len(classes) >= 8 else 0
+    chosen = np.random.default_rng(plan.seed).permutation(classes)[:count]
+    held = np.isin(collection.labels, chosen)
+    return tuple(
+        Collection(collection.name, collection.emb[rows], collection.labels[rows]) for rows in (~held, held)
+    )  # type: ignore[return-value]
+
+
+class Trainer:
+    """The network in training, its average, and a pool of hierarchies that are drawn from again and again."""
+
+    def __init__(
+        self, sources: Sequence[Collection], plan: LanderPlan, start: LanderModel | None = None
+    ) -> None:
+        self.sources = [_dense(source) for source in sources]
+        self.plan = plan
+        self.rng = np.random.default_rng(plan.seed)
+        torch.manual_seed(plan.seed)
+        card = LanderCard(sources[0].emb.shape[1], plan.variant, plan.hidden, plan.heads)
+        self.net = Lander(start.card if start else card, plan.dropout)
+        if start:
+            self.net.load_state_dict(start.weights)
+        self.mean_net = copy.deepcopy(self.net).eval()
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=plan.decay)
+        self.steps = 0
+        self.pool: list[LevelGraph] = []
+        self.started = start is not None
+
+    @one_thread()
+    def step(self, share: float) -> float:
+        """One step of the optimizer at `share` of the whole training; returns the loss."""
+        if self.steps % self.plan.fresh_every == 0:
+            self._refresh(share)
+        for group in self.optimizer.param_groups:
+            warm = min(1.0, (self.steps + 1) / 50)
+            group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
+        parts: list[LevelGraph] = []
+        while sum(len(part.heads) for part in parts) < self.plan.edges and len(parts) < 30:
+            parts.append(self.pool[self.rng.integers(len(self.pool))])
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = graph_loss(self.net, parts, self.plan)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        decay = min(self.plan.average, self.steps / (self.steps + 20))
+        with torch.no_grad():
+            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+        return float(loss.detach())
+
+    def model(self) -> LanderModel:
+        """Return the average of the weights so far, as the engine runs it."""
+        found: LanderModel = self.mean_net.model()
+        return found
+
+    def _refresh(self, share: float) -> None:
+        """Put the levels of a new hierarchy into the pool."""
+        source = self.sources[int(self.rng.integers(len(self.sources)))]
+        large = len(source.emb) if self.rng.random() < 0.05 else self.plan.most_items
+        drawn = _dense(subset(source, self.rng, large))
+        if len(drawn.emb) < 2:
+            return self._refresh(share) if not self.pool else None
+        k = int(self.rng.choice(KS))
+        if share < self.plan.oracle_share and not self.started:
+            fresh = true_levels(drawn.emb, drawn.labels, k)
+        else:
+            model, tau = self.model(), float(self.rng.uniform(0.3, 0.8))
+            fresh = levels(drawn.emb, drawn.labels, model.with_card(replace(model.card, k=k)), tau, 3)
+        for each in fresh:
+            if len(self.pool) < self.plan.pool:
+                self.pool.append(each)
+            else:
+                self.pool[self.rng.integers(self.plan.pool)] = each
+        return None
+
+
+def _dense(collection: Collection) -> Collection:
+    """The collection with labels 0, 1, ... and without zero vectors or copies."""
+    usable = np.linalg.norm(collection.emb, axis=1) > 1e-6
+    found = distinct(replace(collection, emb=collection.emb[usable], labels=collection.labels[usable]))
+    return replace(found, labels=np.unique(found.labels, return_inverse=True)[1].astype(np.int64))
+
+
+def graph_loss(net: Lander, parts: Sequence[LevelGraph], plan: LanderPlan) -> Tensor:
+    """Linkage loss plus density loss; each graph counts by the root of its edges.
+
+    At upper levels edges count by the smaller end's items, since a wrong link there moves as many.
+    """
+    whole = joined(parts)
+    logits = net(whole.graph(), whole.features(net.card.average), whole.affinity())
+    heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
+    target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
+    degrees = torch.from_numpy(whole.degrees).clamp(min=1)
+    p = torch.sigmoid(logits)
+    density, truth = (_density(value, similarity, heads, degrees) for value in (p, target))
+    weight = torch.where(truth[tails] > truth[heads], 1.0, plan.others)
+    weight = weight * torch.from_numpy(_importance(whole, parts))
+    if plan.focal:
+        weight = weight * (target - p.detach()).abs() ** plan.focal
+    if plan.balance:
+        same, other = (weight * target).sum(), (weight * (1 - target)).sum()
+        weight = weight * (target / same.clamp(min=1e-9) + (1 - target) / other.clamp(min=1e-9))
+    linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((density - truth) ** 2).mean()
+
+
+def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:
+    """d_i = mean over N(i) of s_ij (2 p_ij - 1)."""
+    return torch.zeros(len(degrees)).index_add(0, heads, similarity * (2 * p - 1)) / degrees
+
+
+def _importance(whole: LevelGraph, parts: Sequence[LevelGraph]) -> Float32:
+    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails]) ** 0.5
+    stops = np.cumsum([len(part.heads) for part in parts])
+    for part, stop in zip(parts, stops, strict=True):
+        mine = slice(stop - len(part.heads), stop)
+        smaller[mine] *= len(part.heads) ** 0.5 / max(smaller[mine].sum(), 1e-9)
+    return smaller.astype(np.float32)

@@ -1,0 +1,32 @@
+"""`shoal train --kind lander`, and its model in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.cli.test_cli import mixture, refused
+from tests.conftest import Run
+
+
+def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
+    emb, labels = mixture()
+    np.savez(tmp_path / "data.npz", emb=emb, labels=labels)
+    lander = ("train", "--kind", "lander", "data.npz", "-o", "lander.safetensors")
+    done = shoal(*lander, "--minutes", "0.01", "--hidden", "8", "--variant", "gat")
+    assert done.returncode == 0, done.stderr
+    assert "lander.safetensors: k 10" in done.stdout
+    assert "100%" in done.stderr
+    done = shoal("ingest", "data.npz", "-m", "lander.safetensors")
+    assert done.returncode == 0, done.stderr
+    np.savez(tmp_path / "narrow.npz", emb=emb[:, :7], labels=labels)
+    done = shoal("ingest", "narrow.npz", "-m", "lander.safetensors", "--store", "other")
+    assert done.returncode == 3
+    assert "The model is bound to one embedding space, of 16 dimensions." in done.stderr.splitlines()[-1]
+    assert shoal("evaluate", "data.npz", "-m", "lander.safetensors").returncode == 0
+    refused(shoal("evaluate", "narrow.npz", "-m", "lander.safetensors"), 3, "16", "7")
+    refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
+    refused(shoal(*lander, "--variant", "conv"), 3, "mean, gat", "'conv'")
+    refused(shoal(*lander, "--teacher", "lander.safetensors"), 3, "--teacher is for the universal model")
+    refused(shoal(*lander, "--start", "data.npz"), 3, "data.npz")

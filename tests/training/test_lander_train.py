@@ -1,0 +1,158 @@
+"""Training of `lander`: its network in DGL, its graphs, and a run from a file to a model that runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InputError
+from engine.model.lander import LanderCard, LanderModel, random_lander, shapes
+from engine.training import scores
+from engine.training.lander_graphs import joined, levels, true_levels
+from engine.training.lander_network import Lander
+from engine.training.lander_train import LanderPlan, Trainer, evaluate, graph_loss, train
+from engine.training.rollout import hierarchy, partitions
+from engine.types import Epoch
+from tests.support import plain_lander
+from tests.training.test_train import clusters, file_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = LanderPlan(steps=40, hidden=16, edges=1500, most_items=200, checks=2)
+
+
+@pytest.mark.parametrize("card", [
+    LanderCard(16, hidden=12), LanderCard(16, hidden=12, average=False),
+    LanderCard(16, "gat", hidden=12, heads=2), LanderCard(16, "gat", hidden=9, average=False),
+], ids=lambda card: f"{card.variant}-{card.average}")  # fmt: skip
+def test_the_network_in_training_is_the_one_that_runs(card: LanderCard) -> None:
+    """The same weights, the same graph: the same probabilities, and those of the plain code."""
+    net = Lander(card).eval()
+    assert {name: tuple(each.shape) for name, each in net.state_dict().items()} == shapes(card)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    model, data = net.model(), clusters(1, 200)
+    built = hierarchy(data.emb, model, 0.5, 2)
+    for level, graph in zip(built.levels, levels(data.emb, data.labels, model, 0.5, 2), strict=True):
+        with torch.no_grad():
+            p = torch.sigmoid(net(graph.graph(), graph.features(card.average), graph.affinity())).numpy()
+        seen = level.graph()
+        n = level.nodes.rows
+        cut = replace(seen, identity=seen.identity[:n], mean=seen.mean[:n])
+        plain, _ = plain_lander.answers(model, cut)
+        assert np.abs(np.concatenate(plain) - p).max() < 1e-5
+        ranks = np.arange(len(p)) - np.searchsorted(graph.heads, graph.heads)
+        assert np.abs(level.linkage[graph.heads, ranks] - p).max() < 1e-5
+
+
+def test_true_levels_lead_to_the_classes() -> None:
+    data = clusters(2, 300, 6)
+    for k, depth in ((10, 2), (5, 3), (3, 4)):
+        graphs = true_levels(data.emb, data.labels, k)
+        assert 2 <= len(graphs) <= depth
+        assert (graphs[0].degrees == k).all()
+        sizes = [len(graph.degrees) for graph in graphs]
+        assert sizes == sorted(sizes, reverse=True)
+        for graph in graphs:
+            assert set(np.unique(graph.target)) <= {0.0, 1.0}  # supernodes are pure
+            assert graph.size.sum() == 300
+
+
+def test_targets_are_the_chance_that_a_pair_across_is_of_one_class() -> None:
+    data, model = clusters(3, 200), random_lander(3, 16)
+    built = hierarchy(data.emb, model, 0.5, 2, Epoch(0.0, 1.0, 0))
+    base, upper = levels(data.emb, data.labels, model, 0.5, 2)
+    assert (base.target == (data.labels[base.heads] == data.labels[base.tails])).all()
+    node = built.levels[0].above[partitions(built)[0]]
+    for t in range(0, len(upper.target), 7):
+        left, right = (data.labels[node == end] for end in (upper.heads[t], upper.tails[t]))
+        assert upper.target[t] == pytest.approx((left[:, None] == right).mean(), abs=1e-6)
+
+
+def test_options_of_the_loss() -> None:
+    """Focal loss and balance change the weights of edges; alone, each graph counts as beside others."""
+    data = clusters(4, 250)
+    parts = levels(data.emb, data.labels, random_lander(1, 16), 0.5, 2)
+    net = Lander(LanderCard(16, hidden=8)).eval()
+    plans = [SMALL, replace(SMALL, focal=2.0), replace(SMALL, balance=True), replace(SMALL, others=0.0)]
+    losses = [float(graph_loss(net, parts, plan).detach()) for plan in plans]
+    assert len({round(loss, 6) for loss in losses}) == 4
+    with torch.no_grad():  # a network that says no to everything
+        net.classifier_conn[-1].weight.zero_()  # type: ignore[index]
+        net.classifier_conn[-1].bias.copy_(torch.tensor([3.0, -3.0]))  # type: ignore[index]
+        whole = joined(parts[:1])
+        rare = replace(whole, target=(np.arange(len(whole.target)) == 0).astype(np.float32))
+        plain, balanced = (graph_loss(net, [rare], plan) for plan in (SMALL, plans[2]))
+    assert balanced > 10 * plain
+
+
+@pytest.mark.parametrize("variant", ["mean", "gat"])
+def test_a_run_from_file_to_model(tmp_path: Path, variant: str) -> None:
+    """Classes never seen are found better than by chance; the card says how they were held out."""
+    data = clusters(5, 600, 20)
+    known = data.labels < 14
+    parts = [replace(data, emb=data.emb[rows], labels=data.labels[rows]) for rows in (known, ~known)]
+    file = file_of(parts[0], tmp_path / "a.npz")
+    steps, told = [], []
+    model = train(
+        [file], tmp_path / "m.safetensors", replace(SMALL, steps=120, variant=variant),
+        progress=lambda p: (steps.append(p.step), told.append(p.held_out)),
+    )  # fmt: skip
+    assert steps[-1] == 120
+    assert any(told)
+    assert model.card.about["steps"] == 120
+    assert len(model.card.about["history"]) >= 2
+    again = LanderModel.load(tmp_path / "m.safetensors")
+    assert (again.sha256, again.tau) == (model.sha256, model.tau)
+    other = parts[1]
+    alone = scores.bcubed_f(other.labels, np.arange(len(other.labels)))
+    assert evaluate(model, other)["Fb"] > alone + 0.25
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    data = clusters(6, 200)
+    runs = []
+    for seed in (1, 1, 2):
+        trainer = Trainer([data], replace(SMALL, seed=seed))
+        runs.append(([trainer.step(0.05 + 0.1 * at) for at in range(8)], trainer.model().sha256))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
+    file = file_of(clusters(7), tmp_path / "a.npz")
+    start = random_lander(2, 16, variant="gat", heads=2, hidden=10)
+    model = train([file], tmp_path / "m.safetensors", replace(SMALL, steps=2), start=start)
+    assert replace(model.card, about={}, tau=0.5, max_levels=2) == start.card
+    assert model.card.about["started_from"] == start.sha256
+    moved = max(float((model.weights[name] - start.weights[name]).abs().max()) for name in start.weights)
+    assert 0 < moved < 0.1
+
+
+def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    out, good = tmp_path / "m.safetensors", file_of(clusters(1), tmp_path / "good.npz")
+    with pytest.raises(InputError, match="at least one labelled file"):
+        train([], out, SMALL)
+    other = clusters(1)
+    narrow = file_of(replace(other, emb=other.emb[:, :9]), tmp_path / "narrow.npz")
+    with pytest.raises(InputError, match="one embedding space: good has 16 components, narrow 9"):
+        train([good, narrow], out, SMALL)
+    with pytest.raises(InputError, match="the model to start from has 5 components, good 16"):
+        train([good], out, SMALL, start=random_lander(1, 5))
+    one = file_of(replace(other, labels=np.zeros_like(other.labels)), tmp_path / "one.npz")
+    with pytest.raises(InputError, match="one has one class only"):
+        train([one], out, SMALL)
+    np.savez(tmp_path / "bare.npz", emb=other.emb)
+    with pytest.raises(InputError, match="labels"):
+        train([tmp_path / "bare.npz"], out, SMALL)
+    assert not out.exists()
+
+
+def test_items_with_nan_are_left_out(tmp_path: Path) -> None:
+    data = clusters(8, 200)
+    data.emb[::20] = np.nan
+    model = train([file_of(data, tmp_path / "nan.npz")], tmp_path / "m.safetensors", replace(SMALL, steps=3))
+    assert model.card.dim == 16
