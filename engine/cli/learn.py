@@ -13,7 +13,6 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.model.trained import Trained
     from engine.training.lander_train import Progress as LanderProgress
     from engine.training.train import Progress
 
@@ -57,7 +56,7 @@ Report = Callable[["Progress | LanderProgress"], None]
 
 def _universal(
     files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report
-) -> Trained:
+) -> Any:
     from engine.training.train import Plan, read_model, train
 
     start, teacher = read_model(course.start), read_model(course.teacher)
@@ -65,15 +64,12 @@ def _universal(
     return train(files, out, plan, choose, report, start, teacher)
 
 
-def _lander(
-    files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report
-) -> Trained:
-    from engine.model.lander import LanderModel
-    from engine.training.lander_train import LanderPlan, train
+def _lander(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report) -> Any:
+    from engine.training.lander_train import LanderPlan, read_model, train
 
     if course.teacher:
         raise InputError("a lander learns from labels: --teacher is for the universal model")
-    start = LanderModel.load(course.start) if course.start else None
+    start = read_model(course.start)
     plan = LanderPlan(
         minutes=course.minutes,
         seed=course.seed,
@@ -85,7 +81,7 @@ def _lander(
 
 def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:
     """Write weights of the authors' code as a model."""
-    from engine.model import published
+    from engine.training import published
 
     _check_folder(out)
     model = published.model_of(published.read(file), average, k, tau, levels)

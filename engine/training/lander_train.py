@@ -108,6 +108,11 @@ def train(
     return model
 
 
+def read_model(path: Path | None) -> LanderModel | None:
+    """Return the lander at `path`, if one is named. Raises InputError where it cannot be read."""
+    return LanderModel.load(path) if path else None
+
+
 def _run(
     trainer: Trainer, judges: Sequence[Collection], plan: LanderPlan, progress: Callable[[Progress], None]
 ) -> tuple[LanderModel, Mapping[str, float], list[tuple[int, float]]]:

@@ -11,8 +11,8 @@ import torch
 from engine.clustering.hierarchy import Shape
 from engine.errors import InputError
 from engine.model.lander import LanderModel, random_lander
-from engine.model.published import model_of, read
 from engine.training import scores
+from engine.training.published import model_of, read
 from engine.training.rollout import hierarchy, partitions
 from engine.vectors import quantize
 from tests.conftest import Run
