@@ -1,7 +1,8 @@
 """The rate of the whole step, LMDB included, against bare hnswlib on the same vectors in the same run.
 
 Bare: insert a batch, then one search of k = 10 for each of its items; same M, ef_construction, ef,
-batches and threads. Engine and hnswlib take turns batch by batch, so that both see the same machine.
+batches and threads. Engine and hnswlib take turns batch by batch, so that both see the same machine. With
+--adapter a second engine takes its turn, which maps every embedding with a random linear adapter first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hnswlib
@@ -18,6 +23,7 @@ from benchmarks.mixture import mixture
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
 from engine.config import load
+from engine.model.adapter import Adapter
 
 THREADS = 2
 
@@ -28,16 +34,18 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--adapter", type=int, metavar="DIM", help="components that the adapter makes")
     chosen = parser.parse_args()
     rows = mixture(chosen.items, chosen.dim, chosen.seed)
     with tempfile.TemporaryDirectory() as folder:
         _warm_up(f"{folder}/warm", chosen.dim)
-        figures = measure(f"{folder}/store", rows, chosen.batch)
+        adapter = _adapter(Path(folder), chosen.dim, chosen.adapter) if chosen.adapter else None
+        figures = measure(f"{folder}/store", rows, chosen.batch, adapter)
     _print(figures)
     finish(figures, chosen.json)
 
 
-def measure(store: str, rows: Any, batch: int) -> dict[str, Any]:
+def measure(store: str, rows: Any, batch: int, adapter: Path | None = None) -> dict[str, Any]:
     settings = load(None, {"store.path": store})
     index = settings.index
     bare = hnswlib.Index(space="ip", dim=rows.shape[1])
@@ -47,7 +55,7 @@ def measure(store: str, rows: Any, batch: int) -> dict[str, Any]:
     linked: Counter[int] = Counter()
     embedded: Counter[int] = Counter()
     bare_s = engine_s = 0.0
-    with Engine.open(settings) as engine:
+    with Engine.open(settings) as engine, _adapted(store, adapter) as adapted:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
             keys = [f"{row}" for row in range(start, start + len(part))]
@@ -58,6 +66,7 @@ def measure(store: str, rows: Any, batch: int) -> dict[str, Any]:
             bare.add_items(unit, np.arange(start, start + len(part)), num_threads=THREADS)
             bare.knn_query(unit, k=min(10, start + len(part)), num_threads=THREADS)
             bare_s += time.perf_counter() - between
+            adapted.take(keys, part)
             engine_s += between - before
             stages.update(applied.stats["seconds"])
             linked.update({level: work.linked for level, work in enumerate(applied.stats["work"])})
@@ -78,7 +87,49 @@ def measure(store: str, rows: Any, batch: int) -> dict[str, Any]:
             "bytes_per_item": engine.store.bytes_written / items,
             "edges_per_item": {level: count / items for level, count in linked.items()},
             "embedded_per_item": {level: count / items for level, count in embedded.items()},
+            **adapted.figures(engine_s),
         }
+
+
+@dataclass
+class _Adapted:
+    """The second engine, or none."""
+
+    engine: Engine | None
+    seconds: float = 0.0
+    adapter_s: float = 0.0
+
+    def take(self, keys: list[str], part: Any) -> None:
+        if self.engine is not None:
+            before = time.perf_counter()
+            applied = self.engine.upsert(keys, part)
+            self.seconds += time.perf_counter() - before
+            self.adapter_s += applied.stats["seconds"]["adapter"]
+
+    def figures(self, without_s: float) -> dict[str, Any]:
+        if self.engine is None or self.engine.adapter is None:
+            return {}
+        return {
+            "adapter_dim": self.engine.adapter.dim_out,
+            "adapter_us_per_item": 1e6 * self.adapter_s / len(self.engine),
+            "adapted_ratio": self.seconds / without_s,
+            "adapted_bytes_per_item": self.engine.store.bytes_written / len(self.engine),
+        }
+
+
+@contextmanager
+def _adapted(store: str, adapter: Path | None) -> Iterator[_Adapted]:
+    if adapter is None:
+        yield _Adapted(None)
+        return
+    with Engine.open(load(None, {"store.path": f"{store}-adapted", "model.adapter": str(adapter)})) as engine:
+        yield _Adapted(engine)
+
+
+def _adapter(folder: Path, dim: int, out: int) -> Path:
+    direct = np.random.default_rng(1).normal(size=(dim, out))
+    Adapter.of({"direct": direct, "bias": np.zeros(out)}, {}).save(folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"
 
 
 def _warm_up(store: str, dim: int) -> None:
@@ -107,6 +158,12 @@ def _print(figures: dict[str, Any]) -> None:
         f"whole step {figures['items_per_s']:,.0f} items/s, bare hnswlib {figures['bare_items_per_s']:,.0f}: "
         f"ratio {figures['ratio']:.3f}; {figures['bytes_per_item']:,.0f} bytes written per item"
     )
+    if "adapter_dim" in figures:
+        print(
+            f"with an adapter to {figures['adapter_dim']} components: {figures['adapted_ratio']:.3f} times the whole "
+            f"step's time without; the adapter alone {figures['adapter_us_per_item']:.1f} us/item; "
+            f"{figures['adapted_bytes_per_item']:,.0f} bytes written per item"
+        )
 
 
 if __name__ == "__main__":
