@@ -160,8 +160,8 @@ def _print(figures: dict[str, Any]) -> None:
     )
     if "adapter_dim" in figures:
         print(
-            f"with an adapter to {figures['adapter_dim']} components: {figures['adapted_ratio']:.3f} times the "
-            f"time without; the adapter alone {figures['adapter_us_per_item']:.1f} us/item; "
+            f"with an adapter to {figures['adapter_dim']} components: {figures['adapted_ratio']:.3f} times "
+            f"the time without; the adapter alone {figures['adapter_us_per_item']:.1f} us/item; "
             f"{figures['adapted_bytes_per_item']:,.0f} bytes written per item"
         )
 
