@@ -11,8 +11,9 @@ arXiv 2307.04047). A distance d is 1 - cosine similarity. Of class i at d,
 Choices of this module: the mean over the range is that of 101 evenly spaced thresholds; d_min and d_max are
 multiples of 2^-15, the smallest within which the wanted share of all negative pairs lies; a pair counts once
 whatever its order; classes of one item are no classes, for they have no sensitivity, but their items are
-others to every class. epsilon-OPIS is this module's reading of the paper's description: it takes at each d the ceil(epsilon C) classes of the lowest utility there,
-one at least and all but one at most: mean over d of (their mean utility - the mean of the others)^2.
+others to every class. So is the form of epsilon-OPIS: the paper's formula was not at hand. It takes at each
+d the ceil(epsilon C) classes of the lowest utility there, one at least and all but one at most: mean over d
+of (their mean utility - the mean of the others)^2.
 
 Up to `exact_items` every pair is counted, in float64. Beyond that classes, items and the other ends of
 pairs are sampled, in float32, and each figure comes with a standard error.
