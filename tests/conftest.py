@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 import engine  # noqa: F401  (pins the arithmetic before a test's torch loads)
+from tests.support import warm_python
 
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
-    from tests.support.warm_cli import WarmCli
 
 ROOT = Path(__file__).parents[1]
 Finished: TypeAlias = "subprocess.CompletedProcess[str]"
@@ -68,6 +68,12 @@ def one_thread() -> Iterator[None]:
     numba.set_num_threads(before[1])
 
 
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads a store in a process of its own has one that starts warm."""
+    monkeypatch.setattr(sys, "executable", warm_python.executable())
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings of Shoal, so that no test depends on them."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
@@ -94,29 +100,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def warm_cli() -> Iterator[WarmCli]:
-    from tests.support.warm_cli import WarmCli
-
-    warm = WarmCli(environment())
-    yield warm
-    warm.close()
-
-
 @pytest.fixture
-def shoal(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, model: Path, warm_cli: WarmCli) -> Run:
+def shoal(tmp_path: Path, model: Path) -> Run:
     """`shoal("query", "a")` runs the command in an empty folder and returns the finished process."""
 
     def run(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Finished:
         own = environment({"SHOAL_MODEL__PATH": str(model), **(env or {})})
-        if own["PYTHONPATH"] != str(ROOT):  # other modules than a warm process has
-            return subprocess.run(
-                command(*arguments), cwd=tmp_path, env=own, capture_output=True, text=True, check=False
-            )
-        return warm_cli.run([*map(str, arguments)], tmp_path, own, tmp_path_factory.mktemp("printed"))
+        own_modules = own["PYTHONPATH"] != str(ROOT)  # other ones than a warm process has
+        words = command(*arguments) if own_modules else warm_command(*arguments)
+        return subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
 
     return run
 
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "engine", *map(str, arguments)]
+
+
+def warm_command(*arguments: str | Path) -> list[str]:
+    """The same, without the seconds that imports take."""
+
+    return [warm_python.executable(), *command(*arguments)[1:]]
+
+
+def pytest_sessionfinish() -> None:
+
+    warm_python.close()

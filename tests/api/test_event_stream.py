@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 from engine.storage.reader import View
 from engine.storage.store import Store
 from tests.conftest import ROOT
+from tests.support import warm_python
 from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
 from tests.support.waiting import until
@@ -42,7 +42,7 @@ with Store.open(sys.argv[1], {"collection": "toy", "dim": None}) as store:
 @contextmanager
 def writing(store: Path, versions: int, pause_s: float) -> Iterator[subprocess.Popen[str]]:
     """Another process commits versions; begun when the first is there."""
-    command = [sys.executable, "-c", _WRITE, str(store), str(SEED), str(versions), str(pause_s)]
+    command = [warm_python.executable(), "-c", _WRITE, str(store), str(SEED), str(versions), str(pause_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "1\n"

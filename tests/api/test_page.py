@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from engine.config import Settings, freeze
 from tests.conftest import ROOT, environment
+from tests.support import warm_python
 from tests.support.large_store import fill
 from tests.support.live_api import Api, api, settings_of, writer
 from tests.support.proxy import stripping_proxy
@@ -167,7 +167,7 @@ with supervisor.listen(settings.api) as listening:
 def elsewhere(settings: Settings) -> Iterator[str]:
     """The address of another API on the store, in a process of its own: LMDB is opened once in a process."""
     with subprocess.Popen(
-        [sys.executable, "-c", API],
+        [warm_python.executable(), "-c", API],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from engine.api import server
 from engine.api.app import SWAGGER
 from engine.storage.store import Store
 from tests.conftest import environment
+from tests.support import warm_python
 from tests.support.fake_collection import Toy
 from tests.support.live_api import Api, api, settings_of
 from tests.support.waiting import until
@@ -168,5 +168,5 @@ def test_handle_exit_ends_streams(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_it_starts_ends_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _TOLD_TO_END_WHILE_IT_STARTS, str(tmp_path / "store")]
+    command = [warm_python.executable(), "-c", _TOLD_TO_END_WHILE_IT_STARTS, str(tmp_path / "store")]
     assert subprocess.run(command, env=environment(), timeout=300, check=False).returncode == 0

@@ -25,7 +25,9 @@ START_S = 180.0
 class Daemon:
     """Settings go by the environment: `Daemon(folder, bootstrap, topic, index__kind="exact")`."""
 
-    def __init__(self, folder: Path, bootstrap: str, topic: str, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, bootstrap: str, topic: str, python: str = sys.executable, **settings: Any
+    ) -> None:
         self.topic, self.store, self.logged = topic, folder / "store", folder / "log"
         folder.mkdir(parents=True, exist_ok=True)
         given = {
@@ -41,13 +43,14 @@ class Daemon:
             "PYTHONPATH": str(ROOT),
             **{f"SHOAL_{name.upper()}": str(value) for name, value in given.items()},
         }
+        self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._topics = Topics(bootstrap)
 
     def start(self, wait: bool = True) -> None:
         with self.logged.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "serve"],
+                [self._python, "-m", "engine", "serve"],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from engine.cli.console import home_path
 from engine.storage.store import Store
-from tests.conftest import Run, command, environment
+from tests.conftest import Run, environment, warm_command
 
 CLASSES, EACH, DIM = 30, 10, 16
 
@@ -271,7 +271,7 @@ def test_a_signal_stops_between_batches(
     shoal: Run, data: Path, tmp_path: Path, model: Path, number: signal.Signals
 ) -> None:
     process = subprocess.Popen(
-        command("ingest", data, "--batch", "2"),
+        warm_command("ingest", data, "--batch", "2"),
         cwd=tmp_path,
         env=environment({"SHOAL_MODEL__PATH": str(model)}),
         stderr=subprocess.PIPE,
@@ -292,7 +292,7 @@ def test_a_signal_stops_between_batches(
 
 def test_reading_while_another_process_writes(shoal: Run, data: Path, tmp_path: Path, model: Path) -> None:
     process = subprocess.Popen(
-        command("ingest", data, "--batch", "5"),
+        warm_command("ingest", data, "--batch", "5"),
         cwd=tmp_path,
         env=environment({"SHOAL_MODEL__PATH": str(model)}),
         stdout=subprocess.DEVNULL,

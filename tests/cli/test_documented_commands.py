@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tests.conftest import environment
+from tests.support import warm_python
 from tests.support.documents import DOCUMENTS, SHELL, Block, Document
 
 START_S = 180.0
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, model: Path) -> Path:
     np.savez(tmp_path / "labelled.npz", emb=digits.data[:600].astype(np.float32), labels=digits.target[:600])
     command = tmp_path / "bin/shoal"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m engine "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{warm_python.executable()}" -m engine "$@"\n')
     command.chmod(0o755)
     (tmp_path / "bin/.curlrc").write_text("fail\nsilent\nshow-error\nmax-time = 20\n")
     return tmp_path
@@ -81,7 +81,7 @@ def test_shell_blocks_run(document: Document, folder: Path, model: Path) -> None
 @pytest.mark.parametrize("block", blocks("run", "python"), ids=lambda block: block.place)
 def test_python_blocks_run(block: Block, folder: Path, model: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", block.text],
+        [warm_python.executable(), "-c", block.text],
         cwd=folder, env=variables(folder, model), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -142,7 +142,7 @@ def test_requests_are_answered(daemon: str, folder: Path, model: Path) -> None:
     for block in blocks("daemon", "python"):
         given = f"import numpy as np\nkey, rows = 'none', np.ones((1, 64))\n{fitted(block.text)}        break"
         done = subprocess.run(
-            [sys.executable, "-c", given], env=env, capture_output=True, text=True, timeout=60
+            [warm_python.executable(), "-c", given], env=env, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0 or "ReadTimeout" in done.stderr, done.stderr
 
@@ -154,13 +154,13 @@ def test_kafka_blocks_run(block: Block, broker: Any, tmp_path: Path, model: Path
     from tests.broker.topics import Topics
 
     topic = Topics(broker.bootstrap).make(name=f"embeddings-{uuid.uuid4().hex}")
-    daemon = Daemon(tmp_path, broker.bootstrap, topic, model__path=model)
+    daemon = Daemon(tmp_path, broker.bootstrap, topic, warm_python.executable(), model__path=model)
     daemon.start()
     text = block.text.replace("localhost:9092", broker.bootstrap).replace('"embeddings', f'"{topic}')
     assert topic in text
     try:
         with subprocess.Popen(
-            [sys.executable, "-u", "-W", "ignore", "-c", text], stdout=subprocess.PIPE, text=True
+            [warm_python.executable(), "-u", "-W", "ignore", "-c", text], stdout=subprocess.PIPE, text=True
         ) as client:
             assert client.stdout
             line = client.stdout.readline()

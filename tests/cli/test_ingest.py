@@ -16,7 +16,7 @@ from engine.cli.ingest import ingest
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.errors import InputError
-from tests.conftest import command, environment
+from tests.conftest import environment, warm_command
 
 Take = Callable[..., dict[str, Any]]
 RNG = np.random.default_rng(5)
@@ -155,7 +155,7 @@ def test_an_emptied_collection_takes_another_dimension(
 def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) -> None:
     table = "sku,vec,color\n" + "".join(f'{row},"[{row + 1}, 1]",red\n' for row in range(20)) + '"",1 2,red\n'
     done = subprocess.run(
-        command("ingest", "-", "--key-column", "sku", "--vector-column", "vec"),
+        warm_command("ingest", "-", "--key-column", "sku", "--vector-column", "vec"),
         cwd=tmp_path,
         env=environment({"SHOAL_MODEL__PATH": str(model)}),
         input=table,
@@ -172,7 +172,7 @@ def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) 
 
 def test_binary_on_standard_input_leaves_the_terminal_alone(tmp_path: Path, model: Path) -> None:
     done = subprocess.run(
-        command("ingest", "-"),
+        warm_command("ingest", "-"),
         cwd=tmp_path,
         env=environment({"SHOAL_MODEL__PATH": str(model)}),
         input=b"PK\x03\x04\x1b[2J" + 1000 * b"x",

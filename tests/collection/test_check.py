@@ -32,7 +32,7 @@ from engine.types import Assignment
 from tests.conftest import Run
 from tests.support import collections as support
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 6
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,9 @@ from engine.storage.reader import View
 from engine.types import Batch, DeadLetter
 from engine.vectors import quantize
 from tests.conftest import ROOT, Run
+from tests.support import warm_python
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 12
 SECRET = "the key of somebody: ärger"
 
@@ -144,7 +144,7 @@ with View.open(sys.argv[1]) as view:
 
 
 def test_readers_in_other_processes_go_over_to_the_new_file(engine: Engine, settings: Settings) -> None:
-    command = [sys.executable, "-c", READER, str(settings.store.path)]
+    command = [warm_python.executable(), "-c", READER, str(settings.store.path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as reader:
         assert reader.stdin is not None

@@ -24,7 +24,7 @@ from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Assignment, Loaded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 6
 
 

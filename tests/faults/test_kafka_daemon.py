@@ -19,6 +19,7 @@ from tests.broker import Broker
 from tests.broker.daemon import Daemon
 from tests.broker.published import assert_published, last_assignments
 from tests.broker.topics import Sent, Topics, document, until
+from tests.support import warm_python
 from tests.support.sequences import World, differences, rebuilt
 
 DIM, SEED = 8, 5
@@ -100,6 +101,7 @@ def test_the_whole_way_through_what_happens_to_a_broker(
         tmp_path,
         broker.bootstrap,
         topic,
+        warm_python.executable(),
         collection__name=COLLECTION,
         index__kind="exact",
         model__path=model,
@@ -136,7 +138,7 @@ def test_the_whole_way_through_what_happens_to_a_broker(
 def test_a_topic_that_does_not_exist_ends_the_daemon_with_a_sentence(
     broker: Broker, model: Path, tmp_path: Path
 ) -> None:
-    daemon = Daemon(tmp_path, broker.bootstrap, "no-such-topic", model__path=model)
+    daemon = Daemon(tmp_path, broker.bootstrap, "no-such-topic", warm_python.executable(), model__path=model)
     try:
         daemon.start(wait=False)
         assert daemon.ended(120) == BrokerError.exit_code

@@ -13,7 +13,7 @@ import orjson
 
 from engine.storage import schema
 from engine.storage.store import Store
-from tests.conftest import command, environment
+from tests.conftest import environment, warm_command
 
 ITEMS, DIM, BATCH = 1200, 16, 20
 
@@ -56,7 +56,7 @@ class Ingest:
         self.store = store
         arguments = ["ingest", "data.jsonl", "--index", "exact", "--batch", str(BATCH), "--store", store]
         self.process = subprocess.Popen(
-            command(*arguments),
+            warm_command(*arguments),
             cwd=folder,
             env=environment(env),
             stdout=subprocess.DEVNULL,

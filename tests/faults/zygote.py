@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "NUMBA_THREADING_LAYER": "workqueue",  # the other layers do not outlive a fork
     "NUMBA_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -22,7 +22,7 @@ _ENVIRONMENT = {
 
 def become(module: str, extra: Mapping[str, str] | None = None) -> None:
     """Starts this command again where its environment is not the one it needs."""
-    wanted = {**_ENVIRONMENT, **(extra or {})}
+    wanted = {**ENVIRONMENT, **(extra or {})}
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}

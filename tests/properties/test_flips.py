@@ -11,7 +11,6 @@ import random
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 
 from engine import errors
 from tests.conftest import ROOT, environment
+from tests.support import warm_python
 
 NORMAL = {"closed": 8, "killed": 12}
 LONG = {"closed": 80, "killed": 120}
@@ -134,7 +134,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: str, *arguments: Path) -> str:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [warm_python.executable(), "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     return done.stdout

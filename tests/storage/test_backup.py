@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +18,11 @@ from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.system import files
 from tests.conftest import ROOT, Run
+from tests.support import warm_python
 from tests.support.fake_collection import CONFIG, Toy
 from tests.support.stores import contents
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ with Store.open(sys.argv[1], {"collection": "toy", "dim": None}, free_bytes=0) a
 
 def test_a_backup_while_a_writer_runs_is_one_version(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    command = [sys.executable, "-c", WRITER, str(path)]
+    command = [warm_python.executable(), "-c", WRITER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
         assert writer.stdout is not None
         while int(writer.stdout.readline()) < 20:

@@ -17,6 +17,7 @@ from engine.errors import CorruptStore, InputError, NoStore, StoreError
 from engine.storage import schema
 from engine.storage.reader import View
 from engine.storage.store import Store
+from tests.support import warm_python
 from tests.support.fake_collection import CONFIG, ROOT, Toy
 
 SEED = 21
@@ -263,7 +264,7 @@ with Store.open(sys.argv[1], {"collection": "toy", "dim": None}, map_bytes=1 << 
         store.commit(toy.step(60))
         print(store.version, flush=True)
 """
-    command = [sys.executable, "-c", script, str(tmp_path), str(SEED)]
+    command = [warm_python.executable(), "-c", script, str(tmp_path), str(SEED)]
     sizes = {}
     toy = Toy(SEED)
     for _ in range(60):

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,11 @@ from engine.storage import schema
 from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.types import Assignment, DeadLetter, Lists, Loaded
+from tests.support import warm_python
 from tests.support.fake_collection import DIM, ROOT, Toy
 from tests.support.stores import contents
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 CONFIG = {"collection": "toy", "dim": None, "model": "m" * 64, "k": 10, "tau": 0.1, "arithmetic": "avx2"}
 
@@ -241,7 +243,7 @@ def test_a_second_writer_is_told_who_writes(tmp_path: Path) -> None:
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [warm_python.executable(), "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
@@ -275,7 +277,7 @@ def test_a_killed_writer_leaves_whole_versions(tmp_path: Path) -> None:
     rng = random.Random(seed)
     for _ in range(8):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path), str(seed)],
+            [warm_python.executable(), "-c", CHILD, str(tmp_path), str(seed)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from engine.daemon.control import Control
 from engine.daemon.supervisor import listen, url_of
 from engine.errors import WriterAway
 from tests.conftest import ROOT, environment
+from tests.support import warm_python
 from tests.support.waiting import until
 
 _WRITER = """
@@ -84,7 +84,11 @@ def writer(settings: Settings) -> Iterator[subprocess.Popen[str]]:
     from engine.config import freeze
 
     with subprocess.Popen(
-        [sys.executable, "-c", _WRITER], stdin=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+        [warm_python.executable(), "-c", _WRITER],
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
     ) as process:
         assert process.stdin is not None
         with process.stdin as stdin:

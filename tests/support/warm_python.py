@@ -1,0 +1,281 @@
+"""A Python that starts warm: its processes are forked from one that has imported and compiled what they need.
+
+`WarmPython.executable` takes a command line as `python` does (`-c CODE`, `-m MODULE`, or a file, with or
+without `-I` and `-u`) and stands for the process in every respect: it passes its open files and signals on
+and ends as that ends; when it is killed, so is that. Importing torch and loading kernels takes 3 s otherwise.
+
+The process that all are forked from runs numba on a threading layer that survives a fork, on one thread. What
+Python does before it is warm (imports, the path, the environment's pins) is tested with processes of its own.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import io
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tests.faults.zygote import ENVIRONMENT
+
+_PRELOADED = (
+    "pyarrow.parquet",
+    "sklearn.datasets",
+    "connectors.http",
+    "engine.api.server",
+    "engine.cli.digits",
+    "engine.cli.ingest",
+    "engine.cli.main",
+    "engine.cli.operate",
+    "engine.cli.show",
+    "engine.daemon.supervisor",
+    "engine.daemon.writer",
+    "engine.storage.verify",
+    "engine.training.evaluate",
+)
+_MOST_FILES = 64
+_HIGH = 512  # file numbers from here on are free
+
+# Runs without `site`: it starts in a few milliseconds.
+_EXECUTABLE = r"""#!{python} -ISE
+import os, signal, socket, sys
+words = sys.argv[1:]
+if "--parent" in words:  # a part of a daemon, which it does not outlive
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(words[words.index("--parent") + 1]):
+        sys.exit(1)
+files = []
+for name in os.listdir("/proc/self/fd"):
+    try:
+        os.fstat(int(name))
+    except OSError:
+        continue  # the folder's own
+    if int(name) < 3 or os.get_inheritable(int(name)):
+        files.append(int(name))
+warm = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+warm.connect({address!r})
+leads = int(os.getsid(0) == os.getpid())
+told = [leads, len(words), *words, os.getcwd(), *("%s=%s" % pair for pair in os.environ.items())]
+body = b"\0".join(os.fsencode(str(each)) for each in [",".join(map(str, files)), *told])
+socket.send_fds(warm, [len(body).to_bytes(8, "big")], files)
+warm.sendall(body)
+def pass_on(number):
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        pass
+answers = warm.makefile("rb")
+process = int(answers.readline() or 0)
+if not process:
+    sys.exit("the warm process is away")
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCONT:
+    signal.signal(number, lambda number, frame: pass_on(number))
+status = int(answers.readline() or 1)
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if status not in (-9, -19) else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+class WarmPython:
+    """The process that others are forked from, and the executable that asks it for one."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-warm-")
+        address = f"{self._folder.name}/socket"
+        self.executable = f"{self._folder.name}/python"
+        Path(self.executable).write_text(_EXECUTABLE.format(python=sys.executable, address=address))
+        Path(self.executable).chmod(0o755)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, address, self.executable],
+            env={**env, **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline(), "the warm process did not start"
+
+    def close(self) -> None:
+        """End what was started and still runs, too."""
+        self._process.communicate()
+        self._folder.cleanup()
+
+
+_running: list[WarmPython] = []
+
+
+def executable() -> str:
+    """The path of a Python that starts warm; the process behind it starts with the first call."""
+    if not _running:
+        from tests.conftest import environment
+
+        _running.append(WarmPython(environment()))
+    return _running[0].executable
+
+
+def close() -> None:
+    """End the process behind `executable`, if it runs."""
+    while _running:
+        _running.pop().close()
+
+
+def main(address: str, executable: str) -> None:
+    """Fork a process for each connection, until standard input ends."""
+    import importlib
+
+    from tests.faults import zygote
+
+    for module in _PRELOADED:
+        importlib.import_module(module)
+    zygote.warm()
+    sys.executable = executable
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen(64)
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([listening, 0], [], [])
+            if 0 in ready:
+                return
+            client, _ = listening.accept()
+            if not os.fork():
+                listening.close()
+                _keep(client)
+            client.close()
+
+
+def _keep(client: socket.socket) -> NoReturn:
+    """Start what the client asks for, in a child, and tell how that ended; end it when the client is gone."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        (leads, *request), files = _receive(client)
+        child = os.fork()
+        if not child:
+            if leads == "1":
+                os.setsid()
+            _become(request, files)
+        for number in files.values():
+            os.close(number)
+        client.sendall(b"%d\n" % child)
+        ended = os.pidfd_open(child)
+        if ended not in select.select([ended, client, 0], [], [])[0]:
+            (os.killpg if leads == "1" else os.kill)(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        client.sendall(b"%d\n" % code)
+        status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        status = 0  # the client was killed
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _receive(client: socket.socket) -> tuple[list[str], dict[int, int]]:
+    """The command line, folder and environment; and its files, by the numbers that the client has."""
+    head, ancillary, _, _ = client.recvmsg(8, socket.CMSG_SPACE(4 * _MOST_FILES))
+    got = array.array("i")
+    for _, _, data in ancillary:
+        got.frombytes(data[: len(data) - len(data) % got.itemsize])
+    size, body = int.from_bytes(head, "big"), bytearray()
+    while len(body) < size:
+        body += client.recv(size - len(body))
+    numbers, *request = map(os.fsdecode, bytes(body).split(b"\0"))
+    return request, dict(zip(map(int, numbers.split(",")), got, strict=True))
+
+
+def _become(request: list[str], files: Mapping[int, int]) -> NoReturn:
+    """Be the process that was asked for."""
+    count = int(request[0])
+    words, folder, variables = request[1 : count + 1], request[count + 1], request[count + 2 :]
+    status = 1
+    try:
+        _take(files)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(each.partition("=")[::2] for each in variables)
+        os.environ.update(ENVIRONMENT)  # numba refuses another number of threads than it has
+        _open_streams(unbuffered="-u" in words or "PYTHONUNBUFFERED" in os.environ)
+        status = _run(words)
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+def _take(files: Mapping[int, int]) -> None:
+    """These files under their numbers, and no others."""
+    high = {number: fcntl.fcntl(had, fcntl.F_DUPFD, _HIGH) for number, had in files.items()}
+    os.closerange(0, _HIGH)
+    for number, had in high.items():
+        os.dup2(had, number)
+    os.closerange(_HIGH, _HIGH + _MOST_FILES)
+
+
+def _open_streams(unbuffered: bool) -> None:
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        buffer = open(number, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+        stream = io.TextIOWrapper(
+            buffer, "utf-8", errors, line_buffering=number == 2 or buffer.isatty(), write_through=unbuffered
+        )
+        setattr(sys, name, stream)
+
+
+def _run(words: Sequence[str]) -> int:
+    """As Python does with its command line."""
+    rest = list(words)
+    while rest[0] in ("-I", "-u", "-W"):
+        del rest[: 2 if rest[0] == "-W" else 1]
+    main_module = types.ModuleType("__main__")
+    sys.modules["__main__"] = main_module
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # imported already: yes
+    if "--parent" in rest:  # the process that started this one, as a part of a daemon has to know
+        rest[rest.index("--parent") + 1] = str(os.getppid())
+    kind = rest.pop(0)
+    if kind == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), vars(main_module))
+    elif kind == "-m":
+        sys.argv = rest
+        if rest[0] == "engine":
+            from engine.cli.main import main as shoal
+
+            shoal()
+        else:
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [kind, *rest]
+        runpy.run_path(kind, run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
