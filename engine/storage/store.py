@@ -324,8 +324,8 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 
 def _told(name: str, was: Any, now: Any) -> str:
     if name == "adapter":
-        was, now = (f"the adapter {each[:16]}..." if each else "no adapter" for each in (was, now))
-        return f"{was}, not {now}"
+        held = f"the adapter {was[:16]}..." if was else "no adapter"
+        return f"{held}, not {now[:16]}..." if now else f"{held}, and [model] adapter names none"
     return f"{name} {was!r}, not {now!r}"
 
 
