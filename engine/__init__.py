@@ -11,10 +11,11 @@ from engine.system import determinism, kernel_cache  # noqa: F401  (both act bef
 
 if TYPE_CHECKING:
     from engine.collection.collection import Engine as Engine
+    from engine.collection.estimator import HiLander as HiLander
 
 kernel_cache.prepare()
 __version__ = "0.1.0"
-__all__ = ["Engine", "__version__"]
+__all__ = ["Engine", "HiLander", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from engine.collection.collection import Engine
 
         return Engine
+    if name == "HiLander":
+        from engine.collection.estimator import HiLander
+
+        return HiLander
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

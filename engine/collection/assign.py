@@ -199,7 +199,7 @@ def _local_graph(
     exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
     if vectors is None:
-        seen = np.zeros((count, 0), np.int16)
+        seen = np.zeros((count, near[0].nodes.vectors.shape[1]), np.int16)  # models read the dimension
     else:
         seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
     graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, seen, True)

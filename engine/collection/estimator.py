@@ -1,0 +1,203 @@
+"""`HiLander`: the engine as a scikit-learn estimator, in memory.
+
+It keeps the same state as a collection and takes the same steps, without a store; `save` writes one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from typing_extensions import Self
+
+from engine.clustering import pipeline
+from engine.clustering.state import State
+from engine.collection.build import empty_state, load_model
+from engine.collection.collection import Engine
+from engine.collection.memory import assign, strengths
+from engine.config import Settings, StoreSettings, with_options
+from engine.errors import InputError
+from engine.model.trained import Trained
+from engine.system.stopwatch import Stopwatch
+from engine.types import Batch, Bool, Float64, Int16, Int64
+from engine.vectors import quantize
+
+METRICS = ("cosine", "euclidean")
+LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
+NEW = -1  # label of a vector that belongs to no cluster yet
+
+
+class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Cluster embeddings: Hi-LANDER, incremental.
+
+    Parameters: `tau`, least probability that links; `max_levels`, most levels; both default to the model's.
+    `model`: a file, a model, or None for the one that ships. `index`: "exact" or "hnsw" (above some 30,000
+    items). `metric`: "cosine" for embeddings; "euclidean" for other data, which the first `fit` or
+    `partial_fit` centres and divides by the root mean square distance from the mean; a constant
+    component of 0.5 is added, so that angles grow with distances and points on one ray from the mean
+    differ. `random_state`: of the order in which items enter an HNSW index; with the exact index nothing is
+    random, nor does the order of items matter.
+
+    After `fit`: `labels_` (n,) from 0 by first occurrence, of all items since `fit`, in order;
+    `levels_` (n, levels), the clusters after each level, finest first, the last column are `labels_`;
+    `probabilities_` (n,), the greatest linkage probability to a neighbour in the same cluster, 1 among copies
+    and 0 alone; `cluster_ids_` (n,), ids that last through `partial_fit`; `n_features_in_`.
+
+    A zero vector has no direction: it is a cluster of one.
+    """
+
+    def __init__(
+        self,
+        tau: float | None = None,
+        max_levels: int | None = None,
+        model: Any = None,
+        *,
+        index: str = "exact",
+        metric: str = "cosine",
+        random_state: Any = None,
+    ) -> None:
+        self.tau = tau
+        self.max_levels = max_levels
+        self.model = model
+        self.index = index
+        self.metric = metric
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Cluster the rows of X (n, d), and forget what was there before. `y` is ignored."""
+        rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=1)
+        self._begin(rows)
+        return self._take(rows)
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Insert the rows of X (n, d) beside those that are there; `labels_` cover all of them."""
+        first = not hasattr(self, "labels_")
+        rows = validate_data(self, X, dtype=np.float64, reset=first)
+        if first:
+            self._begin(rows)
+        return self._take(rows)
+
+    def predict(self, X: ArrayLike) -> Int64:
+        """Return the label of each row of X (m, d), were it inserted alone; -1: a cluster of its own.
+
+        Changes nothing. The cluster is that of the most probable linkage above tau.
+        """
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float64, reset=False)
+        grid, usable = self._on_grid(rows)
+        out = np.full(len(rows), NEW, np.int64)
+        found = assign(self._state, grid[usable])
+        label = dict(zip(self.cluster_ids_.tolist(), self.labels_.tolist(), strict=True))
+        out[usable] = [label.get(cluster, NEW) for cluster in found.tolist()]
+        return out
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the items to a new store, with keys "0", "1", ... in their order; others can go on with it.
+
+        Zero vectors are left out; with metric="euclidean" vectors are stored as they were clustered. Raises
+        StoreError, and InputError where the folder holds a store with items.
+        """
+        check_is_fitted(self)
+        state = self._state
+        keys = [b"%d" % row for row in np.flatnonzero(self._usable).tolist()]
+        rows = state.items.find(keys)
+        grid = state.hierarchy.base.nodes.vectors[state.items.nodes[rows]]
+        settings = self._settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
+        with Engine.open(settings, self._model) as engine:
+            if len(engine):
+                raise InputError(f"{folder} holds a store with {len(engine):,} items: name a new folder")
+            engine.apply(Batch(keys, grid, state.items.times[rows], [b""] * len(keys)))
+
+    def _begin(self, rows: Float64) -> None:
+        """Check the parameters, and start from nothing with the scale of these rows."""
+        if self.metric not in METRICS:
+            raise InputError(f"metric is one of {', '.join(METRICS)}, not {self.metric!r}")
+        self._center, self._scale = np.zeros(rows.shape[1]), 1.0
+        if self.metric == "euclidean":
+            self._center = rows.mean(axis=0)
+            spread = float(np.sqrt(((rows - self._center) ** 2).sum(axis=1).mean()))
+            self._scale = spread if 0.0 < spread < np.inf else 1.0
+        self._settings = self._checked_settings()
+        model: Trained = (
+            load_model(self._settings)
+            if self.model is None or isinstance(self.model, str | os.PathLike)
+            else self.model
+        )
+        self._state: State = empty_state(self._settings, model, self._on_grid(rows[:1])[0].shape[1])
+        self._model, self._usable = model, np.zeros(0, np.bool_)
+        self._rng = check_random_state(self.random_state)
+
+    def _checked_settings(self) -> Settings:
+        given: dict[str, Any] = {"index": self.index}
+        if isinstance(self.model, str | os.PathLike):
+            given["model"] = self.model
+        for name in ("tau", "max_levels"):
+            if getattr(self, name) is not None:
+                given[f"model__{name}"] = getattr(self, name)
+        return with_options(given)
+
+    def _on_grid(self, rows: Float64) -> tuple[Int16, Bool]:
+        """Return the vectors of rows (n, d), and which of them have a direction, (n,)."""
+        moved = (rows - self._center) / self._scale
+        usable: Bool = np.asarray(moved.any(axis=1))
+        if self.metric == "euclidean":
+            moved = np.concatenate([moved, np.full((len(rows), 1), LIFT)], axis=1)
+            usable = np.ones(len(rows), np.bool_)
+        return quantize(moved)[0], usable
+
+    def _take(self, rows: Float64) -> Self:
+        grid, usable = self._on_grid(rows)
+        first = len(self._usable)
+        self._usable = np.concatenate([self._usable, usable])
+        entering = np.flatnonzero(usable)
+        if self.index == "hnsw":
+            entering = self._rng.permutation(entering)
+        keys = [b"%d" % (first + row) for row in entering.tolist()]
+        if keys:
+            now = int(1000 * time.time())
+            times = np.full(len(keys), now)
+            batch = Batch(keys, grid[entering], times, [b""] * len(keys))
+            pipeline.step(self._state, batch, now, Stopwatch())
+        self._read()
+        return self
+
+    def _read(self) -> None:
+        """Write the attributes that users read, from the state."""
+        state, count = self._state, len(self._usable)
+        known = np.flatnonzero(self._usable)
+        nodes = state.items.nodes[state.items.find([b"%d" % row for row in known.tolist()])]
+        paths = np.zeros((count, state.names.trees.paths.shape[1]), np.int64)
+        handles = state.handles[state.hierarchy.base.root[nodes]]
+        paths[known] = state.names.trees.paths[np.searchsorted(state.names.trees.handles, handles)]
+        alone = np.flatnonzero(~self._usable)
+        paths[alone] = -1 - alone[:, None]  # ids that no cluster has
+        self.cluster_ids_ = paths[:, -1].copy()
+        self.levels_ = np.stack([_by_occurrence(column) for column in paths.T], axis=1)
+        self.labels_ = self.levels_[:, -1].copy()
+        self.probabilities_ = np.zeros(count)
+        self.probabilities_[known] = strengths(state)[nodes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.index == "hnsw" and hasattr(self, "_state"):
+            raise InputError('a fitted HiLander with index="hnsw" cannot be pickled: `save` it as a store')
+        kept: dict[str, Any] = super().__getstate__()
+        return kept
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "labels_")
+
+
+def _by_occurrence(names: Int64) -> Int64:
+    """Number names (n,) from 0 by their first occurrence."""
+    _, first, which = np.unique(names, return_index=True, return_inverse=True)
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    numbered: Int64 = number[which.ravel()]
+    return numbered

@@ -1,0 +1,100 @@
+"""Questions to a state in memory, without a store: assign, and how surely an item belongs to its cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.clustering.hierarchy import Level
+from engine.clustering.state import State
+from engine.types import Float64, Int16, Int32, Int64, KnnGraph
+from engine.vectors import hash_vectors
+
+BLOCK = 256  # vectors that are compared with all nodes at once
+
+
+def assign(state: State, grid: Int16) -> Int64:
+    """Return the final cluster id of each grid vector (m, d), were it inserted alone; 0: a new one.
+
+    The cluster is that of the most probable linkage above tau, whatever the densities; a vector that items
+    have already is in theirs.
+    """
+    base = state.hierarchy.base
+    rows = base.nodes.all_rows()
+    out = np.zeros(len(grid), np.int64)
+    if not len(rows) or not len(grid):
+        return out
+    known = state.distinct.find(grid)
+    held = known >= 0
+    out[held] = state.final_of_nodes(known[held])
+    asked = np.flatnonzero(~held)
+    for first in range(0, len(asked), BLOCK):
+        part = asked[first : first + BLOCK]
+        best, linkage = _most_probable(state, grid[part], *_nearest(base, rows, grid[part]))
+        links = linkage > np.float32(base.shape.tau)
+        out[part[links]] = state.final_of_nodes(best[links])
+    return out
+
+
+def strengths(state: State) -> Float64:
+    """Return of each row of level 0 the greatest linkage to a neighbour in the same final cluster.
+
+    1 for the vectors of several items, 0 without such a neighbour, and for rows not in use.
+    """
+    base, k = state.hierarchy.base, state.hierarchy.shape.k
+    out = np.zeros(len(base.root))
+    rows = base.nodes.all_rows()
+    final = np.zeros(len(base.root), np.int64)
+    final[rows] = state.final_of_nodes(rows)
+    near = base.lists.neighbors[rows, :k]
+    used = np.arange(k) < base.lists.lengths[rows][:, None]
+    same = used & (final[near] == final[rows][:, None])
+    out[rows] = np.where(same, base.linkage[rows], 0.0).max(axis=1, initial=0.0)
+    out[rows[state.copies[rows] > 1]] = 1.0
+    return out
+
+
+def _nearest(base: Level, rows: Int32, grid: Int16) -> tuple[Int32, Int32]:
+    """Return the k nearest nodes of each vector and their dots, (m, k) int32 each; -1 pads."""
+    k = base.shape.k
+    neighbors, dots = np.full((len(grid), k), -1, np.int32), np.full((len(grid), k), -1, np.int32)
+    nodes = base.nodes
+    exact = grid.astype(np.float64) @ nodes.vectors[rows].astype(np.float64).T  # integers below 2^53
+    few = min(2 * k, len(rows))
+    for at, found in enumerate(exact):
+        least = np.partition(found, len(found) - few)[len(found) - few]
+        near = np.flatnonzero(found >= least)
+        order = near[np.lexsort((nodes.hashes[rows[near]], -found[near]))][:k]
+        neighbors[at, : len(order)], dots[at, : len(order)] = rows[order], found[order]
+    return neighbors, dots
+
+
+def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> tuple[Int32, np.ndarray]:
+    """Return each vector's neighbour of the greatest linkage, ties by hash, and that linkage."""
+    base, model, k = state.hierarchy.base, state.hierarchy.model, state.hierarchy.shape.k
+    seen, count, asked = base.graph(), len(base.root), len(grid)
+    degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
+    vectors = np.concatenate([seen.identity[:count], grid])
+    graph = KnnGraph(
+        k,
+        np.concatenate([seen.neighbors[:count, :k], neighbors]),
+        np.concatenate([seen.dots[:count, :k], dots]),
+        np.concatenate([seen.degree[:count], degree]),
+        np.concatenate([seen.size[:count], np.ones(asked, np.int64)]),
+        vectors,
+        vectors,
+        True,
+    )
+    own = np.arange(count, count + asked, dtype=np.int32)
+    sources, ranks = np.nonzero(neighbors >= 0)
+    ends = np.unique(np.concatenate([own, neighbors[sources, ranks]])).astype(np.int32)
+    hidden = np.zeros((count + asked, model.hidden), np.float32)
+    epoch = state.calibration.epoch
+    hidden[ends] = model.embed(graph, epoch, ends)
+    linkage = np.full((asked, k), -1.0, np.float32)
+    told = model.link(graph, epoch, hidden, own[sources], ranks.astype(np.int32))
+    linkage[sources, ranks] = told
+    hashes = hash_vectors(vectors)
+    order = np.where(neighbors >= 0, hashes[neighbors], np.iinfo(np.uint64).max)
+    best = np.lexsort((order, -linkage), axis=1)[:, 0]
+    chosen = np.arange(asked), best
+    return neighbors[chosen], linkage[chosen]

@@ -1,0 +1,186 @@
+"""`engine.HiLander` as scikit-learn expects an estimator to be, and equal to the engine."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_blobs
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from engine import Engine, HiLander
+from engine.errors import InputError, ShoalError
+from engine.model.lander import random_lander
+from engine.model.linkage import random_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    found = load_digits()
+    return found.data[:500], found.target[:500]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")  # the Array API is not set up
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scikit_learn_finds_no_fault(metric: str) -> None:
+    check_estimator(HiLander(metric=metric))
+
+
+def test_labels_are_those_of_the_engine(digits: Any, tmp_path: Path) -> None:
+    X, y = digits
+    found = HiLander().fit(X)
+    with Engine.open(tmp_path, index="exact") as engine:
+        engine.upsert([str(row) for row in range(len(X))], X)
+        keys, clusters = engine.labels()
+        order = np.argsort([int(key) for key in keys])
+        assert adjusted_rand_score(clusters[order], found.labels_) == 1.0
+    assert adjusted_rand_score(y, found.labels_) > 0.5
+    assert np.unique(found.labels_).tolist() == list(range(found.labels_.max() + 1))
+    assert found.labels_[0] == 0
+    assert (found.levels_[:, -1] == found.labels_).all()
+    for fine, coarse in zip(found.levels_.T, found.levels_.T[1:], strict=False):
+        assert len(np.unique(np.stack([fine, coarse], axis=1), axis=0)) == len(np.unique(fine))
+
+
+def test_in_parts_as_at_once_and_in_any_order(digits: Any) -> None:
+    """`random_model`, at the calibration that both end with."""
+    X = digits[0][:300]
+    whole = HiLander(model=random_model(3)).fit(X)
+    parts = HiLander(model=random_model(3))
+    ids = []
+    for first in range(0, 300, 60):
+        parts.partial_fit(X[first : first + 60])
+        assert len(parts.labels_) == first + 60
+        ids.append(parts.cluster_ids_)
+    assert np.intersect1d(ids[-1], ids[-2]).size  # ids last
+    if parts._state.calibration.epoch == whole._state.calibration.epoch:
+        assert adjusted_rand_score(whole.labels_, parts.labels_) == 1.0
+    order = np.random.default_rng(1).permutation(300)
+    turned = HiLander(model=random_model(3)).fit(X[order])
+    assert adjusted_rand_score(whole.labels_[order], turned.labels_) == 1.0
+    assert (whole.fit(X[:50]).labels_ == HiLander(model=random_model(3)).fit(X[:50]).labels_).all()
+
+
+def test_predict_is_what_an_engine_assigns(digits: Any, tmp_path: Path) -> None:
+    X = digits[0]
+    found = HiLander(tau=0.55).fit(X[:400])
+    with Engine.open(tmp_path, index="exact", model__tau=0.55) as engine:
+        engine.upsert([str(row) for row in range(400)], X[:400])
+        told = engine.assign(np.concatenate([X[400:], -X[:20]]))
+        label = {engine[str(row)].cluster: found.labels_[row] for row in range(400)}
+    wanted = [-1 if each.cluster is None else label[each.cluster] for each in told]
+    assert found.predict(np.concatenate([X[400:], -X[:20]])).tolist() == wanted
+    assert len(set(wanted)) > 5
+    assert -1 in wanted
+    assert (found.predict(X[:400]) == found.labels_).all()
+
+
+def test_probabilities(digits: Any) -> None:
+    X = np.concatenate([digits[0][:200], digits[0][:1]])
+    found = HiLander().fit(X)
+    assert found.probabilities_[0] == found.probabilities_[-1] == 1.0  # two copies
+    sizes = np.bincount(found.labels_)[found.labels_]
+    assert (found.probabilities_[sizes == 1] == 0.0).all()
+    assert (found.probabilities_[sizes > 1] > 0.3).mean() > 0.9
+    assert found.probabilities_.max() <= 1.0
+
+
+def test_a_zero_vector_is_a_cluster_of_one(digits: Any) -> None:
+    X = digits[0][:60].copy()
+    X[[7, 30]] = 0.0
+    found = HiLander().fit(X)
+    for row in (7, 30):
+        assert (found.labels_ == found.labels_[row]).sum() == 1
+        assert found.probabilities_[row] == 0.0
+    others = np.delete(np.arange(60), [7, 30])
+    assert (HiLander().fit(X[others]).labels_ == _renumbered(found.labels_[others])).all()
+    assert found.predict(np.zeros((1, 64))).tolist() == [-1]
+    assert HiLander().fit(np.zeros((3, 5))).labels_.tolist() == [0, 1, 2]
+
+
+def _renumbered(labels: np.ndarray) -> np.ndarray:
+    seen: dict[int, int] = {}
+    return np.array([seen.setdefault(int(label), len(seen)) for label in labels])
+
+
+def test_pipeline_clone_and_pickle(digits: Any) -> None:
+    X, y = digits
+    chain = make_pipeline(StandardScaler(), PCA(20, random_state=0), HiLander(metric="euclidean", tau=0.6))
+    labels = chain.fit_predict(X)
+    assert adjusted_rand_score(y, labels) > 0.3
+    again = clone(chain)
+    assert not hasattr(again[-1], "labels_")
+    assert again[-1].get_params() == chain[-1].get_params()
+    assert (again.fit(X)[-1].labels_ == labels).all()
+    copied = pickle.loads(pickle.dumps(chain))
+    assert (copied.predict(X[:50]) == labels[:50]).all()
+    more = copied[-1].partial_fit(copied[:-1].transform(X[:10] + 0.5))
+    assert len(more.labels_) == len(X) + 10
+
+
+def test_euclidean_finds_blobs_wherever_they_are() -> None:
+    """Moved and scaled, the same clusters; also where all directions from the origin are alike."""
+    X, y = make_blobs(300, 5, centers=8, cluster_std=0.4, random_state=3)
+    found = [HiLander(metric="euclidean").fit(each).labels_ for each in (X, 1e6 + X, 1e-3 * X)]
+    assert adjusted_rand_score(y, found[0]) > 0.95
+    assert adjusted_rand_score(found[0], found[1]) > 0.99
+    assert (found[0] == found[2]).all()
+    assert HiLander(metric="euclidean").fit(np.ones((4, 3))).labels_.tolist() == [0, 0, 0, 0]
+
+
+def test_saved_as_a_store(digits: Any, tmp_path: Path) -> None:
+    X = digits[0][:120]
+    found = HiLander(tau=0.5, model=random_lander(1, 64)).fit(X)
+    assert not any(tmp_path.iterdir())
+    found.save(tmp_path / "store")
+    with Engine.open(tmp_path / "store", random_lander(1, 64), index="exact", model__tau=0.5) as engine:
+        keys, clusters = engine.labels()
+        assert adjusted_rand_score(clusters, found.labels_[[int(key) for key in keys]]) == 1.0
+    with pytest.raises(InputError, match="holds a store with 120 items"):
+        found.save(tmp_path / "store")
+
+
+def test_hnsw(digits: Any) -> None:
+    X, y = digits
+    one, two = (HiLander(index="hnsw", random_state=4).fit(X) for _ in range(2))
+    assert adjusted_rand_score(one.labels_, two.labels_) > 0.9
+    assert adjusted_rand_score(y, one.labels_) > 0.5
+    with pytest.raises(InputError, match='index="hnsw" cannot be pickled'):
+        pickle.dumps(one)
+
+
+@pytest.mark.parametrize(("parameters", "told"), [
+    ({"metric": "manhattan"}, "metric is one of cosine, euclidean, not 'manhattan'"),
+    ({"tau": 1.5}, "tau"), ({"max_levels": 0}, "max_levels"), ({"index": "tree"}, "index"),
+    ({"model": "none.safetensors"}, "none.safetensors"),
+    ({"model": random_lander(1, 5)}, "takes embeddings of 5 components, these have 2"),
+])  # fmt: skip
+def test_parameters_that_make_no_sense_are_refused(parameters: dict[str, Any], told: str) -> None:
+    with pytest.raises(ShoalError, match=told):
+        HiLander(**parameters).fit([[1.0, 2.0], [2.0, 1.0]])
+
+
+def test_bad_input() -> None:
+    import scipy.sparse
+
+    with pytest.raises(ValueError, match="0 feature"):
+        HiLander().fit(np.zeros((3, 0)))
+    with pytest.raises(TypeError, match=r"[Ss]parse"):
+        HiLander().fit(scipy.sparse.eye(3).tocsr())
+    with pytest.raises(ValueError, match="could not convert string"):
+        HiLander().fit([["a", "b"]])
+    with pytest.raises(ValueError, match="NaN"):
+        HiLander().fit([[1.0, float("nan")]])
+    assert HiLander().fit([[1.0, 2.0]]).labels_.tolist() == [0]
+    with pytest.raises(ValueError, match="2 features"):
+        HiLander().fit([[1.0, 2.0]]).predict([[1.0, 2.0, 3.0]])
