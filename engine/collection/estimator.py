@@ -31,7 +31,7 @@ from engine.vectors import quantize
 
 METRICS = ("cosine", "euclidean")
 LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
-NEW = -1  # label of a vector that belongs to no cluster yet
+NEW = -1  # label of a vector that belongs to no cluster, or to one that is too small
 
 
 class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -42,11 +42,12 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     items). `metric`: "cosine" for embeddings; "euclidean" for other data, which the first `fit` or
     `partial_fit` centres and divides by the root mean square distance from the mean; a constant
     component of 0.5 is added, so that angles grow with distances and points on one ray from the mean
-    differ. `random_state`: of the order in which items enter an HNSW index; with the exact index nothing is
-    random, nor does the order of items matter.
+    differ. `min_cluster_size`: items of smaller clusters get the label -1, as HDBSCAN's noise.
+    `random_state`: of the order in which items enter an HNSW index; with the exact index nothing is random,
+    nor does order matter.
 
     After `fit`: `labels_` (n,) from 0 by first occurrence, of all items since `fit`, in order;
-    `levels_` (n, levels), the clusters after each level, finest first, the last column are `labels_`;
+    `levels_` (n, levels), the clusters after each level, finest first;
     `probabilities_` (n,), the greatest linkage probability to a neighbour in the same cluster, 1 among copies
     and 0 alone; `cluster_ids_` (n,), ids that last through `partial_fit`; `n_features_in_`.
 
@@ -61,6 +62,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         *,
         index: str = "exact",
         metric: str = "cosine",
+        min_cluster_size: int = 1,
         random_state: Any = None,
     ) -> None:
         self.tau = tau
@@ -68,6 +70,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.model = model
         self.index = index
         self.metric = metric
+        self.min_cluster_size = min_cluster_size
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -85,7 +88,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return self._take(rows)
 
     def predict(self, X: ArrayLike) -> Int64:
-        """Return the label of each row of X (m, d), were it inserted alone; -1: a cluster of its own.
+        """Return the label of each row of X (m, d), were it inserted alone; -1: in no cluster that has one.
 
         Changes nothing. The cluster is that of the most probable linkage above tau.
         """
@@ -119,6 +122,8 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Check the parameters, and start from nothing with the scale of these rows."""
         if self.metric not in METRICS:
             raise InputError(f"metric is one of {', '.join(METRICS)}, not {self.metric!r}")
+        if not isinstance(self.min_cluster_size, int) or self.min_cluster_size < 1:
+            raise InputError(f"min_cluster_size is an integer from 1 on, not {self.min_cluster_size!r}")
         self._center, self._scale = np.zeros(rows.shape[1]), 1.0
         if self.metric == "euclidean":
             self._center = rows.mean(axis=0)
@@ -180,7 +185,10 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         paths[alone] = -1 - alone[:, None]  # ids that no cluster has
         self.cluster_ids_ = paths[:, -1].copy()
         self.levels_ = np.stack([_by_occurrence(column) for column in paths.T], axis=1)
-        self.labels_ = self.levels_[:, -1].copy()
+        final = self.levels_[:, -1]
+        small = np.bincount(final)[final] < self.min_cluster_size
+        self.labels_ = np.full(count, NEW)
+        self.labels_[~small] = _by_occurrence(final[~small])
         self.probabilities_ = np.zeros(count)
         self.probabilities_[known] = strengths(state)[nodes]
 

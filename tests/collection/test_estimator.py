@@ -138,6 +138,66 @@ def test_euclidean_finds_blobs_wherever_they_are() -> None:
     assert HiLander(metric="euclidean").fit(np.ones((4, 3))).labels_.tolist() == [0, 0, 0, 0]
 
 
+def test_small_clusters_are_noise_where_asked(digits: Any) -> None:
+    X = digits[0][:200]
+    every, some = HiLander().fit(X), HiLander(min_cluster_size=4).fit(X)
+    sizes = np.bincount(every.labels_)[every.labels_]
+    assert (sizes < 4).any()
+    assert (some.labels_[sizes < 4] == -1).all()
+    assert (some.labels_[sizes >= 4] == _renumbered(every.labels_[sizes >= 4])).all()
+    assert (some.levels_ == every.levels_).all()
+    assert (some.predict(X) == some.labels_).all()
+
+
+class Topics:
+    """BERTopic 0.17's calls on its `hdbscan_model`, where that is not hdbscan's."""
+
+    def __init__(self, hdbscan_model: Any) -> None:
+        self.model = hdbscan_model
+
+    def fit_transform(self, reduced: np.ndarray, y: Any = None) -> tuple[list[int], Any]:
+        try:
+            self.model.fit(reduced, y=y)
+        except TypeError:
+            self.model.fit(reduced)
+        topics = self.model.labels_.tolist()
+        return topics, self.model.probabilities_ if hasattr(self.model, "probabilities_") else None
+
+    def transform(self, reduced: np.ndarray) -> list[int]:
+        return [int(topic) for topic in self.model.predict(reduced)]
+
+
+def test_bertopic_takes_it_for_hdbscan(digits: Any) -> None:
+    X, y = digits
+    topics = Topics(hdbscan_model=HiLander(min_cluster_size=10))
+    found, probabilities = topics.fit_transform(X)
+    assert adjusted_rand_score(y, found) > 0.5
+    assert probabilities.shape == (len(X),)
+    assert min(found) == -1  # its outliers
+    assert sorted(set(found) - {-1}) == list(range(max(found) + 1))
+    assert topics.transform(X[:30]) == found[:30]
+
+
+@pytest.mark.long
+def test_bertopic_itself() -> None:
+    """Where the extra `peers` is installed."""
+    bertopic = pytest.importorskip("bertopic")
+    from bertopic.dimensionality import BaseDimensionalityReduction
+
+    rng = np.random.default_rng(1)
+    of = rng.integers(0, 6, 240)
+    words = [[f"word{topic}x{at}" for at in range(8)] for topic in range(6)]
+    texts = [" ".join(rng.choice(words[topic], 6)) for topic in of]
+    emb = rng.normal(size=(6, 32))[of] + 0.2 * rng.normal(size=(240, 32))
+    model = bertopic.BERTopic(
+        hdbscan_model=HiLander(), umap_model=BaseDimensionalityReduction(), embedding_model=None
+    )
+    topics, probabilities = model.fit_transform(texts, embeddings=emb)
+    assert adjusted_rand_score(of, topics) > 0.9
+    assert len(probabilities) == 240
+    assert model.transform(texts[:9], embeddings=emb[:9])[0] == topics[:9]
+
+
 def test_saved_as_a_store(digits: Any, tmp_path: Path) -> None:
     X = digits[0][:120]
     found = HiLander(tau=0.5, model=random_lander(1, 64)).fit(X)
@@ -161,6 +221,7 @@ def test_hnsw(digits: Any) -> None:
 
 @pytest.mark.parametrize(("parameters", "told"), [
     ({"metric": "manhattan"}, "metric is one of cosine, euclidean, not 'manhattan'"),
+    ({"min_cluster_size": 0}, "min_cluster_size is an integer from 1 on, not 0"),
     ({"tau": 1.5}, "tau"), ({"max_levels": 0}, "max_levels"), ({"index": "tree"}, "index"),
     ({"model": "none.safetensors"}, "none.safetensors"),
     ({"model": random_lander(1, 5)}, "takes embeddings of 5 components, these have 2"),
