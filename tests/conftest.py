@@ -117,10 +117,9 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "engine", *map(str, arguments)]
 
 
-def warm_command(*arguments: str | Path) -> list[str]:
-    """The same, without the seconds that imports take."""
-
-    return [warm_python.executable(), *command(*arguments)[1:]]
+def warm_command(*arguments: str | Path, threads: bool = False) -> list[str]:
+    """The same, without the seconds that imports take. `threads`: several of them compute."""
+    return [warm_python.executable(threads), *command(*arguments)[1:]]
 
 
 def pytest_sessionfinish() -> None:

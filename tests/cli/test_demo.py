@@ -50,7 +50,7 @@ def test_the_demo_serves_its_digits_until_it_is_stopped(tmp_path: Path, model: P
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         process = subprocess.Popen(
-            warm_command("demo", "--store", "digits", "--batch", "256", "--rate", "100000"),
+            warm_command("demo", "--store", "digits", "--batch", "256", "--rate", "100000", threads=True),
             cwd=tmp_path,
             env=environment(
                 {"SHOAL_MODEL__PATH": str(model), "SHOAL_API__PORT": port, "PYTHONUNBUFFERED": "1"}
@@ -114,7 +114,7 @@ def _decode(png: bytes) -> NDArray[np.uint8]:
 
 def test_the_demo_stops_in_the_middle(tmp_path: Path, model: Path) -> None:
     process = subprocess.Popen(
-        warm_command("demo", "--batch", "4", "--rate", "50"),
+        warm_command("demo", "--batch", "4", "--rate", "50", threads=True),
         cwd=tmp_path,
         env=environment({"SHOAL_MODEL__PATH": str(model), "PYTHONUNBUFFERED": "1"}),
         stdout=subprocess.PIPE,

@@ -84,7 +84,7 @@ def writer(settings: Settings) -> Iterator[subprocess.Popen[str]]:
     from engine.config import freeze
 
     with subprocess.Popen(
-        [warm_python.executable(), "-c", _WRITER],
+        [warm_python.executable(threads=True), "-c", _WRITER],
         stdin=subprocess.PIPE,
         text=True,
         cwd=ROOT,

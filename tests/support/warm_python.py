@@ -4,8 +4,11 @@
 without `-I` and `-u`) and stands for the process in every respect: it passes its open files and signals on
 and ends as that ends; when it is killed, so is that. Importing torch and loading kernels takes 3 s otherwise.
 
-The process that all are forked from runs numba on a threading layer that survives a fork, on one thread. What
-Python does before it is warm (imports, the path, the environment's pins) is tested with processes of its own.
+The process that they are forked from has run numba on a threading layer that survives a fork, on one thread,
+and only one thread may compute then. Parts of a daemon, and what asks for `threads`, are forked from one that
+has imported everything and computed nothing: kernels are loaded once more, but several threads may use them.
+What Python does before it is warm (imports, the path, the environment's pins) is tested with processes of
+its own.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ _HIGH = 512  # file numbers from here on are free
 _EXECUTABLE = r"""#!{python} -ISE
 import os, signal, socket, sys
 words = sys.argv[1:]
+address = {address!r}
 if "--parent" in words:  # a part of a daemon, which it does not outlive
+    address = {threads!r}
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(words[words.index("--parent") + 1]):
@@ -67,7 +72,7 @@ for name in os.listdir("/proc/self/fd"):
     if int(name) < 3 or os.get_inheritable(int(name)):
         files.append(int(name))
 warm = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-warm.connect({address!r})
+warm.connect(address)
 leads = int(os.getsid(0) == os.getpid())
 told = [leads, len(words), *words, os.getcwd(), *("%s=%s" % pair for pair in os.environ.items())]
 body = b"\0".join(os.fsencode(str(each)) for each in [",".join(map(str, files)), *told])
@@ -93,23 +98,25 @@ os._exit(status)
 
 
 class WarmPython:
-    """The process that others are forked from, and the executable that asks it for one."""
+    """The processes that others are forked from, and the executables that ask for one."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-warm-")
-        address = f"{self._folder.name}/socket"
-        self.executable = f"{self._folder.name}/python"
-        Path(self.executable).write_text(_EXECUTABLE.format(python=sys.executable, address=address))
-        Path(self.executable).chmod(0o755)
+        self.python, self.threads = (f"{self._folder.name}/{name}" for name in ("python", "threads"))
+        for executable in self.python, self.threads:
+            places = {"address": f"{executable}.socket", "threads": f"{self.threads}.socket"}
+            Path(executable).write_text(_EXECUTABLE.format(python=sys.executable, **places))
+            Path(executable).chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, address, self.executable],
-            env={**env, **ENVIRONMENT},
+            [sys.executable, "-m", __name__, self.python, self.threads],
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         assert self._process.stdout
-        assert self._process.stdout.readline(), "the warm process did not start"
+        for _ in range(2):
+            assert self._process.stdout.readline(), "the warm processes did not start"
 
     def close(self) -> None:
         """End what was started and still runs, too."""
@@ -120,48 +127,62 @@ class WarmPython:
 _running: list[WarmPython] = []
 
 
-def executable() -> str:
-    """The path of a Python that starts warm; the process behind it starts with the first call."""
+def executable(threads: bool = False) -> str:
+    """The path of a Python that starts warm; the processes behind it start with the first call."""
     if not _running:
         from tests.conftest import environment
 
         _running.append(WarmPython(environment()))
-    return _running[0].executable
+    return _running[0].threads if threads else _running[0].python
 
 
 def close() -> None:
-    """End the process behind `executable`, if it runs."""
+    """End the processes behind `executable`, if they run."""
     while _running:
         _running.pop().close()
 
 
-def main(address: str, executable: str) -> None:
+def main(python: str, threads: str) -> None:
     """Fork a process for each connection, until standard input ends."""
     import importlib
 
-    from tests.faults import zygote
-
     for module in _PRELOADED:
         importlib.import_module(module)
-    zygote.warm()
+    if os.fork():
+        _serve(threads, {})
+        os.wait()
+    else:
+        import numba.core.config
+
+        from tests.faults import zygote
+
+        os.environ.update(ENVIRONMENT)
+        numba.core.config.reload_config()
+        zygote.warm()
+        _serve(python, ENVIRONMENT)
+
+
+def _serve(executable: str, fixed: Mapping[str, str]) -> None:
+    """`fixed`: variables that stay as they are; numba refuses another number of threads than it has."""
     sys.executable = executable
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
+        listening.bind(f"{executable}.socket")
         listening.listen(64)
         print("ready", flush=True)
         while True:
             ready, _, _ = select.select([listening, 0], [], [])
             if 0 in ready:
-                return
+                break
             client, _ = listening.accept()
             if not os.fork():
                 listening.close()
-                _keep(client)
+                _keep(client, fixed)
             client.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _keep(client: socket.socket) -> NoReturn:
+def _keep(client: socket.socket, fixed: Mapping[str, str]) -> NoReturn:
     """Start what the client asks for, in a child, and tell how that ended; end it when the client is gone."""
     status = 1
     try:
@@ -171,7 +192,7 @@ def _keep(client: socket.socket) -> NoReturn:
         if not child:
             if leads == "1":
                 os.setsid()
-            _become(request, files)
+            _become(request, files, fixed)
         for number in files.values():
             os.close(number)
         client.sendall(b"%d\n" % child)
@@ -202,7 +223,7 @@ def _receive(client: socket.socket) -> tuple[list[str], dict[int, int]]:
     return request, dict(zip(map(int, numbers.split(",")), got, strict=True))
 
 
-def _become(request: list[str], files: Mapping[int, int]) -> NoReturn:
+def _become(request: list[str], files: Mapping[int, int], fixed: Mapping[str, str]) -> NoReturn:
     """Be the process that was asked for."""
     count = int(request[0])
     words, folder, variables = request[1 : count + 1], request[count + 1], request[count + 2 :]
@@ -212,7 +233,7 @@ def _become(request: list[str], files: Mapping[int, int]) -> NoReturn:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(each.partition("=")[::2] for each in variables)
-        os.environ.update(ENVIRONMENT)  # numba refuses another number of threads than it has
+        os.environ.update(fixed)
         _open_streams(unbuffered="-u" in words or "PYTHONUNBUFFERED" in os.environ)
         status = _run(words)
     except SystemExit as ended:
