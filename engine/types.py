@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,19 @@ class Kept:
     edge_holds: Bool  # (n, k)
 
 
+class EvidenceArrays(NamedTuple):
+    """What the level-0 edges out of supernodes' members say, summed up by partner: where they lead.
+
+    A row's entries are `starts[row]` to `starts[row] + counts[row]`, by rising partner.
+    """
+
+    starts: Int64  # (n,)
+    counts: Int32  # (n,)
+    partners: Int32  # (entries,), rows
+    sums: Int64  # (entries, 4): edges; sums of p, of similarities in steps of 2^-16, of their squares
+    totals: Int64  # (n, 7): inner edges, their three sums; outer edges, their p; the most p with one partner
+
+
 @dataclass(frozen=True, slots=True)
 class KnnGraph:
     """What a model may read of one level. Rows are nodes; no list names a free row."""
@@ -91,6 +104,7 @@ class KnnGraph:
     identity: Int16  # (n, d), the peak's vector
     mean: Int16  # (n, d), their rounded mean; at level 0 the same array as identity
     is_base: bool  # level 0
+    evidence: EvidenceArrays | None = None  # above level 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ adds no link is the top. Clustering from scratch runs the same code with everyth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
 
-from engine.clustering import decode
+from engine.clustering import decode, evidence
 from engine.clustering.decode import ROOT
+from engine.clustering.evidence import Evidence, Sources
 from engine.clustering.neighborhood import Neighborhood
 from engine.index.base import ExactIndex
 from engine.index.columns import Columns, Nodes
@@ -28,10 +29,9 @@ from engine.vectors import round_means
 _NONE = np.empty(0, np.int32)
 
 
-class Model(Protocol):
-    """A linkage model; see `engine.model.linkage`."""
+class Linkage(Protocol):
+    """A network of a linkage model; see `engine.model.network`."""
 
-    k: int
     hidden: int  # floats of a node that `embed` returns
     keeps: tuple[int, int]  # floats of a node and of an edge in `engine.types.Kept`
 
@@ -46,6 +46,18 @@ class Model(Protocol):
         ranks: Int32,
         kept: Kept | None = None,
     ) -> Float32: ...
+
+
+class Model(Protocol):
+    """A linkage model: a network for level 0 and one for the levels above it."""
+
+    k: int
+
+    @property
+    def base(self) -> Linkage: ...
+
+    @property
+    def upper(self) -> Linkage: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class Delta:
     touched: Int32
     gained_sizes: Int64  # (touched,)
     gained_sums: Int64  # (touched, d)
-    reshaped: Int32  # the touched rows whose size or rounded mean, which a model sees, changed
+    reshaped: Int32  # rows whose size, rounded mean or evidence, which a model sees, changed
 
     @classmethod
     def of(cls, new: Int32, gone: Int32) -> Delta:
@@ -105,6 +117,7 @@ class Clustered:
 
     moves: Moves
     rewritten: Int32  # rows whose list changed
+    judged: Int32  # rows whose N(i) or p may have changed
     work: list[Work]
 
 
@@ -130,13 +143,14 @@ class Level(Columns):
         self, shape: Shape, model: Model, is_base: bool, index: Callable[[Nodes], ExactIndex | HnswIndex]
     ) -> None:
         own, edges = (0, 0) if is_base else (shape.dim, shape.k)
-        of_node, of_edge = model.keeps
+        self.model = model.base if is_base else model.upper
+        of_node, of_edge = self.model.keeps
         super().__init__(
             {
                 "sizes": (np.int64, 1, ()),
                 "sums": (np.int64, 0, (own,)),
                 "means": (np.int16, 0, (own,)),
-                "hidden": (np.float32, 0, (model.hidden,)),
+                "hidden": (np.float32, 0, (self.model.hidden,)),
                 "linkage": (np.float32, 0, (shape.k,)),
                 "density": (np.float32, 0, ()),
                 "parent": (np.int32, ROOT, ()),
@@ -160,6 +174,7 @@ class Level(Columns):
             search_width=shape.search_width,
             holders_max=shape.holders_max,
         )
+        self.evidence = Evidence()  # none at level 0
         self.peaks = 0
 
     @property
@@ -178,6 +193,7 @@ class Level(Columns):
             identity=self.nodes.vectors,
             mean=self.nodes.vectors if self.is_base else self.means,
             is_base=self.is_base,
+            evidence=None if self.is_base else self.evidence.arrays,
         )
 
     def kept(self) -> Kept:
@@ -194,43 +210,48 @@ class Level(Columns):
         self.reserve(self.nodes.capacity)
         self.parent[rows] = self.root[rows] = self.above[rows] = self.below[rows] = -1
 
-    def update(
-        self, delta: Delta, model: Model, epoch: Epoch, everything: bool, watch: Stopwatch
-    ) -> Clustered:
+    def update(self, delta: Delta, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
         """Recluster what a batch affects; `everything`: all nodes (a new calibration)."""
         changed, rewritten = self.lists.update(delta.new, delta.gone, watch)
         changed = self.nodes.all_rows() if everything else np.union1d(changed, delta.reshaped)
-        moves, work = self.recluster(delta, changed, model, epoch, watch)
-        return Clustered(moves, rewritten, [work])
+        return self.recluster(delta, changed, epoch, watch, rewritten)
 
     def recluster(
-        self, delta: Delta, changed: Int32, model: Model, epoch: Epoch, watch: Stopwatch
-    ) -> tuple[Moves, Work]:
+        self, delta: Delta, changed: Int32, epoch: Epoch, watch: Stopwatch, rewritten: Int32 = _NONE
+    ) -> Clustered:
         """Run the stages after the lists. `changed`: live rows whose N(i) or features changed.
 
         Each stage goes on only with what changed in its bits.
         """
-        embedded, differing = self._embed(changed, model, epoch)
+        embedded, differing = self._embed(changed, epoch)
         watch.lap("embed")
-        linked, relinked = self._link(np.union1d(changed, differing), model, epoch)
+        linked, relinked = self._link(np.union1d(changed, differing), epoch)
         watch.lap("link")
-        rehung = self._rehang(np.union1d(changed, relinked))
+        judged = np.union1d(changed, relinked)
+        rehung = self._rehang(judged)
         moves = self._move(delta, rehung)
         watch.lap("decode")
-        return moves, Work(self.nodes.live, len(changed), embedded, linked, len(moves.rows))
+        work = Work(self.nodes.live, len(changed), embedded, linked, len(moves.rows))
+        return Clustered(moves, rewritten, judged, [work])
 
-    def _embed(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
+    def sources(self) -> Sources:
+        """Return what the evidence of the level above sums up."""
+        lists = self.lists
+        entries = self.evidence.arrays
+        return Sources(lists.neighbors, lists.dots, lists.lengths, self.linkage, entries, self.is_base)
+
+    def _embed(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         self.node_holds[changed] = False
         if not self.is_base:
             self.edge_holds[self.lists.affected_edges(rows, changed)] = False
-        fresh = model.embed(self.graph(), epoch, rows, self.kept())
+        fresh = self.model.embed(self.graph(), epoch, rows, self.kept())
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
-    def _link(self, changed: Int32, model: Model, epoch: Epoch) -> tuple[int, Int32]:
+    def _link(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = model.link(self.graph(), epoch, self.hidden, sources, ranks, self.kept())
+        fresh = self.model.link(self.graph(), epoch, self.hidden, sources, ranks, self.kept())
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:
@@ -286,20 +307,22 @@ class Hierarchy:
     def update(self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
         """Cluster after inserts and deletes, which are already applied to `base.nodes`."""
         delta = Delta.of(new, gone)
-        found = self.base.update(delta, self.model, epoch, everything, watch)
-        above = self._climb(delta, found.moves, epoch, everything, watch)
-        return Clustered(found.moves, found.rewritten, [*found.work, *above])
+        found = self.base.update(delta, epoch, everything, watch)
+        above = self._climb(delta, found, epoch, everything, watch)
+        return replace(found, work=[*found.work, *above])
 
     def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
         """Cluster from the lists of level 0, which are already in place."""
         delta = Delta.of(self.base.nodes.all_rows(), _NONE)
-        moves, work = self.base.recluster(delta, delta.new, self.model, epoch, watch)
-        return [work, *self._climb(delta, moves, epoch, True, watch)]
+        found = self.base.recluster(delta, delta.new, epoch, watch)
+        return [*found.work, *self._climb(delta, found, epoch, True, watch)]
 
     def _climb(
-        self, delta: Delta, moves: Moves, epoch: Epoch, everything: bool, watch: Stopwatch
+        self, delta: Delta, found: Clustered, epoch: Epoch, everything: bool, watch: Stopwatch
     ) -> list[Work]:
+        """`found` and `delta`: of level 0."""
         works: list[Work] = []
+        moves, told = found.moves, found.judged  # told: rows with other edges or entries
         for at in range(1, self.shape.max_levels):
             lower = self.levels[at - 1]
             released = delta.gone
@@ -312,11 +335,14 @@ class Hierarchy:
                 self.levels.append(Level(self.shape, self.model, False, ExactIndex))
                 rows = lower.nodes.all_rows()
                 moves = Moves(rows, np.full(len(rows), -1, np.int32), lower.root[rows])
-                delta = Delta.of(_NONE, _NONE)
-            delta = self._lift(lower, self.levels[at], delta, moves)
+                delta, told = Delta.of(_NONE, _NONE), rows
+            upper = self.levels[at]
+            delta = self._lift(lower, upper, delta, moves)
+            told = hear(lower, upper, told, moves, delta.gone)
+            delta = replace(delta, reshaped=np.union1d(delta.reshaped, told))
             lower.nodes.release(released)
             watch.lap("supernodes")
-            found = self.levels[at].update(delta, self.model, epoch, everything, watch)
+            found = upper.update(delta, epoch, everything, watch)
             moves = found.moves
             works += found.work
         self.levels[-1].nodes.release(delta.gone)
@@ -349,6 +375,24 @@ class Hierarchy:
         differs = (means != upper.means[fresh]).any(axis=1)[len(new) :] | (sizes[stayed] != 0)
         upper.means[fresh] = means
         return Delta(new, gone, touched, sizes[stayed], sums[stayed], touched[differs])
+
+
+def hear(lower: Level, upper: Level, told: Int32, moves: Moves, gone: Int32) -> Int32:
+    """Update the evidence of `upper`'s nodes; return the rows whose evidence changed.
+
+    `told`: rows of `lower` whose edges (at level 0) or entries (above) changed; `gone`: former nodes.
+    """
+    alive = lower.nodes.alive
+    moved = moves.rows[alive[moves.rows]]
+    if lower.is_base:
+        pointing = lower.lists.affected_nodes(moved)
+    else:
+        pointing = evidence.pointing(moves.rows, alive[: lower.nodes.rows], lower.evidence.arrays)
+    concerned = np.concatenate([told, moved, pointing])
+    peaks = np.concatenate([lower.root[concerned], moves.before[moves.before >= 0]])
+    rows = np.unique(lower.above[peaks])  # -1: no longer a peak
+    trees = evidence.Trees(lower.root[: lower.nodes.rows], lower.above)
+    return upper.evidence.update(rows[rows >= 0], gone, trees, lower.sources(), upper.capacity)
 
 
 def _gains(lower: Level, delta: Delta, moves: Moves) -> tuple[Int32, Int64, Int64]:

@@ -15,10 +15,11 @@ import numpy as np
 from numba import njit
 
 from engine.clustering.decode import ROOT
+from engine.clustering.evidence import Trees
 from engine.clustering.hierarchy import Delta, Hierarchy, Level, Work
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int32, UInt64
+from engine.types import Epoch, EvidenceArrays, Float32, Int32, UInt64
 from engine.vectors import round_means
 
 _NONE = np.empty(0, np.int32)
@@ -30,7 +31,7 @@ class Saved:
     """The derived columns of one level. Rows are its live nodes, renumbered; -1 means no row."""
 
     content: UInt64  # (n,) hash of the node's vector
-    basis: UInt64  # (n,) hash of the row's other inputs: N(i) at level 0, size and mean above
+    basis: UInt64  # (n,) hash of the row's other inputs: N(i) at level 0, size, mean, evidence above
     neighbors: Int32  # (n, width) rows, above level 0; (n, 0) at level 0, whose lists are in the store
     dots: Int32
     hidden: Float32  # (n, hidden)
@@ -70,19 +71,18 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
 
     The snapshot must be of the same shape, model, arithmetic and epoch.
     """
-    base, model = hierarchy.base, hierarchy.model
+    base = hierarchy.base
     delta, changed = _begin(base, saved[0] if saved else None)
-    _, work = base.recluster(delta, changed, model, epoch, watch)
-    works = [work]
+    works = list(base.recluster(delta, changed, epoch, watch).work)
     for at in range(1, hierarchy.shape.max_levels):
         lower = hierarchy.levels[at - 1]
         if lower.links == 0:
             break
-        upper = Level(hierarchy.shape, model, False, ExactIndex)
+        upper = Level(hierarchy.shape, hierarchy.model, False, ExactIndex)
         hierarchy.levels.append(upper)
         known = saved[at] if saved and at < len(saved) else None
         delta = _lift(lower, upper, known)
-        works += upper.update(delta, model, epoch, False, watch).work
+        works += upper.update(delta, epoch, False, watch).work
         upper.nodes.release(delta.gone)
     return works
 
@@ -123,6 +123,8 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     held[at < 0] = new
     lower.above[peaks], upper.below[held] = held, peaks
     _add_up(lower, upper)
+    trees = Trees(lower.root[: lower.nodes.rows], lower.above)
+    upper.evidence.update(np.sort(held), _NONE, trees, lower.sources(), upper.capacity)
     stayed = held[at >= 0]
     reshaped = _NONE
     if saved is not None:
@@ -163,14 +165,14 @@ def _add_up(lower: Level, upper: Level) -> None:
 
 
 def _basis(level: Level, rows: Int32) -> UInt64:
-    """Hash the inputs of each row: the neighbours at level 0, size and mean above it."""
+    """Hash the inputs of each row: the neighbours at level 0, size, mean and evidence above it."""
     basis: UInt64
     if level.is_base:
         basis = _hash_lists(
             rows, level.shape.k, level.lists.neighbors, level.lists.lengths, level.nodes.hashes
         )
     else:
-        basis = _hash_features(rows, level.sizes, level.means)
+        basis = _hash_features(rows, level.sizes, level.means, level.evidence.arrays, level.nodes.hashes)
     return basis
 
 
@@ -206,14 +208,22 @@ def _hash_lists(rows: Any, k: Any, neighbors: Any, lengths: Any, content: Any) -
 
 
 @njit(cache=True, nogil=True)
-def _hash_features(rows: Any, sizes: Any, means: Any) -> Any:
+def _hash_features(rows: Any, sizes: Any, means: Any, evidence: EvidenceArrays, content: Any) -> Any:
     out = np.empty(len(rows), np.uint64)
     for t in range(len(rows)):
         row = rows[t]
         state = np.uint64(sizes[row])
         for c in range(means.shape[1]):
             state = _mix(state, np.uint64(means[row, c] + 32768))
-        out[t] = state
+        for c in range(evidence.totals.shape[1]):
+            state = _mix(state, np.uint64(evidence.totals[row, c]))
+        entries = np.uint64(0)  # a sum: their order is that of the rows
+        for at in range(evidence.starts[row], evidence.starts[row] + evidence.counts[row]):
+            entry = content[evidence.partners[at]]
+            for c in range(4):
+                entry = _mix(entry, np.uint64(evidence.sums[at, c]))
+            entries += entry
+        out[t] = _mix(state, entries)
     return out
 
 

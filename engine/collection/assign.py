@@ -147,9 +147,9 @@ def _answers(
     k, some = state.hierarchy.shape.k, vectors[asked] if model.reads_vectors else None
     graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], some)
     rows = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
-    hidden = np.zeros((len(graph.degree), model.hidden), np.float32)
-    hidden[rows] = model.embed(graph, epoch, rows)
-    linkage = model.link(graph, epoch, hidden, sources, ranks)
+    hidden = np.zeros((len(graph.degree), model.base.hidden), np.float32)
+    hidden[rows] = model.base.embed(graph, epoch, rows)
+    linkage = model.base.link(graph, epoch, hidden, sources, ranks)
     for number, at in enumerate(asked):
         mine = linkage[sources == number]
         hashes = hash_vectors(near[at].nodes.vectors)

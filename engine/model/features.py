@@ -19,17 +19,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from engine.types import Bool, Epoch, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
+from engine.model.evidence_features import (
+    EDGE_EVIDENCE,
+    FLOOR,
+    NODE_EVIDENCE,
+    edge_evidence,
+    log_distance,
+    node_evidence,
+    squash,
+)
+from engine.types import Bool, Epoch, EvidenceArrays, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import dot
 
-FLOOR = 2.0**-14  # of distances: the grid's step
 MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
 LEAST_SCALE = 0.02  # of a feature's deviation: one that never differs stays finite
-BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
 
-EDGE_FEATURES = (
+_EDGE_FEATURES = (
     "similarity",
     "log_distance",
     "rank",
@@ -60,8 +67,17 @@ EDGE_FEATURES = (
 )
 
 
-def node_feature_names(k: int) -> tuple[str, ...]:
-    """Return the names of the node features, in order, for lists of `k`."""
+def edge_feature_names(is_base: bool) -> tuple[str, ...]:
+    """Return the names of the edge features, in order; `is_base`: at level 0."""
+    return _EDGE_FEATURES if is_base else _EDGE_FEATURES + EDGE_EVIDENCE
+
+
+def node_feature_names(k: int, is_base: bool) -> tuple[str, ...]:
+    """Return the names of the node features, in order, for lists of `k`; `is_base`: at level 0."""
+    return _node_feature_names(k) if is_base else _node_feature_names(k) + NODE_EVIDENCE
+
+
+def _node_feature_names(k: int) -> tuple[str, ...]:
     return (
         *(f"similarity_{rank}" for rank in range(k)),
         *(f"log_distance_{rank}" for rank in range(k)),
@@ -118,6 +134,11 @@ class Ranges:
             np.where(own, self.scale, other.scale),
         )
 
+    def beside(self, other: Ranges) -> Ranges:
+        """Return the ranges of these features, followed by the other ones."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("low", "high", "center", "scale"))
+        return Ranges(*(np.concatenate(pair) for pair in pairs))
+
     def apply(self, raw: Float32) -> Float32:
         """Return raw features (rows, features) in these ranges, as the kernels write them."""
         inside: Float32 = ((np.clip(raw, self.low, self.high) - self.center) / self.scale).astype(np.float32)
@@ -135,6 +156,7 @@ class _Graph(NamedTuple):
     identity: Int16
     average: Int16
     is_base: bool
+    evidence: EvidenceArrays
 
 
 class _Scale(NamedTuple):
@@ -160,17 +182,14 @@ class _Cache(NamedTuple):
     holds: Bool
 
 
+_NO_EVIDENCE = EvidenceArrays(
+    np.empty(0, np.int64),
+    np.empty(0, np.int32),
+    np.empty(0, np.int32),
+    np.empty((0, 4), np.int64),
+    np.empty((0, 7), np.int64),
+)
 _NO_CACHE = _Cache(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_))
-
-
-@njit(cache=True, nogil=True)
-def _squash(z: float) -> float:
-    return z / (1.0 + abs(z) / BEND)
-
-
-@njit(cache=True, nogil=True)
-def _log_distance(s: float) -> float:
-    return math.log(max(1.0 - s, FLOOR))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -196,7 +215,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
     k, dots, degree, size, average = graph.k, graph.dots, graph.degree, graph.size, graph.average
     is_base, mean, deviation = graph.is_base, scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
-    log_unit = _log_distance(mean)
+    log_unit = log_distance(mean)
     dispersion = math.log(deviation) - log_unit
     for t in range(rows.shape[0]):
         i = rows[t]
@@ -208,8 +227,8 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
             if r < n:
                 s = dots[i, r] * UNIT
                 before = log
-                z = _squash((s - mean) / deviation)
-                log = _log_distance(s) - log_unit
+                z = squash((s - mean) / deviation)
+                log = log_distance(s) - log_unit
                 z_sum += z
                 z_square += z * z
                 log_sum += log
@@ -231,13 +250,15 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
             tightness = math.sqrt(_dot(average[i], average[i]))
         raw[f + 6] = tightness
         if size[i] > 1:
-            raw[f + 7] = _squash((_inner(size[i], tightness) - mean) / deviation)
+            raw[f + 7] = squash((_inner(size[i], tightness) - mean) / deviation)
         else:
             raw[f + 7] = raw[0]
         raw[f + 8] = 1.0 if is_base else 0.0
         raw[f + 9] = log_unit
         raw[f + 10] = dispersion
         raw[f + 11] = dispersion + 0.5 * math.log(float(average.shape[1]))
+        if not is_base:
+            node_evidence(raw, f + 12, i, graph.evidence, mean, deviation)
         _standardise(out[t], raw, ranges)
 
 
@@ -248,12 +269,12 @@ def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) ->
     for r in range(n):
         s_sum += row[r] * UNIT
     first, middle, last = row[0] * UNIT, s_sum / n, row[n - 1] * UNIT
-    out[0] = _squash((first - mean) / deviation)
-    out[1] = _squash((middle - mean) / deviation)
-    out[2] = _squash((last - mean) / deviation)
-    out[3] = _log_distance(first)
-    out[4] = _log_distance(middle)
-    out[5] = _log_distance(last)
+    out[0] = squash((first - mean) / deviation)
+    out[1] = squash((middle - mean) / deviation)
+    out[2] = squash((last - mean) / deviation)
+    out[3] = log_distance(first)
+    out[4] = log_distance(middle)
+    out[5] = log_distance(last)
 
 
 @njit(cache=True, nogil=True)
@@ -274,7 +295,7 @@ def _edge_kernel(
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
     tight = np.ones(2)
-    log_unit = _log_distance(mean)
+    log_unit = log_distance(mean)
     summed = np.int64(-1)
     kept, kept_tight, kept_of = np.empty((KEPT, 6)), np.empty(KEPT), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
@@ -284,8 +305,8 @@ def _edge_kernel(
             continue
         j = neighbors[i, r]
         s = dots[i, r] * UNIT
-        z = _squash((s - mean) / deviation)
-        log = _log_distance(s)
+        z = squash((s - mean) / deviation)
+        log = log_distance(s)
         back = k
         common = common_near = 0
         for b in range(degree[j]):
@@ -333,17 +354,18 @@ def _edge_kernel(
             cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
             both = _dot(average[i], average[j])
             tight_i, tight_j = tight[0], kept_tight[slot]
-            raw[19] = _squash((cross - mean) / deviation)
-            raw[20] = _squash((back_cross - mean) / deviation)
-            raw[21] = _squash((both - mean) / deviation)
-            raw[22] = _log_distance(cross / max(tight_j, FLOOR)) - log_unit
-            raw[23] = _log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
-            raw[24] = _log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
+            raw[19] = squash((cross - mean) / deviation)
+            raw[20] = squash((back_cross - mean) / deviation)
+            raw[21] = squash((both - mean) / deviation)
+            raw[22] = log_distance(cross / max(tight_j, FLOOR)) - log_unit
+            raw[23] = log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
+            raw[24] = log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
             raw[25] = raw[26] = 0.0
             if size[i] > 1:
-                raw[25] = raw[21] - _squash((_inner(size[i], tight_i) - mean) / deviation)
+                raw[25] = raw[21] - squash((_inner(size[i], tight_i) - mean) / deviation)
             if size[j] > 1:
-                raw[26] = raw[21] - _squash((_inner(size[j], tight_j) - mean) / deviation)
+                raw[26] = raw[21] - squash((_inner(size[j], tight_j) - mean) / deviation)
+            edge_evidence(raw, 27, i, j, s, graph.evidence, size, mean, deviation)
         _standardise(out[t], raw, ranges)
         if keeps:
             cache.features[i, r] = out[t]
@@ -351,7 +373,7 @@ def _edge_kernel(
 
 
 def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, out: Float32) -> None:
-    """Write the features of the nodes `rows` (m,) to `out` (m, len(node_feature_names(k))) float32."""
+    """Write the features of the nodes `rows` (m,) to `out`, (m, F) float32."""
     _node_kernel(out, rows, _graph(graph), _scale(epoch), _ranges(ranges))
 
 
@@ -366,7 +388,7 @@ def edge_features(
 ) -> None:
     """Write the features of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-    `out` is (e, len(EDGE_FEATURES)) float32. Fastest with edges of one source side by side. Features
+    `out` is (e, G) float32, see `edge_feature_names`. Fastest with edges of one source side by side. Features
     in `kept` must be of these ranges.
     """
     cache = _Cache(kept.edges, kept.edge_holds) if kept else _NO_CACHE
@@ -374,8 +396,8 @@ def edge_features(
 
 
 def _graph(graph: KnnGraph) -> _Graph:
-    vectors = graph.identity, graph.mean
-    return _Graph(graph.k, graph.neighbors, graph.dots, graph.degree, graph.size, *vectors, graph.is_base)
+    own = graph.degree, graph.size, graph.identity, graph.mean, graph.is_base
+    return _Graph(graph.k, graph.neighbors, graph.dots, *own, graph.evidence or _NO_EVIDENCE)
 
 
 def _scale(epoch: Epoch) -> _Scale:
@@ -389,11 +411,11 @@ def _ranges(ranges: Ranges) -> _Ranges:
 def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> tuple[Float32, Float32]:
     """Return the features of all nodes (n, F) and of some edges (e, G), neither clipped nor scaled."""
     rows = np.arange(len(graph.degree), dtype=np.int32)
-    names = node_feature_names(graph.k)
-    x = np.empty((len(rows), len(names)), dtype=np.float32)
-    e = np.empty((len(sources), len(EDGE_FEATURES)), dtype=np.float32)
-    node_features(graph, epoch, rows, Ranges.none(len(names)), x)
-    edge_features(graph, epoch, sources, ranks, Ranges.none(len(EDGE_FEATURES)), e)
+    of_node, of_edge = len(node_feature_names(graph.k, graph.is_base)), len(edge_feature_names(graph.is_base))
+    x = np.empty((len(rows), of_node), dtype=np.float32)
+    e = np.empty((len(sources), of_edge), dtype=np.float32)
+    node_features(graph, epoch, rows, Ranges.none(of_node), x)
+    edge_features(graph, epoch, sources, ranks, Ranges.none(of_edge), e)
     return x, e
 
 

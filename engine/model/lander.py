@@ -130,6 +130,16 @@ class LanderModel:
         out, bias = w["classifier_conn.3.weight"], w["classifier_conn.3.bias"]
         self._out, self._out_bias = (out[1] - out[0])[:, None].contiguous(), (bias[1] - bias[0])[None]
 
+    @property
+    def base(self) -> LanderModel:
+        """The network of level 0."""
+        return self
+
+    @property
+    def upper(self) -> LanderModel:
+        """The network of the levels above: the same."""
+        return self
+
     @torch.inference_mode()
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
         """Return what the edge head reads of the nodes `rows` (m,), distinct: (m, hidden) float32.

@@ -48,6 +48,7 @@ class Oracle:
         """`labels`: of the nodes, (n,): each vector occurs once."""
         self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
+        self.base = self.upper = self
 
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
         """Nothing to see: zeros (m, 1)."""
@@ -157,7 +158,7 @@ def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: i
     target = both / np.maximum(size[sources] * size[tails], 1.0)
     cut = KnnGraph(
         graph.k, graph.neighbors[:n], graph.dots[:n], graph.degree[:n], graph.size[:n],
-        graph.identity[:n], graph.mean[:n], graph.is_base,
+        graph.identity[:n], graph.mean[:n], graph.is_base, graph.evidence,
     )  # fmt: skip
     x, e = raw_features(cut, epoch, sources, ranks)
     similarity = (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32)

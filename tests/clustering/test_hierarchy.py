@@ -10,7 +10,7 @@ from engine.clustering.hierarchy import Hierarchy, Level
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
 from engine.model.linkage import random_model
-from engine.types import Epoch, Float32, Int32, Kept, KnnGraph
+from engine.types import Epoch, EvidenceArrays, Float32, Int32, Kept, KnnGraph
 from tests.support.sequences import Pinned, World, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,10 +21,10 @@ Seen = dict[int, Any]  # hash -> what the model reads of the node and of its lis
 
 
 class Recorder:
-    """A model that writes down what it is asked for."""
+    """A network that writes down what it is asked for."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.k, self.hidden, self.keeps = model, model.k, model.hidden, model.keeps
+        self.model, self.hidden, self.keeps = model, model.hidden, model.keeps
         self.embedded: list[Int32] = []
         self.linked: list[tuple[Int32, Int32]] = []
 
@@ -39,6 +39,25 @@ class Recorder:
         return self.model.link(graph, epoch, hidden, sources, ranks, kept)
 
 
+class RecordingModel:
+    """A model of two such networks."""
+
+    def __init__(self, model: Any) -> None:
+        self.k, self.base, self.upper = model.k, Recorder(model.base), Recorder(model.upper)
+
+    def begin(self) -> None:
+        for part in (self.base, self.upper):
+            part.embedded, part.linked = [], []
+
+    @property
+    def embedded(self) -> list[Int32]:
+        return self.base.embedded + self.upper.embedded
+
+    @property
+    def linked(self) -> list[tuple[Int32, Int32]]:
+        return self.base.linked + self.upper.linked
+
+
 class Sight:
     """A level as the model sees it, computed whole: features, neighbours, hidden rows, by hash."""
 
@@ -46,7 +65,7 @@ class Sight:
         graph, nodes = level.graph(), level.nodes
         rows = nodes.all_rows()
         names = nodes.hashes.tolist()
-        hidden = model.embed(graph, epoch, rows)
+        hidden = (model.base if graph.is_base else model.upper).embed(graph, epoch, rows)
         self.epoch = epoch
         self.features: Seen = {}
         self.neighbors: dict[int, list[int]] = {}
@@ -56,9 +75,19 @@ class Sight:
             # a neighbour that moved is another one, even at the same similarity
             near = [(names[other], graph.identity[other].tobytes()) for other in own]
             point = graph.identity[row].tobytes()
-            self.features[names[row]] = (point, int(graph.size[row]), graph.mean[row].tobytes(), near)
+            told = told_of(graph.evidence, row, names) if graph.evidence else ()
+            self.features[names[row]] = (point, int(graph.size[row]), graph.mean[row].tobytes(), near, told)
             self.neighbors[names[row]] = [names[other] for other in own]
             self.hidden[names[row]] = bits.tobytes()
+
+
+def told_of(evidence: EvidenceArrays, row: int, names: list[int]) -> Any:
+    """A supernode's totals and entries, by its partners' hashes."""
+    entries = range(evidence.starts[row], evidence.starts[row] + evidence.counts[row])
+    partners = evidence.partners.tolist()
+    return evidence.totals[row].tobytes(), {
+        names[partners[at]]: evidence.sums[at].tobytes() for at in entries
+    }
 
 
 def must_compute(before: Sight | None, after: Sight) -> tuple[set[int], set[tuple[int, int]]]:
@@ -87,11 +116,11 @@ def receptive_field(seed: int) -> None:
     model = random_model(seed, k=[3, 5, 10][seed % 3])
     world = World(seed, KINDS[seed % len(KINDS)], 120, model)
     print(world)
-    recorder = Recorder(model)
+    recorder = RecordingModel(model)
     state = State(Hierarchy(world.shape, recorder, ExactIndex), Pinned(world.shape.dim, Epoch(0.1, 0.3, 0)))
     seen: list[Sight] = []
     for at, (batch, _) in enumerate(world.batches()):
-        recorder.embedded, recorder.linked = [], []
+        recorder.begin()
         _, applied = take(state, batch)
         levels = state.hierarchy.levels
         assert len(recorder.embedded) == len(recorder.linked) == len(levels)

@@ -9,22 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from engine.model.evidence_features import BEND, FLOOR
 from engine.model.features import (
-    BEND,
-    EDGE_FEATURES,
-    FLOOR,
     Ranges,
+    edge_feature_names,
     list_edges,
     node_feature_names,
     raw_features,
 )
-from engine.model.linkage import mean_messages
-from engine.types import Epoch, KnnGraph
+from engine.model.network import mean_messages
+from engine.types import Epoch, EvidenceArrays, KnnGraph
 from tests.model.test_linkage import mixture
 
 EPOCH = Epoch(0.05, 0.2, 500)
-NODE = {name: column for column, name in enumerate(node_feature_names(10))}
-EDGE = {name: column for column, name in enumerate(EDGE_FEATURES)}
+NODE = {name: column for column, name in enumerate(node_feature_names(10, False))}
+EDGE = {name: column for column, name in enumerate(edge_feature_names(False))}
 
 
 def all_edges(graph: KnnGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +65,76 @@ def node_by_definition(graph: KnnGraph, i: int) -> dict[str, float]:
         "cone": math.log(1 - EPOCH.mean),
         "dispersion": math.log(EPOCH.deviation / (1 - EPOCH.mean)),
         "isotropy": math.log(EPOCH.deviation / (1 - EPOCH.mean) * math.sqrt(graph.mean.shape[1])),
+        **node_evidence_by_definition(graph, i, z(padded[0])),
     }
+
+
+class Told:
+    """A supernode's evidence, in plain numbers."""
+
+    def __init__(self, graph: KnnGraph, i: int) -> None:
+        evidence = graph.evidence
+        assert evidence is not None
+        at = range(evidence.starts[i], evidence.starts[i] + evidence.counts[i])
+        self.entries = {int(evidence.partners[t]): [int(v) for v in evidence.sums[t]] for t in at}
+        inner, p, s, squares, self.outer, outer_p, most = (int(v) for v in evidence.totals[i])
+        self.inner, self.edges = inner, inner + self.outer
+        self.inner_p = share(p, inner * 2**16)
+        self.inside = share(s, inner * 2**16)
+        self.spread = max(math.sqrt(max(share(squares, inner * 2**32) - self.inside**2, 0)), 2**-9)
+        self.outer_p, self.most = outer_p / 2**16, most / 2**16
+
+
+def share(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def node_evidence_by_definition(graph: KnnGraph, i: int, first: float) -> dict[str, float]:
+    own = Told(graph, i)
+    return {
+        "log_edges": math.log(1 + own.edges),
+        "inner_share": share(own.inner, own.edges),
+        "inner_p": own.inner_p,
+        "inner_similarity": z(own.inside) if own.inner else first,
+        "log_inner_spread": math.log(own.spread / EPOCH.deviation) if own.inner else 0.0,
+        "log_partners": math.log(1 + len(own.entries)),
+        "outer_p": share(own.outer_p, own.outer),
+        "most_p": share(own.most, own.edges),
+    }
+
+
+def edge_evidence_by_definition(graph: KnnGraph, i: int, j: int, similarity: float) -> dict[str, float]:
+    ends = {"source": Told(graph, i), "target": Told(graph, j)}
+    sums = {
+        "source": ends["source"].entries.get(j, [0] * 4),
+        "target": ends["target"].entries.get(i, [0] * 4),
+    }
+    cross = sum(e[0] for e in sums.values())
+    p = {end: e[1] / 2**16 for end, e in sums.items()}
+    s = sum(e[2] for e in sums.values()) / 2**16 / cross if cross else similarity
+    out = {
+        "log_cross_edges": math.log(1 + cross),
+        "joined": float(cross > 0),
+        "cross_p": share(sum(p.values()), cross),
+        "joint": share(sum(p.values()), math.sqrt(ends["source"].edges * ends["target"].edges)),
+        "log_cross_distance": log_distance(s),
+        "log_source_size": math.log(int(graph.size[i])),
+        "log_target_size": math.log(int(graph.size[j])),
+    }
+    for end, own in ends.items():
+        out |= {
+            f"share_of_{end}": share(sums[end][0], own.edges),
+            f"outer_share_of_{end}": share(sums[end][0], own.outer),
+            f"p_of_{end}": share(p[end], own.edges),
+            f"cross_p_of_{end}": share(p[end], sums[end][0]),
+            f"{end}_inner_share": share(own.inner, own.edges),
+            f"{end}_inner_p": own.inner_p,
+            f"against_most_of_{end}": share(p[end], own.most),
+            f"against_outer_of_{end}": share(p[end], own.outer_p),
+            f"cross_to_{end}_inner": max(-8, min(8, (s - own.inside) / own.spread)) if own.inner else 0.0,
+            f"cross_to_{end}_inner_z": z(s) - z(own.inside) if own.inner else 0.0,
+        }
+    return out
 
 
 def edge_by_definition(graph: KnnGraph, i: int, rank: int) -> dict[str, float]:
@@ -105,7 +173,7 @@ def edge_by_definition(graph: KnnGraph, i: int, rank: int) -> dict[str, float]:
         size = int(graph.size[row])
         inner = z((size * t * t - 1) / (size - 1)) if size > 1 else z(across[2])
         out[f"average_to_{end}_inner"] = z(across[2]) - inner
-    return out
+    return out | edge_evidence_by_definition(graph, i, j, s)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -122,7 +190,7 @@ def test_features_are_their_definitions(seed: int) -> None:
 
 
 def test_a_base_level_reads_no_means() -> None:
-    graph = replace(mixture(0, 120), is_base=True, size=np.ones(120, np.int64))
+    graph = replace(mixture(0, 120), is_base=True, size=np.ones(120, np.int64), evidence=None)
     blank = replace(graph, mean=np.zeros_like(graph.mean))
     sources, ranks = all_edges(graph)
     e = raw_features(graph, EPOCH, sources, ranks)[1]
@@ -130,9 +198,20 @@ def test_a_base_level_reads_no_means() -> None:
     assert (e[:, EDGE["average_average"]] == e[:, EDGE["similarity"]]).all()
 
 
+def replace_evidence(graph: KnnGraph, node: int, rng: np.random.Generator) -> EvidenceArrays:
+    """Other sums for one node."""
+    evidence = graph.evidence
+    assert evidence is not None
+    sums, totals = evidence.sums.copy(), evidence.totals.copy()
+    at = slice(evidence.starts[node], evidence.starts[node] + evidence.counts[node])
+    sums[at] = sums[at] * rng.integers(2, 5)
+    totals[node] = totals[node] * 3 + 1
+    return evidence._replace(sums=sums, totals=totals)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_read_beyond_the_receptive_field(seed: int) -> None:
-    """One node's list, size and mean change: only its features and those of the edges at it may."""
+    """One node's list, size, mean and evidence change: only its features and those of the edges at it may."""
     rng = np.random.default_rng(seed)
     graph = mixture(seed, 300)
     node = int(rng.choice(np.flatnonzero(graph.degree == 10)))
@@ -141,7 +220,8 @@ def test_nothing_is_read_beyond_the_receptive_field(seed: int) -> None:
     neighbors[node] = rng.choice(np.delete(np.arange(300), node), 10, replace=False)
     size[node] += 5
     mean[node] = mean[node] // 2
-    other = replace(graph, dots=dots, neighbors=neighbors, size=size, mean=mean)
+    evidence = replace_evidence(graph, node, rng)
+    other = replace(graph, dots=dots, neighbors=neighbors, size=size, mean=mean, evidence=evidence)
     sources, ranks = all_edges(graph)
     before, after = raw_features(graph, EPOCH, sources, ranks), raw_features(other, EPOCH, sources, ranks)
     assert set(np.flatnonzero((before[0] != after[0]).any(axis=1))) == {node}, f"{seed=}"

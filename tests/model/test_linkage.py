@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from engine.errors import InputError
 from engine.model.features import Ranges, edge_features, list_edges, node_features
-from engine.model.linkage import BLOCK, CHUNK, MOST_LOGIT, LinkageModel, random_model
-from engine.types import Epoch, Float32, Int32, KnnGraph
+from engine.model.linkage import LinkageModel, random_model
+from engine.model.network import BLOCK, CHUNK, MOST_LOGIT, Linkage
+from engine.types import Epoch, EvidenceArrays, Float32, Int32, KnnGraph
 
 EPOCH = Epoch(0.1, 0.15, 100)
 
@@ -29,7 +34,37 @@ def mixture(seed: int, n: int, d: int = 24) -> KnnGraph:
     size = rng.integers(1, 40, n)
     average = np.where((size > 1)[:, None], on_grid(mean) * 0.8, identity).astype(np.int16)
     degree = np.where(rng.random(n) < 0.1, rng.integers(0, 10, n), 10).clip(0, max(n - 1, 0))
-    return knn(identity, average, size, degree, is_base=False)
+    graph = knn(identity, average, size, degree, is_base=False)
+    return replace(graph, evidence=random_evidence(rng, graph))
+
+
+def random_evidence(rng: np.random.Generator, graph: KnnGraph) -> EvidenceArrays:
+    """Entries for most neighbours and for some other nodes; some nodes have none, inside or outside."""
+    n = len(graph.degree)
+    entries: list[dict[int, list[int]]] = []
+    totals = np.zeros((n, 7), np.int64)
+    for i in range(n):
+        near = [int(j) for j in graph.neighbors[i, : graph.degree[i]] if rng.random() < 0.7]
+        partners = sorted({*near, *rng.integers(0, n, 3).tolist()} - {i}) if rng.random() < 0.9 else []
+        entries.append({j: _sums(rng) for j in partners})
+        outer = list(entries[i].values())
+        totals[i, :4] = _sums(rng) if rng.random() < 0.8 else 0
+        totals[i, 4:] = (
+            sum(e[0] for e in outer),
+            sum(e[1] for e in outer),
+            max((e[1] for e in outer), default=0),
+        )
+    counts = np.array([len(own) for own in entries], np.int32)
+    partners = np.array([j for own in entries for j in own], np.int32)
+    sums = np.array([e for own in entries for e in own.values()], np.int64).reshape(-1, 4)
+    return EvidenceArrays(np.cumsum(counts, dtype=np.int64) - counts, counts, partners, sums, totals)
+
+
+def _sums(rng: np.random.Generator) -> list[int]:
+    """Of some edges: how many, p, similarity, its square."""
+    p, s = rng.uniform(0.02, 0.98, edges := int(rng.integers(1, 30))), rng.uniform(-0.2, 1.0, edges)
+    whole = [round(value * 2**16) for value in s]
+    return [edges, sum(round(value * 2**16) for value in p), sum(whole), sum(value**2 for value in whole)]
 
 
 def on_grid(x: np.ndarray) -> np.ndarray:
@@ -60,11 +95,29 @@ def renumber(graph: KnnGraph, order: np.ndarray) -> KnnGraph:
     neighbors = np.where(neighbors >= 0, place[neighbors], -1).astype(np.int32)
     return KnnGraph(
         graph.k, neighbors, graph.dots[order], graph.degree[order], graph.size[order],
-        graph.identity[order], graph.mean[order], graph.is_base,
+        graph.identity[order], graph.mean[order], graph.is_base, _renumbered(graph.evidence, order, place),
     )  # fmt: skip
 
 
-def answers(model: LinkageModel, graph: KnnGraph) -> tuple[Float32, Int32, Int32, Float32]:
+def _renumbered(
+    evidence: EvidenceArrays | None, order: np.ndarray, place: np.ndarray
+) -> EvidenceArrays | None:
+    if evidence is None:
+        return None
+    partners, sums = [], []
+    for row in order.tolist():
+        at = np.arange(evidence.starts[row], evidence.starts[row] + evidence.counts[row])
+        at = at[np.argsort(place[evidence.partners[at]])]
+        partners.append(place[evidence.partners[at]])
+        sums.append(evidence.sums[at])
+    counts = evidence.counts[order]
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    return EvidenceArrays(
+        starts, counts, np.concatenate(partners), np.concatenate(sums), evidence.totals[order]
+    )
+
+
+def answers(model: Linkage, graph: KnnGraph) -> tuple[Float32, Int32, Int32, Float32]:
     rows = np.arange(len(graph.degree), dtype=np.int32)
     hidden = model.embed(graph, EPOCH, rows)
     sources, ranks = list_edges(graph, rows)
@@ -72,12 +125,12 @@ def answers(model: LinkageModel, graph: KnnGraph) -> tuple[Float32, Int32, Int32
 
 
 @pytest.fixture(scope="module")
-def model() -> LinkageModel:
-    return random_model(7)
+def model() -> Linkage:
+    return random_model(7).upper
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_same_bits_beside_any_companions_in_any_order(model: LinkageModel, seed: int) -> None:
+def test_same_bits_beside_any_companions_in_any_order(model: Linkage, seed: int) -> None:
     rng = np.random.default_rng(seed)
     graph = mixture(seed, int(rng.choice([40, 700, CHUNK + 900])))
     hidden, sources, ranks, p = answers(model, graph)
@@ -91,7 +144,7 @@ def test_same_bits_beside_any_companions_in_any_order(model: LinkageModel, seed:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_same_bits_under_any_row_numbers(model: LinkageModel, seed: int) -> None:
+def test_same_bits_under_any_row_numbers(model: Linkage, seed: int) -> None:
     graph = mixture(seed, 900)
     hidden, sources, ranks, p = answers(model, graph)
     order = np.random.default_rng(seed).permutation(len(hidden))
@@ -103,7 +156,7 @@ def test_same_bits_under_any_row_numbers(model: LinkageModel, seed: int) -> None
     )
 
 
-def test_same_bits_on_one_thread_and_two(model: LinkageModel) -> None:
+def test_same_bits_on_one_thread_and_two(model: Linkage) -> None:
     graph, threads = mixture(3, 3000), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -117,12 +170,12 @@ def test_same_bits_on_one_thread_and_two(model: LinkageModel) -> None:
 
 
 def test_random_models_are_lively_and_seeded() -> None:
-    p = np.concatenate([answers(random_model(seed), mixture(seed, 500))[3] for seed in range(8)])
+    p = np.concatenate([answers(random_model(seed).upper, mixture(seed, 500))[3] for seed in range(8)])
     assert (np.histogram(p, 5, (0, 1))[0] > 0.03 * len(p)).all()
     assert random_model(1).sha256 == random_model(1).sha256 != random_model(2).sha256
 
 
-def test_agrees_with_the_network_as_trained(model: LinkageModel) -> None:
+def test_agrees_with_the_network_as_trained(model: Linkage) -> None:
     graph = mixture(5, 500)
     _, sources, ranks, p = answers(model, graph)
     rows = np.arange(500, dtype=np.int32)
@@ -138,26 +191,28 @@ def test_agrees_with_the_network_as_trained(model: LinkageModel) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_tiny_collections(model: LinkageModel, n: int) -> None:
+def test_tiny_collections(n: int) -> None:
     identity = on_grid(np.random.default_rng(n).normal(size=(n, 8)))
     graph = knn(identity, identity, np.ones(n), np.full(n, n - 1), is_base=True)
-    hidden, sources, _, p = answers(model, graph)
+    hidden, sources, _, p = answers(random_model(7).base, graph)
     assert np.isfinite(hidden).all()
     assert len(p) == len(sources) == n * (n - 1)
     assert ((p >= 0) & (p <= 1)).all()
 
 
-def test_saved_and_loaded_is_the_same_model(model: LinkageModel, tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
+def test_saved_and_loaded_is_the_same_model(tmp_path: Path) -> None:
+    model, path = random_model(7), tmp_path / "m.safetensors"
     model.save(path)
     again = LinkageModel.load(path)
     graph = mixture(1, 300)
     assert again.sha256 == model.sha256
-    assert (answers(again, graph)[3] == answers(model, graph)[3]).all()
+    for one, other in ((again.base, model.base), (again.upper, model.upper)):
+        seen = replace(graph, is_base=one is again.base)
+        assert (answers(one, seen)[3] == answers(other, seen)[3]).all()
 
 
-def test_broken_model_files_are_refused(model: LinkageModel, tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
+def test_broken_model_files_are_refused(tmp_path: Path) -> None:
+    model, path = random_model(7), tmp_path / "m.safetensors"
     with pytest.raises(InputError, match="cannot be read"):
         LinkageModel.load(path)
     model.save(path)
@@ -174,7 +229,7 @@ def test_broken_model_files_are_refused(model: LinkageModel, tmp_path: Path) -> 
         LinkageModel.load(path)
 
 
-def test_ranges_bound_every_feature(model: LinkageModel) -> None:
+def test_ranges_bound_every_feature(model: Linkage) -> None:
     graph = mixture(2, 200)
     tight = Ranges(*(np.full(len(model.nodes.low), value) for value in (-0.5, 0.25, 0.5, 2.0)))
     x = np.empty((200, len(tight.low)), dtype=np.float32)
@@ -198,30 +253,35 @@ def test_import_is_silent(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = random_model(1)
     with torch.no_grad():
-        next(iter(model.net.parameters()))[0] = float("nan")
+        next(iter(model.upper.net.parameters()))[0] = float("nan")
     model.save(tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="not finite"):
         LinkageModel.load(tmp_path / "m.safetensors")
 
 
-def test_weights_from_before_the_last_features_answer_as_they_did(tmp_path: Path) -> None:
-    model, path, added = random_model(3), tmp_path / "m.safetensors", 3
-    with torch.no_grad():
-        model.net.node_ends.weight[:, -added:] = 0.0
-    wanted = answers(LinkageModel(model.net, model.nodes, model.edges, model.card), mixture(1, 300))
-    model.net.node_ends.weight = torch.nn.Parameter(model.net.node_ends.weight[:, :-added].clone())
-    shorter = Ranges(*(getattr(model.nodes, name)[:-added] for name in ("low", "high", "center", "scale")))
-    LinkageModel(model.net, shorter, model.edges, model.card).save(path)
-    for one, other in zip(answers(LinkageModel.load(path), mixture(1, 300)), wanted, strict=True):
+def test_weights_from_before_evidence_answer_as_they_did(tmp_path: Path) -> None:
+    """A file with one network serves all levels: evidence is read, and of no weight."""
+    model, path = random_model(3), tmp_path / "m.safetensors"
+    path.write_bytes(safetensors.torch.save(model.base.tensors()))
+    facts = f"{model.k} {model.card.hidden} {model.card.mean!r} {model.card.deviation!r}"
+    sha256 = hashlib.sha256(path.read_bytes() + facts.encode()).hexdigest()
+    card = {name: value for name, value in asdict(model.card).items() if name != "upper_hidden"}
+    path.with_suffix(".json").write_text(json.dumps(card | {"sha256": sha256}))
+    old, graph = LinkageModel.load(path), mixture(1, 300)
+    blank = replace(graph, evidence=random_evidence(np.random.default_rng(9), graph))
+    for one, other in zip(answers(old.upper, graph), answers(old.upper, blank), strict=True):
+        assert (one == other).all()
+    base = replace(graph, is_base=True, evidence=None)
+    for one, other in zip(answers(old.base, base), answers(model.base, base), strict=True):
         assert (one == other).all()
 
 
 def test_certainty_is_bounded() -> None:
     """Beyond the bound p would be noise that orders near-copies by itself."""
-    model = random_model(7)
+    model = random_model(7).upper
     with torch.no_grad():
         model.net.head_out.weight.mul_(40.0)
-    certain = LinkageModel(model.net, model.nodes, model.edges, model.card)
+    certain = Linkage(model.net, model.nodes, model.edges)
     p = answers(certain, mixture(2, 300))[3]
     least, most = torch.sigmoid(torch.tensor([-MOST_LOGIT, MOST_LOGIT])).tolist()
     assert (p.min(), p.max()) == (np.float32(least), np.float32(most))

@@ -16,6 +16,7 @@ from engine.collection.collection import Engine
 from engine.collection.snapshots import prepare
 from engine.config import Settings
 from engine.model.linkage import random_model
+from engine.model.network import Linkage
 from tests.properties.test_exactness import compare, settings_of
 from tests.support.sequences import KINDS, World
 
@@ -63,11 +64,34 @@ def from_older_snapshots(folder: Path, seed: int) -> None:
     broken.close()
 
 
-class Counted:
+class CountedModel:
     """A model that counts what is asked of it."""
 
     def __init__(self, seed: int) -> None:
         self._model = random_model(seed)
+        self.base, self.upper = Counted(self._model.base), Counted(self._model.upper)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+    @property
+    def embedded(self) -> int:
+        return self.base.embedded + self.upper.embedded
+
+    @property
+    def linked(self) -> int:
+        return self.base.linked + self.upper.linked
+
+    def begin(self) -> None:
+        for part in (self.base, self.upper):
+            part.embedded = part.linked = 0
+
+
+class Counted:
+    """A network that counts what is asked of it."""
+
+    def __init__(self, model: Linkage) -> None:
+        self._model = model
         self.embedded = self.linked = 0
 
     def __getattr__(self, name: str) -> object:
@@ -108,11 +132,11 @@ def names(start: int, count: int) -> list[str]:
 
 
 def test_only_what_changed_since_the_snapshot_is_computed_again(tmp_path: Path) -> None:
-    path, model = tmp_path / "store", Counted(3)
+    path, model = tmp_path / "store", CountedModel(3)
     with opened(path, model) as engine:
         engine.upsert(names(0, 600), draw(1, 600))
         assert len(engine.state.hierarchy.levels) > 1
-    model.embedded = model.linked = 0
+    model.begin()
     with opened(path, model) as engine:
         assert (model.embedded, model.linked) == (0, 0)
         engine.upsert(names(600, 4), draw(2, 4))
@@ -120,7 +144,7 @@ def test_only_what_changed_since_the_snapshot_is_computed_again(tmp_path: Path) 
         before = engine.labels()
         engine._since_snapshot = 0  # as after a kill: there is none of now
     whole = model.embedded
-    model.embedded = model.linked = 0
+    model.begin()
     with opened(path, model) as engine:
         assert 0 < model.embedded < 300, whole
         assert sorted(zip(*engine.labels(), strict=True)) == sorted(zip(*before, strict=True))
@@ -128,7 +152,7 @@ def test_only_what_changed_since_the_snapshot_is_computed_again(tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["gone", "cut", "flipped", "other model", "other epoch", "not json"])
 def test_a_snapshot_that_does_not_match_is_passed_over(tmp_path: Path, how: str) -> None:
-    path, model = tmp_path / "store", Counted(3)
+    path, model = tmp_path / "store", CountedModel(3)
     with opened(path, model) as engine:
         engine.upsert(names(0, 300), draw(1, 300))
         before = engine.labels()
@@ -148,7 +172,7 @@ def test_a_snapshot_that_does_not_match_is_passed_over(tmp_path: Path, how: str)
         manifest.write_bytes(orjson.dumps(told | {"depends": told["depends"] | {"epoch": epoch}}))
     else:
         manifest.write_bytes(b"{")
-    model.embedded = 0
+    model.begin()
     with opened(path, model) as engine:
         assert model.embedded >= 300
         assert sorted(zip(*engine.labels(), strict=True)) == sorted(zip(*before, strict=True))
@@ -157,7 +181,7 @@ def test_a_snapshot_that_does_not_match_is_passed_over(tmp_path: Path, how: str)
 def test_two_snapshots_are_kept_and_a_full_disk_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, model = tmp_path / "store", Counted(3)
+    path, model = tmp_path / "store", CountedModel(3)
     with opened(path, model) as engine:
         for at in range(4):
             engine.upsert(names(10 * at, 10), draw(at, 10))

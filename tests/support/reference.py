@@ -6,13 +6,13 @@ their vectors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from engine.clustering.hierarchy import Shape
-from engine.types import Epoch, Int16, Int32, KnnGraph, UInt64
+from engine.types import Epoch, EvidenceArrays, Int16, Int32, KnnGraph, UInt64
 
 
 @dataclass
@@ -39,6 +39,8 @@ def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch)
     while True:
         mean = None if not levels else np.array([rounded_mean(grid[own]) for own in items], np.int16)
         graph = _graph(grid[nodes], hashes[nodes], mean, items, shape)
+        if levels:
+            graph = replace(graph, evidence=evidence_of(levels[0], items))
         level = _level(graph, hashes[nodes], items, model, shape.tau, epoch)
         levels.append(level)
         peaks = [row for row, parent in enumerate(level.parents) if parent < 0]
@@ -67,6 +69,7 @@ def _level(
 ) -> SlowLevel:
     n = len(items)
     rows = np.arange(n, dtype=np.int32)
+    model = model.base if graph.is_base else model.upper
     hidden = model.embed(graph, epoch, rows)
     linkage = np.zeros((n, graph.k), np.float32)
     if n > 1:
@@ -81,6 +84,36 @@ def _level(
             row = parents[row]
         roots.append(row)
     return SlowLevel(hashes, graph, hidden, linkage, density, parents, roots, items)
+
+
+def evidence_of(base: SlowLevel, items: list[list[int]]) -> EvidenceArrays:
+    """Each edge of level 0 on its own; `items`: the members of each supernode."""
+    belongs = {item: node for node, own in enumerate(items) for item in own}
+    entries: list[dict[int, list[int]]] = [{} for _ in items]
+    totals = np.zeros((len(items), 7), np.int64)
+    for item in range(len(base.hashes)):
+        node = belongs[item]
+        for rank in range(base.graph.degree[item]):
+            other = belongs[int(base.graph.neighbors[item, rank])]
+            p = int(float(base.linkage[item, rank]) * 2**16 + 0.5)
+            s = int(base.graph.dots[item, rank]) >> 12
+            if other == node:
+                totals[node, :4] += (1, p, s, s * s)
+            else:
+                old = entries[node].get(other, [0, 0, 0, 0])
+                entries[node][other] = [a + b for a, b in zip(old, (1, p, s, s * s), strict=True)]
+    for node, own in enumerate(entries):
+        sums = list(own.values())
+        most = max((entry[1] for entry in sums), default=0)
+        totals[node, 4:] = (sum(entry[0] for entry in sums), sum(entry[1] for entry in sums), most)
+    counts = np.array([len(own) for own in entries], np.int32)
+    return EvidenceArrays(
+        starts=np.cumsum(counts, dtype=np.int64) - counts,
+        counts=counts,
+        partners=np.array([other for own in entries for other in sorted(own)], np.int32),
+        sums=np.array([own[other] for own in entries for other in sorted(own)], np.int64).reshape(-1, 4),
+        totals=totals,
+    )
 
 
 def nearest(grid: Int16, hashes: UInt64, k: int) -> tuple[Int32, Int32]:
