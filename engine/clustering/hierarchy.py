@@ -317,6 +317,16 @@ class Hierarchy:
         found = self.base.recluster(delta, delta.new, epoch, watch)
         return [*found.work, *self._climb(delta, found, epoch, True, watch)]
 
+    def climb(self, epoch: Epoch) -> None:
+        """Cluster the levels above level 0 anew."""
+        del self.levels[1:]
+        base = self.base
+        base.above[: base.nodes.rows] = -1
+        rows = base.nodes.all_rows()
+        none = np.full(len(rows), -1, np.int32)
+        found = Clustered(Moves(rows, none, base.root[rows]), _NONE, rows, [])
+        self._climb(Delta.of(rows, _NONE), found, epoch, True, Stopwatch())
+
     def _climb(
         self, delta: Delta, found: Clustered, epoch: Epoch, everything: bool, watch: Stopwatch
     ) -> list[Work]:

@@ -66,6 +66,7 @@ class TrueLinks:
     def __init__(self, emb: Float32, labels: Int64, k: int) -> None:
         grid, _ = quantize(emb)
         self.k = k
+        self.base = self.upper = self
         self._label = {vector.tobytes(): float(label) for vector, label in zip(grid, labels, strict=True)}
 
     def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:

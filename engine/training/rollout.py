@@ -9,7 +9,7 @@ sum_c n_ic n_jc / (n_i n_j).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse
@@ -96,6 +96,16 @@ def hierarchy(
     return Built(built.levels, node_of)
 
 
+def regrown(built: Built, model: Model, tau: float, max_levels: int, epoch: Epoch) -> Built:
+    """Return the same level 0 with other levels above it; those of `built` are no longer valid."""
+    base = built.levels[0]
+    shape = replace(base.shape, tau=tau, max_levels=max_levels)
+    again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
+    again.levels = [base]
+    again.climb(epoch)
+    return Built(again.levels, built.node_of)
+
+
 def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
     """The calibration of a collection (n, d), as the engine takes it; `card` for the smallest."""
     grid, _ = _distinct(emb)
@@ -128,8 +138,8 @@ def partitions(built: Built) -> list[Int64]:
     return out
 
 
-def scenes(built: Built, labels: Int64, epoch: Epoch) -> list[Scene]:
-    """Each level of a hierarchy as a training graph; features raw. `labels`: of the items."""
+def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[Scene]:
+    """Return the levels from `lowest` up as training graphs; features raw. `labels`: of the items."""
     _, of = np.unique(labels, return_inverse=True)
     counts = scipy.sparse.csr_matrix((np.ones(len(of)), (built.node_of, of)))  # (nodes, classes) items
     place, out = built.levels[0].nodes.all_rows(), []
@@ -143,7 +153,7 @@ def scenes(built: Built, labels: Int64, epoch: Epoch) -> list[Scene]:
                 @ counts
             )
         place = level.nodes.all_rows()
-        if len(place) > 1:
+        if len(place) > 1 and depth >= lowest:
             out.append(_scene(level, counts, epoch, depth))
     return out
 

@@ -1,25 +1,23 @@
 """Meta-training of the universal model: `shoal train`.
 
-First on levels that a nearly perfect oracle makes of many collections, then on roll-outs: levels
-that the model itself makes (`engine.training.rollout`). The loss is that of Hi-LANDER, linkage and density
-together; a student learns its teacher's probabilities instead of labels. The weights that are kept are
-an average over the last steps (EMA), and of several such averages the one that does best on collections
-held out for choosing.
+First on levels that a nearly perfect oracle makes of many collections, then on roll-outs: levels that the
+model itself makes (`engine.training.rollout`). A student learns its teacher's probabilities instead of
+labels. The weights that are kept are an average over the last steps (EMA), and of several such averages
+the one that does best on collections held out for choosing.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from engine.errors import InputError
-from engine.model.features import Ranges
-from engine.model.linkage import Card, LinkageModel, Universal, UniversalConfig
+from engine.model.linkage import Card, LinkageModel
+from engine.model.network import Linkage, UniversalConfig
 from engine.system.determinism import one_thread
 from engine.training import scores, topics
 from engine.training.datasets import (
@@ -31,15 +29,24 @@ from engine.training.datasets import (
     subset,
     view,
 )
-from engine.training.rollout import Oracle, Scene, hierarchy, joined, measured_epoch, partitions, scenes
-from engine.types import Epoch, Float32
+from engine.training.learner import Course, Learner
+from engine.training.rollout import (
+    Built,
+    Oracle,
+    Scene,
+    hierarchy,
+    measured_epoch,
+    partitions,
+    regrown,
+    scenes,
+)
+from engine.types import Epoch, Float32, Int64
 
 import torch  # isort: skip
-from torch import Tensor  # isort: skip
 
 MOST_ITEMS = 2500  # of most training graphs
 LARGE_ITEMS = 10_000  # of some: lists are tighter in large collections
-POOL = 500  # scenes kept for replay, of each of two kinds
+UPPER_LEVELS = 3  # grown in training, level 0 included
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +56,17 @@ class Plan:
     minutes: float = 20.0
     seed: int = 0
     hidden: int = 48
-    rate: float = 3e-3  # Adam's, cosine to 1/30 of it
+    upper_hidden: int = 48
+    upper_share: float = 0.5  # of the steps: of the network above level 0; 1: level 0 is the start's
     dropout: float = 0.05
-    edges: int = 8_000  # a step's, or one scene's where that has more
+    course: Course = field(default_factory=Course)
     oracle_share: float = 0.15  # of the time, before roll-outs
     generated_share: float = 0.35  # of the other collections drawn
-    topics_share: float = 0.35  # of a step's scenes: of few topics, none, cones, near-copies
     first: int = 60  # collections drawn before the first step; they set the features' ranges
     fresh_every: int = 12  # steps between new collections
     fresh_topics: int = 6  # so too, of few topics: they are small and vary more
-    average: float = 0.998  # EMA's decay
+    regrow_every: int = 4  # so too, levels grown anew from a level 0 that is there
+    rooted: int = 250  # of those
     checks: int = 6  # evaluations on the held-out collections, in the second half
     imitation: float = 0.5  # the teacher's part in the targets, where there is one
 
@@ -93,7 +101,10 @@ def train(
     if any(model.k != UniversalConfig().k for model in (start, teacher) if model):
         raise InputError(f"a model to go on from or to learn from has to have k = {UniversalConfig().k}")
     if start:
-        plan = replace(plan, hidden=start.card.hidden, oracle_share=0.0)
+        own = start.card
+        plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden, oracle_share=0.0)
+    elif plan.upper_share == 1.0:
+        raise InputError("to train the upper network alone, name a model to start from")
     if teacher is None:
         plan = replace(plan, imitation=0.0)
     if not files:
@@ -168,8 +179,21 @@ def evaluate(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Rooted:
+    """A collection with its level 0: the levels above are grown again and again from it."""
+
+    built: Built
+    labels: Int64
+    epoch: Epoch
+    few: bool  # of few topics
+
+
+Levels = tuple[list[Scene], list[Scene]]  # level 0, the levels above it
+
+
 class Trainer:
-    """The network in training, its average, and a pool of scenes that are drawn from again and again."""
+    """Both networks in training, and the collections that they are trained on."""
 
     def __init__(
         self,
@@ -178,103 +202,102 @@ class Trainer:
         start: LinkageModel | None = None,
         teacher: LinkageModel | None = None,
     ) -> None:
-        self.sources, self.plan, self.teacher = sources, plan, teacher
+        self.sources, self.plan, self.start, self.teacher = sources, plan, start, teacher
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         self.steps = 0
-        self.pool: list[Scene] = []
-        self.topics: list[Scene] = []
-        self.net = Universal(UniversalConfig(hidden=plan.hidden, dropout=plan.dropout))
-        if start:
-            self.net.load_state_dict(start.net.state_dict())
-        self.mean_net = copy.deepcopy(self.net).eval()
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=0.01)
-        raw = [scene for _ in range(plan.first) for scene in self._draw(start)]
-        few = [scene for _ in range(plan.first) for scene in self._draw_topics(start)]
-        self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, self.rng) for scene in raw + few]))
-        self.edges = Ranges.measured(np.concatenate([_thin(scene.e, self.rng) for scene in raw + few]))
-        if start:
-            self.nodes, self.edges = start.nodes.widened(self.nodes), start.edges.widened(self.edges)
-        self._keep(raw, self.pool)
-        self._keep(few, self.topics)
+        self.rooted: list[Rooted] = []
+        drawn = tuple([self._draw(start, few) for _ in range(plan.first)] for few in (False, True))
+        self.base = self._learner(drawn, 0, plan.hidden, start.base if start else None)
+        self.upper = self._learner(drawn, 1, plan.upper_hidden, start.upper if start else None)
+
+    def _learner(
+        self, drawn: Sequence[Sequence[Levels]], at: int, hidden: int, start: Linkage | None
+    ) -> Learner:
+        """`drawn`: the first scenes, of most collections and of few topics; `at`: 0 for level 0, 1 above it."""
+        config = UniversalConfig(hidden=hidden, dropout=self.plan.dropout, is_base=at == 0)
+        most, few = ([scene for levels in kind for scene in levels[at]] for kind in drawn)
+        return Learner(config, self.plan.course, self.rng, (most, few), start)
 
     @one_thread()
     def step(self, share: float) -> float:
-        """One step of the optimizer at `share` of the whole training; returns the loss."""
+        """Do one step of one network at `share` of the whole training; return the loss."""
         self._refresh(share)
-        for group in self.optimizer.param_groups:
-            warm = min(1.0, (self.steps + 1) / 200)
-            group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
-        parts: list[Scene] = []
-        edges = 0
-        while edges < self.plan.edges and len(parts) < 40:
-            pool = self.topics if self.rng.random() < self.plan.topics_share else self.pool
-            parts.append(pool[self.rng.integers(len(pool))])
-            edges += len(parts[-1].e)
-        self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = scene_loss(self.net, parts)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
+        learner = self.upper if self.rng.random() < self.plan.upper_share else self.base
         self.steps += 1
-        decay = min(self.plan.average, self.steps / (self.steps + 20))
-        with torch.no_grad():
-            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
-        return float(loss.detach())
+        return learner.step(share)
 
     def _refresh(self, share: float) -> None:
-        """New scenes, where some are due."""
-        others, few = (self.steps % every == 0 for every in (self.plan.fresh_every, self.plan.fresh_topics))
-        if others or few:
-            maker = None if share < self.plan.oracle_share else self.model()
-            self._keep(self._draw(maker) if others else (), self.pool)
-            self._keep(self._draw_topics(maker) if few else (), self.topics)
+        """Draw new collections, or grow levels anew, where it is due."""
+        plan = self.plan
+        maker = None if share < plan.oracle_share else self.model()
+        for few, every in ((False, plan.fresh_every), (True, plan.fresh_topics)):
+            if self.steps % every == 0:
+                base, upper = self._draw(maker, few)
+                self._keep(base, upper, few)
+        if maker and self.rooted and self.steps % plan.regrow_every == 0:
+            self._regrow(maker)
+
+    def _regrow(self, model: LinkageModel) -> None:
+        """Grow other levels from a level 0 that is there."""
+        at = self.rooted[self.rng.integers(len(self.rooted))]
+        built = regrown(at.built, model, self._tau(), UPPER_LEVELS, at.epoch)
+        self._keep([], scenes(built, at.labels, at.epoch, lowest=1), at.few)
+
+    def _keep(self, base: Sequence[Scene], upper: Sequence[Scene], few: bool) -> None:
+        for learner, drawn in ((self.base, base), (self.upper, upper)):
+            learner.keep(drawn, learner.few if few else learner.pool)
 
     def model(self) -> LinkageModel:
-        """The average of the weights so far, as the engine runs it."""
+        """Return the averages of the weights so far, as the engine runs them."""
+        base = self.start.base if self.start and self.plan.upper_share == 1.0 else self.base.linkage()
         return LinkageModel(
-            copy.deepcopy(self.mean_net), self.nodes, self.edges, Card(hidden=self.plan.hidden)
+            base, self.upper.linkage(), Card(hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
         )
 
-    def _draw(self, model: LinkageModel | None) -> list[Scene]:
-        """The levels of a new collection, made by `model` or else by an oracle."""
-        collection = _collection(self.sources, self.rng, self.plan)
-        return [replace(scene, target=self._target(scene)) for scene in self._levels(collection, model)]
+    def _draw(self, model: LinkageModel | None, few: bool) -> Levels:
+        """Return level 0 and the levels above it of a new collection, made by `model` or else by an oracle.
 
-    def _draw_topics(self, model: LinkageModel | None) -> list[Scene]:
-        """So too, of few topics and their like: their labels are right, whatever a teacher thinks."""
+        `few`: one of few topics and their like, whose labels are right, whatever a teacher thinks.
+        """
+        collection = self._few_topics() if few else _collection(self.sources, self.rng, self.plan)
+        base, *upper = self._levels(collection, model, few)
+        return [base if few else replace(base, target=self._target(base))], upper
+
+    def _few_topics(self) -> Collection:
         least = 16 if self.rng.random() < 0.7 else MOST_ITEMS // 3
         items = int(np.exp(self.rng.uniform(np.log(least), np.log(MOST_ITEMS))))
-        return self._levels(distinct(topics.drawn(self.rng, items)), model)
+        return distinct(topics.drawn(self.rng, items))
 
-    def _levels(self, collection: Collection, model: LinkageModel | None) -> list[Scene]:
+    def _levels(self, collection: Collection, model: LinkageModel | None, few: bool) -> list[Scene]:
         rng = self.rng
         epoch = measured_epoch(collection.emb)
         drift = 0.07 * rng.normal(size=2)  # the engine's epoch lags behind the collection
         epoch = Epoch(
             epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1])), epoch.items
         )
-        tau = float(rng.uniform(0.3, 0.8))
-        maker, levels = (Oracle(collection.labels, rng), 2) if model is None else (model, 3)
-        built = hierarchy(collection.emb, maker, tau, levels, epoch, int(rng.integers(1 << 31)))
+        maker, levels = (Oracle(collection.labels, rng), 2) if model is None else (model, UPPER_LEVELS)
+        built = hierarchy(collection.emb, maker, self._tau(), levels, epoch, int(rng.integers(1 << 31)))
+        if model:
+            self._root(Rooted(built, collection.labels, epoch, few))
         return scenes(built, collection.labels, epoch)
 
-    def _keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
-        for scene in raw:
-            ready = replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
-            if len(pool) < POOL:
-                pool.append(ready)
-            else:
-                pool[self.rng.integers(POOL)] = ready
+    def _tau(self) -> float:
+        return float(self.rng.uniform(0.3, 0.8))
+
+    def _root(self, rooted: Rooted) -> None:
+        """Keep a level 0, in place of another one where there are many."""
+        if len(self.rooted) < self.plan.rooted:
+            self.rooted.append(rooted)
+        else:
+            self.rooted[self.rng.integers(self.plan.rooted)] = rooted
 
     @one_thread()
     def _target(self, scene: Scene) -> Float32:
         """What the network is to say of the edges of a scene with raw features."""
         if self.teacher is None:
             return scene.target
-        told = self.teacher.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
+        told = self.teacher.base.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
         share = np.float32(self.plan.imitation)
         target: Float32 = share * told + (1 - share) * scene.target
         return target
@@ -307,42 +330,3 @@ def _drawn(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, pl
     if rng.random() < 0.1:
         drawn = topics.in_cone(rng, drawn)
     return topics.planted(rng, drawn) if rng.random() < 0.02 else drawn
-
-
-def _thin(rows: Float32, rng: np.random.Generator, most: int = 3000) -> Float32:
-    return rows[rng.permutation(len(rows))[:most]]
-
-
-def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
-    """Linkage loss plus density loss of some scenes; each counts by the root of its edges.
-
-    Edges that decoding would consider (d_j > d_i) count four times the others; at upper levels edges
-    count by the smaller end's items, since a wrong link there moves as many.
-    """
-    whole = joined(parts)
-    heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
-    x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
-    logits = net(x, e, counts.long(), tails)
-    target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
-    degrees = counts.clamp(min=1)
-    density = _density(torch.sigmoid(logits), similarity, heads, degrees)
-    truth = _density(target, similarity, heads, degrees)
-    upward = density.detach()[tails] > density.detach()[heads]
-    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(_importance(whole, parts))
-    linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (weight * linkage).sum() / weight.sum() + ((density - truth) ** 2).mean()
-
-
-def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:
-    """d_i = mean over N(i) of s_ij (2 p_ij - 1)."""
-    total = torch.zeros(len(degrees)).index_add(0, heads, similarity * (2 * p - 1))
-    return total / degrees
-
-
-def _importance(whole: Scene, parts: Sequence[Scene]) -> Float32:
-    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails]) ** 0.5
-    stops = np.cumsum([len(part.e) for part in parts])
-    for part, stop in zip(parts, stops, strict=True):
-        mine = slice(stop - len(part.e), stop)
-        smaller[mine] *= len(part.e) ** 0.5 / max(smaller[mine].sum(), 1e-9)
-    return smaller.astype(np.float32)

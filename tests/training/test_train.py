@@ -14,11 +14,22 @@ from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
 from engine.training import topics
 from engine.training.datasets import Collection, distinct, generated, read_labelled, subset, view
-from engine.training.rollout import Built, Oracle, hierarchy, joined, measured_epoch, partitions, scenes
-from engine.training.train import Plan, Progress, Trainer, evaluate, scene_loss, train
+from engine.training.learner import Course, scene_loss
+from engine.training.rollout import (
+    Built,
+    Oracle,
+    hierarchy,
+    joined,
+    measured_epoch,
+    partitions,
+    regrown,
+    scenes,
+)
+from engine.training.train import Plan, Progress, Trainer, evaluate, train
 from engine.vectors import quantize
 
-SMALL = Plan(minutes=0.02, hidden=16, edges=2000, first=12)
+QUICK = Course(rate=0.03, edges=2000)
+SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, course=replace(QUICK, rate=0.003), first=12)
 
 
 def clusters(seed: int, n: int = 300, classes: int = 12) -> Collection:
@@ -121,18 +132,20 @@ def test_partitions_are_nested() -> None:
 
 def test_scenes_side_by_side_have_the_loss_of_each() -> None:
     trainer = Trainer([[clusters(2)]], replace(SMALL, generated_share=0.0))
-    a, b = trainer.pool[0], trainer.pool[3]
+    a, b = trainer.base.pool[0], trainer.base.pool[3]
     both = joined([a, b])
     assert (both.heads[len(a.e) :] == b.heads + len(a.x)).all()
     with torch.no_grad():
-        trainer.net.eval()
-        alone = [float(scene_loss(trainer.net, [part])) for part in (a, b)]
-        assert min(alone) - 0.2 < float(scene_loss(trainer.net, [a, b])) < max(alone) + 0.2
+        trainer.base.net.eval()
+        alone = [float(scene_loss(trainer.base.net, [part])) for part in (a, b)]
+        assert min(alone) - 0.2 < float(scene_loss(trainer.base.net, [a, b])) < max(alone) + 0.2
 
 
 def test_training_learns() -> None:
     """Some steps on one kind of collection: it clusters another of the kind."""
-    trainer = Trainer([[clusters(seed)] for seed in range(3)], replace(SMALL, generated_share=0.0, rate=0.03))
+    trainer = Trainer(
+        [[clusters(seed)] for seed in range(3)], replace(SMALL, generated_share=0.0, course=QUICK)
+    )
     before = evaluate(trainer.model(), clusters(77))["Fb"]
     for _ in range(80):
         trainer.step(0.1)
@@ -143,7 +156,7 @@ def test_training_learns() -> None:
 def test_a_student_comes_nearer_to_its_teacher() -> None:
     """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
     teacher, start = random_model(1), random_model(2)
-    plan = replace(SMALL, generated_share=0.0, topics_share=0.0, rate=0.03, imitation=1.0)
+    plan = replace(SMALL, generated_share=0.0, course=replace(QUICK, few=0.0), imitation=1.0, upper_share=0.0)
     trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, start, teacher)
     collection = clusters(77)
     epoch = measured_epoch(collection.emb)
@@ -151,7 +164,9 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
     seen = scene.x, scene.e, scene.degrees, scene.tails
 
     def distance() -> float:
-        return float(np.abs(trainer.model().probabilities(*seen) - teacher.probabilities(*seen)).mean())
+        return float(
+            np.abs(trainer.model().base.probabilities(*seen) - teacher.base.probabilities(*seen)).mean()
+        )
 
     before = distance()
     for _ in range(80):
@@ -162,9 +177,39 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
 def test_training_goes_on_from_a_model() -> None:
     start = random_model(2)
     trainer = Trainer([[clusters(0)]], SMALL, start)
-    for own, other in zip(trainer.model().net.parameters(), start.net.parameters(), strict=True):
+    for learner, part in ((trainer.base, start.base), (trainer.upper, start.upper)):
+        for own, other in zip(learner.linkage().net.parameters(), part.net.parameters(), strict=True):
+            assert (own == other).all()
+        assert (learner.nodes.low <= part.nodes.low)[part.nodes.scale > LEAST_SCALE].all()
+
+
+def test_the_upper_network_is_trained_alone() -> None:
+    start = random_model(2)
+    trainer = Trainer([[clusters(0)]], replace(SMALL, upper_share=1.0, oracle_share=0.0), start)
+    for _ in range(3):
+        trainer.step(0.5)
+    model = trainer.model()
+    for own, other in zip(model.base.net.parameters(), start.base.net.parameters(), strict=True):
         assert (own == other).all()
-    assert (trainer.nodes.low <= start.nodes.low)[start.nodes.scale > LEAST_SCALE].all()
+    assert model.upper.tensors()["head_inner.weight"].ne(start.upper.tensors()["head_inner.weight"]).any()
+    assert trainer.rooted
+    with pytest.raises(InputError, match="name a model to start from"):
+        train([Path("some.npz")], Path("out.safetensors"), replace(SMALL, upper_share=1.0))
+
+
+def test_levels_are_grown_anew_as_from_scratch() -> None:
+    collection, model = clusters(3), random_model(4)
+    epoch = measured_epoch(collection.emb)
+    built = hierarchy(collection.emb, model, 0.4, 1, epoch)
+    again = regrown(built, model, 0.4, 3, epoch)
+    whole = hierarchy(collection.emb, model, 0.4, 3, epoch)
+    for one, other in zip(partitions(again), partitions(whole), strict=True):
+        assert np.array_equal(one, other)
+    upper = scenes(again, collection.labels, epoch, lowest=1)
+    for one, other in zip(upper, scenes(whole, collection.labels, epoch)[1:], strict=True):
+        assert np.array_equal(one.x, other.x)
+        assert np.array_equal(one.e, other.e)
+        assert one.level == other.level > 0
 
 
 def test_training_is_seeded() -> None:

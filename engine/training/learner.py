@@ -1,0 +1,151 @@
+"""A network in training: its average over the last steps, the ranges of its inputs, and a pool of scenes.
+
+The loss is that of Hi-LANDER, linkage and density together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.model.features import Ranges
+from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
+from engine.training.rollout import Scene, joined
+from engine.types import Float32
+
+import torch  # isort: skip
+from torch import Tensor  # isort: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How one network learns."""
+
+    rate: float = 3e-3  # Adam's, cosine to 1/30 of it
+    average: float = 0.998  # EMA's decay
+    edges: int = 8_000  # a step's, or one scene's where that has more
+    pool: int = 500  # scenes kept for replay, of each of two kinds
+    few: float = 0.35  # of a step's scenes: of few topics
+    warm: int = 200  # steps
+
+
+class Learner:
+    """One network, its average, and two pools of scenes that are drawn from again and again."""
+
+    def __init__(
+        self,
+        config: UniversalConfig,
+        course: Course,
+        rng: np.random.Generator,
+        scenes: tuple[Sequence[Scene], Sequence[Scene]],
+        start: Linkage | None = None,
+    ) -> None:
+        """`scenes`: the first ones, raw, of most collections and of few topics: they set the ranges."""
+        self.course, self.rng, self.steps = course, rng, 0
+        self.net = Universal(config)
+        if start:
+            self.net.load_state_dict(start.net.state_dict())
+        self.mean_net = copy.deepcopy(self.net).eval()
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=course.rate, weight_decay=0.01)
+        both = [*scenes[0], *scenes[1]]
+        self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, rng) for scene in both]))
+        self.edges = Ranges.measured(np.concatenate([_thin(scene.e, rng) for scene in both]))
+        if start:
+            self.nodes, self.edges = start.nodes.widened(self.nodes), start.edges.widened(self.edges)
+        self.pool: list[Scene] = []
+        self.few: list[Scene] = []
+        self.keep(scenes[0], self.pool)
+        self.keep(scenes[1], self.few)
+
+    def keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
+        """Put scenes with raw features into a pool, in place of others where it is full."""
+        for scene in raw:
+            ready = replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
+            if len(pool) < self.course.pool:
+                pool.append(ready)
+            else:
+                pool[self.rng.integers(self.course.pool)] = ready
+
+    def step(self, share: float) -> float:
+        """Do one step of the optimizer at `share` of the whole training; return the loss."""
+        warm = min(1.0, (self.steps + 1) / self.course.warm)
+        for group in self.optimizer.param_groups:
+            fall = 1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share))
+            group["lr"] = self.course.rate * warm * fall
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = scene_loss(self.net, self._drawn())
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        decay = min(self.course.average, self.steps / (self.steps + 20))
+        with torch.no_grad():
+            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+        return float(loss.detach())
+
+    def _drawn(self) -> list[Scene]:
+        parts: list[Scene] = []
+        edges = 0
+        while edges < self.course.edges and len(parts) < 40:
+            pool = self.few if self.few and self.rng.random() < self.course.few else self.pool
+            parts.append(pool[self.rng.integers(len(pool))])
+            edges += len(parts[-1].e)
+        return parts
+
+    def linkage(self) -> Linkage:
+        """Return the average of the weights so far, as the engine runs it."""
+        return Linkage(copy.deepcopy(self.mean_net), self.nodes, self.edges)
+
+
+def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
+    """Return the linkage loss plus the density loss of some scenes; each counts by the root of its edges.
+
+    An edge counts by its smaller end's items, since a wrong link moves as many; four times as much where
+    decoding would consider it (d_j > d_i), and four times more where it would choose it: the p that
+    decide are the highest of several, so errors upwards gather in them.
+    """
+    whole = joined(parts)
+    heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
+    x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
+    logits = net(x, e, counts.long(), tails)
+    target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
+    degrees = counts.clamp(min=1)
+    density = _density(torch.sigmoid(logits), similarity, heads, degrees)
+    truth = _density(target, similarity, heads, degrees)
+    upward = density.detach()[tails] > density.detach()[heads]
+    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(_importance(whole, parts))
+    weight = weight * torch.where(_chosen(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
+    linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weight * linkage).sum() / weight.sum() + ((density - truth) ** 2).mean()
+
+
+def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:
+    """d_i = mean over N(i) of s_ij (2 p_ij - 1)."""
+    total = torch.zeros(len(degrees)).index_add(0, heads, similarity * (2 * p - 1))
+    return total / degrees
+
+
+def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
+    """The edges (e,) that decoding would choose at some tau: of each node's upward ones the most probable."""
+    least = torch.full((nodes,), -MOST_LOGIT * 100)
+    candidates = torch.where(upward, logits, least[0])
+    best = least.scatter_reduce(0, heads, candidates, "amax")
+    return upward & (candidates >= best[heads])
+
+
+def _importance(whole: Scene, parts: Sequence[Scene]) -> Float32:
+    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails]) ** 0.75
+    stops = np.cumsum([len(part.e) for part in parts])
+    for part, stop in zip(parts, stops, strict=True):
+        mine = slice(stop - len(part.e), stop)
+        smaller[mine] *= len(part.e) ** 0.5 / max(smaller[mine].sum(), 1e-9)
+    return smaller.astype(np.float32)
+
+
+def _thin(rows: Float32, rng: np.random.Generator, most: int = 3000) -> Float32:
+    return rows[rng.permutation(len(rows))[:most]]
