@@ -91,30 +91,29 @@ class Evidence:
     def _place(self, rows: Int32, counts: Int32) -> None:
         """Find places in the pool for this many entries of each row."""
         large = counts > self._rooms[rows]
-        rows, rooms = rows[large], counts[large] + counts[large] // 4
-        wanted = int(rooms.sum())
-        if self._used + wanted > len(self._partners):
+        if self._used + 2 * int(counts[large].sum()) > len(self._partners):
             self._counts[rows] = 0  # about to be written: not worth moving
-            self._compact(wanted)
+            self._compact(int(counts.sum()))
+            large = counts > self._rooms[rows]
+        rows, rooms = rows[large], counts[large] + counts[large] // 4
         self._starts[rows] = self._used + np.cumsum(rooms, dtype=np.int64) - rooms
         self._rooms[rows] = rooms
-        self._used += wanted
+        self._used += int(rooms.sum())
 
     def _compact(self, wanted: int) -> None:
         """Move the live entries to a pool with as much room again, and `wanted` more."""
         live = np.flatnonzero(self._counts)
         counts = self._counts[live]
         entries = int(counts.sum())
-        at = np.repeat(self._starts[live] - (np.cumsum(counts, dtype=np.int64) - counts), counts) + np.arange(
-            entries
-        )
-        room = max(_LEAST_POOL, 2 * (entries + wanted))
+        begins = np.cumsum(counts, dtype=np.int64) - counts
+        at = np.repeat(self._starts[live] - begins, counts) + np.arange(entries)
+        room = max(_LEAST_POOL, 2 * entries + 4 * wanted)
         partners, sums = np.zeros(room, np.int32), np.zeros((room, 4), np.int64)
         partners[:entries], sums[:entries] = self._partners[at], self._sums[at]
         self._partners, self._sums, self._used = partners, sums, entries
         self._rooms[:] = 0
         self._rooms[live] = counts
-        self._starts[live] = np.cumsum(counts, dtype=np.int64) - counts
+        self._starts[live] = begins
 
 
 def gather(rows: Int32, trees: Trees, sources: Sources, capacity: int) -> Fresh:

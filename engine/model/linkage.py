@@ -130,18 +130,22 @@ def random_model(seed: int, k: int = 10, hidden: int = 16) -> LinkageModel:
     """Return a model of random weights whose p spread over 0 to 1 on a mixture of clusters, for tests."""
     rng = np.random.default_rng(seed)
     graph, epoch = _mixture(rng, k)
-    base = _random_linkage(rng, replace(graph, is_base=True), epoch, hidden)
-    upper = _random_linkage(rng, graph, epoch, hidden)
+    base = _random_linkage(rng, graph, epoch, UniversalConfig(k, hidden))
+    upper = _random_linkage(rng, graph, epoch, UniversalConfig(k, hidden, is_base=False))
     return LinkageModel(base, upper, Card(k=k, hidden=hidden, upper_hidden=hidden))
 
 
-def _random_linkage(rng: np.random.Generator, graph: KnnGraph, epoch: Epoch, hidden: int) -> Linkage:
+def _random_linkage(
+    rng: np.random.Generator, graph: KnnGraph, epoch: Epoch, config: UniversalConfig
+) -> Linkage:
     sources, ranks = list_edges(graph, np.arange(len(graph.degree), dtype=np.int32))
     targets = graph.neighbors[sources, ranks]
     raw_x, raw_e = raw_features(graph, epoch, sources, ranks)
+    if config.is_base:  # as above level 0, where more features differ, but for the evidence
+        raw_x, raw_e = raw_x[:, : -len(NODE_EVIDENCE)], raw_e[:, : -len(EDGE_EVIDENCE)]
     nodes, edges = Ranges.measured(raw_x), Ranges.measured(raw_e)
     x, e = torch.from_numpy(nodes.apply(raw_x)), torch.from_numpy(edges.apply(raw_e))
-    net = Universal(UniversalConfig(graph.k, hidden, is_base=graph.is_base))
+    net = Universal(config)
     with torch.no_grad():
         for value in net.parameters():
             spread = rng.normal(size=tuple(value.shape)) * 1.4 / value.shape[-1] ** 0.5
@@ -164,7 +168,7 @@ def _mixture(rng: np.random.Generator, k: int, n: int = 400, d: int = 16) -> tup
     neighbors = np.argsort(-dots, axis=1, kind="stable")[:, :k].astype(np.int32)
     kept = np.take_along_axis(dots, neighbors, axis=1).astype(np.int32)
     degree, size = np.full(n, k, dtype=np.int32), rng.integers(1, 20, n)
-    evidence = _mixture_evidence(rng, neighbors, kept)
+    evidence = _mixture_evidence(np.random.default_rng(n), neighbors, kept)
     graph = KnnGraph(k, neighbors, kept, degree, size, identity, mean, False, evidence)
     return graph, Epoch(float(pairs.mean()), float(pairs.std()), n)
 

@@ -214,7 +214,7 @@ class Trainer:
     def _learner(
         self, drawn: Sequence[Sequence[Levels]], at: int, hidden: int, start: Linkage | None
     ) -> Learner:
-        """`drawn`: the first scenes, of most collections and of few topics; `at`: 0 for level 0, 1 above it."""
+        """`drawn`: the first scenes, of most collections and of few topics; `at`: 0: level 0, 1: above it."""
         config = UniversalConfig(hidden=hidden, dropout=self.plan.dropout, is_base=at == 0)
         most, few = ([scene for levels in kind for scene in levels[at]] for kind in drawn)
         return Learner(config, self.plan.course, self.rng, (most, few), start)
