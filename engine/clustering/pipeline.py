@@ -276,12 +276,15 @@ def _name(
 
 
 def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple[Lineage, list[Assignment]]:
-    """Do what `_name` does where every node may differ; `places`: the old trees of all items."""
+    """Do what `_name` does where every node may differ and old sizes may be wrong.
+
+    `places`: the old trees of all items.
+    """
     roots = state.roots()
     trees = _tree_numbers(state, roots)[state.items.nodes[items]]
     transfers = Transfers(places, trees, np.ones(len(items), np.int64))
     previous = final_of(state.names.trees, places)
-    found = touched.follow(state.names, _partition(state, roots), transfers, version)
+    found = lineage.follow(state.names, _partition(state, roots), transfers, version)
     state.handles[roots] = found.handles
     return found, _assignments(state, found, items, previous)
 

@@ -87,11 +87,11 @@ def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> 
     own = np.arange(count, count + asked, dtype=np.int32)
     sources, ranks = np.nonzero(neighbors >= 0)
     ends = np.unique(np.concatenate([own, neighbors[sources, ranks]])).astype(np.int32)
-    hidden = np.zeros((count + asked, model.hidden), np.float32)
+    hidden = np.zeros((count + asked, model.base.hidden), np.float32)
     epoch = state.calibration.epoch
-    hidden[ends] = model.embed(graph, epoch, ends)
+    hidden[ends] = model.base.embed(graph, epoch, ends)
     linkage = np.full((asked, k), -1.0, np.float32)
-    told = model.link(graph, epoch, hidden, own[sources], ranks.astype(np.int32))
+    told = model.base.link(graph, epoch, hidden, own[sources], ranks.astype(np.int32))
     linkage[sources, ranks] = told
     hashes = hash_vectors(vectors)
     order = np.where(neighbors >= 0, hashes[neighbors], np.iinfo(np.uint64).max)
