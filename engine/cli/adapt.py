@@ -24,7 +24,7 @@ class Wish:
 
     out: Path
     loss: str | None  # None: the best of the defaults
-    search: bool  # margins, on held-out classes
+    search: bool  # among more margins, on held-out classes
     held_out: float  # share of the classes
     keep: bool  # write it although it is worse
 
@@ -70,14 +70,16 @@ def adapt(
 
 
 def _plans(wish: Wish, plan: Plan) -> list[Plan]:
-    """What is tried: losses, and with --search margins beside those of the calibration range."""
-    from engine.learning.losses import DEFAULTS, Margins
+    """What is tried: losses, each with the margins of the calibration range and fixed ones."""
+    from engine.learning.losses import DEFAULTS, FIXED_MARGINS, Margins
 
     plans = [replace(plan, loss=name) for name in ([wish.loss] if wish.loss else DEFAULTS)]
-    if not wish.search:
+    if not plan.tcm or plan.margins:
         return plans
-    others = (None, Margins(0.3, 0.1), Margins(0.5, 0.1), Margins(0.7, 0.3), Margins(0.9, 0.5))
-    return [replace(each, margins=margins) for each in plans for margins in others]
+    tried: list[Margins | None] = [None, FIXED_MARGINS]
+    if wish.search:
+        tried += [Margins(0.5, 0.1), Margins(0.7, 0.3), Margins(0.9, 0.4), Margins(0.95, 0.6)]
+    return [replace(each, margins=margins) for each in plans for margins in tried]
 
 
 def _train(

@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 Tcm = Annotated[float, typer.Option("--tcm", min=0.0, help="Weight of the margin loss; 0: without.")]
 MarginPair = Annotated[
     tuple[float, float] | None,
-    typer.Option("--margins", metavar="POS NEG", help="Similarities. Default: from the calibration range."),
+    typer.Option("--margins", metavar="POS NEG", help="Similarities at which the margin loss begins."),
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Batches to train on.")]
 
@@ -127,9 +127,11 @@ def adapt(
             "--loss", help="Of pytorch-metric-learning. Default: the best of three on held-out classes."
         ),
     ] = None,
-    tcm: Tcm = 4.0,
+    tcm: Tcm = 16.0,
     margins: MarginPair = None,
-    search: Annotated[bool, typer.Option("--search", help="Choose margins on held-out classes.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Choose among six margins on held-out classes, not two.")
+    ] = False,
     steps: Steps = 300,
     held_out: Annotated[
         float, typer.Option("--held-out", min=0.05, max=0.9, help="Share of the classes, not trained on.")
@@ -169,8 +171,8 @@ def encode_train(
     kind: Annotated[str, typer.Option("--kind", help="convolutional or transformer.")] = "convolutional",
     dim: Annotated[int, typer.Option("--dim", help="Components of an embedding.")] = 64,
     loss: Annotated[str, typer.Option("--loss", help="Of pytorch-metric-learning.")] = "MultiSimilarityLoss",
-    tcm: Tcm = 2.0,
-    margins: MarginPair = None,
+    tcm: Tcm = 16.0,
+    margins: MarginPair = (0.9, 0.4),
     steps: Steps = 600,
     seed: Seed = 0,
 ) -> None:
