@@ -30,8 +30,8 @@ from engine.learning.labelled import LabelledSet, labelled_set, read_labelled
 from engine.learning.losses import Margins
 from engine.learning.opis import measure
 from engine.learning.pictures import read_pictures
-from engine.learning.plots import figure
 from engine.learning.training import Plan
+from engine.training.drawing import figure
 from engine.training.evaluate import Labelled, in_bulk
 
 CLUSTERED = 3_000  # items whose clusters are compared with the classes

@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 
 from engine.learning.labelled import labelled_set
 from engine.learning.opis import Consistency, measure
-from engine.learning.plots import figure
 from engine.learning.training import Plan, fit
+from engine.training.drawing import figure
 
 import torch  # isort: skip
 from torch import nn  # isort: skip

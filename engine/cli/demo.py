@@ -19,7 +19,7 @@ from rich.text import Text
 
 from engine.cli.console import Interrupted, Stop
 from engine.cli.digits import Demo, Digits, Frame, Shown, Source
-from engine.cli.learn import print_figures
+from engine.cli.evaluate import print_figures
 from engine.config import Settings, StoreSettings
 from engine.errors import ConfigError
 from engine.system import logs

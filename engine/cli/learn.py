@@ -1,15 +1,14 @@
-"""`train`, `evaluate`, `model import`: commands of minutes, which report on standard error as they go."""
+"""`train`, `model import`: commands of minutes, which report on standard error as they go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, print_json
-from engine.config import Settings
+from engine.cli.console import complain
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,33 +95,3 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
 def _check_folder(out: Path) -> None:
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")
-
-
-def evaluate(settings: Settings, file: Path, stream: bool, seed: int, as_json: bool) -> None:
-    """Print the figures of one labelled set."""
-    from engine.training import evaluate
-
-    labelled = evaluate.read_labelled(file)
-    if labelled.left_out:
-        complain(f"{file}: {labelled.left_out:,} records cannot be used and are left out")
-
-    def report(done: int) -> None:
-        complain(f"{done:,} of {len(labelled.keys):,} items")
-
-    order = evaluate.stream_order(labelled, seed)
-    if stream:
-        complain(f"in the order of time, ties by seed {seed}" if labelled.timed else f"shuffled, seed {seed}")
-        figures = evaluate.streamed(settings, labelled, order, report)
-    else:
-        figures = evaluate.in_bulk(settings, labelled)
-    print_figures(asdict(figures), as_json)
-
-
-def print_figures(figures: dict[str, Any], as_json: bool) -> None:
-    """The figures of an evaluation, for programs or for people."""
-    if as_json:
-        print_json(figures)
-        return
-    for name, value in figures.items():
-        if value is not None:
-            print(f"{name:12}{value:,.3f}" if isinstance(value, float) else f"{name:12}{value:,}")

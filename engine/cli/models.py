@@ -62,7 +62,9 @@ def train(
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Labelled embeddings.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=home_path, help="Labelled embeddings, of any format.")
+    ],
     model: Annotated[
         Path | None,
         typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
@@ -70,10 +72,18 @@ def evaluate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
     ] = False,
+    levels: Annotated[bool, typer.Option("--levels", help="Figures after each level.")] = False,
+    tau: Annotated[
+        str | None,
+        typer.Option("--tau", metavar="T,T...", help="Least probability that links; one or several."),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FILE", parser=home_path, help="Draw F, sizes, and churn of a stream."),
+    ] = None,
     index: Annotated[
         str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")
     ] = None,
-    tau: Annotated[float | None, typer.Option("--tau", help="Least probability that links.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the shuffle.")] = 0,
     config: Annotated[
@@ -84,14 +94,16 @@ def evaluate(
 ) -> None:
     """Cluster a labelled set and compare with its labels.
 
-    Prints Fp, Fb, NMI, clusters, time; with --stream also ARI against a rebuild, and churn.
+    Prints both F-scores with precision and recall, NMI, ARI, clusters, time, and the classes that cost most;
+    with --stream also ARI against a rebuild, churn and flapping.
     """
-    from engine.cli import learn
+    from engine.cli.evaluate import Wish
+    from engine.cli.evaluate import evaluate as run
     from engine.config import load
 
     path = None if model is None else str(model)
-    chosen = load(config, {"model.path": path, "index.kind": index, "model.tau": tau, "batch.size": batch})
-    learn.evaluate(chosen, file, stream, seed, json)
+    chosen = load(config, {"model.path": path, "index.kind": index, "batch.size": batch})
+    run(chosen, file, Wish(stream, seed, levels, tau, json, png))
 
 
 def import_weights(

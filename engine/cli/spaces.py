@@ -76,11 +76,12 @@ def opis(
     from engine.learning import plots
     from engine.learning.labelled import read_labelled
     from engine.learning.opis import Request, check, measure
+    from engine.training.drawing import need_matplotlib
 
     request = Request(false_acceptance=rates, range=range_, epsilon=epsilon, seed=seed)
     check(request)
     if png:
-        plots.need_matplotlib()
+        need_matplotlib()
     if (file is None) == (store is None):
         raise InputError("name a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)

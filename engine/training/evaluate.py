@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from engine.collection.build import shape_of
 from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.index.base import ExactIndex
+from engine.system.stopwatch import Stopwatch
 from engine.training import scores
 from engine.types import Int64
 
 CHURN_ITEMS = 256  # churn is measured every so many items
+BACK_WITHIN = 5  # looks within which a change that is taken back was flapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +41,49 @@ class Labelled:
     times: NDArray[Any]  # (n,), zeros where the set has none
     timed: bool
     left_out: int = 0  # records of the file that cannot be used
+    names: Sequence[str] = ()  # of the classes, by label
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Against labels: Fp, Fb, NMI. None: not measured."""
+    """Against labels, but for ARI. None: not measured."""
 
     items: int
     Fp: float
+    Fp_precision: float
+    Fp_recall: float
     Fb: float
+    Fb_precision: float
+    Fb_recall: float
     NMI: float
+    ARI_labels: float
     ARI: float | None  # against the exact rebuild of the same items at the same calibration
     clusters: int
     singletons: int
     churn: float | None  # items that change their final cluster per inserted one, second half
+    flapping: float | None  # the share of these changes that are taken back within five looks
     seconds: float  # of clustering and storing
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A labelled set, clustered once."""
+
+    tau: float
+    figures: Figures
+    levels: Sequence[Figures]  # after each level, finest first; the last are the final clusters
+    clusters: Int64  # (n,) the final ones
+    churn: Sequence[tuple[int, float]] = ()  # items so far, changes per inserted item since the last look
 
 
 def read_labelled(path: Path) -> Labelled:
     """Read a labelled set. Raises InputError where the file is none."""
     found = files.read_labelled(path)
-    _, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
+    names, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
     keys = [str(row) for row in range(len(found.emb))]
     times = np.zeros(len(keys)) if found.times is None else found.times
     timed, left_out = found.times is not None, len(found.left_out)
-    return Labelled(keys, found.emb, classes.astype(np.int64), times, timed, left_out)
+    return Labelled(keys, found.emb, classes.astype(np.int64), times, timed, left_out, names.tolist())
 
 
 def stream_order(labelled: Labelled, seed: int) -> Int64:
@@ -73,11 +94,7 @@ def stream_order(labelled: Labelled, seed: int) -> Int64:
 
 def in_bulk(settings: Settings, labelled: Labelled) -> Figures:
     """Everything in one batch."""
-    with _temporary(settings) as engine:
-        start = time.perf_counter()
-        engine.upsert(labelled.keys, labelled.emb)
-        seconds = time.perf_counter() - start
-        return measure(labelled.labels, clusters_by_number(engine.state), seconds)
+    return run_in_bulk(settings, labelled, [None])[0].figures
 
 
 def streamed(
@@ -87,10 +104,38 @@ def streamed(
     report: Callable[[int], None] = lambda done: None,
 ) -> Figures:
     """In micro-batches; then compared with the exact rebuild. `report` is told the items done."""
+    return run_streamed(settings, labelled, order, report).figures
+
+
+def run_in_bulk(settings: Settings, labelled: Labelled, taus: Sequence[float | None]) -> list[Run]:
+    """Cluster everything in one batch, and again for each further tau; None: the settings' or the model's.
+
+    Lists do not depend on tau: they are made once.
+    """
+    runs: list[Run] = []
+    with _temporary(_at(settings, taus[0])) as engine:
+        start = time.perf_counter()
+        engine.upsert(labelled.keys, labelled.emb)
+        runs.append(_run(engine.state, labelled, time.perf_counter() - start))
+        for tau in taus[1:]:
+            start = time.perf_counter()
+            state = _clustered_again(engine, tau)
+            runs.append(_run(state, labelled, time.perf_counter() - start))
+    return runs
+
+
+def run_streamed(
+    settings: Settings,
+    labelled: Labelled,
+    order: Int64,
+    report: Callable[[int], None] = lambda done: None,
+    tau: float | None = None,
+) -> Run:
+    """Cluster in micro-batches; see `streamed`."""
     size = settings.batch.size or STREAM_BATCH
     churn = Churn(len(order))
     seconds = 0.0
-    with _temporary(settings) as engine:
+    with _temporary(_at(settings, tau)) as engine:
         for first in range(0, len(order), size):
             rows = order[first : first + size]
             start = time.perf_counter()
@@ -99,25 +144,53 @@ def streamed(
             churn.observe(engine)
             if (first // size) % 10 == 9:
                 report(first + len(rows))
-        clusters = clusters_by_number(engine.state)
-        ari = scores.ari(rebuilt_clusters(engine), clusters)
-        return measure(labelled.labels, clusters, seconds, ari, churn.rate)
+        ari = scores.ari(rebuilt_clusters(engine), clusters_by_number(engine.state))
+        return _run(engine.state, labelled, seconds, ari, churn)
+
+
+def _run(
+    state: State, labelled: Labelled, seconds: float, ari: float | None = None, churn: Churn | None = None
+) -> Run:
+    found = clusters_by_level(state)
+    parts = [measure(labelled.labels, part, seconds) for part in found]
+    clusters = found[-1]
+    rate, back = (churn.rate, churn.flapping) if churn else (None, None)
+    figures = measure(labelled.labels, clusters, seconds, ari, rate, back)
+    return Run(state.hierarchy.shape.tau, figures, parts, clusters, churn.curve if churn else ())
+
+
+def _at(settings: Settings, tau: float | None) -> Settings:
+    if tau is None:
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"tau": tau})})
 
 
 def measure(
-    labels: Int64, clusters: Int64, seconds: float, ari: float | None = None, churn: float | None = None
+    labels: Int64,
+    clusters: Int64,
+    seconds: float,
+    ari: float | None = None,
+    churn: float | None = None,
+    flapping: float | None = None,
 ) -> Figures:
     """All figures of a partition (n,) against labels (n,)."""
     sizes = np.unique(clusters, return_counts=True)[1]
+    pairs, items = scores.pairwise(labels, clusters), scores.bcubed(labels, clusters)
     return Figures(
         items=len(labels),
-        Fp=scores.pairwise_f(labels, clusters),
-        Fb=scores.bcubed_f(labels, clusters),
+        Fp=pairs.f,
+        Fp_precision=pairs.precision,
+        Fp_recall=pairs.recall,
+        Fb=items.f,
+        Fb_precision=items.precision,
+        Fb_recall=items.recall,
         NMI=scores.nmi(labels, clusters),
+        ARI_labels=scores.ari(labels, clusters),
         ARI=ari,
         clusters=len(sizes),
         singletons=int((sizes == 1).sum()),
         churn=churn,
+        flapping=flapping,
         seconds=seconds,
     )
 
@@ -131,6 +204,27 @@ def clusters_by_number(state: State) -> Int64:
     """The final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
     keys = [b"%d" % number for number in range(state.items.live)]
     return state.final_clusters(state.items.find(keys))
+
+
+def clusters_by_level(state: State) -> list[Int64]:
+    """The clusters (n,) after each level, finest first; keys must be the numbers 0 .. n-1."""
+    keys = [b"%d" % number for number in range(state.items.live)]
+    place, found = state.items.nodes[state.items.find(keys)].astype(np.int64), list[Int64]()
+    for level in state.hierarchy.levels:
+        roots = level.root[place]
+        found.append(roots.astype(np.int64))
+        place = level.above[roots].astype(np.int64)
+    return found
+
+
+def _clustered_again(engine: Engine, tau: float | None) -> State:
+    """The engine's items at another tau, from its lists and its calibration; without names."""
+    loaded = engine.store.load()
+    shape = shape_of(_at(engine.settings, tau), engine.model, engine.dim or 1)
+    state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
+    state.restore_lists(loaded)
+    state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+    return state
 
 
 def exact_rebuild(engine: Engine) -> State:
@@ -152,7 +246,9 @@ class Churn:
     def __init__(self, total: int) -> None:
         self._total = total
         self._known = np.zeros(total, np.int64)  # cluster by key when last looked, 0: not there
-        self._items = self._changed = self._inserted = 0
+        self._items = self._changed = self._inserted = self._back = 0
+        self._pending: deque[tuple[Int64, Int64]] = deque(maxlen=BACK_WITHIN)  # keys, clusters before
+        self.curve: list[tuple[int, float]] = []  # items so far, changes per inserted one since the last look
 
     def observe(self, engine: Engine) -> None:
         """After each batch."""
@@ -161,15 +257,33 @@ class Churn:
         keys, clusters = engine.labels()
         current = np.zeros(self._total, np.int64)
         current[np.array([int(key) for key in keys], np.int64)] = clusters
+        changed = np.flatnonzero((current != self._known) & (self._known != 0))
+        inserted = len(keys) - self._items
+        if self._items:
+            self.curve.append((len(keys), len(changed) / max(inserted, 1)))
         if self._items >= self._total / 2:
-            self._changed += int(((current != self._known) & (self._known != 0)).sum())
-            self._inserted += len(keys) - self._items
+            self._changed += len(changed)
+            self._inserted += inserted
+            self._take_back(current, changed)
         self._known, self._items = current, len(keys)
+
+    def _take_back(self, current: Int64, changed: Int64) -> None:
+        """Count the changes of the last looks that this one takes back, each once."""
+        for at, (keys, before) in enumerate(self._pending):
+            back = current[keys] == before
+            self._back += int(back.sum())
+            self._pending[at] = keys[~back], before[~back]
+        self._pending.append((changed, self._known[changed]))
 
     @property
     def rate(self) -> float | None:
         """None: the stream was too short."""
         return self._changed / self._inserted if self._inserted else None
+
+    @property
+    def flapping(self) -> float | None:
+        """The share of the changes that were taken back within five looks; None: there were none."""
+        return self._back / self._changed if self._changed else None
 
 
 @contextmanager

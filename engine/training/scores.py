@@ -7,6 +7,9 @@ O(n log n).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -14,26 +17,84 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from engine.types import Int64
 
 
-def pairwise_f(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """F of the pairs in one cluster against the pairs in one class; 1 where neither has a pair."""
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Low precision: lumps of several classes. Low recall: classes in pieces. `f`: the harmonic mean."""
+
+    precision: float
+    recall: float
+    f: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How well one class was found: BCubed precision and recall of its items, and where they went."""
+
+    label: int
+    items: int
+    precision: float
+    recall: float
+    pieces: Sequence[tuple[int, int]]  # cluster, items of the class in it; the largest first
+
+    @property
+    def f(self) -> float:
+        """Harmonic mean of both."""
+        return 2.0 * self.precision * self.recall / (self.precision + self.recall)
+
+
+def pairwise(labels: ArrayLike, clusters: ArrayLike) -> Agreement:
+    """Of the pairs in one cluster against the pairs in one class; 1 where there is no such pair."""
     cells, classes, groups, _, _ = _contingency(labels, clusters)
     both, true, found = (float(_pairs(counts)) for counts in (cells, classes, groups))
-    return 2.0 * both / (true + found) if true + found else 1.0
+    f = 2.0 * both / (true + found) if true + found else 1.0
+    return Agreement(both / found if found else 1.0, both / true if true else 1.0, f)
 
 
-def bcubed_f(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """F of BCubed precision and recall: the means over items of |C & K| / |K| and |C & K| / |C|.
+def pairwise_f(labels: ArrayLike, clusters: ArrayLike) -> float:
+    """F of the pairs in one cluster against the pairs in one class; 1 where neither has a pair."""
+    return pairwise(labels, clusters).f
+
+
+def bcubed(labels: ArrayLike, clusters: ArrayLike) -> Agreement:
+    """BCubed precision and recall: the means over items of |C & K| / |K| and |C & K| / |C|.
 
     C is the item's class, K its cluster, the item itself included. 1 for no items.
     """
     cells, classes, groups, class_of, group_of = _contingency(labels, clusters)
     n = cells.sum()
     if n == 0:
-        return 1.0
+        return Agreement(1.0, 1.0, 1.0)
     squares = cells.astype(np.float64) ** 2
     precision = float((squares / groups[group_of]).sum() / n)
     recall = float((squares / classes[class_of]).sum() / n)
-    return 2.0 * precision * recall / (precision + recall)
+    return Agreement(precision, recall, 2.0 * precision * recall / (precision + recall))
+
+
+def bcubed_f(labels: ArrayLike, clusters: ArrayLike) -> float:
+    """F of BCubed precision and recall; see `bcubed`."""
+    return bcubed(labels, clusters).f
+
+
+def by_class(labels: Int64, clusters: Int64) -> list[ClassScore]:
+    """Return the score of each class, those that cost BCubed F most first: by items times (1 - F)."""
+    cells, classes, groups, class_of, group_of = _contingency(labels, clusters)
+    names, numbers = np.unique(labels), np.unique(clusters)
+    squares = cells.astype(np.float64) ** 2
+    precision = np.bincount(class_of, squares / groups[group_of]) / classes
+    recall = np.bincount(class_of, squares) / classes.astype(np.float64) ** 2
+    order = np.lexsort((-cells, class_of))
+    stops = np.cumsum(np.bincount(class_of))
+    found = [
+        ClassScore(
+            int(names[at]),
+            int(classes[at]),
+            float(precision[at]),
+            float(recall[at]),
+            [(int(numbers[group_of[cell]]), int(cells[cell])) for cell in order[start:stop]],
+        )
+        for at, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))
+    ]
+    return sorted(found, key=lambda score: -score.items * (1.0 - score.f))
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from tests.conftest import Run, command, environment, warm_command
 
-KEYS = {"items", "Fp", "Fb", "NMI", "ARI", "clusters", "singletons", "churn", "seconds"}
+KEYS = {
+    "items", "Fp", "Fp_precision", "Fp_recall", "Fb", "Fb_precision", "Fb_recall", "NMI", "ARI_labels", "ARI",
+    "clusters", "singletons", "churn", "flapping", "seconds",
+}  # fmt: skip
 
 
 def test_the_demo_ends_with_a_summary(tmp_path: Path) -> None:

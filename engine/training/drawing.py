@@ -1,0 +1,50 @@
+"""Figures as PNG files. They need matplotlib, which Shoal itself does without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InputError
+
+
+def need_matplotlib() -> None:
+    """Raise InputError where matplotlib is missing: before the work, not after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "a figure needs matplotlib, which is not installed: pip install 'shoal[plots]'."
+        ) from None
+
+
+@contextmanager
+def figure(
+    path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 4.5)
+) -> Iterator[Any]:
+    """The axes of a new figure, (rows, columns), or one; it is written to `path` at the end."""
+    need_matplotlib()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    made, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    try:
+        for each in axes.flat:
+            each.spines[["top", "right"]].set_visible(False)
+        yield axes if rows * columns > 1 else axes[0, 0]
+        made.tight_layout()
+        made.savefig(path, dpi=110, pil_kwargs={"optimize": True}, format="png")
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
+    finally:
+        pyplot.close(made)
+
+
+def shortened(name: str) -> str:
+    """A name that fits a legend, and in which matplotlib sees no formula."""
+    short = name if len(name) <= 28 else f"{name[:27]}…"
+    return short.replace("$", r"\$").lstrip("_") or "(unnamed)"

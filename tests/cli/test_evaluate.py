@@ -1,0 +1,62 @@
+"""`shoal evaluate`: levels, taus, the classes that cost most, pictures, and files of any format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import data, mixture, refused, told  # noqa: F401
+from tests.conftest import Run
+
+
+def test_each_tau_is_what_it_is_alone(shoal: Run, data: Path) -> None:  # noqa: F811
+    runs = told(shoal("evaluate", data, "--tau", "0.2,0.5, 0.9", "--levels", "--json"))["runs"]
+    assert [run["tau"] for run in runs] == [0.2, 0.5, 0.9]
+    assert len({run["clusters"] for run in runs}) > 1
+    for run in runs:
+        assert [round(run["levels"][-1][name], 9) for name in ("Fb", "NMI")] == [
+            round(run[name], 9) for name in ("Fb", "NMI")
+        ]
+        assert 2 * run["Fb_precision"] * run["Fb_recall"] / (run["Fb_precision"] + run["Fb_recall"]) == (
+            pytest.approx(run["Fb"])
+        )
+        clusters = [level["clusters"] for level in run["levels"]]
+        assert clusters == sorted(clusters, reverse=True)
+    alone = told(shoal("evaluate", data, "--tau", "0.9", "--index", "exact", "--json"))
+    assert {**alone, "seconds": 0} == {k: v for k, v in runs[2].items() if k != "levels"} | {"seconds": 0}
+
+
+def test_what_people_read(shoal: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    done = shoal("evaluate", data, "--tau", "0.1,0.97", "--levels", "--stream", "--png", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    for words in ("At each tau:", "the best Fb:", "Fb_precision", "After each level", "cost most", "churn"):
+        assert words in done.stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    for tau, words in (("0.0", "lumps of several classes"), ("0.99", "in pieces")):
+        assert words in shoal("evaluate", data, "--tau", tau).stdout
+
+
+def test_files_of_other_formats(shoal: Run, tmp_path: Path) -> None:
+    emb, labels = mixture()
+    lines = [
+        json.dumps({"key": str(at), "embedding": one.tolist(), "label": f"class {label}"})
+        for at, (one, label) in enumerate(zip(emb, labels, strict=True))
+    ]
+    (tmp_path / "data.jsonl").write_text(
+        "\n".join([*lines[:-1], '{"key": "x", "embedding": [NaN], "label": 1}'])
+    )
+    done = shoal("evaluate", "data.jsonl", "--json")
+    found = told(done)
+    assert found["items"] == 299
+    assert "1 records cannot be used" in done.stderr
+    assert found["worst"][0]["class"].startswith("class ")
+    assert sum(piece["items"] for piece in found["worst"][0]["pieces"]) <= found["worst"][0]["items"]
+
+
+def test_what_makes_no_sense_is_refused(shoal: Run, data: Path) -> None:  # noqa: F811
+    refused(shoal("evaluate", data, "--tau", "0.3,high"), 3, "--tau", "'high'")
+    refused(shoal("evaluate", data, "--tau", "1.0"), 3, "--tau", "'1.0'")
+    refused(shoal("evaluate", data, "--tau", ""), 3, "--tau", "''")
+    refused(shoal("evaluate", data, "--png", "no/a.png"), 3, "no/a.png cannot be written")
