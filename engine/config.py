@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -128,6 +129,15 @@ class ModelSettings(_Section):
     adapter: MaybePath = None  # applied to every embedding; "" or None: none
     tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links
     max_levels: int | None = Field(None, ge=1, le=32)
+    coarser: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.35, 0.2], max_length=8
+    )  # tau of each level of themes above the final clusters, falling; []: there are none
+
+    @model_validator(mode="after")
+    def _falling(self) -> ModelSettings:
+        if any(upper >= lower for lower, upper in pairwise(self.coarser)):
+            raise ValueError(f"coarser = {self.coarser} has to fall: each level joins more than the one below")
+        return self
 
 
 class KafkaSettings(_Section):
@@ -273,6 +283,8 @@ class LimitsSettings(_Section):
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
     assign_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
     assign_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
+    theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # that are grouped into themes: all pairs of peaks
+    theme_share: float = Field(0.1, gt=0, le=1)  # of the time that grouping them again may take
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
     start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
     progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well

@@ -211,6 +211,18 @@ NO_CLUSTERS = Clusters(*(np.zeros(0, np.int64) for _ in range(8)))
 
 
 @dataclass(frozen=True, slots=True)
+class Themes:
+    """The final clusters of a version, and the theme of each at every coarser level, the finest first.
+
+    A theme is known by its smallest cluster id.
+    """
+
+    version: int
+    clusters: Int64  # (c,), rising ids
+    keys: Int64  # (levels, c)
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """The final cluster of an item changed. `cluster` 0: the item is gone."""
 

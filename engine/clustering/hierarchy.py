@@ -347,7 +347,7 @@ class Hierarchy:
                 moves = Moves(rows, np.full(len(rows), -1, np.int32), lower.root[rows])
                 delta, told = Delta.of(_NONE, _NONE), rows
             upper = self.levels[at]
-            delta = self._lift(lower, upper, delta, moves)
+            delta = lift(lower, upper, delta, moves)
             told = hear(lower, upper, told, moves, delta.gone)
             delta = replace(delta, reshaped=np.union1d(delta.reshaped, told))
             lower.nodes.release(released)
@@ -358,33 +358,34 @@ class Hierarchy:
         self.levels[-1].nodes.release(delta.gone)
         return works
 
-    def _lift(self, lower: Level, upper: Level, delta: Delta, moves: Moves) -> Delta:
-        """Translate a level's moves and gains into the next level's batch."""
-        roots, sizes, sums = _gains(lower, delta, moves)
-        is_peak = lower.nodes.alive[roots] & (lower.parent[roots] == ROOT)
-        was_peak = lower.above[roots] >= 0
-        appeared, vanished, stayed = is_peak & ~was_peak, was_peak & ~is_peak, is_peak & was_peak
-        stayed &= (sizes != 0) | (sums != 0).any(axis=1)
 
-        gone = lower.above[roots[vanished]]
-        assert not (upper.sizes[gone] + sizes[vanished]).any(), "a supernode vanished with items in it"
-        upper.nodes.remove(gone)
-        lower.above[roots[vanished]] = -1
+def lift(lower: Level, upper: Level, delta: Delta, moves: Moves) -> Delta:
+    """Translate a level's moves and gains into the next level's batch."""
+    roots, sizes, sums = _gains(lower, delta, moves)
+    is_peak = lower.nodes.alive[roots] & (lower.parent[roots] == ROOT)
+    was_peak = lower.above[roots] >= 0
+    appeared, vanished, stayed = is_peak & ~was_peak, was_peak & ~is_peak, is_peak & was_peak
+    stayed &= (sizes != 0) | (sums != 0).any(axis=1)
 
-        peaks = roots[appeared]
-        new = upper.add(lower.nodes.vectors[peaks], lower.nodes.hashes[peaks])
-        upper.below[new], lower.above[peaks] = peaks, new
-        upper.sizes[new], upper.sums[new] = sizes[appeared], sums[appeared]
+    gone = lower.above[roots[vanished]]
+    assert not (upper.sizes[gone] + sizes[vanished]).any(), "a supernode vanished with items in it"
+    upper.nodes.remove(gone)
+    lower.above[roots[vanished]] = -1
 
-        touched = lower.above[roots[stayed]]
-        upper.sizes[touched] += sizes[stayed]
-        upper.sums[touched] += sums[stayed]
-        fresh = np.concatenate([new, touched])
-        means = np.empty((len(fresh), self.shape.dim), np.int16)
-        round_means(upper.sums[fresh], upper.sizes[fresh], means)
-        differs = (means != upper.means[fresh]).any(axis=1)[len(new) :] | (sizes[stayed] != 0)
-        upper.means[fresh] = means
-        return Delta(new, gone, touched, sizes[stayed], sums[stayed], touched[differs])
+    peaks = roots[appeared]
+    new = upper.add(lower.nodes.vectors[peaks], lower.nodes.hashes[peaks])
+    upper.below[new], lower.above[peaks] = peaks, new
+    upper.sizes[new], upper.sums[new] = sizes[appeared], sums[appeared]
+
+    touched = lower.above[roots[stayed]]
+    upper.sizes[touched] += sizes[stayed]
+    upper.sums[touched] += sums[stayed]
+    fresh = np.concatenate([new, touched])
+    means = np.empty((len(fresh), lower.shape.dim), np.int16)
+    round_means(upper.sums[fresh], upper.sizes[fresh], means)
+    differs = (means != upper.means[fresh]).any(axis=1)[len(new) :] | (sizes[stayed] != 0)
+    upper.means[fresh] = means
+    return Delta(new, gone, touched, sizes[stayed], sums[stayed], touched[differs])
 
 
 def hear(lower: Level, upper: Level, told: Int32, moves: Moves, gone: Int32) -> Int32:

@@ -6,11 +6,13 @@ their vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from engine.clustering.distinct import distinct_hashes
 from engine.clustering.hierarchy import Shape
 from engine.types import Epoch, EvidenceArrays, Int16, Int32, KnnGraph, UInt64
 
@@ -43,12 +45,39 @@ def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch)
             graph = replace(graph, evidence=evidence_of(levels[0], items))
         level = _level(graph, hashes[nodes], items, model, shape.tau, epoch)
         levels.append(level)
-        peaks = [row for row, parent in enumerate(level.parents) if parent < 0]
+        peaks = _peaks(level)
         if len(peaks) == len(nodes) or len(levels) == shape.max_levels:
             return levels
-        trees = [[row for row, root in enumerate(level.roots) if root == peak] for peak in peaks]
-        items = [[item for row in tree for item in items[row]] for tree in trees]
+        items = _trees(level)
         nodes = [nodes[peak] for peak in peaks]
+
+
+def themes(
+    grid: Int16, levels: list[SlowLevel], model: Any, shape: Shape, taus: Sequence[float], epoch: Epoch
+) -> list[list[list[int]]]:
+    """The themes above the levels that `cluster` made of `grid`, at each tau: rows of level 0 by theme."""
+    base, level = levels[0], levels[-1]
+    grid = np.array([grid[row] for row in np.argsort(distinct_hashes(grid))], np.int16).reshape(grid.shape)
+    found = []
+    for tau in taus:
+        hashes, items = level.hashes[_peaks(level)], _trees(level)
+        nodes = [base.hashes.tolist().index(name) for name in hashes.tolist()]
+        mean = np.array([rounded_mean(grid[own]) for own in items], np.int16)
+        graph = _graph(grid[nodes], hashes, mean, items, shape)
+        graph = replace(graph, evidence=evidence_of(base, items))
+        level = _level(graph, hashes, items, model, tau, epoch)
+        found.append(_trees(level))
+    return found
+
+
+def _peaks(level: SlowLevel) -> list[int]:
+    return [row for row, parent in enumerate(level.parents) if parent < 0]
+
+
+def _trees(level: SlowLevel) -> list[list[int]]:
+    """The items under each peak."""
+    trees = [[row for row, root in enumerate(level.roots) if root == peak] for peak in _peaks(level)]
+    return [[item for row in tree for item in level.items[row]] for tree in trees]
 
 
 def _graph(
