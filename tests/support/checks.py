@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.clustering.decode import ROOT
 from engine.clustering.distinct import distinct_hashes
+from engine.clustering.evidence import Trees, gather
 from engine.clustering.hierarchy import Hierarchy, Level
 from engine.clustering.neighborhood import Neighborhood
 from engine.clustering.state import State
@@ -43,6 +44,7 @@ def check_state(state: State, world: World) -> None:
         check_level(level)
     for lower, upper in pairwise(state.hierarchy.levels):
         check_link(lower, upper)
+        check_evidence(lower, upper)
     check_supernodes(state.hierarchy)
 
 
@@ -94,6 +96,25 @@ def check_link(lower: Level, upper: Level) -> None:
     assert np.array_equal(upper.below[above], peaks)
     assert np.array_equal(upper.nodes.vectors[above], lower.nodes.vectors[peaks])
     assert np.array_equal(upper.nodes.hashes[above], lower.nodes.hashes[peaks])
+
+
+def check_evidence(lower: Level, upper: Level) -> None:
+    """Entries are those computed anew from the level below; in the pool each row has a place of its own."""
+    rows = upper.nodes.all_rows()
+    trees = Trees(lower.root[: lower.nodes.rows], lower.above)
+    fresh = gather(rows, trees, lower.sources(), upper.capacity)
+    held = upper.evidence.arrays
+    assert np.array_equal(held.counts[rows], fresh.counts)
+    assert np.array_equal(held.totals[rows], fresh.totals)
+    begins = held.starts[rows]
+    at = np.repeat(begins - (np.cumsum(fresh.counts) - fresh.counts), fresh.counts) + np.arange(
+        len(fresh.partners)
+    )
+    assert np.array_equal(held.partners[at], fresh.partners)
+    assert np.array_equal(held.sums[at], fresh.sums)
+    assert len(np.unique(at)) == len(at), "two rows share an entry"
+    dead = np.setdiff1d(np.arange(upper.nodes.rows), rows)
+    assert not held.counts[dead].any()
 
 
 def check_supernodes(hierarchy: Hierarchy) -> None:
