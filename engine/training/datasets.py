@@ -298,3 +298,16 @@ def subset(collection: Collection, rng: Rng, most: int) -> Collection:
         order = order[np.sort(first[np.arange(len(first)) - starts < cap])]
     rows = order[:n]
     return Collection(collection.name, collection.emb[rows], labels[rows])
+
+
+def large_part(collection: Collection, rng: Rng, least: int = 1_200, most: int = 12_000) -> Collection:
+    """A large part of a collection, as it is or in a view: all classes or a third of them and more."""
+    labels = collection.labels
+    rows = rng.permutation(len(labels))
+    if rng.random() < 0.5:
+        classes = rng.permutation(np.unique(labels))
+        kept = classes[: max(2, int(len(classes) * rng.uniform(0.3, 1.0)))]
+        rows = rows[np.isin(labels[rows], kept)]
+    rows = rows[: int(np.exp(rng.uniform(np.log(least), np.log(most))))]
+    part = Collection(collection.name, collection.emb[rows], labels[rows])
+    return view(part, rng) if rng.random() < 0.5 else part

@@ -25,6 +25,7 @@ from engine.training.datasets import (
     distinct,
     embedded_again,
     generated,
+    large_part,
     read_labelled,
     subset,
     view,
@@ -45,7 +46,6 @@ from engine.types import Epoch, Float32, Int64
 import torch  # isort: skip
 
 MOST_ITEMS = 2500  # of most training graphs
-LARGE_ITEMS = 10_000  # of some: lists are tighter in large collections
 UPPER_LEVELS = 3  # grown in training, level 0 included
 
 
@@ -62,6 +62,7 @@ class Plan:
     course: Course = field(default_factory=Course)
     oracle_share: float = 0.15  # of the time, before roll-outs
     generated_share: float = 0.35  # of the other collections drawn
+    large_share: float = 0.25  # of parts of files: of thousands of items, whose levels have more nodes
     first: int = 60  # collections drawn before the first step; they set the features' ranges
     fresh_every: int = 12  # steps between new collections
     fresh_topics: int = 6  # so too, of few topics: they are small and vary more
@@ -326,7 +327,8 @@ def _drawn(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, pl
         versions = sources[int(rng.integers(len(sources)))]
         own = rng.random() < 0.6
         drawn = versions[0] if own else versions[int(rng.integers(len(versions)))]
-        drawn = view(subset(drawn, rng, LARGE_ITEMS if rng.random() < 0.15 else MOST_ITEMS), rng)
+        large = rng.random() < plan.large_share
+        drawn = large_part(drawn, rng) if large else view(subset(drawn, rng, MOST_ITEMS), rng)
     if rng.random() < 0.1:
         drawn = topics.in_cone(rng, drawn)
     return topics.planted(rng, drawn) if rng.random() < 0.02 else drawn

@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
 from engine.training import topics
-from engine.training.datasets import Collection, distinct, generated, read_labelled, subset, view
+from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
 from engine.training.learner import Course, scene_loss
 from engine.training.rollout import (
     Built,
@@ -49,7 +49,7 @@ def test_generated_collections_are_usable(seed: int) -> None:
     rng = np.random.default_rng(seed)
     collection = generated(rng, int(rng.integers(100, 1200)))
     part = view(subset(collection, rng, 400), rng)
-    for each in (collection, part):
+    for each in (collection, part, large_part(collection, rng, 100, 900)):
         assert np.isfinite(each.emb).all(), f"{seed=}"
         assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
     assert len(part.emb) <= 400
