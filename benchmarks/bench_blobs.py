@@ -55,7 +55,7 @@ def main() -> None:
 def clusters(model: LinkageModel, emb: Float32) -> Int64:
     """The final cluster of each row (n,)."""
     epoch = measured_epoch(emb, model.default_epoch)
-    final = partitions(hierarchy(emb, model, model.tau, model.max_levels, epoch))[-1]
+    final = partitions(hierarchy(emb, model, model.tau, model.max_levels, epoch, base_tau=model.base_tau))[-1]
     return np.unique(final, return_inverse=True)[1]
 
 

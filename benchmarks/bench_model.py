@@ -57,7 +57,7 @@ def judged(model: LinkageModel, collection: Collection) -> tuple[dict[str, Any],
     usable = np.isfinite(collection.emb).all(axis=1) & (np.abs(collection.emb).sum(axis=1) > 0)
     emb, labels = collection.emb[usable], collection.labels[usable]
     epoch = measured_epoch(emb, model.default_epoch)
-    built = hierarchy(emb, model, model.tau, model.max_levels, epoch)
+    built = hierarchy(emb, model, model.tau, model.max_levels, epoch, base_tau=model.base_tau)
     first, last = (scores.bcubed(labels, part) for part in (partitions(built)[0], partitions(built)[-1]))
     scene = scenes(built, labels, epoch)[0]
     base = built.levels[0]

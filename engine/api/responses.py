@@ -209,6 +209,7 @@ class ExplainedLevel(Node):
 
     level: Annotated[int, Field(ge=0)]
     cluster: ClusterId
+    tau: Annotated[float, Field(description="Least linkage that links at this level.")]
     neighbors: list[Neighbor]
     refused: Annotated[Neighbor | None, Field(description="The best that tau or density kept it from.")]
     chain: Annotated[
@@ -231,6 +232,7 @@ class ExplainedLevel(Node):
             "copies": 1,
             "size": 1,
             "density": 0.12,
+            "tau": 0.6,
             "neighbors": [NEIGHBOR],
             "refused": None,
             "chain": CHAIN,
@@ -244,7 +246,7 @@ class Explanation(Stamped):
     key: ItemKey
     cluster: ClusterId
     path: list[ClusterId]
-    tau: Annotated[float, Field(description="Least linkage that links.")]
+    tau: Annotated[float, Field(description="Least linkage that links above level 0.")]
     levels: list[ExplainedLevel]
 
 

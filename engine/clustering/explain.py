@@ -71,6 +71,7 @@ def _at_level(state: State, at: int, row: int, own: dict[int, str]) -> Answer:
     refused = [n for n in neighbors if n["verdict"] in (BELOW_TAU, LOWER_DENSITY)]
     return {
         **nodes[row],
+        "tau": float(level.tau),
         "neighbors": neighbors,
         "refused": max(refused, key=lambda n: n["linkage"], default=None),
         "chain": [{**nodes[node], **_link_up(level, node)} for node in shown],
@@ -112,7 +113,7 @@ def _verdict(level: Level, row: int, other: int, rank: int) -> str:
     """Apply the rule of `decode.parents`."""
     if level.parent[row] == other:
         return PARENT
-    if level.linkage[row, rank] <= np.float32(level.shape.tau):
+    if level.linkage[row, rank] <= level.tau:
         return BELOW_TAU
     hashes, density = level.nodes.hashes, level.density
     if (density[other], hashes[other]) <= (density[row], hashes[row]):

@@ -72,6 +72,11 @@ class Shape:
     peak_width: int = 32  # neighbours kept per supernode: peaks come and go
     search_width: int = 100  # see `Neighborhood`
     holders_max: int = 64
+    base_tau: float | None = None  # level 0's; None: tau
+
+    def tau_at(self, is_base: bool) -> np.float32:
+        """Return the probability that a link has to exceed, at level 0 or above it."""
+        return np.float32(self.base_tau if is_base and self.base_tau is not None else self.tau)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ class Level(Columns):
                 "edge_holds": (np.bool_, False, (edges,)),
             }
         )
-        self.shape, self.is_base = shape, is_base
+        self.shape, self.is_base, self.tau = shape, is_base, shape.tau_at(is_base)
         self.nodes = Nodes(shape.dim)
         width = shape.base_width if is_base else shape.peak_width
         self.lists = Neighborhood(
@@ -270,7 +275,7 @@ class Level(Columns):
         rows = np.union1d(rows, lists.affected_nodes(rows[differs]))
         edges = decode.Edges(lists.neighbors, lists.lengths, self.linkage)
         order = decode.Order(self.density, self.nodes.hashes)
-        parent = decode.parents(rows, k, np.float32(self.shape.tau), edges, order)
+        parent = decode.parents(rows, k, self.tau, edges, order)
         rehung: Int32 = rows[parent != self.parent[rows]]
         self.parent[rows] = parent
         return rehung

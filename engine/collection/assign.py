@@ -154,7 +154,7 @@ def _answers(
         mine = linkage[sources == number]
         hashes = hash_vectors(near[at].nodes.vectors)
         best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
-        links = mine[best] > np.float32(state.hierarchy.shape.tau)
+        links = mine[best] > state.hierarchy.base.tau
         node = int(near[at].nodes.ids[best])
         cluster = _final_cluster(tables, node) if links else None
         answers[at] = Answer(cluster, float(mine[best]), _oldest(tables, node))

@@ -50,6 +50,7 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
         peak_width=max(32, 2 * model.k),
         search_width=settings.limits.search_width,
         holders_max=settings.limits.holders_max,
+        base_tau=model.base_tau,
     )
 
 

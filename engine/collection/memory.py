@@ -30,7 +30,7 @@ def assign(state: State, grid: Int16) -> Int64:
     for first in range(0, len(asked), BLOCK):
         part = asked[first : first + BLOCK]
         best, linkage = _most_probable(state, grid[part], *_nearest(base, rows, grid[part]))
-        links = linkage > np.float32(base.shape.tau)
+        links = linkage > base.tau
         out[part[links]] = state.final_of_nodes(best[links])
     return out
 

@@ -104,6 +104,7 @@ class LanderModel:
     """Trained weights with their card, as the engine runs them; see `engine.model.linkage.LinkageModel`."""
 
     dim: int | None  # of the embeddings that it takes
+    base_tau: float | None = None  # one tau for all levels
     reads_vectors = True  # also at level 0, where other models read neighbour lists alone
 
     def __init__(self, weights: Mapping[str, Tensor], card: LanderCard) -> None:

@@ -36,6 +36,7 @@ class Card:
     hidden: int = 48  # of the network of level 0
     upper_hidden: int = 48  # of the other one
     tau: float = 0.6
+    base_tau: float | None = None  # level 0's; None: tau
     max_levels: int = 2
     mean: float = 0.1  # random-pair similarity assumed for collections too small to measure
     deviation: float = 0.1
@@ -43,7 +44,7 @@ class Card:
 
 
 class LinkageModel:
-    """Both networks with their card. `k`, `tau` and `max_levels` are the card's defaults.
+    """Both networks with their card. `k`, `tau`, `base_tau` and `max_levels` are the card's.
 
     `default_epoch` serves collections too small to be measured; `sha256` names the weights and
     everything else that its answers depend on.
@@ -54,7 +55,7 @@ class LinkageModel:
 
     def __init__(self, base: Linkage, upper: Linkage, card: Card) -> None:
         self.base, self.upper, self.card = base, upper, card
-        self.k, self.tau, self.max_levels = card.k, card.tau, card.max_levels
+        self.k, self.tau, self.base_tau, self.max_levels = card.k, card.tau, card.base_tau, card.max_levels
         self.default_epoch = Epoch(card.mean, card.deviation, 0)
         self.sha256 = _digest(self._bytes(), card)
 
@@ -106,6 +107,8 @@ def _upper(card: Card) -> UniversalConfig:
 
 def _digest(weights: bytes, card: Card) -> str:
     facts = f"{card.k} {card.hidden} {card.mean!r} {card.deviation!r}".encode()
+    if card.base_tau is not None:
+        facts += f" {card.base_tau!r}".encode()
     return hashlib.sha256(weights + facts).hexdigest()
 
 

@@ -81,14 +81,20 @@ class Built:
 
 
 def hierarchy(
-    emb: Float32, model: Model, tau: float, max_levels: int, epoch: Epoch | None = None, seed: int = 0
+    emb: Float32,
+    model: Model,
+    tau: float,
+    max_levels: int,
+    epoch: Epoch | None = None,
+    seed: int = 0,
+    base_tau: float | None = None,
 ) -> Built:
     """Cluster embeddings (n, d), none of them zero, in bulk with the exact index.
 
     `epoch`: the collection's own by default. Nodes follow the order of their first items; `seed` breaks ties.
     """
     grid, node_of = _distinct(emb)
-    shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels)
+    shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels, base_tau=base_tau)
     built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
     rows = built.base.add(grid, hashes)

@@ -46,6 +46,7 @@ from engine.types import Epoch, Float32, Int64
 import torch  # isort: skip
 
 MOST_ITEMS = 2500  # of most training graphs
+CARD = Card(tau=0.5, base_tau=0.6, max_levels=3)  # pure pieces first, then joined
 UPPER_LEVELS = 3  # grown in training, level 0 included
 
 
@@ -164,9 +165,8 @@ def evaluate(
     model: LinkageModel, collection: Collection, tau: float | None = None, max_levels: int | None = None
 ) -> dict[str, float]:
     """Cluster a collection in bulk; its Fb, Fp, NMI, ARI and clusters, and Fb after each level."""
-    built = hierarchy(
-        collection.emb, model, model.tau if tau is None else tau, max_levels or model.max_levels
-    )
+    tau, depth = model.tau if tau is None else tau, max_levels or model.max_levels
+    built = hierarchy(collection.emb, model, tau, depth, base_tau=model.base_tau)
     found = partitions(built)
     result = {f"Fb_{depth}": scores.bcubed_f(collection.labels, part) for depth, part in enumerate(found)}
     last = found[-1]
@@ -252,9 +252,8 @@ class Trainer:
     def model(self) -> LinkageModel:
         """Return the averages of the weights so far, as the engine runs them."""
         base = self.start.base if self.start and self.plan.upper_share == 1.0 else self.base.linkage()
-        return LinkageModel(
-            base, self.upper.linkage(), Card(hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
-        )
+        card = replace(CARD, hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
+        return LinkageModel(base, self.upper.linkage(), card)
 
     def _draw(self, model: LinkageModel | None, few: bool) -> Levels:
         """Return level 0 and the levels above it of a new collection, made by `model` or else by an oracle.

@@ -13,10 +13,10 @@ export function explanation(found, signal) {
   const faces = new Faces(signal);
   return [
     el("p", {}, ...summary(found)),
-    ...found.levels.map((level, i) => levelNode(found, level, i, faces)),
+    ...found.levels.map((level, i) => levelNode(level, i, faces)),
     el("details", { class: "rule" }, el("summary", {}, "How to read this"), el("p", { class: "muted" },
       `An item links to the neighbour it most probably belongs with, among those that lie in a denser region, if that probability `,
-      `exceeds τ = ${found.tau}. Links lead uphill to a peak; all that reach one peak are a cluster. The peaks are the next level's items.`)),
+      `exceeds the level's τ. Links lead uphill to a peak; all that reach one peak are a cluster. The peaks are the next level's items.`)),
   ];
 }
 
@@ -27,13 +27,13 @@ function summary({ levels, cluster }) {
   return [`It reaches the peak of `, clusterLink(cluster), ", ", itemLink(last.chain.at(-1).key), `, by ${plural(links, "link")} over ${plural(levels.length, "level")}.`];
 }
 
-function levelNode({ tau }, level, i, faces) {
+function levelNode(level, i, faces) {
   const what = level.level === 0 ? "items" : `groups, each by its peak`;
   return el("section", { class: "level" },
-    el("h3", {}, `Level ${level.level}`, el("span", { class: "muted" }, ` ${what}`)),
+    el("h3", {}, `Level ${level.level}`, el("span", { class: "muted" }, ` ${what}, τ = ${share(level.tau)}`)),
     level.chain_links ? chain(level, faces) : el("p", { class: "peak-line" }, faces.of(level.key), el("span", {}, itemLink(level.key),
       ` is a peak here: ${level.neighbors.length ? "it follows no link" : "it has no neighbours"}.`)),
-    level.refused && refused(level, tau),
+    level.refused && refused(level, level.tau),
     level.neighbors.length > 0 && el("details", {}, el("summary", {}, plural(level.neighbors.length, "neighbour")), table(level)));
 }
 
