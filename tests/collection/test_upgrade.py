@@ -15,6 +15,7 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, StoreError
+from engine.model.adapter import Adapter
 from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.storage.backup import back_up, restore
@@ -134,6 +135,23 @@ def test_it_is_refused_and_then_brought_over(settings: Settings, closed: bool) -
         assert abs(groups[0] - groups[1]) <= 0.2 * groups[0]
         engine.upsert(["one more"], np.ones((1, DIM)))
     assert check(settings, 0).findings == []
+
+
+def test_it_is_brought_over_to_an_adapter(settings: Settings, tmp_path: Path) -> None:
+    """And a store without the table of incoming vectors, as the release before adapters made it, opens."""
+    fill(settings)
+    before = loaded(settings)
+    downgrade(settings.store.path)
+    Adapter.of({"direct": np.eye(DIM, 2), "bias": np.zeros(2)}, {}).save(tmp_path / "adapter.safetensors")
+    chosen = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"adapter": tmp_path / "adapter.safetensors"})}
+    )
+    rebuild_store(chosen, clock=lambda: 6.0)
+    at = np.searchsorted(before.vectors.ids, before.items.nodes)
+    with Engine.open(chosen) as engine:
+        assert np.array_equal(engine.store.incoming(), before.vectors.vectors[at])
+        assert engine.state.hierarchy.shape.dim == 2
+    assert check(chosen, 0).findings == []
 
 
 def test_cut_short_it_is_as_it_was(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
