@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.ndimage import affine_transform, gaussian_filter
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, gaussian_filter, zoom
 
 from connectors.files import labelled as files
 from engine.types import Float32, Float64, Int64
@@ -21,6 +23,7 @@ from engine.vectors import quantize
 
 Rng = np.random.Generator
 LEAST_DIM = 4
+SIDE = 28  # of pictures that are seen as drawings
 MOST_TEXTS = 6000  # of a file, embedded again
 
 
@@ -40,6 +43,23 @@ def read_labelled(path: Path) -> Collection:
     return Collection(path.stem, found.emb.astype(np.float32), classes.astype(np.int64))
 
 
+def doubts(collection: Collection) -> list[str]:
+    """Say what is odd about the labels, a sentence each: it is taken as it is."""
+    found = []
+    labels, sizes = np.unique(collection.labels, return_counts=True)
+    alone = int((sizes == 1).sum())
+    if alone:
+        found.append(f"{collection.name}: {alone:,} of {len(labels):,} classes have one item only")
+    if len(labels) == 1:
+        found.append(f"{collection.name}: all items are of one class")
+    _, which = np.unique(quantize(collection.emb)[0], axis=0, return_inverse=True)
+    pairs = np.unique(np.stack([which.ravel(), collection.labels], axis=1), axis=0)
+    torn = int((np.bincount(pairs[:, 0]) > 1).sum())
+    if torn:
+        found.append(f"{collection.name}: {torn:,} vectors occur with several labels")
+    return found
+
+
 def distinct(collection: Collection) -> Collection:
     """The collection without copies of a vector, as the engine sees it: identical on the grid."""
     _, first = np.unique(quantize(collection.emb)[0], axis=0, return_index=True)
@@ -54,7 +74,8 @@ def embedded_again(path: Path, collection: Collection, seed: int) -> list[Collec
     if found.texts is not None:
         return _texts(collection, [str(text) for text in found.texts], rng)
     if found.images is not None:
-        return _pixels(collection, found.images.astype(np.float32), rng)
+        drawings = _drawings(found.images)
+        return [] if drawings is None else _pixels(collection, drawings, rng)
     return []
 
 
@@ -73,7 +94,10 @@ def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Colle
         ("char_wb", (3, 5), 64, True),
     ):
         count = TfidfVectorizer(analyzer=analyzer, ngram_range=grams, max_features=20_000, sublinear_tf=True)
-        counts = count.fit_transform(texts)
+        try:
+            counts = count.fit_transform(texts)
+        except ValueError:  # there is not a word in them
+            continue
         dim = min(dim, counts.shape[1] - 1)
         if dim < LEAST_DIM:
             continue
@@ -86,6 +110,16 @@ def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Colle
         kind = f"{collection.name}:{analyzer}{grams[0]}-{grams[1]}"
         out.append(Collection(kind, emb[usable], labels[usable]))
     return out
+
+
+def _drawings(images: NDArray[Any]) -> Float32 | None:
+    """Pictures of any size and colour as grey ones, (n, SIDE, SIDE); None where they are no pictures."""
+    if images.ndim < 3 or min(images.shape[1:3]) < 2:
+        return None
+    grey = images.astype(np.float32).reshape(*images.shape[:3], -1).mean(axis=3)
+    if grey.shape[1:] != (SIDE, SIDE):
+        grey = zoom(grey, (1.0, SIDE / grey.shape[1], SIDE / grey.shape[2]), order=1)
+    return np.asarray(grey, dtype=np.float32)
 
 
 def _pixels(collection: Collection, images: Float32, rng: Rng) -> list[Collection]:

@@ -1,0 +1,48 @@
+"""Every labelled file can be trained on: pictures of any shape, texts without words; odd labels are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.training.datasets import Collection, doubts, embedded_again, read_labelled
+
+
+def file_of(path: Path, **more: np.ndarray) -> Path:
+    rng = np.random.default_rng(1)
+    np.savez(path, emb=rng.normal(size=(30, 6)).astype(np.float32), labels=np.arange(30) % 5, **more)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (20, 30, 3), (5, 40), (64, 64, 4)])
+def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Five classes: fewer than are drawn from large files."""
+    images = np.random.default_rng(2).integers(0, 255, (30, *shape)).astype(np.uint8)
+    file = file_of(tmp_path / "a.npz", images=images)
+    made = embedded_again(file, read_labelled(file), 0)
+    assert [each.emb.shape[1] for each in made] == [64, 196]
+    for each in made:
+        assert np.isfinite(each.emb).all()
+        assert set(each.labels) == set(range(5))
+        assert each.emb.std() > 1.0
+
+
+def test_what_is_no_picture_or_no_text_is_not_embedded_again(tmp_path: Path) -> None:
+    flat = file_of(tmp_path / "flat.npz", images=np.ones((30, 9), np.uint8))
+    assert embedded_again(flat, read_labelled(flat), 0) == []
+    silent = file_of(tmp_path / "silent.npz", text=np.array([" "] * 30))
+    assert embedded_again(silent, read_labelled(silent), 0) == []
+
+
+def test_odd_labels_are_told() -> None:
+    emb = np.random.default_rng(3).normal(size=(12, 4)).astype(np.float32)
+    emb[5] = emb[4]
+    labels = np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 5])
+    assert doubts(Collection("a", emb, labels)) == [
+        "a: 1 of 6 classes have one item only",
+        "a: 1 vectors occur with several labels",
+    ]
+    assert doubts(Collection("b", emb[:4], labels[:4])) == []
+    assert doubts(Collection("c", emb[:2], labels[:2])) == ["c: all items are of one class"]
