@@ -30,6 +30,8 @@ class Course:
     hidden: int | None = None
     start: Path | None = None
     teacher: Path | None = None
+    steps: int | None = None
+    resume: bool = False
 
 
 def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course) -> None:
@@ -37,17 +39,29 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Cour
     if course.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {course.kind!r}")
     _check_folder(out)
+    from engine.training import datasets, training_report
+
+    for file in files:
+        for doubt in datasets.doubts(datasets.read_labelled(file)):
+            complain(f"shoal: {doubt}")
     start = time.monotonic()
+    curve: list[training_report.Point] = []
 
     def report(progress: Progress | LanderProgress) -> None:
-        judged = ", ".join(f"{name} {score:.3f}" for name, score in (progress.held_out or {}).items())
+        held_out = dict(progress.held_out or {})
+        curve.append(training_report.Point(progress.step, progress.loss, held_out))
+        judged = ", ".join(f"{name} {score:.3f}" for name, score in held_out.items())
+        passed = time.monotonic() - start
+        left = passed / progress.share * (1.0 - progress.share) if progress.share else 0.0
         complain(
-            f"{100 * min(progress.share, 1):3.0f}% {time.monotonic() - start:6.0f} s  step {progress.step:,}"
-            f"  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
+            f"{100 * min(progress.share, 1):3.0f}%  {passed:,.0f} s, {left:,.0f} s left"
+            f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
     model = (_lander if course.kind == "lander" else _universal)(files, out, choose, course, report)
+    training_report.write(out, model, curve, [*files, *choose])
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
+    print(f"The report is {out.with_suffix('.md')}.")
 
 
 Report = Callable[["Progress | LanderProgress"], None]
@@ -58,24 +72,28 @@ def _universal(
 ) -> Any:
     from engine.training.train import Plan, read_model, train
 
+    if course.steps or course.resume:
+        raise InputError("--steps and --resume are for --kind lander")
     start, teacher = read_model(course.start), read_model(course.teacher)
     plan = Plan(minutes=course.minutes, seed=course.seed, hidden=course.hidden or Plan().hidden)
     return train(files, out, plan, choose, report, start, teacher)
 
 
 def _lander(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report) -> Any:
-    from engine.training.lander_train import LanderPlan, read_model, train
+    from engine.training.lander_train import Checkpoint, LanderPlan, read_model, train
 
     if course.teacher:
         raise InputError("a lander learns from labels: --teacher is for the universal model")
     start = read_model(course.start)
     plan = LanderPlan(
         minutes=course.minutes,
+        steps=course.steps,
         seed=course.seed,
         variant=course.variant,
         hidden=course.hidden or LanderPlan().hidden,
     )
-    return train(files, out, plan, choose, report, start)
+    kept = Checkpoint(out.with_suffix(".checkpoint"), course.resume)
+    return train(files, out, plan, choose, report, start, kept)
 
 
 def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:

@@ -42,6 +42,10 @@ def train(
     variant: Annotated[str, typer.Option("--variant", help="Of a lander: mean or gat.")] = "mean",
     hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="Width of the network.")] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of a lander, instead of minutes: repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Of a lander: go on from a stop.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
     start: Annotated[
         Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
@@ -53,11 +57,11 @@ def train(
 ) -> None:
     """Train a model on labelled embeddings.
 
-    Each file has the arrays emb (n, d) and labels (n,).
+    Each file has the arrays emb (n, d) and labels (n,). A report is written beside the model.
     """
     from engine.cli import learn
 
-    course = learn.Course(kind, minutes, seed, variant, hidden, start, teacher)
+    course = learn.Course(kind, minutes, seed, variant, hidden, start, teacher, steps, resume)
     learn.train(files, out, choose or [], course)
 
 

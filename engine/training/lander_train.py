@@ -3,21 +3,28 @@
 First on levels from the true labels, as in the paper, then on roll-outs. The loss is the paper's: linkage on
 the edges that lead to higher density, and the squared error of the density. Some classes are held out; the
 checkpoint, tau and the number of levels are those that do best on them.
+
+With `steps` the schedule counts steps, and a training that was interrupted and resumed ends with the same
+bits; with `minutes` it goes on where it was, and ends with weights as good.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.errors import InputError
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
+from engine.training import checkpoint as checkpoints
 from engine.training import scores
 from engine.training.datasets import Collection, distinct, read_labelled, subset
 from engine.training.lander_graphs import LevelGraph, joined, levels, true_levels
@@ -56,6 +63,8 @@ class LanderPlan:
     average: float = 0.995  # EMA's decay
     held_out: float = 0.2  # of the classes, for choosing, where no file is named for it
     checks: int = 8  # evaluations on what is held out, in the last four fifths
+    patience: int = 5  # checks without a better score after which the training ends
+    save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,14 @@ class Progress:
     held_out: Mapping[str, float] | None = None  # BCubed F
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where the state of a training is kept; `resume`: go on from it."""
+
+    path: Path
+    resume: bool = False
+
+
 def train(
     files: Sequence[Path],
     out: Path,
@@ -75,11 +92,13 @@ def train(
     held_out: Sequence[Path] = (),
     progress: Callable[[Progress], None] = lambda _: None,
     start: LanderModel | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> LanderModel:
     """Train on labelled files of one space; write weights and card to `out`.
 
     `held_out` files choose the checkpoint, tau and levels; without them, classes held out do. `start`: a
-    model to go on from. Raises InputError where a file cannot be used, or files are of several dimensions.
+    model to go on from. `checkpoint`: where the state is kept meanwhile, and whether to go on from it.
+    Raises InputError where a file cannot be used, or files are of several dimensions.
     """
     plan = plan or LanderPlan()
     if start:
@@ -94,13 +113,15 @@ def train(
         judges = [_part(source, held) for source, held in whole]
         sources = [_part(source, ~held) for source, held in zip(sources, masks, strict=True)]
     trainer = Trainer(sources, plan, start)
-    best, chosen_on, history = _run(trainer, judges, plan, progress)
+    course = Course(trainer, judges, plan, _fingerprint(sources, judges, plan, start))
+    course.run(progress, checkpoint)
+    best = course.best or trainer.model()
     card = _tuned(best, whole)
     about = {
         "trained_on": [Path(path).stem for path in files],
         "held_out": [Path(path).stem for path in held_out] or "classes",
-        "checkpoint_chosen_on": chosen_on,
-        "history": history,
+        "checkpoint_chosen_on": course.chosen_on,
+        "history": course.history,
         "plan": asdict(plan),
         "steps": trainer.steps,
         "started_from": start and start.sha256,
@@ -108,6 +129,8 @@ def train(
     }
     model = best.with_card(replace(card, about=about))
     model.save(Path(out))
+    if checkpoint:
+        checkpoint.path.unlink(missing_ok=True)
     return model
 
 
@@ -116,29 +139,82 @@ def read_model(path: Path | None) -> LanderModel | None:
     return LanderModel.load(path) if path else None
 
 
-def _run(
-    trainer: Trainer, judges: Sequence[Collection], plan: LanderPlan, progress: Callable[[Progress], None]
-) -> tuple[LanderModel, Mapping[str, float], list[tuple[int, float]]]:
-    """Return the best checkpoint, its scores, and (step, mean score) of each check."""
-    started, share, checked, score = time.monotonic(), 0.0, 0, -1.0
-    best, chosen_on, history = trainer.model(), dict[str, float](), list[tuple[int, float]]()
-    while share < 1.0:
-        loss = trainer.step(share)
-        passed = (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3)
-        share = min(1.0, trainer.steps / plan.steps if plan.steps else passed)
-        due = share >= 1.0 or (judges and share > 0.2 + 0.8 * checked / plan.checks)
-        found: dict[str, float] = {}
-        if due:
-            checked += 1
-            model = trainer.model()
-            found = {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
-            mean = float(np.mean([*found.values()] or [0.0]))
-            history.append((trainer.steps, mean))
-            if mean >= score:
-                best, chosen_on, score = model, found, mean
-        if due or trainer.steps % 50 == 0:
-            progress(Progress(share, trainer.steps, loss, found if due else None))
-    return best, chosen_on, history
+class Course:
+    """One training: where it is, and the best checkpoint so far with its scores."""
+
+    def __init__(self, trainer: Trainer, judges: Sequence[Collection], plan: LanderPlan, mark: str) -> None:
+        self.trainer, self.judges, self.plan, self.mark = trainer, judges, plan, mark
+        self.share = self.passed = 0.0  # of the training; seconds
+        self.best: LanderModel | None = None
+        self.chosen_on: dict[str, float] = {}
+        self.history: list[list[float]] = []  # step and mean score of each check
+        self.score = -1.0
+
+    def run(self, progress: Callable[[Progress], None], checkpoint: Checkpoint | None) -> None:
+        """Train to the end, or until the held-out score has stopped rising."""
+        if checkpoint and checkpoint.resume:
+            self._restore(checkpoints.load(checkpoint.path))
+        before, saved = time.monotonic() - self.passed, time.monotonic()
+        while self.share < 1.0 and not self._tired():
+            loss = self.trainer.step(self.share)
+            self.passed = time.monotonic() - before
+            passed = self.passed / max(60.0 * self.plan.minutes, 1e-3)
+            self.share = min(1.0, self.trainer.steps / self.plan.steps if self.plan.steps else passed)
+            steps, due = self.trainer.steps, self._due()
+            found = self._check() if due else None
+            if due or steps % 50 == 0:
+                progress(Progress(self.share, steps, loss, found))
+            if checkpoint and time.monotonic() - saved >= self.plan.save_every:
+                checkpoints.save(checkpoint.path, self._state())
+                saved = time.monotonic()
+
+    def _due(self) -> bool:
+        early = bool(self.judges) and self.share > 0.2 + 0.8 * len(self.history) / self.plan.checks
+        return self.share >= 1.0 or early
+
+    def _tired(self) -> bool:
+        scored = [score for _, score in self.history]
+        return len(scored) > self.plan.patience and max(scored[-self.plan.patience :]) < self.score
+
+    def _check(self) -> dict[str, float]:
+        model = self.trainer.model()
+        found = {judge.name: evaluate(model, judge)["Fb"] for judge in self.judges}
+        mean = float(np.mean([*found.values()] or [0.0]))
+        self.history.append([float(self.trainer.steps), mean])
+        if mean >= self.score:
+            self.best, self.chosen_on, self.score = model, found, mean
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "mark": self.mark,
+            "trainer": self.trainer.state(),
+            "share": self.share,
+            "passed": self.passed,
+            "best": dict(self.best.weights) if self.best else {},
+            "chosen_on": self.chosen_on,
+            "history": self.history,
+            "score": self.score,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["mark"] != self.mark:
+            raise InputError("the checkpoint is of other files, another plan or another start")
+        self.trainer.restore(state["trainer"])
+        self.share, self.passed = state["share"], state["passed"]
+        if state["best"]:
+            self.best = LanderModel(state["best"], self.trainer.net.card)
+        self.chosen_on, self.history, self.score = state["chosen_on"], state["history"], state["score"]
+
+
+def _fingerprint(
+    sources: Sequence[Collection], judges: Sequence[Collection], plan: LanderPlan, start: LanderModel | None
+) -> str:
+    """Name what a training depends on."""
+    digest = hashlib.sha256(repr((plan, start and start.sha256)).encode())
+    for each in (*sources, *judges):
+        digest.update(each.emb.tobytes() + each.labels.tobytes())
+    return digest.hexdigest()
 
 
 def evaluate(
@@ -228,7 +304,8 @@ class Trainer:
             self._refresh(share)
         for group in self.optimizer.param_groups:
             warm = min(1.0, (self.steps + 1) / 50)
-            group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share)))
+            cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+            group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * cosine)
         parts: list[LevelGraph] = []
         while sum(len(part.heads) for part in parts) < self.plan.edges and len(parts) < 30:
             parts.append(self.pool[self.rng.integers(len(self.pool))])
@@ -244,6 +321,34 @@ class Trainer:
             for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
         return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next steps depend on."""
+        return {
+            "net": self.net.state_dict(),
+            "mean": self.mean_net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "torch": torch.get_rng_state(),
+            "steps": self.steps,
+            "pool": [
+                {name: torch.from_numpy(getattr(each, name)) for name in LevelGraph.__slots__}
+                for each in self.pool
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.net.load_state_dict(state["net"])
+        self.mean_net.load_state_dict(state["mean"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        torch.set_rng_state(state["torch"])
+        self.steps = state["steps"]
+        self.pool = [
+            LevelGraph(**{name: each[name].numpy() for name in LevelGraph.__slots__})
+            for each in state["pool"]
+        ]
 
     def model(self) -> LanderModel:
         """Return the average of the weights so far, as the engine runs it."""

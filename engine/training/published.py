@@ -6,6 +6,7 @@ That code (dmlc/dgl, examples/pytorch/hilander) saves a state dict with torch.sa
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,20 @@ _GAT, _MEAN = "conv.0.gcn_layer.fc.weight", "conv.0.gcn_layer.mlp.weight"
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file that torch.save wrote. Raises InputError where it holds anything else."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"the weights {path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise InputError(
             f"{path} is damaged, or not of tensors alone, as torch.save(model.state_dict(), ...) writes them"
         ) from error

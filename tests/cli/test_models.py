@@ -12,12 +12,21 @@ from tests.conftest import Run
 
 def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     emb, labels = mixture()
+    emb[1] = emb[0]
+    labels[1] = 1 - labels[0] if labels[0] < 2 else 0
     np.savez(tmp_path / "data.npz", emb=emb, labels=labels)
     lander = ("train", "--kind", "lander", "data.npz", "-o", "lander.safetensors")
     done = shoal(*lander, "--minutes", "0.01", "--hidden", "8", "--variant", "gat")
     assert done.returncode == 0, done.stderr
     assert "lander.safetensors: k 10" in done.stdout
     assert "100%" in done.stderr
+    assert " s left" in done.stderr
+    assert "data: 1 vectors occur with several labels" in done.stderr
+    report = (tmp_path / "lander.md").read_text()
+    for words in ("| data.npz |", "300 | 30 | 16 |", "## Held out", "- seed: 0", "![Loss"):
+        assert words in report
+    assert (tmp_path / "lander.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "lander.checkpoint").exists()
     done = shoal("ingest", "data.npz", "-m", "lander.safetensors")
     assert done.returncode == 0, done.stderr
     np.savez(tmp_path / "narrow.npz", emb=emb[:, :7], labels=labels)
@@ -30,3 +39,8 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     refused(shoal(*lander, "--variant", "conv"), 3, "mean, gat", "'conv'")
     refused(shoal(*lander, "--teacher", "lander.safetensors"), 3, "--teacher is for the universal model")
     refused(shoal(*lander, "--start", "data.npz"), 3, "data.npz")
+    done = shoal(*lander, "--resume")
+    assert done.returncode == 3
+    assert "the checkpoint lander.checkpoint cannot be read" in done.stderr.splitlines()[-1]
+    done = shoal("train", "data.npz", "-o", "u.safetensors", "--resume")
+    assert "--steps and --resume are for --kind lander" in done.stderr

@@ -14,7 +14,15 @@ from engine.model.lander import LanderCard, LanderModel, random_lander, shapes
 from engine.training import scores
 from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
-from engine.training.lander_train import LanderPlan, Trainer, evaluate, graph_loss, train
+from engine.training.lander_train import (
+    Checkpoint,
+    LanderPlan,
+    Progress,
+    Trainer,
+    evaluate,
+    graph_loss,
+    train,
+)
 from engine.training.rollout import hierarchy, partitions
 from engine.types import Epoch
 from tests.support import plain_lander
@@ -156,3 +164,61 @@ def test_items_with_nan_are_left_out(tmp_path: Path) -> None:
     data.emb[::20] = np.nan
     model = train([file_of(data, tmp_path / "nan.npz")], tmp_path / "m.safetensors", replace(SMALL, steps=3))
     assert model.card.dim == 16
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    file, out = file_of(clusters(9, 250, 20), tmp_path / "a.npz"), tmp_path / "m.safetensors"
+    plan = replace(SMALL, steps=70, save_every=0.0, checks=4, most_items=120, edges=600)
+    wanted = train([file], out, plan)
+    kept = tmp_path / "m.checkpoint"
+
+    def stop(progress: Progress) -> None:
+        if progress.step >= 50:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train([file], out, plan, progress=stop, checkpoint=Checkpoint(kept))
+    steps: list[int] = []
+    again = train(
+        [file], out, plan, progress=lambda p: steps.append(p.step), checkpoint=Checkpoint(kept, resume=True)
+    )
+    assert min(steps) >= 49  # what was done is not done again
+    assert (again.sha256, again.card) == (wanted.sha256, wanted.card)
+    assert not kept.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    file, out = file_of(clusters(9, 200), tmp_path / "a.npz"), tmp_path / "m.safetensors"
+    kept = Checkpoint(tmp_path / "m.checkpoint", resume=True)
+    plan = replace(SMALL, steps=60, save_every=0.0)
+
+    def stop(progress: Progress) -> None:
+        raise Stopped
+
+    with pytest.raises(InputError, match="cannot be read"):
+        train([file], out, plan, checkpoint=kept)
+    with pytest.raises(Stopped):
+        train([file], out, plan, progress=stop, checkpoint=Checkpoint(kept.path))
+    with pytest.raises(InputError, match="another plan or another start"):
+        train([file], out, replace(plan, seed=5), checkpoint=kept)
+    other = file_of(clusters(10, 200), tmp_path / "b.npz")
+    with pytest.raises(InputError, match="other files"):
+        train([other], out, plan, checkpoint=kept)
+    kept.path.write_bytes(kept.path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        train([file], out, plan, checkpoint=kept)
+    assert not out.exists()
+
+
+def test_a_training_ends_where_the_score_has_stopped_rising(tmp_path: Path) -> None:
+    """A rate that ruins what was learned."""
+    file = file_of(clusters(11, 250, 20), tmp_path / "a.npz")
+    plan = replace(SMALL, steps=200, checks=40, patience=3, rate=0.3, most_items=120, edges=600)
+    model = train([file], tmp_path / "m.safetensors", plan)
+    assert model.card.about["steps"] < 200
+    scored = [score for _, score in model.card.about["history"]]
+    assert max(scored[-3:]) < max(scored)

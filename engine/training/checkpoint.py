@@ -1,0 +1,41 @@
+"""A training that was interrupted goes on: its whole state in one file, tensors and plain values alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import InputError
+
+FORMAT = "shoal-training-1"
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings, lists and dictionaries; the file is never half written."""
+    fresh = path.with_name(path.name + ".saving")
+    try:
+        torch.save({"format": FORMAT, "state": state}, fresh)
+        os.replace(fresh, path)
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror or problem}") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote; nothing else is unpickled. Raises InputError where it is none."""
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"the checkpoint {path} cannot be read: {problem.strerror or problem}") from None
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError("it is of another format")
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
+        raise InputError(f"{path} is no checkpoint of a training, or it is damaged") from problem
+    state: dict[str, Any] = found["state"]
+    return state

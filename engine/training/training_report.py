@@ -1,0 +1,115 @@
+"""The report of a training, beside its weights: Markdown, and curves where matplotlib is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.errors import InputError
+from engine.model.trained import Trained
+from engine.training.datasets import read_labelled
+from engine.training.drawing import figure
+
+SMOOTH = 10  # reports of the loss that are averaged in the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a training reported at one step."""
+
+    step: int
+    loss: float
+    held_out: Mapping[str, float]  # BCubed F; empty: not judged at this step
+
+
+def write(out: Path, model: Trained, curve: Sequence[Point], files: Sequence[Path]) -> None:
+    """Write OUT.md and OUT.png for the model OUT. Raises InputError where a file cannot be written."""
+    picture = out.with_name(f"{out.stem}.png")
+    try:
+        draw(curve, picture)
+        shown = f"![Loss and held-out BCubed F by step]({picture.name})"
+    except InputError as reason:
+        shown = f"No picture: {reason}"
+    chosen = model.card.about.get("checkpoint_chosen_on") or {}
+    plan = model.card.about.get("plan") or {}
+    lines = [
+        f"# {out.name}",
+        "",
+        f"SHA-256 {model.sha256}; k {model.k}, tau {model.tau:g}, {model.max_levels} levels.",
+        "",
+        shown,
+        "",
+        "## Held out",
+        "",
+        "| set | BCubed F of the chosen checkpoint |",
+        "|---|---|",
+        *[f"| {_cell(name)} | {score:.3f} |" for name, score in chosen.items()],
+        "",
+        "## Curve",
+        "",
+        "| step | loss | held-out BCubed F |",
+        "|---|---|---|",
+        *[_judged(point) for point in curve if point.held_out],
+        "",
+        "## Data",
+        "",
+        "| file | SHA-256 | items | classes | dimensions |",
+        "|---|---|---|---|---|",
+        *[_fingerprint(path) for path in files],
+        "",
+        "## Plan and machine",
+        "",
+        *[f"- {name}: {value}" for name, value in plan.items()],
+        f"- machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        f"- python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "",
+    ]
+    report = out.with_suffix(".md")
+    try:
+        report.write_text("\n".join(lines))
+    except OSError as problem:
+        raise InputError(f"{report} cannot be written: {problem.strerror or problem}") from None
+
+
+def draw(curve: Sequence[Point], path: Path) -> None:
+    """Draw loss and held-out scores by step."""
+    judged = [point for point in curve if point.held_out]
+    with figure(path, 1, 2, (9.0, 3.6)) as both:
+        axes = both[0]
+        steps, losses = [point.step for point in curve], np.array([point.loss for point in curve])
+        width = min(SMOOTH, len(losses))
+        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+        axes[0].plot(steps, losses, alpha=0.3)
+        axes[0].plot(steps[width - 1 :], smooth)
+        axes[0].set(xlabel="step", title="loss")
+        for name in dict.fromkeys(name for point in judged for name in point.held_out):
+            values = [point.held_out.get(name, np.nan) for point in judged]
+            axes[1].plot([point.step for point in judged], values, "o-", markersize=3, label=_cell(name))
+        axes[1].set(xlabel="step", title="held-out BCubed F", ylim=(0.0, 1.02))
+        if judged:
+            axes[1].legend(fontsize=8)
+
+
+def _judged(point: Point) -> str:
+    scores = ", ".join(f"{_cell(name)} {score:.3f}" for name, score in point.held_out.items())
+    return f"| {point.step:,} | {point.loss:.4f} | {scores} |"
+
+
+def _fingerprint(path: Path) -> str:
+    collection = read_labelled(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    items, dim = collection.emb.shape
+    classes = len(np.unique(collection.labels))
+    return f"| {_cell(path.name)} | {digest[:16]} | {items:,} | {classes:,} | {dim} |"
+
+
+def _cell(text: str) -> str:
+    """A name that breaks no table and is no formula."""
+    return "".join(c for c in text if c.isprintable()).replace("|", "/").replace("$", "")
