@@ -113,6 +113,7 @@ def train(
         judges = [_part(source, held) for source, held in whole]
         sources = [_part(source, ~held) for source, held in zip(sources, masks, strict=True)]
     trainer = Trainer(sources, plan, start)
+    trainer.model()  # refuses a plan that makes no model, before the work
     course = Course(trainer, judges, plan, _fingerprint(sources, judges, plan, start))
     course.run(progress, checkpoint)
     best = course.best or trainer.model()

@@ -36,11 +36,15 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     assert shoal("evaluate", "data.npz", "-m", "lander.safetensors").returncode == 0
     refused(shoal("evaluate", "narrow.npz", "-m", "lander.safetensors"), 3, "16", "7")
     refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
-    refused(shoal(*lander, "--variant", "conv"), 3, "mean, gat", "'conv'")
-    refused(shoal(*lander, "--teacher", "lander.safetensors"), 3, "--teacher is for the universal model")
-    refused(shoal(*lander, "--start", "data.npz"), 3, "data.npz")
-    done = shoal(*lander, "--resume")
-    assert done.returncode == 3
-    assert "the checkpoint lander.checkpoint cannot be read" in done.stderr.splitlines()[-1]
+    for flags, words in (
+        (("--variant", "conv"), "one of mean, gat, not 'conv'"),
+        (("--teacher", "lander.safetensors"), "--teacher is for the universal model"),
+        (("--start", "data.npz"), "data.npz"),
+        (("--resume",), "the checkpoint lander.checkpoint cannot be read"),
+    ):
+        done = shoal(*lander, *flags)
+        assert done.returncode == 3
+        assert words in done.stderr.splitlines()[-1]
+        assert "step" not in done.stderr  # before the work, not after it
     done = shoal("train", "data.npz", "-o", "u.safetensors", "--resume")
     assert "--steps and --resume are for --kind lander" in done.stderr
