@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
 from engine.training.lander_train import (
     Checkpoint,
+    Course,
     LanderPlan,
     Progress,
     Trainer,
@@ -214,11 +216,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_training_ends_where_the_score_has_stopped_rising(tmp_path: Path) -> None:
-    """A rate that ruins what was learned."""
-    file = file_of(clusters(11, 250, 20), tmp_path / "a.npz")
-    plan = replace(SMALL, steps=200, checks=40, patience=3, rate=0.3, most_items=120, edges=600)
-    model = train([file], tmp_path / "m.safetensors", plan)
-    assert model.card.about["steps"] < 200
-    scored = [score for _, score in model.card.about["history"]]
-    assert max(scored[-3:]) < max(scored)
+@pytest.mark.parametrize(("scored", "steps"), [((0.5, 0.4, 0.3, 0.4), 0), ((0.5, 0.4, 0.3, 0.5), 3)])
+def test_a_training_ends_where_the_score_has_stopped_rising(scored: Sequence[float], steps: int) -> None:
+    """Three checks below the best end it; otherwise it goes on to the last step."""
+    data, plan = clusters(11, 60), replace(SMALL, steps=3, patience=3, edges=200)
+    course = Course(Trainer([data], plan), [], plan, "")
+    course.history, course.score = [[at, score] for at, score in enumerate(scored)], max(scored)
+    course.run(lambda _: None, None)
+    assert course.trainer.steps == steps
