@@ -20,6 +20,7 @@ from engine.api.exports import Exports
 from engine.api.follower import Follower, bounds_of
 from engine.api.middleware.metrics import Meters
 from engine.api.store_reader import StoreReader
+from engine.api.theme_reader import ThemeReader
 from engine.api.write_queue import WriteQueue
 from engine.api.writer_client import WriterClient
 from engine.config import Settings
@@ -31,6 +32,7 @@ class Context:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.meters, self.atlas = settings, Meters(), Atlas()
         self.reader, self.writer = StoreReader(settings), WriterClient(settings)
+        self.themes = ThemeReader(self.writer)
         self.writes = WriteQueue(self.writer, settings.api)
         self.follower = Follower(bounds_of(settings.api))
         self.streams = EventStreams(self.reader, self.follower, settings.api.heartbeat_s)
@@ -70,6 +72,7 @@ def _part(pick: Callable[[Context], object]) -> Any:
     return Depends(of_request)
 
 
+Themed = Annotated[ThemeReader, _part(lambda context: context.themes)]
 Config = Annotated[Settings, _part(lambda context: context.settings)]
 Reader = Annotated[StoreReader, _part(lambda context: context.reader)]
 Writer = Annotated[WriterClient, _part(lambda context: context.writer)]

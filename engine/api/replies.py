@@ -40,7 +40,7 @@ class Conditional:
         if _matches(self.known, tag):
             return Response(None, 304, {"etag": tag, "cache-control": "no-cache"})
         body = query(view) if inline else await context.reader.read(query)
-        fresh = body["version"] == head.version
+        fresh = body["version"] == head.version == body.get("grouped", head.version)
         return reply(body, {"cache-control": "no-cache", **({"etag": tag} if fresh else {})})
 
 

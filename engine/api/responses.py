@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, with_config
 from typing_extensions import TypedDict
 
+from engine.api.levels import LevelValue
 from engine.events import EventRow
 from engine.storage import answers
 from engine.storage.answers import ClusterId, Cursor, ItemDetail, ItemKey, Stamped, Version
@@ -139,9 +140,52 @@ class MemberPage(answers.MemberPage):
     """A page of a cluster's items."""
 
 
-@example(**STAMP, levels=[{"level": 0, "clusters": 120, "singletons": 60}])
+class CoarserLevel(TypedDict):
+    """A level of themes, above the final clusters."""
+
+    level: Annotated[str, Field(description="As the parameter `level` takes it.")]
+    tau: Annotated[float, Field(ge=0, lt=1, description="Least linkage that links there.")]
+
+
+@example(
+    **STAMP,
+    levels=[{"level": 0, "clusters": 120, "singletons": 60}],
+    coarser=[{"level": "+1", "tau": 0.35}],
+)
 class Levels(answers.Levels):
-    """The levels, finest first."""
+    """The levels, finest first, and those of themes above the final clusters."""
+
+    coarser: list[CoarserLevel]
+
+
+THEME: dict[str, Any] = {
+    "cluster": 42,
+    "size": 55,
+    "clusters": 2,
+    "largest": [42, 51],
+    "peak": "articles:7",
+    "parent": None,
+}
+
+
+@example(**STAMP, clusters=[THEME], cursor=None, grouped=17)
+class ThemePage(answers.ThemePage):
+    """A page of themes: clusters that links join at a lower tau."""
+
+
+@example(**STAMP, **THEME, children=[42, 51], grouped=17)
+class Theme(answers.ThemeDetail):
+    """A theme, and what it is made of."""
+
+
+@example(**STAMP, **ITEM, grouped=17)
+class ThemeItem(answers.ThemeItem):
+    """An item, and the theme that it is in."""
+
+
+@example(**STAMP, items=[ITEM, None], missing=["articles:8"], grouped=17)
+class ThemeLookup(answers.ThemeLookup):
+    """Many items of one version, and the themes that they are in."""
 
 
 @example(**STAMP, changes=[EVENT], cursor="17-0", more=False)
@@ -351,7 +395,7 @@ class LookupRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"keys": ["articles:7"]}]})
     keys: list[StrictStr | StrictInt] = Field(min_length=1)
-    level: int | None = Field(None, strict=True, ge=0, le=64, description="0 is the finest; null: final.")
+    level: LevelValue = None
 
 
 @example(**STAMP, written=1, doubts=[], ignored=[])

@@ -47,6 +47,10 @@ Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw
 Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links.")]
 BatchSize = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")]
 Level = Annotated[int | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")]
+AnyLevel = Annotated[
+    str | None,
+    typer.Option("--level", help="0 is the finest; +1, +2: themes of clusters. Default: final clusters."),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows to print.")]
 Cursor = Annotated[str | None, typer.Option("--cursor", help="Go on where another page ended.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the shuffle.")]
@@ -195,7 +199,7 @@ def ingest(
 @app.command()
 def query(
     key: Annotated[str, typer.Argument(metavar="KEY")],
-    level: Level = None,
+    level: AnyLevel = None,
     store: Store = None,
     config: Config = None,
     json: Json = False,
@@ -208,7 +212,7 @@ def query(
 
 @app.command()
 def clusters(
-    level: Level = None,
+    level: AnyLevel = None,
     order: Annotated[str, typer.Option("--order", help="size, newest or id")] = "size",
     cursor: Cursor = None,
     limit: Limit = 20,

@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
+from engine.api.levels import read_level, step_of, within
 from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
-from engine.errors import InputError
+from engine.daemon.control import Control
+from engine.errors import InputError, NoStore, WriterAway
 from engine.events import EventRow
-from engine.storage.answers import ClusterPage, MemberPage
+from engine.storage.answers import ClusterPage, MemberPage, ThemePage
 from engine.storage.reader import View
+from engine.storage.themes import received
+from engine.types import Themes
 
 
-def query(settings: Settings, key: str, level: int | None, as_json: bool) -> None:
+def query(settings: Settings, key: str, level: str | None, as_json: bool) -> None:
     """Where an item is."""
+    chosen = _level(level)
+    if step := step_of(chosen):
+        _query_theme(settings, key, step, as_json)
+        return
     with View.open(settings.store.path) as view:
-        answer = view.item(key, level)
+        answer = view.item(key, within(chosen))
         cluster = None if as_json else view.cluster(answer["cluster"])
     if cluster is None:
         print_json(answer)
@@ -32,11 +42,17 @@ def query(settings: Settings, key: str, level: int | None, as_json: bool) -> Non
 
 
 def clusters(
-    settings: Settings, level: int | None, order: str, cursor: str | None, limit: int, as_json: bool
+    settings: Settings, level: str | None, order: str, cursor: str | None, limit: int, as_json: bool
 ) -> None:
-    """A page of clusters."""
+    """A page of clusters, or of themes."""
+    chosen = _level(level)
+    if step := step_of(chosen):
+        grouping = _grouping(settings, step)
+        with View.open(settings.store.path) as view:
+            _show_themes(view.themes(grouping, step, order, cursor, limit), step, as_json)
+        return
     with View.open(settings.store.path) as view:
-        answer = view.clusters(level, order, cursor, limit)
+        answer = view.clusters(within(chosen), order, cursor, limit)
         summary = None if as_json else view.summary()
     if summary is None:
         print_json(answer)
@@ -50,6 +66,61 @@ def clusters(
         rows,
     )
     _print_cursor(answer)
+
+
+def _query_theme(settings: Settings, key: str, step: int, as_json: bool) -> None:
+    grouping = _grouping(settings, step)
+    with View.open(settings.store.path) as view:
+        answer = view.theme_item(grouping, step, key)
+        theme = None if as_json else view.theme(grouping, step, answer["path"][0])
+    if theme is None:
+        print_json(answer)
+        return
+    joined = f"{theme['clusters']:,} cluster" + ("" if theme["clusters"] == 1 else "s")
+    print(
+        f"{printable(answer['key'])} is in theme {theme['cluster']} of level +{step} with"
+        f" {_items(theme['size'])} in {joined}."
+    )
+    print(f"path     {' > '.join(map(str, answer['path']))}  (final > finest)")
+    print(f"version  {answer['version']}")
+
+
+def _show_themes(answer: ThemePage, step: int, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    print_table(
+        f"themes of {answer['collection']}, {step} above the final clusters, version {answer['version']}",
+        {"theme": "right", "size": "right", "clusters": "right", "peak": "left", "largest": "left"},
+        [
+            (row["cluster"], row["size"], row["clusters"], row["peak"], " ".join(map(str, row["largest"])))
+            for row in answer["clusters"]
+        ],
+    )
+    _print_cursor(answer)
+
+
+def _level(text: str | None) -> int | str | None:
+    try:
+        return read_level(text)
+    except PydanticCustomError as problem:
+        raise InputError(f"--level is {problem.message()}, not {text!r}.") from None
+
+
+def _grouping(settings: Settings, step: int) -> Themes:
+    """The themes that the writer has, or, where none runs, those that follow from the store."""
+    path = settings.store.path
+    if not (path / "data.mdb").is_file():
+        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
+    with Control(path, settings.api.forward_timeout_s) as control:
+        try:
+            told = control.call("themes", {"step": step})
+        except WriterAway:
+            from engine.collection.themes import check_step, themes_of
+
+            check_step(step, len(settings.model.coarser))
+            return themes_of(settings)
+    return received(told)
 
 
 def members(settings: Settings, cluster: int, cursor: str | None, limit: int, as_json: bool) -> None:
@@ -120,6 +191,6 @@ def _shortened(payload: Any) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _print_cursor(answer: ClusterPage | MemberPage) -> None:
+def _print_cursor(answer: ClusterPage | MemberPage | ThemePage) -> None:
     if answer["cursor"]:
         print(f"more with --cursor {answer['cursor']}")

@@ -79,7 +79,7 @@ def grow(ground: Ground, taus: Sequence[float]) -> Themes:
         level.update(delta, ground.epoch, False, Stopwatch())
         keys[at] = _smallest(ground.clusters, level.root[nodes])
     order = np.argsort(ground.clusters)
-    return Themes(ground.version, ground.clusters[order], keys[:, order])
+    return Themes(ground.version, ground.clusters[order], np.ascontiguousarray(keys[:, order]))
 
 
 def _raise(lower: Level, upper: Level) -> Delta:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.clustering.hierarchy import Shape
 from engine.clustering.state import State
 from engine.collection.space import space_dim
 from engine.config import Settings
+from engine.errors import ConfigMismatch
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim, load
+from engine.storage.store import compare
 from engine.system import determinism
+from engine.types import Loaded
 
 
 def load_model(settings: Settings) -> Trained:
@@ -66,6 +69,20 @@ def empty_state(settings: Settings, model: Trained, dim: int) -> State:
     """Return the state of a collection without items. Raises InputError: the model's dimension differs."""
     check_dim(model, dim)
     return State.empty(shape_of(settings, model, dim), model, model.default_epoch, index_of(settings))
+
+
+def unclustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -> State:
+    """Return the state of a store with this `config`, its lists not yet restored.
+
+    Raises ConfigMismatch, InputError: the settings are others.
+    """
+    model, adapter = load_model(settings), load_adapter(settings)
+    wanted = store_config(settings, model, adapter)
+    compare(settings.store.path, config, {**wanted, "format": config.get("format")})
+    if config.get("arithmetic") != wanted["arithmetic"]:
+        raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
+    shape = shape_of(settings, model, loaded.vectors.vectors.shape[1])
+    return State.of(loaded, shape, model, model.default_epoch, ExactIndex)
 
 
 def store_config(settings: Settings, model: Trained, adapter: Adapter | None) -> dict[str, Any]:

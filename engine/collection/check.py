@@ -23,9 +23,9 @@ from engine.clustering.distinct import distinct_hashes
 from engine.clustering.resume import Saved, capture
 from engine.clustering.state import State
 from engine.collection import snapshots
-from engine.collection.build import load_adapter, load_model, shape_of, store_config
+from engine.collection.build import load_adapter, unclustered
 from engine.config import Settings
-from engine.errors import ConfigMismatch, CorruptStore, NoStore, ShoalError
+from engine.errors import CorruptStore, NoStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.adapter import Adapter
@@ -33,7 +33,6 @@ from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.storage import schema, seal, verify
 from engine.storage.environment import reading
-from engine.storage.store import compare
 from engine.storage.verify import Contents
 from engine.system import isolation
 from engine.system.stopwatch import Stopwatch
@@ -228,14 +227,7 @@ def _computed(settings: Settings, contents: Contents, report: Report) -> None:
 
 def recompute(settings: Settings, contents: Contents) -> State:
     """The state that follows from the lists. Raises ConfigMismatch, InputError: the settings are others."""
-    model, adapter = load_model(settings), load_adapter(settings)
-    wanted = store_config(settings, model, adapter)
-    compare(settings.store.path, contents.config, {**wanted, "format": contents.config.get("format")})
-    if contents.config.get("arithmetic") != wanted["arithmetic"]:
-        raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
-    dim = contents.loaded.vectors.vectors.shape[1]
-    shape = shape_of(settings, model, dim)
-    state = State.of(contents.loaded, shape, model, model.default_epoch, ExactIndex)
+    state = unclustered(settings, contents.config, contents.loaded)
     if len(contents.loaded.items.ids):
         state.restore_lists(contents.loaded)
         state.hierarchy.restore(state.calibration.epoch, Stopwatch())

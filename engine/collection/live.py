@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import Self
 
 from engine.closing import Closing
-from engine.clustering import explain, pipeline, retention
+from engine.clustering import explain, pipeline, retention, themes
 from engine.clustering.resume import resume
 from engine.clustering.state import State
 from engine.collection import assign, snapshots
@@ -217,6 +217,14 @@ class LiveCollection(Closing):
             if state is None:
                 raise NotFound(f"no item has the key {name.decode()!r}")
             return explain.explain(state, name, level)
+
+    def theme_ground(self) -> themes.Ground | None:
+        """What themes are grown from: see `engine.clustering.themes`. None: there are no items.
+
+        Raises InputError: there are more final clusters than `[limits] theme_clusters`.
+        """
+        with self._running() as state:
+            return themes.prepare(state, self.settings.limits.theme_clusters) if state else None
 
     def compact(self) -> Compacted:
         """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""

@@ -25,6 +25,7 @@ from engine.daemon.admin import Admin
 from engine.daemon.assign_queue import AssignQueue
 from engine.daemon.control import Listener
 from engine.daemon.metrics import Metrics
+from engine.daemon.theme_keeper import ThemeKeeper
 from engine.errors import InputError, WriterAway, WriterBusy
 from engine.streams import Body, Handler, OpenSource, Source, SourceContext
 from engine.system import logs, scheduling
@@ -70,6 +71,7 @@ class Writer:
         self.log = log or logs.get()
         self.pace = Pace(settings.batch)
         self.stopping = threading.Event()
+        self._theme_keeper = ThemeKeeper(engine, self.between)
         self._admin = Admin(engine, lambda work: self.between(work, settings.limits.stop_timeout_s))
         self._handlers: dict[str, Handler] = {
             **source.handlers,
@@ -78,6 +80,7 @@ class Writer:
             "metrics": lambda body, vectors: {"text": self.metrics.text()},
             "assign": self._assign,
             "explain": self._explain,
+            "themes": self._themes,
             "published": self._published,
         }
         self._visits: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -234,6 +237,13 @@ class Writer:
     def _explain(self, body: Body, vectors: Float32 | None) -> Body:
         key, level = str(body["key"]).encode(), body.get("level")
         return self.between(lambda: self.engine.explain(key, level), float(body["timeout_s"]))
+
+    def _themes(self, body: Body, vectors: Float32 | None) -> Body:
+        """`step`: of these levels above the final clusters; `known`: the version of those the caller has."""
+        found = self._theme_keeper.ask(int(body["step"]), float(body["timeout_s"]))
+        if found.version == body.get("known"):
+            return {"version": found.version}
+        return {"version": found.version, "clusters": found.clusters, "keys": found.keys}
 
     def _published(self, body: Body, vectors: Float32 | None) -> Body:
         """Take the first version not fully published; the log keeps events from there on."""

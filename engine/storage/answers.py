@@ -87,6 +87,51 @@ class ClusterDetail(Stamped, ClusterRow):
     ]
 
 
+Grouped = Annotated[
+    int, Field(ge=0, description="The version of which the themes are; clusters that came since stand alone.")
+]
+
+
+class ThemeRow(TypedDict):
+    """A theme: final clusters that links join at a lower tau."""
+
+    cluster: Annotated[int, Field(ge=1, description="The smallest id of its final clusters: its oldest one.")]
+    size: Annotated[int, Field(ge=0, description="Items.")]
+    clusters: Annotated[int, Field(ge=1, description="Final clusters.")]
+    largest: Annotated[list[ClusterId], Field(description="The largest of them, 8 at most.")]
+    peak: Annotated[str | None, Field(description="The key of the largest one's densest item.")]
+    parent: Annotated[
+        ClusterId | None, Field(description="The theme of the next coarser level; null: none is coarser.")
+    ]
+
+
+class ThemePage(Stamped):
+    """A page of themes."""
+
+    clusters: list[ThemeRow]
+    cursor: Cursor
+    grouped: Grouped
+
+
+class ThemeDetail(Stamped, ThemeRow):
+    """A theme, and the clusters or themes of the next finer level in it."""
+
+    children: Annotated[list[ClusterId], Field(description="The largest first, 10,000 at most.")]
+    grouped: Grouped
+
+
+class ThemeItem(ItemDetail):
+    """An item; its cluster is the theme that it is in."""
+
+    grouped: Grouped
+
+
+class ThemeLookup(Lookup):
+    """Several items; their clusters are the themes that they are in."""
+
+    grouped: Grouped
+
+
 class _Member(TypedDict):
     key: ItemKey
     time: Time

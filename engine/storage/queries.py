@@ -184,6 +184,10 @@ class Snapshot:
         total = self.tables.sizes.count()
         return Peaks(self.state.version, total, rows, items if clusters else None, vectors.vectors)
 
+    def peak_of(self, cluster: int) -> str | None:
+        """Return the key of a cluster's densest item, None: it is gone."""
+        return self._row(self._cluster(cluster))["peak"]
+
     def _oldest(self, node: int) -> int:
         """Return the oldest item that has a node's vector, 0: there is none."""
         return next(self.tables.copies.of(node), 0)
@@ -231,12 +235,12 @@ class Snapshot:
 
     def _largest(self, cursor: str | None) -> Iterator[ClusterRow]:
         """Yield final clusters by falling size, from an index."""
-        for _, number in self.tables.sizes.pairs(_pair(cursor) if cursor else None):
+        for _, number in self.tables.sizes.pairs(pair_of(cursor) if cursor else None):
             yield self._row(self._cluster(number))
 
     def _newest(self, level: int, cursor: str | None) -> Iterator[ClusterRow]:
         """Yield the living clusters of a level by falling id: ids are assigned in order."""
-        for _, cluster in self.tables.clusters.rows_back(_numbers(cursor, 1)[0] if cursor else None):
+        for _, cluster in self.tables.clusters.rows_back(number_of(cursor) if cursor else None):
             row = self._row(cluster)
             if not row["ended"] and row["finest"] <= level <= row["coarsest"]:
                 yield row
@@ -248,11 +252,11 @@ class Snapshot:
         if order == "size":
             rows = rows[np.lexsort((table.ids[rows], -table.size[rows]))]
             if cursor:
-                size, first = _pair(cursor)
+                size, first = pair_of(cursor)
                 later = (table.size[rows] < size) | ((table.size[rows] == size) & (table.ids[rows] >= first))
                 rows = rows[later]
         elif cursor:
-            rows = rows[table.ids[rows] >= _numbers(cursor, 1)[0]]
+            rows = rows[table.ids[rows] >= number_of(cursor)]
         return (self._row(self._cluster(number)) for number in table.ids[rows].tolist())
 
     def _members(self, cluster: int, start: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
@@ -299,6 +303,12 @@ def _numbers(cursor: str, count: int) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _pair(cursor: str) -> tuple[int, int]:
+def number_of(cursor: str) -> int:
+    """Return the number that a cursor is. Raises InputError."""
+    return _numbers(cursor, 1)[0]
+
+
+def pair_of(cursor: str) -> tuple[int, int]:
+    """Return the two numbers of a cursor. Raises InputError."""
     first, second = _numbers(cursor, 2)
     return first, second

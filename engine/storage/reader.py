@@ -30,12 +30,17 @@ from engine.storage.answers import (
     Lookup,
     MemberPage,
     Summary,
+    ThemeDetail,
+    ThemeItem,
+    ThemeLookup,
+    ThemePage,
 )
 from engine.storage.environment import DATA, MAP_BYTES, Environment
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
+from engine.storage.themes import Grouped
 from engine.system import isolation
-from engine.types import Int16, Items
+from engine.types import Int16, Items, Themes
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,30 @@ class View(Closing):
         """
         with self.snapshot() as snapshot:
             return snapshot.clusters(level, order, cursor, limit)
+
+    def themes(
+        self, grouping: Themes, step: int, order: str = "size", cursor: str | None = None, limit: int = 100
+    ) -> ThemePage:
+        """Return a page of the themes `step` levels above the final clusters; `order` as of clusters."""
+        with self.snapshot() as snapshot:
+            return Grouped(snapshot, grouping, step).page(order, cursor, limit)
+
+    def theme(self, grouping: Themes, step: int, cluster: int) -> ThemeDetail:
+        """Return the theme that a final cluster is in. Raises NotFound."""
+        with self.snapshot() as snapshot:
+            return Grouped(snapshot, grouping, step).theme(cluster)
+
+    def theme_item(self, grouping: Themes, step: int, key: str) -> ThemeItem:
+        """Return an item and the theme that it is in. Raises NotFound."""
+        with self.snapshot() as snapshot:
+            return Grouped(snapshot, grouping, step).item(snapshot.item(key.encode(), None))
+
+    def theme_lookup(
+        self, grouping: Themes, step: int, keys: Sequence[bytes], payload_bytes: int
+    ) -> ThemeLookup:
+        """Return items as `lookup` does, and the themes that they are in."""
+        with self.snapshot() as snapshot:
+            return Grouped(snapshot, grouping, step).lookup(snapshot.lookup(keys, None, payload_bytes))
 
     def final(self, clusters: Iterable[int], limit: int) -> tuple[int, list[ClusterRow]]:
         """Return the version, and the first `limit` of these clusters that are living final ones."""

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from engine.api import bodies
 from engine.api.context import Config
+from engine.api.levels import ABOUT, MOST_ABOVE, LevelValue, read_finer
 from engine.api.problems import of_error
 from engine.errors import NotFound
 
@@ -19,7 +20,16 @@ MAX_ID = 2**63 - 1
 Id = Annotated[int, Path(ge=1, le=MAX_ID, openapi_examples={"one": {"value": 42}})]
 Level = Annotated[
     int | None,
+    BeforeValidator(read_finer),
     Query(ge=0, le=64, description="0 is the finest; none, or beyond the top: final clusters."),
+]
+AnyLevel = Annotated[LevelValue, Query(description=ABOUT)]
+ThemeLevel = Annotated[
+    str | None,
+    Query(
+        pattern=rf"^[+ ][1-{MOST_ABOVE}]$",
+        description="+1, +2 ...: the theme that this final cluster is in, as many levels above; none: it.",
+    ),
 ]
 Cursor = Annotated[str | None, Query(max_length=64, description="Of the page before.")]
 

@@ -10,12 +10,23 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from engine.api import bodies, event_stream, responses
-from engine.api.context import Config, Exporting, Log, Map, Reader, Streams, Writer
+from engine.api.context import Config, Exporting, Log, Map, Reader, Streams, Themed, Writer
 from engine.api.exports import ExportResponse
 from engine.api.follower import Follower
+from engine.api.levels import step_of, within
 from engine.api.problems import Problem, documented
 from engine.api.replies import IfChanged, reply
-from engine.api.routes.parameters import Cursor, Id, Key, Level, PageSize, json_body, missing
+from engine.api.routes.parameters import (
+    AnyLevel,
+    Cursor,
+    Id,
+    Key,
+    Level,
+    PageSize,
+    ThemeLevel,
+    json_body,
+    missing,
+)
 from engine.storage import answers
 from engine.storage.reader import View
 
@@ -50,27 +61,33 @@ async def summary(reader: Reader, writer: Writer, log: Log, settings: Config) ->
 
 
 @router.get("/levels", response_model=responses.Levels, responses=_read())
-async def levels(if_changed: IfChanged) -> Response:
-    """How many clusters each level has."""
-    return await if_changed.answer(lambda view: view.levels())
+async def levels(settings: Config, if_changed: IfChanged) -> Response:
+    """How many clusters each level has; and the levels of themes above."""
+    coarser = [{"level": f"+{at + 1}", "tau": tau} for at, tau in enumerate(settings.model.coarser)]
+    return await if_changed.answer(lambda view: {**view.levels(), "coarser": coarser})
 
 
-@router.get("/clusters", response_model=responses.ClusterPage, responses=_read("not-ready"))
+@router.get(
+    "/clusters",
+    response_model=responses.ClusterPage | responses.ThemePage,
+    responses=_read("writer-busy", "writer-away"),
+)
 async def clusters(
     log: Log,
     limit: PageSize,
     if_changed: IfChanged,
+    themes: Themed,
     order: Annotated[Literal["size", "growth", "newest"], Query()] = "size",
-    level: Level = None,
+    level: AnyLevel = None,
     cursor: Cursor = None,
 ) -> Response:
     """Clusters: the largest, the fastest growing or the newest first.
 
-    By growth: the final clusters whose members changed in `window`.
+    By growth: the final clusters whose members changed in `window`. Above the final clusters: themes.
     """
 
     def query(view: View) -> responses.ClusterPage:
-        page = view.clusters(level, order, cursor, limit)
+        page = view.clusters(within(level), order, cursor, limit)
         return {
             "collection": page["collection"],
             "version": page["version"],
@@ -80,6 +97,9 @@ async def clusters(
         }
 
     if order != "growth":
+        if step := step_of(level):
+            grouping = await themes.at(step)
+            return await if_changed.answer(lambda view: view.themes(grouping, step, order, cursor, limit))
         return await if_changed.answer(query)
     if level is not None:
         raise Problem("invalid", "Growth is counted of final clusters: leave `level` out.")
@@ -89,9 +109,18 @@ async def clusters(
     return await if_changed.answer(lambda view: _by_growth(log, view, place, limit))
 
 
-@router.get("/clusters/{cluster}", response_model=responses.Cluster, responses=_read("no-such-cluster"))
-async def cluster(log: Log, if_changed: IfChanged, cluster: Id) -> Response:
-    """A cluster and its history; of an ended one, also where its members went."""
+@router.get(
+    "/clusters/{cluster}",
+    response_model=responses.Cluster | responses.Theme,
+    responses=_read("no-such-cluster", "writer-busy", "writer-away"),
+)
+async def cluster(
+    log: Log, if_changed: IfChanged, themes: Themed, cluster: Id, level: ThemeLevel = None
+) -> Response:
+    """A cluster and its history; of an ended one, also where its members went.
+
+    With a level above the final clusters: the theme that this final cluster is in.
+    """
 
     def query(view: View) -> responses.Cluster:
         found = view.cluster(cluster)
@@ -103,6 +132,9 @@ async def cluster(log: Log, if_changed: IfChanged, cluster: Id) -> Response:
         }
 
     with missing("no-such-cluster"):
+        if step := step_of(level):
+            grouping = await themes.at(step)
+            return await if_changed.answer(lambda view: view.theme(grouping, step, cluster))
         return await if_changed.answer(query)
 
 
@@ -155,11 +187,11 @@ async def changes(
 
 @router.post(
     "/items:lookup",
-    response_model=responses.Lookup,
-    responses=documented("not-ready", "damaged", "bad-json", "wrong-type"),
+    response_model=responses.Lookup | responses.ThemeLookup,
+    responses=documented("not-ready", "damaged", "bad-json", "wrong-type", "writer-busy", "writer-away"),
     openapi_extra=json_body(responses.LookupRequest),
 )
-async def lookup(request: Request, reader: Reader, settings: Config) -> Response:
+async def lookup(request: Request, reader: Reader, settings: Config, themes: Themed) -> Response:
     """Many items of one version, in the order of `keys`; those without an item are named in `missing`."""
     bounds = settings.api
     given = bodies.parse(
@@ -174,7 +206,10 @@ async def lookup(request: Request, reader: Reader, settings: Config) -> Response
     except UnicodeEncodeError:
         raise Problem("invalid", "keys: one of them is not valid Unicode.") from None
     payload_bytes = bounds.lookup_payload_bytes
-    return reply(await reader.read(lambda view: view.lookup(keys, given.level, payload_bytes)))
+    if step := step_of(given.level):
+        grouping = await themes.at(step)
+        return reply(await reader.read(lambda view: view.theme_lookup(grouping, step, keys, payload_bytes)))
+    return reply(await reader.read(lambda view: view.lookup(keys, within(given.level), payload_bytes)))
 
 
 EXPORTED: dict[int | str, dict[str, Any]] = {
@@ -210,11 +245,18 @@ async def assignments(
 
 
 # Last of its prefix: a key may hold slashes.
-@router.get("/items/{key:path}", response_model=responses.Item, responses=_read("bad-key", "no-such-item"))
-async def item(if_changed: IfChanged, key: Key, level: Level = None) -> Response:
+@router.get(
+    "/items/{key:path}",
+    response_model=responses.Item | responses.ThemeItem,
+    responses=_read("bad-key", "no-such-item", "writer-busy", "writer-away"),
+)
+async def item(if_changed: IfChanged, themes: Themed, key: Key, level: AnyLevel = None) -> Response:
     """The cluster that an item is in now."""
     with missing("no-such-item"):
-        return await if_changed.answer(lambda view: view.item(key, level), inline=True)
+        if step := step_of(level):
+            grouping = await themes.at(step)
+            return await if_changed.answer(lambda view: view.theme_item(grouping, step, key))
+        return await if_changed.answer(lambda view: view.item(key, within(level)), inline=True)
 
 
 def _window(log: Follower) -> responses.Window:

@@ -1,0 +1,51 @@
+"""The themes of a store, computed from one version of it: where no writer runs to be asked for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.clustering import themes
+from engine.clustering.resume import resume
+from engine.collection import snapshots
+from engine.collection.build import load_model, unclustered
+from engine.config import Settings
+from engine.errors import CorruptStore, InputError, NoStore
+from engine.storage.environment import reading
+from engine.storage.load import load
+from engine.system.stopwatch import Stopwatch
+from engine.types import Themes
+
+
+def themes_of(settings: Settings) -> Themes:
+    """Return the themes at each tau of `[model] coarser`; changes nothing.
+
+    Not within a process that has the store open. Raises NoStore, CorruptStore, ConfigMismatch (the settings
+    are not those of the store) and InputError (too many clusters).
+    """
+    path, taus = settings.store.path, settings.model.coarser
+    with reading(path, lock=True) as tables:
+        if tables is None or (config := tables.meta.config) is None:
+            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+        loaded = load(tables)
+    if not len(loaded.items.ids):
+        return Themes(loaded.version, np.empty(0, np.int64), np.empty((len(taus), 0), np.int64))
+    state = unclustered(settings, config, loaded)
+    state.restore_lists(loaded)
+    basis = snapshots.dependencies(state, load_model(settings))
+    saved = snapshots.load_levels(path, state.version, basis)
+    resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
+    if not state.settle(loaded.places):
+        raise CorruptStore(
+            f"{path}: its clusters are not those of its lists; `shoal rebuild` makes them anew"
+        )
+    ground = themes.prepare(state, settings.limits.theme_clusters)
+    assert ground is not None
+    return themes.grow(ground, taus)
+
+
+def check_step(step: int, most: int) -> None:
+    """Raise InputError where there is no such level above the final clusters."""
+    if not 1 <= step <= most:
+        is_ = "are" if most > 1 else "is"
+        there = f"levels +1 to +{most}" if most > 1 else "level +1" if most else "no level"
+        raise InputError(f"level +{step}: above the final clusters there {is_} {there} ([model] coarser)")
