@@ -75,7 +75,7 @@ def grow(ground: Ground, taus: Sequence[float]) -> Themes:
             lower, level = level, Level(level.shape, ground.model, False, ExactIndex)
             delta = _raise(lower, level)
             nodes = lower.above[lower.root[nodes]]
-        level.shape = replace(level.shape, tau=tau)
+        level.tau = np.float32(tau)
         level.update(delta, ground.epoch, False, Stopwatch())
         keys[at] = _smallest(ground.clusters, level.root[nodes])
     order = np.argsort(ground.clusters)
