@@ -62,6 +62,11 @@ def prepare(state: State, most: int) -> Ground | None:
     return Ground(state.version, clusters, level, delta, hierarchy.model, state.calibration.epoch)
 
 
+def none(version: int, levels: int) -> Themes:
+    """Return the themes of a version without items."""
+    return Themes(version, np.empty(0, np.int64), np.empty((levels, 0), np.int64))
+
+
 def grow(ground: Ground, taus: Sequence[float]) -> Themes:
     """Return the themes at each tau, the finest first; for each level the one below is the ground.
 

@@ -36,7 +36,7 @@ from engine.storage.compaction import Compacted
 from engine.storage.store import Store
 from engine.system import forks, kernel_cache
 from engine.system.stopwatch import Stopwatch
-from engine.types import Applied, Batch, Int16, Loaded
+from engine.types import Applied, Batch, Int16, Loaded, Themes
 
 Key = str | bytes | int | UUID
 SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
@@ -218,13 +218,18 @@ class LiveCollection(Closing):
                 raise NotFound(f"no item has the key {name.decode()!r}")
             return explain.explain(state, name, level)
 
-    def theme_ground(self) -> themes.Ground | None:
-        """What themes are grown from: see `engine.clustering.themes`. None: there are no items.
+    def prepare_themes(self) -> Callable[[], Themes]:
+        """Copy what the themes of this version follow from; return what computes them, once, in any thread.
 
-        Raises InputError: there are more final clusters than `[limits] theme_clusters`.
+        See `engine.clustering.themes`. Raises InputError: there are more final clusters than
+        `[limits] theme_clusters`.
         """
+        taus, most = self.settings.model.coarser, self.settings.limits.theme_clusters
         with self._running() as state:
-            return themes.prepare(state, self.settings.limits.theme_clusters) if state else None
+            version, ground = self.version, themes.prepare(state, most) if state else None
+        if ground is None:
+            return lambda: themes.none(version, len(taus))
+        return lambda: themes.grow(ground, taus)
 
     def compact(self) -> Compacted:
         """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from engine.clustering import themes
 from engine.clustering.resume import resume
 from engine.collection import snapshots
@@ -28,7 +26,7 @@ def themes_of(settings: Settings) -> Themes:
             raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
         loaded = load(tables)
     if not len(loaded.items.ids):
-        return Themes(loaded.version, np.empty(0, np.int64), np.empty((len(taus), 0), np.int64))
+        return themes.none(loaded.version, len(taus))
     state = unclustered(settings, config, loaded)
     state.restore_lists(loaded)
     basis = snapshots.dependencies(state, load_model(settings))

@@ -10,9 +10,7 @@ from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one 
 from typing import Any, Protocol
 
 import numba
-import numpy as np
 
-from engine.clustering import themes
 from engine.collection.collection import Engine
 from engine.collection.themes import check_step
 from engine.errors import WriterBusy
@@ -77,20 +75,18 @@ class ThemeKeeper:
             computing.set_exception(found)
 
     def _compute(self, timeout_s: float) -> Themes:
-        settings, start = self._engine.settings, 0.0
+        start = 0.0
 
-        def prepare() -> tuple[int, themes.Ground | None]:
+        def prepare() -> Callable[[], Themes]:
             nonlocal start
             start = self._clock()
-            return self._engine.version, self._engine.theme_ground()
+            return self._engine.prepare_themes()
 
-        version, ground = self._between(prepare, timeout_s)
-        taus = settings.model.coarser
-        if ground is None:
-            found = Themes(version, np.empty(0, np.int64), np.empty((len(taus), 0), np.int64))
-        else:
-            found = themes.grow(ground, taus)
+        found: Themes = self._between(prepare, timeout_s)()
         end = self._clock()
         with self._lock:
-            self._kept, self._due_s = found, end + (end - start) * (1 / settings.limits.theme_share - 1)
+            self._kept, self._due_s = (
+                found,
+                end + (end - start) * (1 / self._engine.settings.limits.theme_share - 1),
+            )
         return found

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.clustering import themes
 from engine.collection.collection import Engine
 from engine.collection.themes import check_step, themes_of
 from engine.config import Settings
@@ -29,16 +28,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def live_themes(engine: Engine) -> Themes:
-    ground = engine.theme_ground()
-    assert ground is not None
-    return themes.grow(ground, engine.settings.model.coarser)
+    return engine.prepare_themes()()
 
 
 @pytest.fixture(scope="module")
 def grouping(settings: Settings) -> Themes:
     """A store of several versions, and the live themes of its last one."""
     with Engine.open(settings) as engine:
-        assert engine.theme_ground() is None
+        assert live_themes(engine).keys.shape == (2, 0)
         for at in range(4):
             engine.upsert(names(40, 40 * at), draw(at, 40))
         engine.save()

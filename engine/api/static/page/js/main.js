@@ -9,6 +9,7 @@ import { live } from "./views/live.js";
 const ROUTES = [
   { pattern: /^#?\/?$/, view: "live", load: async () => live },
   { pattern: /^#\/clusters(?:\/by\/(size|growth|newest))?$/, view: "clusters", load: async () => (await import("./views/clusters.js")).clusters },
+  { pattern: /^#\/clusters\/at\/(\d{1,2}|\+[1-8])(?:\/of\/(\d{1,18}))?$/, view: "clusters", load: async () => (await import("./views/levels.js")).levels },
   { pattern: /^#\/clusters\/(\d{1,18})$/, view: "clusters", load: async () => (await import("./views/cluster.js")).cluster },
   { pattern: /^#\/items\/(.+)$/, view: "item", load: async () => (await import("./views/item.js")).item },
   { pattern: /^#\/map$/, view: "map", load: async () => (await import("./views/map.js")).map },

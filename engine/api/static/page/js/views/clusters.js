@@ -5,6 +5,7 @@ import { clusterCard } from "../cards.js";
 import { el, empty, failure, skeleton } from "../dom.js";
 import { duration, plural } from "../format.js";
 import { onPulse } from "../pulse.js";
+import { zoom } from "../zoom.js";
 
 const PAGE = 24;
 const ORDERS = { size: "Largest", growth: "Growing", newest: "Newest" };
@@ -15,7 +16,7 @@ export function clusters(root, [order = "size"], signal) {
   const more = el("button", { type: "button", class: "more", hidden: true }, "Show more");
   const fresh = el("button", { type: "button", class: "fresh-note", hidden: true }, "There is a new version: show it");
   root.append(
-    el("div", { class: "head" }, el("h1", {}, "Clusters"), tabs(order)),
+    el("div", { class: "head" }, el("h1", {}, "Clusters"), tabs(order)), zoom(null, signal),
     total, fresh, grid, more);
 
   let cursor = null;
