@@ -2,7 +2,8 @@
 
 Bare: insert a batch, then one search of k = 10 for each of its items; same M, ef_construction, ef,
 batches and threads. Engine and hnswlib take turns batch by batch, so that both see the same machine. With
---adapter a second engine takes its turn, which maps every embedding with a random linear adapter first.
+--adapter a second engine takes its turn, which maps every embedding with a random linear adapter first; with
+--model another model than the shipped one runs, a lander for instance.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, metavar="FILE", help="default: the one that ships")
     parser.add_argument("--adapter", type=int, metavar="DIM", help="components that the adapter makes")
     chosen = parser.parse_args()
     rows = mixture(chosen.items, chosen.dim, chosen.seed)
     with tempfile.TemporaryDirectory() as folder:
         _warm_up(f"{folder}/warm", chosen.dim)
         adapter = _adapter(Path(folder), chosen.dim, chosen.adapter) if chosen.adapter else None
-        figures = measure(f"{folder}/store", rows, chosen.batch, adapter)
+        figures = measure(f"{folder}/store", rows, chosen.batch, adapter, chosen.model)
     _print(figures)
     finish(figures, chosen.json)
 
 
-def measure(store: str, rows: Any, batch: int, adapter: Path | None = None) -> dict[str, Any]:
-    settings = load(None, {"store.path": store})
+def measure(
+    store: str, rows: Any, batch: int, adapter: Path | None = None, model: Path | None = None
+) -> dict[str, Any]:
+    settings = load(None, {"store.path": store, "model.path": str(model) if model else None})
     index = settings.index
     bare = hnswlib.Index(space="ip", dim=rows.shape[1])
     bare.init_index(len(rows), M=index.M, ef_construction=index.ef_construction)
