@@ -344,10 +344,13 @@ class Settings(BaseSettings):
         return init_settings, _Environment(settings_cls)
 
 
-def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> Settings:
+def load(
+    path: Path | None = None, flags: Mapping[str, Value] | None = None, flags_are: str = "the command line"
+) -> Settings:
     """Settings of a file (None: no file), the environment and flags, `{"index.kind": "exact"}`.
 
-    A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin.
+    A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin;
+    `flags_are`: what it calls that of flags.
     """
     document = renamed(_read(path)) if path else {}
     given = renamed(nested({name: value for name, value in (flags or {}).items() if value is not None}))
@@ -355,7 +358,7 @@ def load(path: Path | None = None, flags: Mapping[str, Value] | None = None) -> 
     try:
         return Settings(**merged(merged(document, _Environment(Settings)()), given))
     except ValidationError as problem:
-        raise ConfigError(_sentence(problem, path, given)) from None
+        raise ConfigError(_sentence(problem, path, given, flags_are)) from None
     except SettingsError as problem:
         raise ConfigError(f"The environment cannot be used: {problem}.") from None
 
@@ -370,7 +373,7 @@ def with_options(options: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"There is no keyword {keyword}: there are {known}, and section__name.")
         flags[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     file = flags.pop("config", None)
-    return load(Path(str(file)) if file is not None else None, flags)
+    return load(Path(str(file)) if file is not None else None, flags, "the keywords")
 
 
 def freeze(settings: Settings) -> str:
@@ -440,14 +443,24 @@ def _known(path: Sequence[str]) -> str:
     return f"the sections are {', '.join(Settings.model_fields)}"
 
 
-def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, Any]) -> str:
+def _has(given: Any, where: Sequence[str]) -> bool:
+    for part in where:
+        if not isinstance(given, Mapping) or part not in given:
+            return False
+        given = given[part]
+    return True
+
+
+def _sentence(
+    problem: ValidationError, path: Path | None, given: Mapping[str, Any], flags_are: str
+) -> str:
     """The first error, with where the value came from."""
     error = problem.errors()[0]
     where = [str(part) for part in error["loc"]]
-    section, name = where[0], ".".join(where)
+    name = ".".join(where)
     variable = f"{ENV_PREFIX}{ENV_DELIMITER.join(where)}".upper()
-    if where[-1] in given.get(section, {}):
-        origin = "the command line"
+    if _has(given, where):
+        origin = flags_are
     elif any(variable == present.upper() for present in os.environ):
         origin = f"the environment variable {variable}"
     else:

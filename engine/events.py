@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from typing_extensions import TypedDict
 
 from engine.types import Assignment, Erased, Event, LineageEvent
 
 EventId = tuple[int, int]  # (version, ordinal): a place in the log; reading resumes behind the last one read
 BEGIN: EventId = (0, -1)
+
+
+def read_event_id(text: str) -> EventId:
+    """Parse `VERSION-ORDINAL`, as events carry it. Raises ValueError, with a sentence."""
+    found = re.fullmatch(r"(\d{1,18})-(\d{1,9})", text, re.ASCII)
+    if not found:
+        raise ValueError(f"{text!r:.80} is no event's id; one looks like 12-0.")
+    return int(found[1]), int(found[2])
+
 
 EventRow = TypedDict(
     "EventRow",

@@ -10,6 +10,7 @@ This module loads no compiler (numba), so the process of the API may import it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -275,7 +276,28 @@ def read_payload(value: Any, limits: LimitsSettings) -> bytes:
     """A JSON document: bytes are one, other values are written as one. b"": none. Raises Unusable."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return read_document(bytes(value), limits)
-    return read_document(dump_json(value), limits)
+    raw = dump_json(value)
+    if b"null" in raw and (place := _not_finite(value)) is not None:  # orjson writes null for these
+        where = f" at {place}" if place else ""
+        raise Unusable(f"the payload is not JSON: it has a NaN or an infinity{where}; give None for no value")
+    return read_document(raw, limits)
+
+
+def _not_finite(value: Any) -> str | None:
+    """Return where a NaN or an infinity is in a value, like "scores.2"; None if there is none."""
+    if isinstance(value, (float, np.floating)):
+        return None if math.isfinite(value) else ""
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = value.tolist()
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    for name, part in parts:
+        if (place := _not_finite(part)) is not None:
+            return f"{name}.{place}" if place else str(name)
+    return None
 
 
 def read_document(raw: bytes, limits: LimitsSettings) -> bytes:

@@ -22,11 +22,31 @@ Finished: TypeAlias = "subprocess.CompletedProcess[str]"
 Run = Callable[..., Finished]
 NEEDS = {"broker", "browser"}  # fixtures that are markers too
 PROCESSES = ("tests/faults/", "tests/properties/", "tests/cli/")  # they start processes: not for `make unit`
-FIRST = ("tests/faults/", "tests/properties/", "tests/connectors/", "tests/cli/")
+FIRST = (  # these take longest
+    "tests/connectors/test_kafka",
+    "tests/faults/",
+    "tests/cli/test_documented_commands",
+    "tests/api/page/",
+    "tests/daemon/test_supervisor",
+    "tests/properties/",
+    "tests/cli/",
+    "tests/index/",
+    "tests/storage/",
+    "tests/collection/",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="full counts, and the tests marked long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How many examples hypothesis draws where a test does not say."""
+    from hypothesis import settings
+
+    settings.register_profile("short", max_examples=60, deadline=None)
+    settings.register_profile("long", max_examples=300, deadline=None)
+    settings.load_profile("long" if config.getoption("--long") else "short")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,10 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(need)
         if file.startswith(PROCESSES) or "shoal" in names:
             item.add_marker("process")
-        group = "broker" if "broker" in names else file  # one broker, and each module's fixtures once
+        group = file  # each module's fixtures once; one broker for connectors, one for all else
+        if "broker" in names:
+            group = "connectors" if file.startswith("tests/connectors/") else "broker"
         item.add_marker(pytest.mark.xdist_group(group))
-    # Two workers end together if what takes longest begins first.
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    # Workers end together if what takes longest begins first.
+    items.sort(key=lambda item: next((at for at, way in enumerate(FIRST) if item.nodeid.startswith(way)), 99))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,16 @@ import pytest
 
 from engine.config import LimitsSettings
 from engine.errors import Unusable
-from engine.records import FIELDS, Parser, Record, read_document, read_key, read_vector, text_payload
+from engine.records import (
+    FIELDS,
+    Parser,
+    Record,
+    read_document,
+    read_key,
+    read_payload,
+    read_vector,
+    text_payload,
+)
 from engine.rows import Columns, Rows, Settled
 from engine.times import read_time, read_times
 
@@ -183,6 +192,22 @@ def test_a_payload_that_no_answer_could_hold_is_refused(levels: int) -> None:
     reason = parsed(b'{"key":"a","embedding":[1],"payload":' + b"[" * levels + b"]" * levels + b"}")
     assert isinstance(reason, str)
     assert "nests too deep" in reason or "recursion" in reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"scores": [1.0, float("nan")]}, " at scores.1"),
+        ([None, {"x": np.float32("inf")}], " at 1.x"),
+        ({"a": np.array([1.0, np.nan])}, " at a.1"),
+        (float("-inf"), ""),
+    ],
+)
+def test_a_payload_of_a_program_has_no_number_that_json_has_not(value: Any, place: str) -> None:
+    """It would come back as null."""
+    with pytest.raises(Unusable, match=f"it has a NaN or an infinity{place}; give None"):
+        read_payload(value, LimitsSettings())
+    assert read_payload({"a": None, "b": 1.5}, LimitsSettings()) == b'{"a":null,"b":1.5}'
 
 
 def test_a_deep_payload_is_kept() -> None:

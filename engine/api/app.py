@@ -10,9 +10,11 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
+from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from engine import __version__
 from engine.api import guide, middleware, problems
@@ -58,7 +60,7 @@ def make_routes(context: Context) -> FastAPI:
         app.include_router(router)
     guide.install(app)
     app.mount("/docs", Files(directory=SWAGGER, check_dir=False))
-    app.mount("/", Files(directory=PAGE, html=True, check_dir=False))
+    app.mount("/", Page(directory=PAGE, html=True, check_dir=False))
     return app
 
 
@@ -84,6 +86,18 @@ class Files(StaticFiles):
         response = super().file_response(*arguments, **named)
         response.headers.update(REVALIDATE)
         return response
+
+
+class Page(Files):
+    """The page's files: what no route has taken. A path that a route takes with another method is no file."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        known = [route for route in scope["app"].routes if isinstance(route, Route)]
+        near = [route for route in known if route.matches(scope)[0] == Match.PARTIAL]
+        if near:
+            methods = sorted({method for route in near for method in route.methods or ()})
+            raise HTTPException(405, headers={"Allow": ", ".join(methods)})
+        return await super().get_response(path, scope)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -8,7 +8,6 @@ twice. A comment now and then shows that the stream is alive and moves the place
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from engine.api.problems import Problem
 from engine.api.responses import Changes
 from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
-from engine.events import BEGIN, EventId
+from engine.events import BEGIN, EventId, read_event_id
 from engine.storage import schema
 from engine.storage.reader import Head, View
 
@@ -108,12 +107,10 @@ class EventStreams:
 
 def place_of(text: str | None) -> EventId | None:
     """Parse `VERSION-ORDINAL`, an event's id. Raises Problem."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,18})-(\d{1,9})", text, re.ASCII)
-    if not found:
-        raise Problem("invalid", f"{text!r:.80} is no event's id; one looks like 12-0.")
-    return int(found[1]), int(found[2])
+    try:
+        return None if text is None else read_event_id(text)
+    except ValueError as problem:
+        raise Problem("invalid", str(problem)) from None
 
 
 def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Changes:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -61,6 +61,16 @@ def settings(config: Path | None, **flags: Value | Path) -> Settings:
     from engine.config import load
 
     return load(config, {name.replace("__", "."): _plain(value) for name, value in flags.items()})
+
+
+def event_id(text: str | None) -> str | None:
+    """Refuse what is no event's id, as any other argument that cannot be used."""
+    from engine.events import read_event_id
+
+    try:
+        return None if text is None else "{}-{}".format(*read_event_id(text))
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from None
 
 
 def _plain(value: Value | Path) -> Value:
@@ -213,7 +223,7 @@ def query(
 @app.command()
 def clusters(
     level: AnyLevel = None,
-    order: Annotated[str, typer.Option("--order", help="size, newest or id")] = "size",
+    order: Annotated[Literal["size", "newest", "id"], typer.Option("--order")] = "size",
     cursor: Cursor = None,
     limit: Limit = 20,
     store: Store = None,
@@ -263,7 +273,10 @@ def export(
 
 @app.command()
 def changes(
-    after: Annotated[str | None, typer.Option("--after", metavar="EVENT-ID", help="Only later ones.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="EVENT-ID", callback=event_id, help="Only later ones, like 12-0."),
+    ] = None,
     limit: Limit = 20,
     store: Store = None,
     config: Config = None,

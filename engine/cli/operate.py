@@ -54,6 +54,7 @@ def backup(settings: Settings, target: Path, as_json: bool) -> None:
     from engine.storage.backup import back_up
 
     made = back_up(settings.store.path, target)
+    _say_what_brings_over(target, made.format)
     if as_json:
         print_json({"path": str(target), **asdict(made)})
         return
@@ -156,6 +157,7 @@ def compact(settings: Settings, as_json: bool) -> None:
         from engine.storage.store import Store
 
         with Store.open(settings.store.path, map_bytes=settings.limits.map_size_bytes) as store:
+            _say_what_brings_over(settings.store.path, store.format)
             return asdict(store.compact())
 
     made = _through(settings, "compact", {}, offline)
@@ -163,6 +165,15 @@ def compact(settings: Settings, as_json: bool) -> None:
         print_json(made)
         return
     print(f"{settings.store.path}: {made['before'] / 1e6:,.1f} MB before, {made['after'] / 1e6:,.1f} MB now.")
+
+
+def _say_what_brings_over(path: Path, found: int) -> None:
+    """On standard error: a store of an earlier release is not read before a rebuild."""
+    from engine.storage import schema
+
+    if found == schema.REBUILT_FROM:
+        old = f"{path} was made by an earlier release (format {found})"
+        complain(f"{old}; run `shoal rebuild` once to bring it over.")
 
 
 def _through(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -12,7 +11,7 @@ from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import InputError, NoStore, WriterAway
-from engine.events import EventRow
+from engine.events import EventRow, read_event_id
 from engine.storage.answers import ClusterPage, MemberPage, ThemePage
 from engine.storage.reader import View
 from engine.storage.themes import received
@@ -141,7 +140,7 @@ def members(settings: Settings, cluster: int, cursor: str | None, limit: int, as
 def changes(settings: Settings, after: str | None, limit: int, as_json: bool) -> None:
     """A page of the event log."""
     with View.open(settings.store.path) as view:
-        answer = view.changes(_place(after), limit)
+        answer = view.changes(read_event_id(after) if after else None, limit)
     if as_json:
         print_json(answer)
         return
@@ -154,16 +153,6 @@ def changes(settings: Settings, after: str | None, limit: int, as_json: bool) ->
     )
     if answer["cursor"]:
         print(f"go on with --after {answer['cursor']}")
-
-
-def _place(after: str | None) -> tuple[int, int] | None:
-    """`VERSION-ORDINAL`, as events carry it."""
-    if after is None:
-        return None
-    found = re.fullmatch(r"(\d{1,18})-(-?\d{1,9})", after)
-    if not found:
-        raise InputError(f"--after takes the event-id of an event, like 12-0, not {after!r}.")
-    return int(found[1]), int(found[2])
 
 
 def _told(event: EventRow) -> str:

@@ -198,6 +198,11 @@ def test_another_method_is_told_which_there_are(quiet: Api) -> None:
     problem(answer, "wrong-method")
     assert "GET" in answer.headers["allow"]
     problem(quiet.http.delete("/v1/items"), "wrong-method")
+    for path in ("/v1/items", "/v1/assign"):  # a page that is asked for is no file either
+        answer = quiet.http.get(path)
+        assert problem(answer, "wrong-method")["detail"] == "This path takes POST."
+        assert answer.headers["allow"] == "POST"
+    problem(quiet.http.get("/v1/nothing"), "not-found")
 
 
 def test_without_a_writer_queries_answer_and_the_rest_says_so(quiet: Api) -> None:

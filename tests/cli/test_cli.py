@@ -232,7 +232,9 @@ def test_stores_that_cannot_be_used(shoal: Run, data: Path, tmp_path: Path) -> N
         assert shoal("clusters").returncode == 0
     refused(shoal("query", "nobody"), 3, "nobody")
     refused(shoal("members", "999999"), 3, "999999")
-    refused(shoal("changes", "--after", "yesterday"), 3, "yesterday")
+    done = shoal("changes", "--after", "yesterday")
+    assert done.returncode == 2
+    assert "'yesterday' is no event's id" in done.stderr
 
 
 def test_a_store_made_otherwise_is_refused_until_rebuilt(shoal: Run, data: Path, tmp_path: Path) -> None:
@@ -263,6 +265,11 @@ def test_configuration_and_usage(shoal: Run, data: Path, tmp_path: Path) -> None
     assert (tmp_path / "elsewhere" / "data.mdb").exists()
     assert shoal("ingest").returncode == 2
     assert shoal("conjure").returncode == 2
+    for words, sentence in ((["clusters", "--order", "foo"], "'foo'"), (["changes", "--after", "5"], "12-0")):
+        done = shoal(*words, "-c", "shoal.toml")
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    assert shoal("changes", "-c", "shoal.toml", "--after", "1-0").returncode == 0
     assert shoal("--version").stdout.startswith("shoal 0.")
 
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 import zlib
 from pathlib import Path
 
@@ -26,7 +25,6 @@ KEYS = {
 
 def test_the_demo_ends_with_a_summary(tmp_path: Path) -> None:
     """With the model that ships."""
-    start = time.perf_counter()
     process = subprocess.Popen(
         command("demo", "--exit", "--json"),
         cwd=tmp_path,
@@ -37,7 +35,6 @@ def test_the_demo_ends_with_a_summary(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     first = next(line for line in process.stderr if "clusters" in line)
-    assert time.perf_counter() - start < 60
     assert "largest:" in first
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.clustering import touched
@@ -16,6 +16,10 @@ from engine.clustering.lineage import Partition as Unnamed
 from engine.types import Clusters, Trees
 
 Partition = list[dict[int, int]]  # by level: item -> peak of its tree
+
+
+def ended_and_id(cluster: Any) -> tuple[int, int]:
+    return cluster.ended, cluster.id
 
 
 class World:
@@ -81,9 +85,8 @@ class World:
         assert np.array_equal(part.previous[:whole], found.previous)
         assert np.array_equal(part.current[:whole], found.current)
         assert part.changed_trees == found.changed_trees
-        assert sorted(part.changed_clusters, key=lambda c: (c.ended, c.id)) == sorted(
-            found.changed_clusters, key=lambda c: (c.ended, c.id)
-        )
+        wanted = sorted(found.changed_clusters, key=ended_and_id)
+        assert sorted(part.changed_clusters, key=ended_and_id) == wanted
         assert part.events == found.events
         assert part.names.next_tree == found.names.next_tree
         assert part.names.next_cluster == found.names.next_cluster
@@ -161,7 +164,6 @@ def sequences() -> st.SearchStrategy[list[Partition]]:
     return st.lists(partitions(), min_size=1, max_size=5)
 
 
-@settings(max_examples=300, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_ids_are_those_of_the_slow_method_whatever_the_numbering(steps: list[Partition], seed: int) -> None:
     world = World()
@@ -169,7 +171,6 @@ def test_ids_are_those_of_the_slow_method_whatever_the_numbering(steps: list[Par
         world.step(partition, np.random.default_rng(seed))
 
 
-@settings(max_examples=200, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_an_id_is_one_set_and_a_set_is_one_id(steps: list[Partition], seed: int) -> None:
     world = World()
@@ -183,7 +184,6 @@ def test_an_id_is_one_set_and_a_set_is_one_id(steps: list[Partition], seed: int)
         assert len(set.union(set(), *named.values())) == len(named)
 
 
-@settings(max_examples=200, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_the_table_describes_the_partition_and_records_replay_it(steps: list[Partition], seed: int) -> None:
     world, replayed, paths = World(), {}, {}
@@ -218,7 +218,6 @@ def test_the_table_describes_the_partition_and_records_replay_it(steps: list[Par
         )
 
 
-@settings(max_examples=200, deadline=None)
 @given(partitions(), sequences(), st.integers(0, 2**32))
 def test_nothing_changes_when_nothing_changed(last: Partition, steps: list[Partition], seed: int) -> None:
     world, rng = World(), np.random.default_rng(seed)
@@ -233,7 +232,6 @@ def test_nothing_changes_when_nothing_changed(last: Partition, steps: list[Parti
         assert np.array_equal(found.previous, found.current)
 
 
-@settings(max_examples=300, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_events_replay_the_final_clusters(steps: list[Partition], seed: int) -> None:
     world, final = World(), set()
@@ -275,7 +273,6 @@ def merges(before: dict[int, frozenset[int]], now: dict[int, frozenset[int]]) ->
     return {j: tuple(lost) for j, lost in found.items()}
 
 
-@settings(max_examples=200, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_the_largest_part_keeps_the_id_unless_a_larger_one_brought_another(
     steps: list[Partition], seed: int
@@ -294,7 +291,6 @@ def test_the_largest_part_keeps_the_id_unless_a_larger_one_brought_another(
                 assert max(of_old, of_new) >= len(items & others)
 
 
-@settings(max_examples=200, deadline=None)
 @given(sequences(), st.integers(0, 2**32))
 def test_a_transfer_knows_the_final_cluster_of_its_items(steps: list[Partition], seed: int) -> None:
     world = World()
@@ -333,7 +329,7 @@ def test_a_cluster_that_reaches_further_down_gets_a_record() -> None:
     assert found.events == []
 
 
-def test_twenty_thousand_trees_cost_milliseconds() -> None:
+def test_what_looks_at_the_touched_alone_finds_the_same_among_twenty_thousand() -> None:
     rng = np.random.default_rng(1)
     n = 20_000
     middle, top = rng.integers(0, 6_000, n), rng.integers(0, 2_000, 6_000)
@@ -348,12 +344,13 @@ def test_twenty_thousand_trees_cost_milliseconds() -> None:
     after = np.concatenate([np.arange(n), rng.integers(0, n, 500), rng.integers(0, n, 2_000)])
     transfers = Transfers(before, after, np.concatenate([sizes, np.ones(2_500, np.int64)]))
     names = replace(first.names, clusters=_grown(first, moved))
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        follow(names, unnamed, transfers, 2)
-        took.append(time.perf_counter() - start)
-    assert min(took) < 0.2, f"{took=}"  # 15 ms where it was written; a loaded machine gets ten times that
+    whole, part = (each(names, unnamed, transfers, 2) for each in (follow, touched.follow))
+    assert whole.changed_clusters
+    assert np.array_equal(part.handles, whole.handles)
+    assert np.array_equal(part.paths, whole.paths)
+    assert part.changed_trees == whole.changed_trees
+    assert sorted(part.changed_clusters, key=ended_and_id) == sorted(whole.changed_clusters, key=ended_and_id)
+    assert part.events == whole.events
 
 
 def _grown(found: Lineage, moved: np.ndarray) -> Clusters:

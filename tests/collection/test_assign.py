@@ -23,6 +23,7 @@ from engine.index.lock import GraphLock
 from engine.model.linkage import LinkageModel, random_model
 from engine.types import Float64, Int16
 from engine.vectors import quantize
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM, SEED = 8, 11
@@ -222,9 +223,9 @@ def test_questions_that_wait_are_answered_together() -> None:
         found[number] = queue.ask(grids[number], 10)
 
     threads = [threading.Thread(target=put, args=(number,)) for number in range(5)]
-    for thread in threads:
+    for number, thread in enumerate(threads):
         thread.start()
-        time.sleep(0.02)
+        until(lambda number=number: probe.sizes and len(queue._waiting) == number)
     probe.go.set()
     for thread in threads:
         thread.join()
@@ -272,12 +273,12 @@ def test_questions_are_bounded_in_number_and_time() -> None:
     threads = [threading.Thread(target=put) for _ in range(2)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    until(lambda: len(queue._waiting) == 2)
     with pytest.raises(WriterBusy, match="wait already"):
         queue.ask(grid, 10)
     closing = threading.Thread(target=queue.close)
     closing.start()
-    time.sleep(0.05)
+    until(lambda: queue._closed)
     probe.go.set()
     for thread in (*threads, closing):
         thread.join()
@@ -337,13 +338,19 @@ def test_searches_without_end_do_not_keep_an_insert_out() -> None:
     threads = [threading.Thread(target=keep_searching) for _ in range(4)]
     for thread in threads:
         thread.start()
-    try:
-        start = time.monotonic()
+    inserted = threading.Semaphore(0)
+
+    def insert() -> None:
         for _ in range(5):
             with turns.insert():
-                pass
-        assert time.monotonic() - start < 2.0
+                inserted.release()
+
+    inserting = threading.Thread(target=insert)
+    inserting.start()
+    try:
+        for _ in range(5):
+            assert inserted.acquire(timeout=60), "an insert waits for searches that have no end"
     finally:
         done.set()
-        for thread in threads:
+        for thread in (*threads, inserting):
             thread.join()

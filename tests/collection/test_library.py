@@ -52,6 +52,10 @@ def test_wrong_keywords_are_named(tmp_path: Path) -> None:
         Engine.open(tmp_path, index="fast")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"There is no setting index\.speed"):
         Engine.open(tmp_path, index__speed=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"There is no setting foo \(in the keywords\)"):
+        Engine.open(tmp_path, foo__bar=1)
+    with pytest.raises(ConfigError, match=r"The setting index\.ef = 'x' \(in the keywords\) is refused"):
+        Engine.open(tmp_path, index__ef="x")
     with pytest.raises(InputError, match="either Settings or a folder and keywords"):
         Engine.open(load(None, {}), path=tmp_path)
 

@@ -10,6 +10,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from engine.cli import operate
 from engine.collection.check import check
 from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
@@ -172,12 +173,16 @@ def test_cut_short_it_is_as_it_was(settings: Settings, monkeypatch: pytest.Monke
 
 
 def test_a_backup_of_format_1_is_restored_and_says_what_brings_it_over(
-    settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(settings)
     downgrade(settings.store.path)
     made = back_up(settings.store.path, tmp_path / "copy")
     assert made.format == schema.REBUILT_FROM
     assert restore(tmp_path / "copy", tmp_path / "again").backup == made
+    operate.backup(settings, tmp_path / "another", as_json=True)
+    assert f"{tmp_path / 'another'} was made by an earlier release" in capsys.readouterr().err
+    operate.compact(settings, as_json=True)
+    assert "run `shoal rebuild` once" in capsys.readouterr().err
     with pytest.raises(StoreError, match="shoal rebuild"):
         View.open(tmp_path / "again")

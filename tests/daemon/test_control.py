@@ -8,7 +8,6 @@ import resource
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,26 +40,40 @@ def refuse(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
     raise {"input": InputError, "missing": NotFound, "full": StoreFull}[body["kind"]]("no: do that")
 
 
-def sleep(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
-    time.sleep(body["seconds"])
-    return {}
+class Hold:
+    """A handler that answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, body: dict[str, Any], vectors: Any) -> dict[str, Any]:
+        self.reached.release()
+        assert self.go.wait(60)
+        return {}
 
 
-HANDLERS = {"echo": echo, "refuse": refuse, "sleep": sleep, "bug": lambda body, vectors: {"x": 1 / 0}}
+HANDLERS = {"echo": echo, "refuse": refuse, "bug": lambda body, vectors: {"x": 1 / 0}}
 
 
 @pytest.fixture
-def listen(tmp_path: Path) -> Iterator[Listen]:
+def hold() -> Hold:
+    return Hold()
+
+
+@pytest.fixture
+def listen(tmp_path: Path, hold: Hold) -> Iterator[Listen]:
     opened = []
 
     def listen_there(folder: Path = tmp_path, **bounds: Any) -> Listener:
+        handlers = {**HANDLERS, "hold": hold}
         settings = ControlSettings(**bounds)
-        opened.append(Listener(folder, HANDLERS, settings, lambda op, problem: bugs.append((op, problem))))
+        opened.append(Listener(folder, handlers, settings, lambda op, problem: bugs.append((op, problem))))
         return opened[-1]
 
     bugs: list[Any] = []
     listen_there.bugs = bugs  # type: ignore[attr-defined]
     yield listen_there
+    hold.go.set()
     for listener in opened:
         listener.close()
 
@@ -117,13 +130,19 @@ def test_without_a_writer(listen: Listen, tmp_path: Path) -> None:
         assert control.call("echo")
 
 
-def test_a_writer_that_ends_in_between(listen: Listen, tmp_path: Path) -> None:
+def test_a_writer_that_ends_in_between(listen: Listen, tmp_path: Path, hold: Hold) -> None:
     listener = listen()
-    threading.Timer(0.2, listener.close).start()
-    start = time.monotonic()
-    with Control(tmp_path) as control, pytest.raises(WriterAway, match="ended before it answered sleep"):
-        control.call("sleep", {"seconds": 2})
-    assert time.monotonic() - start < 1.5
+
+    def end() -> None:
+        assert hold.reached.acquire(timeout=60)
+        listener.close()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with Control(tmp_path) as control, pytest.raises(WriterAway, match="ended before it answered hold"):
+        control.call("hold")
+    assert not hold.go.is_set(), "it did not wait for the handler"
+    ending.join()
 
 
 def test_a_socket_that_a_killed_writer_left_is_replaced(listen: Listen, tmp_path: Path) -> None:
@@ -152,39 +171,44 @@ def test_a_path_longer_than_sockets_take(listen: Listen, tmp_path: Path) -> None
     assert (folder / NAME).stat().st_mode & 0o777 == 0o600
 
 
-def test_an_answer_that_does_not_come_in_time(listen: Listen, tmp_path: Path) -> None:
+def test_an_answer_that_does_not_come_in_time(listen: Listen, tmp_path: Path, hold: Hold) -> None:
     listen()
     with Control(tmp_path, timeout_s=0.2) as control:
-        start = time.monotonic()
-        with pytest.raises(WriterBusy, match="did not answer sleep in time"):
-            control.call("sleep", {"seconds": 1})
-        assert time.monotonic() - start < 0.6
-        assert control.call("echo")["body"]["timeout_s"] <= 0.2
+        with pytest.raises(WriterBusy, match="did not answer hold in time"):
+            control.call("hold")
+        assert not hold.go.is_set(), "it did not wait for the handler"
+    with Control(tmp_path) as control:
+        assert control.call("echo", timeout_s=20.0)["body"]["timeout_s"] <= 20.0
 
 
-def test_too_many_calls_of_one_kind_leave_others_alone(listen: Listen, tmp_path: Path) -> None:
+def test_too_many_calls_of_one_kind_leave_others_alone(listen: Listen, tmp_path: Path, hold: Hold) -> None:
     listen(calls_max=2)
     with Control(tmp_path) as control:
         outcomes: list[str] = []
 
-        def call() -> None:
+        def call(timeout_s: float) -> None:
             try:
-                control.call("sleep", {"seconds": 0.5}, timeout_s=0.7)
+                control.call("hold", timeout_s=timeout_s)
                 outcomes.append("done")
             except WriterBusy:
                 outcomes.append("busy")
 
-        threads = [threading.Thread(target=call) for _ in range(6)]
-        for thread in threads:
+        held = [threading.Thread(target=call, args=(60.0,)) for _ in range(2)]
+        for thread in held:
             thread.start()
-        time.sleep(0.1)
-        start = time.monotonic()
+        for _ in held:
+            assert hold.reached.acquire(timeout=60)
+        late = [threading.Thread(target=call, args=(0.3,)) for _ in range(4)]
+        for thread in late:
+            thread.start()
         assert control.call("echo")
-        assert time.monotonic() - start < 0.3
-        for thread in threads:
+        for thread in late:
             thread.join()
-        assert outcomes.count("done") == 2
-        assert outcomes.count("busy") == 4
+        assert outcomes == ["busy"] * 4
+        hold.go.set()
+        for thread in held:
+            thread.join()
+        assert outcomes[4:] == ["done"] * 2
 
 
 def test_more_connections_than_allowed_wait_in_vain(listen: Listen, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from engine.daemon.control import Control
 from engine.daemon.supervisor import Child, Part, listen, url_of
 from engine.errors import ConfigError, ShoalError, StoreLocked, WriterAway, WriterBusy
 from engine.system.systemd import Notifier
-from tests.conftest import Run, command, environment
+from tests.conftest import Run, command, environment, warm_command
 from tests.support import waiting
 
 DEADLINE_S = 300.0  # on a busy machine; a quiet one needs a tenth
@@ -37,7 +37,7 @@ until = partial(waiting.until, limit_s=DEADLINE_S)
 class Daemon:
     """`shoal serve` in a folder of its own; its log is read as it comes."""
 
-    def __init__(self, folder: Path, model: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, folder: Path, model: Path, warm: bool, **env: str) -> None:
         self.store = folder / "store"
         config_file = folder / "shoal.toml"
         config_file.write_text(
@@ -45,7 +45,7 @@ class Daemon:
             '[index]\nkind = "exact"\n[source]\nhttp = true\n[api]\nport = 0\n'
         )
         self.process = subprocess.Popen(
-            command("serve", "-c", config_file, *arguments),
+            (warm_command if warm else command)("serve", "-c", config_file),
             cwd=folder,
             env=environment(env),
             stdout=subprocess.DEVNULL,
@@ -93,8 +93,8 @@ Serve = Callable[..., Daemon]
 def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
     started: list[Daemon] = []
 
-    def start(*arguments: str, **env: str) -> Daemon:
-        started.append(Daemon(tmp_path, model, *arguments, **env))
+    def start(warm: bool = True, **env: str) -> Daemon:
+        started.append(Daemon(tmp_path, model, warm, **env))
         return started[-1]
 
     yield start
@@ -152,10 +152,10 @@ def test_who_does_not_listen_does_not_hold_up_the_daemon(tmp_path: Path) -> None
 
 
 def test_no_part_imports_from_the_current_folder(serve: Serve, tmp_path: Path) -> None:
-    """Whatever lies there, and wherever the package was found."""
+    """Whatever lies there, and wherever the package was found: all of them begin cold."""
     for name in ("lmdb", "queue", "random", "uvicorn", "orjson"):
         (tmp_path / f"{name}.py").write_text('raise SystemExit("planted code ran")\n')
-    daemon = serve()
+    daemon = serve(warm=False)
     until(lambda: ready(daemon.url))
     assert put(daemon.url, "key", 1.0, 0.0) == 1
     assert daemon.end() == 0
@@ -164,7 +164,7 @@ def test_no_part_imports_from_the_current_folder(serve: Serve, tmp_path: Path) -
 
 def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: list[str]) -> None:
     """Answers before its writer does, survives its writer and its API, and stops when asked."""
-    daemon = serve(NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
+    daemon = serve(warm=False, NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
     api = daemon.told("started", part="api")
     assert until(lambda: httpx.get(f"{daemon.url}/livez", timeout=DEADLINE_S).status_code == 200)
     assert not [e for e in daemon.log if e["event"] == "ready"], "the API was to answer first"
@@ -215,7 +215,7 @@ def answers(url: str) -> bool:
 
 
 def test_no_part_outlives_a_killed_daemon(serve: Serve) -> None:
-    daemon = serve()
+    daemon = serve(warm=False)
     until(lambda: answers(f"{daemon.url}/readyz"))
     pids = [e["pid"] for e in daemon.log if e["event"] == "started"]
     assert len(pids) == 2
@@ -375,6 +375,7 @@ def keep_looking(child: Child) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_part_of_no_known_name_fails_with_a_status(tmp_path: Path) -> None:
     """Backs off longer each time."""
 
@@ -389,6 +390,7 @@ def test_a_part_of_no_known_name_fails_with_a_status(tmp_path: Path) -> None:
     child.stop()
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_sentence_of_a_part_is_the_daemons(tmp_path: Path) -> None:
     """The error comes back as it was raised there, with its class."""
     from engine.storage.store import hold

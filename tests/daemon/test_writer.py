@@ -292,12 +292,18 @@ def test_a_full_log_pauses_the_source(
     tmp_path: Path, weights: LinkageModel, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path, weights, lambda *_: script) as (writer, control):
-        full = True
-        monkeypatch.setattr(writer.engine.store, "log_is_full", lambda: full)
+        full, asked = True, []
+
+        def log_is_full() -> bool:
+            asked.append(full)
+            return full
+
+        monkeypatch.setattr(writer.engine.store, "log_is_full", log_is_full)
         until(lambda: control.call("status")["state"] == "paused")
         assert "not published" in control.call("status")["reason"]
         script.batches.append(batch(1, 5))
-        time.sleep(0.3)
+        before = len(asked)
+        until(lambda: len(asked) > before + 3)
         assert script.versions == []
         full = False
         until(lambda: script.versions == [1])

@@ -238,7 +238,7 @@ def test_hnsw_of_which_most_is_deleted_at_once_is_renewed_at_once() -> None:
 
 def test_hnsw_under_churn_has_few_tombstones_and_no_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(18)
-    nodes, index, _ = hnsw(draw(rng, "mixed", 4000))
+    nodes, index, _ = hnsw(draw(rng, "mixed", 4000), ef_construction=60)
     most, renewals, added = 0, 0, 0
     add = Graph.add
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import orjson
@@ -210,11 +209,9 @@ def test_a_backup_of_another_format_is_refused(path: Path, tmp_path: Path) -> No
 
 
 def test_the_commands(shoal: Run, path: Path, tmp_path: Path) -> None:
-    start = time.monotonic()
     done = shoal("backup", "copy", "--store", path)
     assert done.returncode == 0, done.stderr
     assert "version 4 of toy" in done.stdout
-    assert time.monotonic() - start < 60
     assert shoal("backup", "copy", "--store", path).returncode == 3
     done = shoal("restore", "copy", "--store", path)
     assert done.returncode == 3
