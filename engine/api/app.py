@@ -10,11 +10,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import __version__
 from engine.api import guide, middleware, problems
@@ -91,13 +90,13 @@ class Files(StaticFiles):
 class Page(Files):
     """The page's files: what no route has taken. A path that a route takes with another method is no file."""
 
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        known = [route for route in scope["app"].routes if isinstance(route, Route)]
-        near = [route for route in known if route.matches(scope)[0] == Match.PARTIAL]
-        if near:
-            methods = sorted({method for route in near for method in route.methods or ()})
-            raise HTTPException(405, headers={"Allow": ", ".join(methods)})
-        return await super().get_response(path, scope)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in scope["app"].routes:
+            match, found = route.matches(scope)
+            if match == Match.PARTIAL:
+                await route.handle({**scope, **found}, receive, send)  # answers 405, with Allow
+                return
+        await super().__call__(scope, receive, send)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
