@@ -26,15 +26,15 @@ from engine.errors import BrokerError, ShoalError
 POLL_MS = 200
 CALL_MS = 10_000
 POLL_RECORDS = 1_000
-GATHER_S = 0.02  # records that come within it are fetched together: a fetch of one costs as much as of many
+GATHER_S = 0.02  # records that arrive within it share a fetch: its cost hardly depends on their number
 BACKOFF_S = 0.2, 5.0  # before a failed connection is tried again: first, last
-MISSING_S = 3.0  # a topic that is not there for so long is missing: a starting broker may not know it yet
+MISSING_S = 3.0  # before a missing topic is an error: a starting broker may not know it yet
 _log = logging.getLogger("shoal.kafka")
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a topic is read. Offsets count in this one topic of this one cluster only."""
+    """Position in a topic. Offsets are valid for this topic of this cluster only."""
 
     cluster: str
     topic: str
@@ -55,17 +55,17 @@ class Position:
 
 @dataclass(slots=True)
 class _Inbox:
-    """What the threads share, behind `gate`."""
+    """State shared by the threads, guarded by `gate`."""
 
     gate: threading.Condition = field(default_factory=threading.Condition)
     records: deque[Any] = field(default_factory=deque)
     size: int = 0  # bytes
     topic: Topic | None = None
-    next: dict[int, int] = field(default_factory=dict)  # behind what was read
-    ends: dict[int, int] = field(default_factory=dict)  # behind what there is
+    next: dict[int, int] = field(default_factory=dict)  # next offset to read
+    ends: dict[int, int] = field(default_factory=dict)  # end offset of the log
     problem: ShoalError | None = None
-    alive: float = 0.0  # when the thread was last seen to work
-    known: float = field(default_factory=time.monotonic)  # when the ends were last asked for with success
+    alive: float = 0.0  # when the thread last made progress
+    known: float = field(default_factory=time.monotonic)  # when the end offsets were last fetched
 
     def full(self, limits: LimitsSettings) -> bool:
         return len(self.records) >= limits.queue_records or self.size >= limits.queue_bytes
@@ -80,17 +80,17 @@ class KafkaReader:
     def __init__(
         self, settings: KafkaSettings, limits: LimitsSettings, group: str, position: Position | None
     ) -> None:
-        KafkaCluster(settings)  # refuses what cannot be used
+        KafkaCluster(settings)  # raises on settings that cannot be used
         self._settings, self._limits, self._group = settings, limits, group
         self._known = position
         self._inbox = _Inbox(next=dict(position.offsets) if position else {})
         self._stored: dict[int, int] = dict(self._inbox.next)
         self._ending = threading.Event()
-        self._turn = 0  # of the thread that may write to the inbox
+        self._turn = 0  # number of the only thread that may write to the inbox
         self._start()
 
     def take(self, size: int, timeout_s: float) -> tuple[list[Any], Position | None]:
-        """At most `size` records, and the position behind them. Raises BrokerError.
+        """Return at most `size` records and the position after them. Raises BrokerError.
 
         None instead of a position as long as the topic was not seen.
         """
@@ -103,7 +103,7 @@ class KafkaReader:
             records = [inbox.records.popleft() for _ in range(min(size, len(inbox.records)))]
             inbox.size -= sum(map(_size, records))
             offsets = dict(inbox.next)
-            for record in inbox.records:  # what stays behind is not read yet
+            for record in inbox.records:  # records left in the queue count as unread
                 offsets[record.partition] = min(offsets[record.partition], record.offset)
             topic = inbox.topic
         if topic is None:
@@ -111,11 +111,11 @@ class KafkaReader:
         return records, Position(topic.cluster, topic.name, topic.id, offsets)
 
     def stored(self, offsets: Mapping[int, int]) -> None:
-        """Everything before these offsets is durable: lag monitors may be told."""
+        """Record that everything before these offsets is durable; they are committed for lag monitors."""
         self._stored = dict(offsets)
 
     def behind(self) -> tuple[dict[int, int], float | None]:
-        """By partition the records that are not durable, and the time (ms) of the first one waiting here."""
+        """Return the records not yet durable by partition, and the time (ms) of the first in the queue."""
         with self._inbox.gate:
             ends, waiting = dict(self._inbox.ends), self._inbox.records
             oldest = waiting[0].timestamp if waiting else None
@@ -123,7 +123,7 @@ class KafkaReader:
         return {p: max(0, end - stored.get(p, 0)) for p, end in ends.items()}, oldest
 
     def silent_s(self) -> float:
-        """For so long the broker has not told what there is to read."""
+        """Return the seconds since the broker last reported its end offsets."""
         return time.monotonic() - self._inbox.known
 
     def close(self) -> None:
@@ -137,13 +137,13 @@ class KafkaReader:
         self._thread.start()
 
     def _revive(self) -> None:
-        """A thread that hangs inside kafka-python is left to itself, and another one reads on."""
+        """Replace a thread that hangs inside kafka-python: abandon it and start another."""
         if time.monotonic() - self._inbox.alive > 3 * self._limits.stall_timeout_s:
             _log.warning("the Kafka client does not answer; starting another one")
             self._start()
 
     def _run(self, turn: int) -> None:
-        """Connect, read, and begin again when the connection is lost."""
+        """Connect and read; reconnect when the connection is lost."""
         cluster = KafkaCluster(self._settings)
         backoff = Backoff(*BACKOFF_S)
         while not self._ending.is_set() and turn == self._turn:
@@ -206,7 +206,7 @@ class KafkaReader:
             consumer.close(autocommit=False, timeout_ms=1_000)
 
     def _poll(self, cluster: KafkaCluster, consumer: Any) -> list[Any]:
-        """Goes on polling when the queue is full, without taking anything."""
+        """Keep polling while the queue is full, without fetching records."""
         if self._inbox.full(self._limits):
             consumer.pause(*consumer.assignment())
         elif consumer.paused():
@@ -236,14 +236,14 @@ class KafkaReader:
             inbox.gate.notify_all()
 
     def _identify(self, cluster: KafkaCluster) -> Topic:
-        """The topic, if it is the one that was read before. Raises BrokerError."""
+        """Return the topic's metadata if it is the one read before. Raises BrokerError."""
         name, known = self._settings.topic, self._known
         found = check_topic(self._settings, known, _patiently(lambda: cluster.topic(name), MISSING_S))
         self._known = known or Position(found.cluster, name, found.id, {})
         return found
 
     def _assign(self, consumer: Any, topic: Topic) -> None:
-        """All partitions, those without an offset from their beginning."""
+        """Assign all partitions; those without an offset start at the beginning."""
         parts = {p: TopicPartition(topic.name, p) for p in topic.partitions}
         with self._inbox.gate:
             known = dict(self._inbox.next)
@@ -258,7 +258,7 @@ class KafkaReader:
         _log.info("reading %s, partitions %s", topic.name, known)
 
     def _discover(self, cluster: KafkaCluster, consumer: Any, topic: Topic, watch: Watch) -> Topic:
-        """New partitions, the ends of all, and whether records come."""
+        """Discover new partitions, fetch the end offsets, and detect a stalled consumer."""
         found = self._identify(cluster)
         if found.partitions != topic.partitions:
             self._assign(consumer, found)
@@ -267,7 +267,7 @@ class KafkaReader:
         reached = {part.partition: consumer.position(part, CALL_MS) for part in parts}
         with self._inbox.gate:
             self._inbox.ends, self._inbox.known = ends, time.monotonic()
-            for p, offset in reached.items():  # the marks of transactions have offsets too
+            for p, offset in reached.items():  # transaction markers occupy offsets, too
                 self._inbox.next[p] = max(self._inbox.next[p], offset or 0)
             unread = any(end > self._inbox.next[p] for p, end in ends.items())
         if not unread or consumer.paused():
@@ -289,7 +289,7 @@ class KafkaReader:
         return stored
 
     def _expired(self, consumer: Any, offsets: Mapping[TopicPartition, int]) -> None:
-        """Raises BrokerError, or goes on behind the gap where the settings say so."""
+        """Handle offsets that expired: raise BrokerError, or skip the gap if the settings allow it."""
         for part, offset in offsets.items():
             begin = consumer.beginning_offsets([part], CALL_MS)[part]
             end = consumer.end_offsets([part], CALL_MS)[part]
@@ -311,7 +311,7 @@ class KafkaReader:
 
 
 def check_topic(settings: KafkaSettings, known: Position | None, found: Topic | None) -> Topic:
-    """The topic that was found, if it is the one that was read before. Raises BrokerError."""
+    """Check that the topic found is the one read before, and return it. Raises BrokerError."""
     name = settings.topic
     if known and known.topic != name:
         raise BrokerError(

@@ -1,4 +1,4 @@
-"""A map of the largest clusters in two dimensions: near each other where their peaks are alike.
+"""A two-dimensional map of the largest clusters: clusters with similar peaks are near each other.
 
 The plane is t-SNE's (van der Maaten and Hinton 2008), exact, for it keeps neighbours next to each other; then
 discs, whose areas are the sizes, are pushed apart. Each map goes on from the one before and is turned onto
@@ -44,7 +44,7 @@ class AtlasBounds:
 
 
 class Atlas:
-    """The map of a store, drawn anew when the version is another one and the last drawing is old enough.
+    """Cached map of a store; recomputed when the version has changed and the last one is old enough.
 
     Any number of threads may ask: one draws, the others get the drawing there is.
     """
@@ -59,7 +59,7 @@ class Atlas:
         self._plane: dict[int, Place] = {}  # where clusters were before discs were pushed apart
 
     def answer(self, view: View) -> Map:
-        """`clusters`, largest first: `x`, `y` and `radius` in a square from -1 to 1, y upwards.
+        """Return `clusters`, largest first: `x`, `y` and `radius` in the square from -1 to 1, y upwards.
 
         The version is the drawing's; the store's may be later. Raises what the view raises.
         """
@@ -108,14 +108,14 @@ class Atlas:
 
 
 def similarities(vectors: Int16) -> Float64:
-    """(n, d) grid vectors -> (n, n) cosine similarities."""
+    """Return cosine similarities (n, n) of grid vectors (n, d)."""
     rows = vectors.astype(np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
     return np.clip(rows @ rows.T, -1.0, 1.0)
 
 
 def arrange(alike: Float64, before: Sequence[Place | None]) -> Float64:
-    """(n, n) similarities and, where it is known, each one's place before -> places (n, 2), on no scale."""
+    """Return unscaled positions (n, 2) from similarities (n, n) and the previous positions where known."""
     known = np.array([place is not None for place in before])
     start = _project(2.0 - 2.0 * alike)
     if len(alike) < 3:
@@ -129,7 +129,7 @@ def arrange(alike: Float64, before: Sequence[Place | None]) -> Float64:
 
 
 def to_discs(plane: Float64, sizes: Float64) -> tuple[Float64, Float64]:
-    """Places (n, 2) on no scale, sizes (n,) -> centres (n, 2) and radii (n,) of discs apart in the square."""
+    """Return centres (n, 2) and radii (n,) of disjoint discs in the square, from positions and sizes (n,)."""
     radii = np.sqrt(FILL * 4.0 / np.pi * sizes / sizes.sum()).clip(LEAST_RADIUS, LARGEST_RADIUS)
     plane = plane - plane.mean(axis=0)
     spread = np.sqrt((plane**2).sum(axis=1).mean())
@@ -137,7 +137,7 @@ def to_discs(plane: Float64, sizes: Float64) -> tuple[Float64, Float64]:
 
 
 def _project(squares: Float64) -> Float64:
-    """Classical scaling: the two widest axes, their signs fixed. (n, n) squared distances -> (n, 2)."""
+    """Classical multidimensional scaling: squared distances (n, n) -> two leading axes (n, 2), signs fixed."""
     centred = squares - squares.mean(axis=0) - squares.mean(axis=1)[:, None] + squares.mean()
     values, axes = np.linalg.eigh(-centred / 2.0)
     places = np.zeros((len(squares), 2))
@@ -148,7 +148,7 @@ def _project(squares: Float64) -> Float64:
 
 
 def _likeness(alike: Float64) -> Float64:
-    """How probably two are neighbours: (n, n), symmetric, sum 1. Each width gives the same perplexity."""
+    """Return t-SNE's joint probabilities (n, n): symmetric, sum 1, with the same perplexity in each row."""
     n = len(alike)
     squares = 2.0 - 2.0 * alike
     entropy = np.log(min(PERPLEXITY, (n - 1) / 2.0))
@@ -168,7 +168,7 @@ def _likeness(alike: Float64) -> Float64:
 
 
 def _descend(places: Float64, likeness: Float64, steps: int, momentum: float) -> Float64:
-    """Gradient descent on the divergence between likeness and closeness."""
+    """Gradient descent on the Kullback-Leibler divergence of t-SNE."""
     rate, moved = max(len(places) / 3.0, 40.0), np.zeros_like(places)
     for _ in range(steps):
         close = 1.0 / (1.0 + _squares(places))
@@ -182,7 +182,7 @@ def _descend(places: Float64, likeness: Float64, steps: int, momentum: float) ->
 
 
 def _continued(old: Float64, known: Bool, alike: Float64) -> Float64:
-    """Where the known ones were; new ones beside the known ones they are most like."""
+    """Initial positions: previous ones where known; new clusters beside the most similar known ones."""
     begun = old.copy()
     weights = np.where(known, np.exp(30.0 * (alike - 1.0)), 0.0)[~known] + TINY * known
     begun[~known] = weights @ old / weights.sum(axis=1, keepdims=True)
@@ -190,7 +190,7 @@ def _continued(old: Float64, known: Bool, alike: Float64) -> Float64:
 
 
 def _turned(places: Float64, old: Float64, known: Bool) -> Float64:
-    """Turned, mirrored and shifted onto the old places as well as it goes (Procrustes)."""
+    """Align with the previous positions by rotation, reflection and translation (orthogonal Procrustes)."""
     middle, old_middle = places[known].mean(axis=0), old[known].mean(axis=0)
     left, _, right = np.linalg.svd((places[known] - middle).T @ (old[known] - old_middle))
     turned: Float64 = (places - middle) @ (left @ right) + old_middle
@@ -198,7 +198,7 @@ def _turned(places: Float64, old: Float64, known: Bool) -> Float64:
 
 
 def _push_apart(places: Float64, radii: Float64) -> Float64:
-    """Discs that overlap push each other, the larger one less."""
+    """Separate overlapping discs; the larger one moves less."""
     reach = radii[:, None] + radii[None, :] + GAP
     share = radii[None, :] ** 2 / (radii[:, None] ** 2 + radii[None, :] ** 2)
     places = places + 1e-6 * np.arange(len(places))[:, None] * np.array([1.0, -1.0])  # no two in one place
@@ -214,21 +214,21 @@ def _push_apart(places: Float64, radii: Float64) -> Float64:
 
 
 def _fitted(places: Float64, radii: Float64) -> tuple[Float64, Float64]:
-    """In the middle of the square, and as large as it holds."""
+    """Centre in the square and scale to fill it."""
     low, high = (places - radii[:, None]).min(axis=0), (places + radii[:, None]).max(axis=0)
     scale = min(2.0 / max(float((high - low).max()), TINY), ENLARGED)
     return (places - (low + high) / 2.0) * scale, radii * scale
 
 
 def _squares(places: Float64) -> Float64:
-    """Squared distances, (n, 2) -> (n, n)."""
+    """Return squared distances (n, n) of positions (n, 2)."""
     apart: Float64 = (places[:, None, 0] - places[None, :, 0]) ** 2
     apart += (places[:, None, 1] - places[None, :, 1]) ** 2
     return apart
 
 
 def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[Near]]:
-    """Of each cluster, those whose peaks are most like its own."""
+    """Return for each cluster those with the most similar peaks."""
     others = alike - 3.0 * np.eye(len(alike))
     order = np.argsort(-others, axis=1, kind="stable")[:, : min(NEAR, len(ids) - 1)]
     return [
@@ -238,7 +238,7 @@ def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[Near]]:
 
 
 def _face(payload: bytes, image_bytes: int) -> Face:
-    """What is short enough of a payload to be drawn on a disc."""
+    """Return the part of a payload that is short enough for a disc."""
     document = orjson.loads(payload) if payload else None
     if not isinstance(document, dict):
         return {}

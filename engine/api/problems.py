@@ -142,7 +142,7 @@ def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Respo
 
 
 def of_error(error: ShoalError, missing: str = "not-found") -> Problem:
-    """`missing`: the kind for what was not found."""
+    """Return the problem of an error. `missing`: the kind for NotFound."""
     if isinstance(error, NotFound):
         return Problem(missing, str(error))
     for kind, name in _OF_ERRORS.items():
@@ -152,7 +152,7 @@ def of_error(error: ShoalError, missing: str = "not-found") -> Problem:
 
 
 def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """For `responses` of a route: these kinds and those that any request may meet."""
+    """Return the `responses` of a route: these kinds and those of any request."""
     always = ("bad-request", "no-key", "wrong-host", "too-slow", "too-large", "invalid", "bug", "busy")
     titles: dict[int, list[str]] = {}
     for name in (*always, *kinds):
@@ -165,7 +165,7 @@ def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the application becomes a problem document."""
+    """Install handlers that turn every error of the application into a problem document."""
 
     def handle(kind: type[Exception], told: Callable[[Any], Problem]) -> None:
         async def handler(request: Request, error: Exception) -> Response:

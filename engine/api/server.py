@@ -1,4 +1,4 @@
-"""The process that answers HTTP: connections that do not wait for ever, and a clean end."""
+"""The API server: uvicorn with bounded connections, timeouts for slow clients and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from engine.api.problems import Problem, respond
 from engine.config import ApiSettings, Settings
 from engine.system import scheduling
 
-STOP_S = 5  # answers under way have so long when the process is to end
-SWITCH_S = 0.0005  # threads that read large pages give way to the event loop so often
+STOP_S = 5  # for requests in progress at shutdown
+SWITCH_S = 0.0005  # interpreter switch interval: the event loop preempts threads that read large pages
 KEEP_ALIVE_S = 75
 
 
 def serve(settings: Settings, listening: socket.socket) -> None:
-    """Answers at a listening socket until SIGTERM or SIGINT. Raises ConfigError: the key cannot be used."""
+    """Serve on a listening socket until SIGTERM or SIGINT. Raises ConfigError: the key cannot be used."""
     keys = read_keys(settings.api)
     sys.setswitchinterval(SWITCH_S)
     context = Context(settings)
@@ -39,7 +39,7 @@ def serve(settings: Settings, listening: socket.socket) -> None:
 
 
 def server_of(context: Context, keys: Keys) -> Server:
-    """With the application and connections bounded as its settings say."""
+    """Return a server of the application whose connections are bounded as the settings say."""
     config = uvicorn.Config(
         make_app(context, keys),
         http=connection_of(context.settings.api),
@@ -56,7 +56,7 @@ def server_of(context: Context, keys: Keys) -> Server:
 
 
 def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
-    """Connections with these bounds."""
+    """Return the connection class with these bounds."""
 
     class Bounded(Connection):
         bounds = settings
@@ -65,15 +65,15 @@ def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
 
 
 class Connection(HttpToolsProtocol):
-    """A client has `patience_s` to send a request's head, and as long to take what is sent to it.
+    """HTTP connection with timeouts: `patience_s` to receive a request's head, and to drain a response.
 
     Between requests a connection may rest for KEEP_ALIVE_S. Bodies are timed by who reads them.
     """
 
     bounds: ApiSettings
     _awaited: asyncio.TimerHandle | None = None  # a request's head
-    _stuck: asyncio.TimerHandle | None = None  # on a client that does not read
-    _head = 0  # bytes of it so far
+    _stuck: asyncio.TimerHandle | None = None  # since the client stopped reading
+    _head = 0  # its bytes received so far
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -140,14 +140,14 @@ class Connection(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """Also where a client does not take what is still to be sent."""
+        """Abort also if the client does not read what is left to send."""
         if not self.transport.is_closing():
             self.transport.close()
             self.loop.call_later(self.bounds.patience_s, self.transport.abort)
 
 
 class Server(uvicorn.Server):
-    """Ends the event streams first: uvicorn would wait for them."""
+    """End the event streams first: uvicorn would wait for them."""
 
     def __init__(self, config: uvicorn.Config, streams: EventStreams) -> None:
         super().__init__(config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ from sklearn.datasets import load_digits
 from tests.conftest import environment
 from tests.support import warm_python
 from tests.support.documents import DOCUMENTS, SHELL, Block, Document
+from tests.support.live_api import plain_http
+from tests.support.waiting import until
 
 START_S = 180.0
 FOREVER = " -N "  # a curl that streams
@@ -112,15 +113,15 @@ def free_port() -> int:
 
 
 def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
+            return http.get(f"{url}/readyz").is_success
         except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+            return False
+
+    with plain_http() as http:
+        until(answers, START_S)
 
 
 def test_requests_are_answered(daemon: str, folder: Path, model: Path) -> None:

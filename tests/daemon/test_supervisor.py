@@ -27,11 +27,13 @@ from engine.errors import ConfigError, ShoalError, StoreLocked, WriterAway, Writ
 from engine.system.systemd import Notifier
 from tests.conftest import Run, command, environment, warm_command
 from tests.support import waiting
+from tests.support.live_api import plain_http
 
 DEADLINE_S = 300.0  # on a busy machine; a quiet one needs a tenth
 
 
 until = partial(waiting.until, limit_s=DEADLINE_S)
+HTTP = plain_http(limits=httpx.Limits(max_keepalive_connections=0))
 
 
 class Daemon:
@@ -115,11 +117,11 @@ def gone(pid: int) -> bool:
 
 
 def ready(url: str) -> bool:
-    return httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+    return HTTP.get(f"{url}/readyz", timeout=10).status_code == 200
 
 
 def put(url: str, key: str, *vector: float) -> int:
-    answer = httpx.put(f"{url}/v1/items/{key}", json={"embedding": vector}, timeout=60)
+    answer = HTTP.put(f"{url}/v1/items/{key}", json={"embedding": vector}, timeout=60)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["version"])
 
@@ -166,9 +168,9 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
     """Answers before its writer does, survives its writer and its API, and stops when asked."""
     daemon = serve(warm=False, NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
     api = daemon.told("started", part="api")
-    assert until(lambda: httpx.get(f"{daemon.url}/livez", timeout=DEADLINE_S).status_code == 200)
+    assert until(lambda: HTTP.get(f"{daemon.url}/livez", timeout=DEADLINE_S).status_code == 200)
     assert not [e for e in daemon.log if e["event"] == "ready"], "the API was to answer first"
-    assert httpx.get(f"{daemon.url}/readyz", timeout=10).status_code == 503
+    assert HTTP.get(f"{daemon.url}/readyz", timeout=10).status_code == 503
     until(lambda: ready(daemon.url))
     until(lambda: "READY=1\nSTATUS=version 0" in notices)
     assert set(notices) <= {"WATCHDOG=1", "READY=1\nSTATUS=version 0"}
@@ -182,9 +184,9 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
     os.kill(daemon.told("started", part="writer")["pid"], signal.SIGKILL)
     with Control(daemon.store) as control, pytest.raises((WriterAway, WriterBusy)):
         until(lambda: control.call("status", timeout_s=0.5) and False)
-    item = httpx.get(f"{daemon.url}/v1/items/k1", timeout=10)
+    item = HTTP.get(f"{daemon.url}/v1/items/k1", timeout=10)
     assert (item.status_code, item.json()["version"]) == (200, 3)
-    assert httpx.put(f"{daemon.url}/v1/items/k9", json={"embedding": [1, 9]}, timeout=30).status_code == 503
+    assert HTTP.put(f"{daemon.url}/v1/items/k9", json={"embedding": [1, 9]}, timeout=30).status_code == 503
     assert daemon.told("failed", part="writer")["cause"] == "signal SIGKILL"
     daemon.told("ready", process="writer", items=3, version=3)
     assert put(daemon.url, "k3", 1.0, 3.0) == 4
@@ -209,7 +211,7 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return HTTP.get(url, timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 

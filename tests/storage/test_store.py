@@ -1,16 +1,8 @@
-"""The store on a real disk: bits, crashes, full disks, damage, two writers."""
+"""The store on a real disk: what is committed comes back, the log, generations, two writers."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import os
-import random
-import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
+from engine.errors import ConfigMismatch, StoreLocked
 from engine.events import show_event
 from engine.storage import schema
 from engine.storage.store import Store
 from engine.storage.verify import walk
-from engine.types import Assignment, DeadLetter, Lists, Loaded
-from tests.support import warm_python
-from tests.support.fake_collection import DIM, ROOT, Toy
-from tests.support.stores import contents
+from engine.types import Assignment, DeadLetter, Lists
+from tests.support.fake_collection import DIM, Toy
+from tests.support.stores import CONFIG, assert_loaded, contents, derived, run
 
 pytestmark = pytest.mark.usefixtures("warm")
-
-CONFIG = {"collection": "toy", "dim": None, "model": "m" * 64, "k": 10, "tau": 0.1, "arithmetic": "avx2"}
-
-
-def assert_loaded(found: Loaded, toy: Toy) -> None:
-    """Everything is back, to the bit."""
-    wanted = toy.loaded()
-    for field in dataclasses.fields(Loaded):
-        one, other = getattr(found, field.name), getattr(wanted, field.name)
-        if not dataclasses.is_dataclass(one):
-            one, other = (one,), (other,)
-        else:
-            one, other = ([getattr(part, f.name) for f in dataclasses.fields(part)] for part in (one, other))
-        for a, b in zip(one, other, strict=True):
-            if isinstance(a, np.ndarray):
-                assert a.dtype == b.dtype, field.name
-                assert np.array_equal(a, b), field.name
-            else:
-                assert a == b, field.name
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,16 +40,6 @@ def test_what_is_loaded_is_what_was_committed(
         assert store.position("nothing") is None
     assert derived(path) == toy.derived()
     assert walk(path) == sum(map(len, contents(path).values()))
-
-
-def derived(path: Path) -> dict[str, set[tuple[int, ...]]]:
-    """The tables that answer queries, as sets of numbers."""
-    rows = contents(path)
-    numbers = {
-        table: {schema.read_pair(key) for key, _ in rows[table]}
-        for table in ("copies", "members", "cluster_trees", "endings")
-    }
-    return numbers | {"sizes": {schema.read_size_key(key) for key, _ in rows["sizes"]}}
 
 
 def test_an_empty_store_loads_as_nothing(tmp_path: Path) -> None:
@@ -242,11 +204,6 @@ def test_a_second_writer_is_told_who_writes(tmp_path: Path) -> None:
     Store.open(tmp_path, CONFIG).close()
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [warm_python.executable(), "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-
-
 def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
     toy = Toy(9)
     with Store.open(tmp_path, CONFIG, map_bytes=1 << 18) as store:
@@ -256,197 +213,6 @@ def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
     with Store.open(tmp_path, CONFIG, map_bytes=1 << 18) as store:
         store.commit(toy.step(40))
         assert_loaded(store.load(), toy)
-
-
-CHILD = """
-import sys
-from engine.storage.store import Store
-from tests.support.fake_collection import Toy
-toy = Toy(int(sys.argv[2]))
-with Store.open(sys.argv[1], {"collection": "toy", "dim": None}, free_bytes=0) as store:
-    for _ in range(store.version):
-        toy.step(30)
-    while True:
-        store.commit(toy.step(30))
-        print(store.version, flush=True)
-"""
-
-
-def test_a_killed_writer_leaves_whole_versions(tmp_path: Path) -> None:
-    seed = 11
-    rng = random.Random(seed)
-    for _ in range(8):
-        child = subprocess.Popen(
-            [warm_python.executable(), "-c", CHILD, str(tmp_path), str(seed)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert child.stdout is not None
-        told = int(child.stdout.readline())
-        time.sleep(rng.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        told = max([told, *map(int, child.stdout.read().split("\n")[:-1])])
-        child.wait()
-        child.stdout.close()
-        assert (tmp_path / "unclean").exists()
-        with Store.open(tmp_path, free_bytes=0) as store:
-            assert store.version >= told, f"{seed=}"
-            toy = Toy(seed)
-            for _ in range(store.version):
-                toy.step(30)
-            assert_loaded(store.load(), toy)
-        assert not (tmp_path / "unclean").exists()
-        assert derived(tmp_path)["members"] == toy.derived()["members"], f"{seed=}"
-
-
-def test_every_flipped_value_byte_is_detected(tmp_path: Path) -> None:
-    toy = Toy(12)
-    with Store.open(tmp_path / "good", CONFIG) as store:
-        for _ in range(3):
-            store.commit(toy.step())
-        targets = [
-            (table, key, body) for table in schema.TABLES for key, body in list(store.rows(table))[-2:]
-        ]
-    assert len({table for table, _, _ in targets}) == len(schema.TABLES)
-    data = (tmp_path / "good" / "data.mdb").read_bytes()
-    rng = random.Random(12)
-    for number, (table, key, body) in enumerate(targets):
-        value = schema.seal(table, key, body)
-        places = list(occurrences(data, key + value))
-        assert places, table
-        bad = bytearray(data)
-        for at in places:  # old versions of a page are on disk too
-            bad[at + len(key) + rng.randrange(len(value))] ^= 1 << rng.randrange(8)
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / "data.mdb").write_bytes(bad)
-        with pytest.raises(CorruptStore, match=f"table {table}, key "):
-            walk(folder)
-        if table in LOADED:
-            with Store.open(folder) as store, pytest.raises(CorruptStore, match=f"table {table}, key "):
-                store.load()
-        if number % 4 == 0:  # a process each
-            (folder / "unclean").touch()
-            with pytest.raises(CorruptStore, match="was not closed and is damaged"):
-                Store.open(folder)
-        shutil.rmtree(folder)
-
-
-LOADED = {"items", "nodes", "lists", "places", "trees", "clusters", "positions"}
-
-
-def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
-    toy = Toy(16)
-    with Store.open(tmp_path, CONFIG) as store:
-        store.commit(toy.step())
-        entries = len(list(store.rows("members")))
-    data = bytearray((tmp_path / "data.mdb").read_bytes())
-    for at in occurrences(bytes(data), b"members"):  # the table's record follows its name
-        count = at + len("members") + 32
-        if int.from_bytes(data[count : count + 8], "little") == entries:
-            data[count] += 1
-    (tmp_path / "data.mdb").write_bytes(data)
-    with pytest.raises(CorruptStore, match=f"table members has {entries} rows, not {entries + 1}"):
-        walk(tmp_path)
-
-
-def occurrences(data: bytes, part: bytes) -> Iterator[int]:
-    at = data.find(part)
-    while at >= 0:
-        yield at
-        at = data.find(part, at + 1)
-
-
-def test_random_damage_gives_the_state_or_an_error_never_another_state(tmp_path: Path) -> None:
-    seed, toy = 13, Toy(13)
-    rng = random.Random(seed)
-    with Store.open(tmp_path / "good", CONFIG) as store:
-        for _ in range(6):
-            store.commit(toy.step())
-    data = (tmp_path / "good" / "data.mdb").read_bytes()
-    good = contents(tmp_path / "good")
-    caught = 0
-    for number in range(30):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        bad = bytearray(data)
-        for _ in range(20):
-            bad[rng.randrange(8192, len(bad))] ^= 1 << rng.randrange(8)
-        (folder / "data.mdb").write_bytes(bad)
-        (folder / "unclean").touch()
-        try:
-            found = contents(folder)
-        except CorruptStore:
-            caught += 1
-        else:
-            assert found == good, f"{seed=} {number=}"
-        shutil.rmtree(folder)
-    assert caught > 5
-
-
-FULL = """
-import resource, sys
-from engine.errors import StoreFull
-from engine.storage.store import Store
-from tests.support.fake_collection import Toy
-toy = Toy(14)
-with Store.open(sys.argv[1], {"collection": "toy", "dim": None}, free_bytes=0) as store:
-    if sys.argv[2]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-    try:
-        while True:
-            store.commit(toy.step(200))
-    except StoreFull as error:
-        print(store.version, error)
-    try:
-        store.commit(toy.step(1))
-    except Exception as error:
-        print(type(error).__name__)
-"""
-
-
-def test_a_write_that_the_disk_refuses_keeps_every_version_before(tmp_path: Path) -> None:
-    done = run(FULL, tmp_path, 1 << 20)
-    assert done.returncode == 0, done.stderr
-    first, then = done.stdout.splitlines()
-    assert "the disk refused a write" in first
-    assert then == "StoreError"  # nothing more is tried
-    assert (tmp_path / "unclean").exists()  # and what is there is read before it is used again
-    toy = Toy(14)
-    for _ in range(int(first.split()[0])):
-        toy.step(200)
-    with Store.open(tmp_path) as store:
-        assert_loaded(store.load(), toy)
-        store.commit(toy.step(200))
-        assert_loaded(store.load(), toy)
-
-
-def test_too_little_room_is_said_before_writing(tmp_path: Path) -> None:
-    toy = Toy(15)
-    with Store.open(tmp_path, CONFIG, free_bytes=1 << 60) as store:
-        with pytest.raises(StoreFull, match=r"MB are free on its disk, a commit needs .*make room"):
-            store.commit(toy.step())
-        assert store.load().version == 0
-
-
-def test_a_disk_error_has_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(StoreFull, match=r"cannot be written .*Read-only file system"):
-        Store.open(tmp_path, CONFIG)
-
-
-def test_a_file_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="not a folder"):
-        Store.open(tmp_path / "file")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "data.mdb").write_bytes(b"x" * 8192)
-    with pytest.raises(CorruptStore, match="damaged"):
-        Store.open(tmp_path / "folder")
 
 
 def test_lists_come_back_from_their_columns() -> None:

@@ -1,0 +1,68 @@
+"""The Kafka source and a broker that asks who it is: credentials, certificates."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from kafka.errors import KafkaConnectionError
+
+from connectors.kafka.client import KafkaCluster
+from engine.config import KafkaSettings
+from engine.errors import ConfigError
+from tests.broker import PASSWORD, USER, Broker
+from tests.broker.topics import Topics
+from tests.support.kafka import Open, numbered
+
+
+def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Path) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(3))
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    sasl = {
+        "kafka__bootstrap": broker.sasl_bootstrap,
+        "kafka__security": "SASL_PLAINTEXT",
+        "kafka__sasl_mechanism": "PLAIN",
+    }
+    right = reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "password")
+    right.take_until(lambda: len(right.live) == 3)
+    words = reading(topic, **sasl, kafka__username="me", kafka__password="wrong").fail(120)
+    assert "refuses user 'me'" in words
+    assert "wrong" not in words
+    with pytest.raises(ConfigError, match=r"password file .* cannot be read"):
+        reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
+
+
+def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) -> None:
+    topic = topics.make()
+    topics.produce(topic, numbered(3))
+    tls = {
+        "kafka__bootstrap": broker.tls_bootstrap,
+        "kafka__security": "SASL_SSL",
+        "kafka__sasl_mechanism": "SCRAM-SHA-512",
+        "kafka__username": USER,
+    }
+    trusted = {**tls, "kafka__tls_ca_file": broker.certificate}
+    read = reading(topic, **trusted, kafka__password=PASSWORD)
+    read.take_until(lambda: len(read.live) == 3)
+    words = reading(topic, **trusted, kafka__password="wrong").fail(120)
+    assert f"refuses user {USER!r}" in words
+    assert "wrong" not in words
+    words = reading(topic, **tls, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "tls_ca_file" in words
+    elsewhere = {**trusted, "kafka__bootstrap": f"localhost:{broker.tls_port}"}
+    words = reading(topic, **elsewhere, kafka__password=PASSWORD).fail(120)
+    assert "not trusted" in words
+    assert "name it in bootstrap" in words
+
+
+@pytest.mark.parametrize(("code", "is_final"), [(9, False), (10, False), (18, True), (62, True)])
+def test_a_certificate_that_time_mends_is_tried_again(code: int, is_final: bool) -> None:
+    cause = ssl.SSLCertVerificationError("certificate verify failed")
+    cause.verify_code = code
+    error = KafkaConnectionError("Handshake failed")
+    error.__context__ = cause
+    cluster = KafkaCluster(KafkaSettings(bootstrap="127.0.0.1:9", topic="t"))
+    assert (cluster.refusal(error) is not None) == is_final
