@@ -137,7 +137,7 @@ def to_discs(plane: Float64, sizes: Float64) -> tuple[Float64, Float64]:
 
 
 def _project(squares: Float64) -> Float64:
-    """Classical multidimensional scaling: squared distances (n, n) -> two leading axes (n, 2), signs fixed."""
+    """Classical multidimensional scaling: squared distances (n, n) -> leading axes (n, 2), signs fixed."""
     centred = squares - squares.mean(axis=0) - squares.mean(axis=1)[:, None] + squares.mean()
     values, axes = np.linalg.eigh(-centred / 2.0)
     places = np.zeros((len(squares), 2))
