@@ -25,7 +25,7 @@ from engine.daemon.control import Control
 from engine.daemon.supervisor import Child, Part, listen, url_of
 from engine.errors import ConfigError, ShoalError, StoreLocked, WriterAway, WriterBusy
 from engine.system.systemd import Notifier
-from tests.conftest import Run, command, environment, warm_command
+from tests.conftest import Run, command, environment
 from tests.support import waiting
 from tests.support.live_api import plain_http
 
@@ -39,7 +39,7 @@ HTTP = plain_http(limits=httpx.Limits(max_keepalive_connections=0))
 class Daemon:
     """`shoal serve` in a folder of its own; its log is read as it comes."""
 
-    def __init__(self, folder: Path, model: Path, warm: bool, **env: str) -> None:
+    def __init__(self, folder: Path, model: Path, **env: str) -> None:
         self.store = folder / "store"
         config_file = folder / "shoal.toml"
         config_file.write_text(
@@ -47,7 +47,7 @@ class Daemon:
             '[index]\nkind = "exact"\n[source]\nhttp = true\n[api]\nport = 0\n'
         )
         self.process = subprocess.Popen(
-            (warm_command if warm else command)("serve", "-c", config_file),
+            command("serve", "-c", config_file),
             cwd=folder,
             env=environment(env),
             stdout=subprocess.DEVNULL,
@@ -95,8 +95,8 @@ Serve = Callable[..., Daemon]
 def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
     started: list[Daemon] = []
 
-    def start(warm: bool = True, **env: str) -> Daemon:
-        started.append(Daemon(tmp_path, model, warm, **env))
+    def start(**env: str) -> Daemon:
+        started.append(Daemon(tmp_path, model, **env))
         return started[-1]
 
     yield start
@@ -154,10 +154,10 @@ def test_who_does_not_listen_does_not_hold_up_the_daemon(tmp_path: Path) -> None
 
 
 def test_no_part_imports_from_the_current_folder(serve: Serve, tmp_path: Path) -> None:
-    """Whatever lies there, and wherever the package was found: all of them begin cold."""
+    """Whatever lies there, and wherever the package was found."""
     for name in ("lmdb", "queue", "random", "uvicorn", "orjson"):
         (tmp_path / f"{name}.py").write_text('raise SystemExit("planted code ran")\n')
-    daemon = serve(warm=False)
+    daemon = serve()
     until(lambda: ready(daemon.url))
     assert put(daemon.url, "key", 1.0, 0.0) == 1
     assert daemon.end() == 0
@@ -166,7 +166,7 @@ def test_no_part_imports_from_the_current_folder(serve: Serve, tmp_path: Path) -
 
 def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: list[str]) -> None:
     """Answers before its writer does, survives its writer and its API, and stops when asked."""
-    daemon = serve(warm=False, NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
+    daemon = serve(NOTIFY_SOCKET=str(tmp_path / "notices"), WATCHDOG_USEC="900000")
     api = daemon.told("started", part="api")
     assert until(lambda: HTTP.get(f"{daemon.url}/livez", timeout=DEADLINE_S).status_code == 200)
     assert not [e for e in daemon.log if e["event"] == "ready"], "the API was to answer first"
@@ -217,7 +217,7 @@ def answers(url: str) -> bool:
 
 
 def test_no_part_outlives_a_killed_daemon(serve: Serve) -> None:
-    daemon = serve(warm=False)
+    daemon = serve()
     until(lambda: answers(f"{daemon.url}/readyz"))
     pids = [e["pid"] for e in daemon.log if e["event"] == "started"]
     assert len(pids) == 2
