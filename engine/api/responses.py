@@ -158,36 +158,6 @@ class Levels(answers.Levels):
     coarser: list[CoarserLevel]
 
 
-THEME: dict[str, Any] = {
-    "cluster": 42,
-    "size": 55,
-    "clusters": 2,
-    "largest": [42, 51],
-    "peak": "articles:7",
-    "parent": None,
-}
-
-
-@example(**STAMP, clusters=[THEME], cursor=None, grouped=17)
-class ThemePage(answers.ThemePage):
-    """A page of themes: clusters that links join at a lower tau."""
-
-
-@example(**STAMP, **THEME, children=[42, 51], grouped=17)
-class Theme(answers.ThemeDetail):
-    """A theme, and what it is made of."""
-
-
-@example(**STAMP, **ITEM, grouped=17)
-class ThemeItem(answers.ThemeItem):
-    """An item, and the theme that it is in."""
-
-
-@example(**STAMP, items=[ITEM, None], missing=["articles:8"], grouped=17)
-class ThemeLookup(answers.ThemeLookup):
-    """Many items of one version, and the themes that they are in."""
-
-
 @example(**STAMP, changes=[EVENT], cursor="17-0", more=False)
 class Changes(Stamped):
     """A page of the event log, oldest first."""

@@ -297,6 +297,20 @@ def test_a_signal_stops_between_batches(
     assert rest["skipped"] + rest["inserted"] == 300
 
 
+def test_themes_follow_from_a_store_that_nobody_writes(shoal: Run, data: Path) -> None:
+    told(shoal("ingest", data, "--json"))
+    finals = told(shoal("clusters", "--json", "--limit", "1000"))["clusters"]
+    themes = told(shoal("clusters", "--level", "+2", "--json", "--limit", "1000"))["clusters"]
+    assert sum(row["clusters"] for row in themes) == len(finals)
+    assert sum(row["size"] for row in themes) == CLASSES * EACH
+    item = told(shoal("query", "item 3", "--level", "+2", "--json"))
+    assert item["cluster"] in {row["cluster"] for row in themes}
+    refused(shoal("clusters", "--level", "+3"), 3, "level +3", "+1 to +2", "[model] coarser")
+    refused(shoal("clusters", "--level", "top"), 3, "--level", "0 to 64", "'top'")
+    none = {"SHOAL_MODEL__COARSER": "[]"}
+    refused(shoal("clusters", "--level", "+1", env=none), 3, "there is no level")
+
+
 def test_reading_while_another_process_writes(shoal: Run, data: Path, tmp_path: Path, model: Path) -> None:
     process = subprocess.Popen(
         warm_command("ingest", data, "--batch", "5"),

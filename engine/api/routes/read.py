@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from engine.api import bodies, event_stream, responses
+from engine.api import bodies, event_stream, responses, theme_responses
 from engine.api.context import Config, Exporting, Log, Map, Reader, Streams, Themed, Writer
 from engine.api.exports import ExportResponse
 from engine.api.follower import Follower
@@ -69,7 +69,7 @@ async def levels(settings: Config, if_changed: IfChanged) -> Response:
 
 @router.get(
     "/clusters",
-    response_model=responses.ClusterPage | responses.ThemePage,
+    response_model=responses.ClusterPage | theme_responses.ThemePage,
     responses=_read("writer-busy", "writer-away"),
 )
 async def clusters(
@@ -111,7 +111,7 @@ async def clusters(
 
 @router.get(
     "/clusters/{cluster}",
-    response_model=responses.Cluster | responses.Theme,
+    response_model=responses.Cluster | theme_responses.Theme,
     responses=_read("no-such-cluster", "writer-busy", "writer-away"),
 )
 async def cluster(
@@ -187,7 +187,7 @@ async def changes(
 
 @router.post(
     "/items:lookup",
-    response_model=responses.Lookup | responses.ThemeLookup,
+    response_model=responses.Lookup | theme_responses.ThemeLookup,
     responses=documented("not-ready", "damaged", "bad-json", "wrong-type", "writer-busy", "writer-away"),
     openapi_extra=json_body(responses.LookupRequest),
 )
@@ -247,7 +247,7 @@ async def assignments(
 # Last of its prefix: a key may hold slashes.
 @router.get(
     "/items/{key:path}",
-    response_model=responses.Item | responses.ThemeItem,
+    response_model=responses.Item | theme_responses.ThemeItem,
     responses=_read("bad-key", "no-such-item", "writer-busy", "writer-away"),
 )
 async def item(if_changed: IfChanged, themes: Themed, key: Key, level: AnyLevel = None) -> Response:
