@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, with_config
 from typing_extensions import TypedDict
 
-from engine.api.levels import LevelValue
 from engine.events import EventRow
+from engine.levels import LevelValue
 from engine.storage import answers
 from engine.storage.answers import ClusterId, Cursor, ItemDetail, ItemKey, Stamped, Version
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from engine.api.levels import read_level, step_of, within
 from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import InputError, NoStore, WriterAway
 from engine.events import EventRow, read_event_id
+from engine.levels import read_level, step_of, within
 from engine.storage.answers import ClusterPage, MemberPage, ThemePage
 from engine.storage.reader import View
 from engine.storage.themes import received

@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator
 
 from engine.api import bodies
 from engine.api.context import Config
-from engine.api.levels import ABOUT, MOST_ABOVE, LevelValue, read_finer
 from engine.api.problems import of_error
 from engine.errors import NotFound
+from engine.levels import ABOUT, MOST_ABOVE, LevelValue, read_finer
 
 MAX_ID = 2**63 - 1
 

@@ -13,7 +13,6 @@ from engine.api import bodies, event_stream, responses, theme_responses
 from engine.api.context import Config, Exporting, Log, Map, Reader, Streams, Themed, Writer
 from engine.api.exports import ExportResponse
 from engine.api.follower import Follower
-from engine.api.levels import step_of, within
 from engine.api.problems import Problem, documented
 from engine.api.replies import IfChanged, reply
 from engine.api.routes.parameters import (
@@ -27,6 +26,7 @@ from engine.api.routes.parameters import (
     json_body,
     missing,
 )
+from engine.levels import step_of, within
 from engine.storage import answers
 from engine.storage.reader import View
 
