@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.model.features import Ranges
 from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
-from engine.training.rollout import Scene, joined
+from engine.training.rollout import Scene, Twins, joined
 from engine.types import Float32
 
 import torch  # isort: skip
@@ -30,6 +30,9 @@ class Course:
     pool: int = 500  # scenes kept for replay, of each of two kinds
     few: float = 0.35  # of a step's scenes: of few topics
     warm: int = 200  # steps
+    noise: float = 0.0  # deviation of what is added to the standardised features
+    steadiness: float = 0.0  # weight of the difference between successive versions' logits
+    twins: int = 80  # pairs of versions kept
 
 
 class Learner:
@@ -57,6 +60,7 @@ class Learner:
             self.nodes, self.edges = start.nodes.widened(self.nodes), start.edges.widened(self.edges)
         self.pool: list[Scene] = []
         self.few: list[Scene] = []
+        self.twins: list[Twins] = []
         self.keep(scenes[0], self.pool)
         self.keep(scenes[1], self.few)
 
@@ -69,6 +73,19 @@ class Learner:
             else:
                 pool[self.rng.integers(self.course.pool)] = ready
 
+    def keep_twins(self, raw: Sequence[Twins]) -> None:
+        """Keep pairs of versions with raw features, in place of others where there are many."""
+        for pair in raw:
+            before, after = (
+                replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
+                for scene in (pair.before, pair.after)
+            )
+            ready = replace(pair, before=before, after=after)
+            if len(self.twins) < self.course.twins:
+                self.twins.append(ready)
+            else:
+                self.twins[self.rng.integers(self.course.twins)] = ready
+
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
         warm = min(1.0, (self.steps + 1) / self.course.warm)
@@ -77,7 +94,10 @@ class Learner:
             group["lr"] = self.course.rate * warm * fall
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = scene_loss(self.net, self._drawn())
+        loss = scene_loss(self.net, self._drawn(), self.course.noise)
+        if self.twins and self.course.steadiness:
+            pair = self.twins[self.rng.integers(len(self.twins))]
+            loss = loss + self.course.steadiness * unsteadiness(self.net, pair)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
@@ -102,7 +122,7 @@ class Learner:
         return Linkage(copy.deepcopy(self.mean_net), self.nodes, self.edges)
 
 
-def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
+def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Tensor:
     """Return the linkage loss plus the density loss of some scenes; each counts by the root of its edges.
 
     An edge counts by its smaller end's items, since a wrong link moves as many; four times as much where
@@ -112,6 +132,8 @@ def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
     whole = joined(parts)
     heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
     x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
+    if noise:
+        x, e = x + noise * torch.randn_like(x), e + noise * torch.randn_like(e)
     logits = net(x, e, counts.long(), tails)
     target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
     degrees = counts.clamp(min=1)
@@ -122,6 +144,33 @@ def scene_loss(net: Universal, parts: Sequence[Scene]) -> Tensor:
     weight = weight * torch.where(_chosen(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum() + ((density - truth) ** 2).mean()
+
+
+def unsteadiness(net: Universal, pair: Twins) -> Tensor:
+    """Return the mean squared difference of the logits of edges that two successive versions have.
+
+    Edges count by the root of their smaller end's items, and most where p is near 1/2: what moves there moves
+    items between clusters and, a few batches on, back again.
+    """
+    logits = [
+        net(*(torch.from_numpy(column) for column in (scene.x, scene.e)), _counts(scene), _tails(scene))
+        for scene in (pair.before, pair.after)
+    ]
+    old, new = logits[0][torch.from_numpy(pair.edges_before)], logits[1][torch.from_numpy(pair.edges_after)]
+    heads, tails = pair.before.heads[pair.edges_before], pair.before.tails[pair.edges_before]
+    smaller = np.minimum(pair.before.size[heads], pair.before.size[tails]) ** 0.5
+    middle = torch.exp(-0.25 * ((old + new).detach() / 2) ** 2)
+    weight = torch.from_numpy(smaller) * (0.2 + middle)
+    mean: Tensor = (weight * (old - new) ** 2).sum() / weight.sum()
+    return mean
+
+
+def _counts(scene: Scene) -> Tensor:
+    return torch.from_numpy(scene.degrees).long()
+
+
+def _tails(scene: Scene) -> Tensor:
+    return torch.from_numpy(scene.tails)
 
 
 def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:

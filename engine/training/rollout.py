@@ -164,6 +164,50 @@ def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[S
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """A level of two successive versions of a collection, and where the edges are that both have."""
+
+    before: Scene
+    after: Scene
+    edges_before: Int64  # (m,) of the edges of `before`
+    edges_after: Int64  # (m,), the same ones of `after`
+
+
+def twins(before: Built, after: Built, labels: Int64, epoch: Epoch) -> list[Twins]:
+    """Return the levels above 0 that both versions have. `labels`: of the items of `after`.
+
+    `before` is made of the first ones of these. Supernodes are the same if their peaks are.
+    """
+    found = []
+    levels = [
+        zip(scenes(built, labels[: len(built.node_of)], epoch, lowest=1), _peaks(built), strict=False)
+        for built in (before, after)
+    ]
+    for (old, old_peaks), (new, new_peaks) in zip(*levels, strict=False):
+        at = {edge: place for place, edge in enumerate(_named(old, old_peaks))}
+        places = [at.get(edge, -1) for edge in _named(new, new_peaks)]
+        both = np.flatnonzero(np.array(places, np.int64) >= 0)
+        if len(both):
+            found.append(Twins(old, new, np.array(places, np.int64)[both], both))
+    return found
+
+
+def _peaks(built: Built) -> list[list[bytes]]:
+    """The vectors of each upper level's peaks, by row."""
+    out, at = [], np.arange(built.levels[0].nodes.rows)
+    vectors = built.levels[0].nodes.vectors
+    for level in built.levels[1:]:
+        at = at[level.below[: level.nodes.rows]]
+        out.append([vectors[row].tobytes() for row in at])
+    return out
+
+
+def _named(scene: Scene, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """The ends of each edge."""
+    return [(names[i], names[j]) for i, j in zip(scene.heads.tolist(), scene.tails.tolist(), strict=True)]
+
+
 def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> Scene:
     graph, n = level.graph(), level.nodes.rows
     rows = np.arange(n, dtype=np.int32)

@@ -40,6 +40,7 @@ from engine.training.rollout import (
     partitions,
     regrown,
     scenes,
+    twins,
 )
 from engine.types import Epoch, Float32, Int64
 
@@ -67,6 +68,9 @@ class Plan:
     first: int = 60  # collections drawn before the first step; they set the features' ranges
     fresh_every: int = 12  # steps between new collections
     fresh_topics: int = 6  # so too, of few topics: they are small and vary more
+    upper_noise: float = 0.12  # see `Course`
+    steadiness: float = 0.5
+    twins_every: int = 10  # steps between new pairs of successive versions
     regrow_every: int = 4  # so too, levels grown anew from a level 0 that is there
     rooted: int = 250  # of those
     checks: int = 6  # evaluations on the held-out collections, in the second half
@@ -218,7 +222,10 @@ class Trainer:
         """`drawn`: the first scenes, of most collections and of few topics; `at`: 0: level 0, 1: above it."""
         config = UniversalConfig(hidden=hidden, dropout=self.plan.dropout, is_base=at == 0)
         most, few = ([scene for levels in kind for scene in levels[at]] for kind in drawn)
-        return Learner(config, self.plan.course, self.rng, (most, few), start)
+        course = self.plan.course
+        if at == 1:
+            course = replace(course, noise=self.plan.upper_noise, steadiness=self.plan.steadiness)
+        return Learner(config, course, self.rng, (most, few), start)
 
     @one_thread()
     def step(self, share: float) -> float:
@@ -238,6 +245,18 @@ class Trainer:
                 self._keep(base, upper, few)
         if maker and self.rooted and self.steps % plan.regrow_every == 0:
             self._regrow(maker)
+        if maker and plan.steadiness and self.steps % plan.twins_every == 0:
+            self._draw_twins(maker)
+
+    def _draw_twins(self, model: LinkageModel) -> None:
+        """Two versions of a collection: with its last items, 1.5 to 7 % of them, and before they came."""
+        drawn = _collection(self.sources, self.rng, self.plan)
+        first = max(2, int(len(drawn.emb) * self.rng.uniform(0.93, 0.985)))
+        epoch, tau, seed = measured_epoch(drawn.emb), self._tau(), int(self.rng.integers(1 << 31))
+        before, after = (
+            hierarchy(emb, model, tau, UPPER_LEVELS, epoch, seed) for emb in (drawn.emb[:first], drawn.emb)
+        )
+        self.upper.keep_twins(twins(before, after, drawn.labels, epoch))
 
     def _regrow(self, model: LinkageModel) -> None:
         """Grow other levels from a level 0 that is there."""

@@ -14,7 +14,7 @@ from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
 from engine.training import topics
 from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
-from engine.training.learner import Course, scene_loss
+from engine.training.learner import Course, scene_loss, unsteadiness
 from engine.training.rollout import (
     Built,
     Oracle,
@@ -24,6 +24,7 @@ from engine.training.rollout import (
     partitions,
     regrown,
     scenes,
+    twins,
 )
 from engine.training.train import Plan, Progress, Trainer, evaluate, train
 from engine.vectors import quantize
@@ -195,6 +196,47 @@ def test_the_upper_network_is_trained_alone() -> None:
     assert trainer.rooted
     with pytest.raises(InputError, match="name a model to start from"):
         train([Path("some.npz")], Path("out.safetensors"), replace(SMALL, upper_share=1.0))
+
+
+def test_twins_are_the_edges_that_two_versions_have() -> None:
+    collection, model = clusters(3), random_model(4)
+    epoch = measured_epoch(collection.emb)
+    versions = [hierarchy(emb, model, 0.4, 3, epoch) for emb in (collection.emb[:280], collection.emb)]
+    found = twins(*versions, collection.labels, epoch)
+    assert found
+    for depth, pair in enumerate(found, 1):
+        vectors = [
+            [v.levels[depth].nodes.vectors[ends] for ends in (scene.heads[at], scene.tails[at])]
+            for v, scene, at in zip(
+                versions, (pair.before, pair.after), (pair.edges_before, pair.edges_after), strict=True
+            )
+        ]
+        assert np.array_equal(*vectors)
+        assert 0 < len(pair.edges_before) <= len(pair.before.e)
+    same = twins(versions[1], versions[1], collection.labels, epoch)[0]
+    assert np.array_equal(same.edges_before, np.arange(len(same.before.e)))
+    trainer = Trainer([[clusters(0)]], SMALL, random_model(1))
+    net = trainer.upper.net.eval()
+    trainer.upper.keep_twins([same, found[0]])
+    with torch.no_grad():
+        steady, moved = (float(unsteadiness(net, pair)) for pair in trainer.upper.twins[-2:])
+    assert steady == 0.0 < moved
+
+
+def test_training_makes_successive_versions_alike() -> None:
+    plan = replace(SMALL, generated_share=0.0, upper_share=1.0, steadiness=20.0, course=QUICK)
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, random_model(2))
+    trainer.step(0.5)
+    pairs = list(trainer.upper.twins)
+
+    def moved() -> float:
+        with torch.no_grad():
+            return float(np.mean([float(unsteadiness(trainer.upper.net.eval(), pair)) for pair in pairs]))
+
+    before = moved()
+    for _ in range(60):
+        trainer.step(0.5)
+    assert moved() < 0.5 * before
 
 
 def test_levels_are_grown_anew_as_from_scratch() -> None:
