@@ -47,7 +47,7 @@ from engine.types import Epoch, Float32, Int64
 import torch  # isort: skip
 
 MOST_ITEMS = 2500  # of most training graphs
-CARD = Card(tau=0.5, base_tau=0.6, max_levels=3)  # pure pieces first, then joined
+CARD = Card(tau=0.42, base_tau=0.6, max_levels=3)  # pure pieces first, then joined
 UPPER_LEVELS = 3  # grown in training, level 0 included
 
 
