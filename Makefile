@@ -18,7 +18,7 @@ demo: $(STAMP)
 demo-kafka: $(STAMP)
 	$(BIN)/python -m tests.broker.demo $(ARGS)
 
-# Side by side; one worker more than there are cores, since some wait. What shares a fixture stays together.
+# Side by side; a worker for each core. What shares a fixture stays together.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 

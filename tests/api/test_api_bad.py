@@ -425,5 +425,6 @@ def test_damage_is_a_problem_and_never_an_answer(tmp_path: Path) -> None:
 
 def test_a_mistake_of_ours_shows_no_traceback(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with api(settings_of(store)) as served:
+        until(lambda: served.context.follower.ready)  # it has its view: without it the process would end
         monkeypatch.setattr(served.context.reader, "view", lambda: json.loads("{"))
         problem(served.http.get("/v1/levels"), "bug")

@@ -55,6 +55,8 @@ class Api:
         self.server: Server = server_of(self.context, read_keys(settings.api))
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
         self._thread.start()
+        # A server that is told to stop before it has started never ends its lifespan: its reader stays open.
+        until(lambda: self.server.started or not self._thread.is_alive())
         self.http = plain_http(base_url=self.url, timeout=300.0)
 
     def close(self) -> None:
