@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.report import arguments, finish, print_table
 from engine import Engine
-from engine.clustering.hierarchy import Level
+from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.config import STREAM_BATCH, Settings, load
 from engine.training import scores

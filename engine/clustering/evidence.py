@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from engine.index.columns import Columns
 from engine.types import Bool, EvidenceArrays, Float32, Int32, Int64
 
 P_SCALE = 1 << 16  # p as an integer
@@ -47,14 +48,23 @@ class Fresh(NamedTuple):
     totals: Int64  # (m, 7)
 
 
-class Evidence:
+class Evidence(Columns):
     """The entries of one level's supernodes, in a pool that is compacted when half of it is unused."""
 
+    starts: Int64
+    rooms: Int32  # entries that fit at a row's place
+    counts: Int32
+    totals: Int64
+
     def __init__(self) -> None:
-        self._starts = np.zeros(0, np.int64)
-        self._rooms = np.zeros(0, np.int32)  # entries that fit at a row's place
-        self._counts = np.zeros(0, np.int32)
-        self._totals = np.zeros((0, 7), np.int64)
+        super().__init__(
+            {
+                "starts": (np.int64, 0, ()),
+                "rooms": (np.int32, 0, ()),
+                "counts": (np.int32, 0, ()),
+                "totals": (np.int64, 0, (7,)),
+            }
+        )
         self._partners = np.zeros(0, np.int32)
         self._sums = np.zeros((0, 4), np.int64)
         self._used = 0
@@ -62,7 +72,7 @@ class Evidence:
     @property
     def arrays(self) -> EvidenceArrays:
         """The entries as the kernels take them."""
-        return EvidenceArrays(self._starts, self._counts, self._partners, self._sums, self._totals)
+        return EvidenceArrays(self.starts, self.counts, self._partners, self._sums, self.totals)
 
     def update(self, rows: Int32, gone: Int32, trees: Trees, sources: Sources, capacity: int) -> Int32:
         """Compute the entries of `rows` anew and drop those of `gone`; return the rows that differ.
@@ -70,9 +80,9 @@ class Evidence:
         `rows`: live, distinct; all whose members, or edges of members, or the trees of those edges'
         ends changed. `capacity`: of the level.
         """
-        self._reserve(capacity)
-        self._counts[gone] = 0
-        self._totals[gone] = 0
+        self.reserve(capacity)
+        self.counts[gone] = 0
+        self.totals[gone] = 0
         fresh = gather(rows, trees, sources, capacity)
         stops = np.cumsum(fresh.counts, dtype=np.int64)
         differs = _differing(rows, stops, fresh, self.arrays)
@@ -80,40 +90,32 @@ class Evidence:
         _write(rows, differs, stops, fresh, self.arrays)
         return rows[differs]
 
-    def _reserve(self, capacity: int) -> None:
-        more = capacity - len(self._starts)
-        if more > 0:
-            self._starts = np.concatenate([self._starts, np.zeros(more, np.int64)])
-            self._rooms = np.concatenate([self._rooms, np.zeros(more, np.int32)])
-            self._counts = np.concatenate([self._counts, np.zeros(more, np.int32)])
-            self._totals = np.concatenate([self._totals, np.zeros((more, 7), np.int64)])
-
     def _place(self, rows: Int32, counts: Int32) -> None:
         """Find places in the pool for this many entries of each row."""
-        large = counts > self._rooms[rows]
+        large = counts > self.rooms[rows]
         if self._used + 2 * int(counts[large].sum()) > len(self._partners):
-            self._counts[rows] = 0  # about to be written: not worth moving
+            self.counts[rows] = 0  # about to be written: not worth moving
             self._compact(int(counts.sum()))
-            large = counts > self._rooms[rows]
+            large = counts > self.rooms[rows]
         rows, rooms = rows[large], counts[large] + counts[large] // 4
-        self._starts[rows] = self._used + np.cumsum(rooms, dtype=np.int64) - rooms
-        self._rooms[rows] = rooms
+        self.starts[rows] = self._used + np.cumsum(rooms, dtype=np.int64) - rooms
+        self.rooms[rows] = rooms
         self._used += int(rooms.sum())
 
     def _compact(self, wanted: int) -> None:
         """Move the live entries to a pool with as much room again, and `wanted` more."""
-        live = np.flatnonzero(self._counts)
-        counts = self._counts[live]
+        live = np.flatnonzero(self.counts)
+        counts = self.counts[live]
         entries = int(counts.sum())
         begins = np.cumsum(counts, dtype=np.int64) - counts
-        at = np.repeat(self._starts[live] - begins, counts) + np.arange(entries)
+        at = np.repeat(self.starts[live] - begins, counts) + np.arange(entries)
         room = max(_LEAST_POOL, 2 * entries + 4 * wanted)
         partners, sums = np.zeros(room, np.int32), np.zeros((room, 4), np.int64)
         partners[:entries], sums[:entries] = self._partners[at], self._sums[at]
         self._partners, self._sums, self._used = partners, sums, entries
-        self._rooms[:] = 0
-        self._rooms[live] = counts
-        self._starts[live] = begins
+        self.rooms[:] = 0
+        self.rooms[live] = counts
+        self.starts[live] = begins
 
 
 def gather(rows: Int32, trees: Trees, sources: Sources, capacity: int) -> Fresh:

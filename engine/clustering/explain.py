@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.clustering.decode import ROOT
-from engine.clustering.hierarchy import Level
+from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.errors import NotFound
 from engine.vectors import DOT_SCALE

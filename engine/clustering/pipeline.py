@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.clustering import lineage, touched
-from engine.clustering.hierarchy import Clustered
+from engine.clustering.level import Clustered
 from engine.clustering.lineage import Lineage, Partition, Transfers
 from engine.clustering.state import Arrivals, State, Turnover, final_of
 from engine.system.stopwatch import Stopwatch

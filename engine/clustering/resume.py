@@ -15,8 +15,8 @@ import numpy as np
 from numba import njit
 
 from engine.clustering.decode import ROOT
-from engine.clustering.evidence import Trees
-from engine.clustering.hierarchy import Delta, Hierarchy, Level, Work
+from engine.clustering.hierarchy import Hierarchy
+from engine.clustering.level import Delta, Level, Work
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.types import Epoch, EvidenceArrays, Float32, Int32, UInt64
@@ -123,8 +123,7 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     held[at < 0] = new
     lower.above[peaks], upper.below[held] = held, peaks
     _add_up(lower, upper)
-    trees = Trees(lower.root[: lower.nodes.rows], lower.above)
-    upper.evidence.update(np.sort(held), _NONE, trees, lower.sources(), upper.capacity)
+    upper.evidence.update(np.sort(held), _NONE, lower.trees(), lower.sources(), upper.capacity)
     stayed = held[at >= 0]
     reshaped = _NONE
     if saved is not None:

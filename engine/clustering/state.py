@@ -10,8 +10,9 @@ import numpy as np
 from engine import vectors
 from engine.clustering.calibration import Calibration
 from engine.clustering.distinct import Distinct
-from engine.clustering.hierarchy import Clustered, Hierarchy, Model, Shape
+from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.items import ItemTable
+from engine.clustering.level import Clustered, Model, Shape
 from engine.clustering.lineage import NO_NAMES, Names
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from engine.clustering.hierarchy import Delta, Level, Model, Moves, hear, lift
+from engine.clustering.level import Delta, Level, Model
 from engine.clustering.state import State
+from engine.clustering.supernodes import lift
 from engine.errors import InputError
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
@@ -89,11 +90,9 @@ def grow(ground: Ground, taus: Sequence[float]) -> Themes:
 
 def _raise(lower: Level, upper: Level) -> Delta:
     """Make the peaks of a level the nodes of an empty one; return their arrival."""
-    rows = lower.nodes.all_rows()
-    moves = Moves(rows, np.full(len(rows), -1, np.int32), lower.root[rows])
-    delta = lift(lower, upper, Delta.of(_NONE, _NONE), moves)
-    told = hear(lower, upper, rows, moves, _NONE)
-    return replace(delta, reshaped=np.union1d(delta.reshaped, told))
+    moves = lower.arrival()
+    delta, _ = lift(lower, upper, Delta.of(_NONE, _NONE), moves, moves.rows)
+    return delta
 
 
 def _smallest(clusters: Int64, roots: Int32) -> Int64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.clustering.hierarchy import Shape
+from engine.clustering.level import Shape
 from engine.clustering.state import State
 from engine.collection.space import space_dim
 from engine.config import Settings

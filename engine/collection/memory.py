@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.clustering.hierarchy import Level
+from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.types import Float64, Int16, Int32, Int64, KnnGraph
 from engine.vectors import hash_vectors

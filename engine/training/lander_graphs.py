@@ -16,7 +16,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from engine.clustering.hierarchy import Level, Model
+from engine.clustering.level import Level, Model
 from engine.model.features import list_edges
 from engine.training.rollout import hierarchy
 from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.sparse
 
 from engine.clustering.calibration import LEAST_ITEMS, Calibration
-from engine.clustering.hierarchy import Hierarchy, Level, Model, Shape
+from engine.clustering.hierarchy import Hierarchy
+from engine.clustering.level import Level, Model, Shape
 from engine.index.base import ExactIndex
 from engine.model.features import list_edges, raw_features
 from engine.system.stopwatch import Stopwatch

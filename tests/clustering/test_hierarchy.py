@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.clustering.hierarchy import Hierarchy, Level
+from engine.clustering.hierarchy import Hierarchy
+from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
 from engine.model.linkage import random_model

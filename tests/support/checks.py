@@ -10,8 +10,9 @@ import numpy as np
 
 from engine.clustering.decode import ROOT
 from engine.clustering.distinct import distinct_hashes
-from engine.clustering.evidence import Trees, gather
-from engine.clustering.hierarchy import Hierarchy, Level
+from engine.clustering.evidence import gather
+from engine.clustering.hierarchy import Hierarchy
+from engine.clustering.level import Level
 from engine.clustering.neighborhood import Neighborhood
 from engine.clustering.state import State
 from engine.types import Int32
@@ -101,8 +102,7 @@ def check_link(lower: Level, upper: Level) -> None:
 def check_evidence(lower: Level, upper: Level) -> None:
     """Entries are those computed anew from the level below; in the pool each row has a place of its own."""
     rows = upper.nodes.all_rows()
-    trees = Trees(lower.root[: lower.nodes.rows], lower.above)
-    fresh = gather(rows, trees, lower.sources(), upper.capacity)
+    fresh = gather(rows, lower.trees(), lower.sources(), upper.capacity)
     held = upper.evidence.arrays
     assert np.array_equal(held.counts[rows], fresh.counts)
     assert np.array_equal(held.totals[rows], fresh.totals)

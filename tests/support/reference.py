@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.clustering.distinct import distinct_hashes
-from engine.clustering.hierarchy import Shape
+from engine.clustering.level import Shape
 from engine.types import Epoch, EvidenceArrays, Int16, Int32, KnnGraph, UInt64
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import xxhash
 
 from engine.clustering.calibration import Calibration
-from engine.clustering.hierarchy import Hierarchy, Level, Shape
+from engine.clustering.hierarchy import Hierarchy
+from engine.clustering.level import Level, Shape
 from engine.clustering.pipeline import step
 from engine.clustering.state import State
 from engine.index.base import ExactIndex

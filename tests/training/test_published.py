@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.clustering.hierarchy import Shape
+from engine.clustering.level import Shape
 from engine.errors import InputError
 from engine.model.lander import LanderModel, random_lander
 from engine.training import scores
