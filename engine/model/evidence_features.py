@@ -102,10 +102,9 @@ def _entry(i: int, j: int, evidence: EvidenceArrays) -> int:
 
 
 @njit(cache=True, nogil=True)
-def node_evidence(
-    raw: Float64, at: int, i: int, evidence: EvidenceArrays, mean: float, deviation: float
-) -> None:
-    """Write the features of node i to raw[at:]."""
+def node_evidence(raw: Float64, at: int, i: int, evidence: EvidenceArrays, scale: Any) -> None:
+    """Write the features of node i to raw[at:]; `scale`: mean and deviation of the epoch."""
+    mean, deviation = scale.mean, scale.deviation
     totals = evidence.totals[i]
     inner, outer = totals[0], totals[4]
     raw[at] = math.log(1.0 + inner + outer)
@@ -119,18 +118,13 @@ def node_evidence(
 
 
 @njit(cache=True, nogil=True)
-def edge_evidence(
-    raw: Float64,
-    at: int,
-    i: int,
-    j: int,
-    s: float,
-    evidence: EvidenceArrays,
-    size: Any,
-    mean: float,
-    deviation: float,
-) -> None:
-    """Write the features of the edge from i to j, of similarity s, to raw[at:]."""
+def edge_evidence(raw: Float64, at: int, i: int, j: int, s: float, graph: Any, scale: Any) -> None:
+    """Write the features of the edge from i to j, of similarity s, to raw[at:].
+
+    `graph` has `evidence` and `size`; `scale`: mean and deviation of the epoch.
+    """
+    evidence, size = graph.evidence, graph.size
+    mean, deviation = scale.mean, scale.deviation
     own, other = evidence.totals[i], evidence.totals[j]
     there, back = _entry(i, j, evidence), _entry(j, i, evidence)
     c1 = c2 = 0

@@ -13,7 +13,6 @@ drive the network where it has not been.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +27,13 @@ from engine.model.evidence_features import (
     node_evidence,
     squash,
 )
+from engine.model.ranges import Ranges
 from engine.types import Bool, Epoch, EvidenceArrays, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import dot
 
 MIN_DEVIATION = 2.0**-10
 UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
-LEAST_SCALE = 0.02  # of a feature's deviation: one that never differs stays finite
 
 _EDGE_FEATURES = (
     "similarity",
@@ -95,54 +94,6 @@ def _node_feature_names(k: int) -> tuple[str, ...]:
         "dispersion",  # log(deviation / (1 - mean)): low where no pair is closer than others
         "isotropy",  # the same against 1 / sqrt(d), that of random directions: 0 where nothing has a form
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Ranges:
-    """Per feature: clipped to [low, high], then (x - center) / scale. Each (features,) float64."""
-
-    low: Float64
-    high: Float64
-    center: Float64
-    scale: Float64
-
-    @classmethod
-    def measured(cls, raw: Float32, tail: float = 0.001) -> Ranges:
-        """Return the ranges of raw features (rows, features): quantiles, mean and deviation."""
-        wide = raw.astype(np.float64)
-        low, high = np.quantile(wide, (tail, 1.0 - tail), axis=0)
-        inside = np.clip(wide, low, high)
-        return cls(low, high, inside.mean(axis=0), np.maximum(inside.std(axis=0), LEAST_SCALE))
-
-    @classmethod
-    def none(cls, features: int) -> Ranges:
-        """Return ranges that leave features as they are."""
-        ones = np.ones(features)
-        return cls(-np.inf * ones, np.inf * ones, 0.0 * ones, ones)
-
-    def widened(self, other: Ranges) -> Ranges:
-        """Return ranges that hold both, standardised as by these.
-
-        The other's where a feature is unbounded here, or was never seen to differ.
-        """
-        own = np.isfinite(self.low) & (self.scale > LEAST_SCALE)
-        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        return Ranges(
-            np.where(own, low, other.low),
-            np.where(own, high, other.high),
-            np.where(own, self.center, other.center),
-            np.where(own, self.scale, other.scale),
-        )
-
-    def beside(self, other: Ranges) -> Ranges:
-        """Return the ranges of these features, followed by the other ones."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in ("low", "high", "center", "scale"))
-        return Ranges(*(np.concatenate(pair) for pair in pairs))
-
-    def apply(self, raw: Float32) -> Float32:
-        """Return raw features (rows, features) in these ranges, as the kernels write them."""
-        inside: Float32 = ((np.clip(raw, self.low, self.high) - self.center) / self.scale).astype(np.float32)
-        return inside
 
 
 class _Graph(NamedTuple):
@@ -258,7 +209,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
         raw[f + 10] = dispersion
         raw[f + 11] = dispersion + 0.5 * math.log(float(average.shape[1]))
         if not is_base:
-            node_evidence(raw, f + 12, i, graph.evidence, mean, deviation)
+            node_evidence(raw, f + 12, i, graph.evidence, scale)
         _standardise(out[t], raw, ranges)
 
 
@@ -365,7 +316,7 @@ def _edge_kernel(
                 raw[25] = raw[21] - squash((_inner(size[i], tight_i) - mean) / deviation)
             if size[j] > 1:
                 raw[26] = raw[21] - squash((_inner(size[j], tight_j) - mean) / deviation)
-            edge_evidence(raw, 27, i, j, s, graph.evidence, size, mean, deviation)
+            edge_evidence(raw, 27, i, j, s, graph, scale)
         _standardise(out[t], raw, ranges)
         if keeps:
             cache.features[i, r] = out[t]

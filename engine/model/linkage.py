@@ -16,8 +16,9 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.model.evidence_features import EDGE_EVIDENCE, NODE_EVIDENCE
-from engine.model.features import Ranges, list_edges, raw_features
+from engine.model.features import list_edges, raw_features
 from engine.model.network import Linkage, Universal, UniversalConfig
+from engine.model.ranges import Ranges
 from engine.types import Epoch, EvidenceArrays, Int32, KnnGraph
 
 import safetensors  # isort: skip

@@ -26,7 +26,6 @@ import numpy as np
 
 from engine.model.blocks import parts, share_out
 from engine.model.features import (
-    Ranges,
     add_ends,
     add_messages,
     edge_feature_names,
@@ -36,6 +35,7 @@ from engine.model.features import (
     node_feature_names,
     node_features,
 )
+from engine.model.ranges import Ranges
 from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
 
 import torch  # isort: skip

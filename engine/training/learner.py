@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.model.features import Ranges
 from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
+from engine.model.ranges import Ranges
 from engine.training.rollout import Scene, Twins, joined
 from engine.types import Float32
 

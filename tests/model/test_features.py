@@ -11,13 +11,13 @@ import torch
 
 from engine.model.evidence_features import BEND, FLOOR
 from engine.model.features import (
-    Ranges,
     edge_feature_names,
     list_edges,
     node_feature_names,
     raw_features,
 )
 from engine.model.network import mean_messages
+from engine.model.ranges import Ranges
 from engine.types import Epoch, EvidenceArrays, KnnGraph
 from tests.model.test_linkage import mixture
 

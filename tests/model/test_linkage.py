@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 
 from engine.errors import InputError
-from engine.model.features import Ranges, edge_features, list_edges, node_features
+from engine.model.features import edge_features, list_edges, node_features
 from engine.model.linkage import LinkageModel, random_model
 from engine.model.network import BLOCK, CHUNK, MOST_LOGIT, Linkage
+from engine.model.ranges import Ranges
 from engine.types import Epoch, EvidenceArrays, Float32, Int32, KnnGraph
 
 EPOCH = Epoch(0.1, 0.15, 100)

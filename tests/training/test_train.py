@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from engine.model.features import LEAST_SCALE
 from engine.model.linkage import LinkageModel, random_model
+from engine.model.ranges import LEAST_SCALE
 from engine.training import topics
 from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
 from engine.training.learner import Course, scene_loss, unsteadiness

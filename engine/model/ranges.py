@@ -1,0 +1,59 @@
+"""The ranges of a network's inputs: clipped to what training has seen, then standardised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.types import Float32, Float64
+
+LEAST_SCALE = 0.02  # of a feature's deviation: one that never differs stays finite
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Per feature: clipped to [low, high], then (x - center) / scale. Each (features,) float64."""
+
+    low: Float64
+    high: Float64
+    center: Float64
+    scale: Float64
+
+    @classmethod
+    def measured(cls, raw: Float32, tail: float = 0.001) -> Ranges:
+        """Return the ranges of raw features (rows, features): quantiles, mean and deviation."""
+        wide = raw.astype(np.float64)
+        low, high = np.quantile(wide, (tail, 1.0 - tail), axis=0)
+        inside = np.clip(wide, low, high)
+        return cls(low, high, inside.mean(axis=0), np.maximum(inside.std(axis=0), LEAST_SCALE))
+
+    @classmethod
+    def none(cls, features: int) -> Ranges:
+        """Return ranges that leave features as they are."""
+        ones = np.ones(features)
+        return cls(-np.inf * ones, np.inf * ones, 0.0 * ones, ones)
+
+    def widened(self, other: Ranges) -> Ranges:
+        """Return ranges that hold both, standardised as by these.
+
+        The other's where a feature is unbounded here, or was never seen to differ.
+        """
+        own = np.isfinite(self.low) & (self.scale > LEAST_SCALE)
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Ranges(
+            np.where(own, low, other.low),
+            np.where(own, high, other.high),
+            np.where(own, self.center, other.center),
+            np.where(own, self.scale, other.scale),
+        )
+
+    def beside(self, other: Ranges) -> Ranges:
+        """Return the ranges of these features, followed by the other ones."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("low", "high", "center", "scale"))
+        return Ranges(*(np.concatenate(pair) for pair in pairs))
+
+    def apply(self, raw: Float32) -> Float32:
+        """Return raw features (rows, features) in these ranges, as the kernels write them."""
+        inside: Float32 = ((np.clip(raw, self.low, self.high) - self.center) / self.scale).astype(np.float32)
+        return inside
