@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.cluster import HDBSCAN
 
 from benchmarks.report import arguments, finish, print_markdown
 from engine.model.linkage import PRETRAINED, LinkageModel
 from engine.training import scores
 from engine.training.datasets import Collection, read_labelled
+from engine.training.drawing import figure, shortened
 from engine.training.reliability import Reliability, reliability
 from engine.training.rollout import hierarchy, measured_epoch, partitions, scenes
 
@@ -58,7 +58,8 @@ def judged(model: LinkageModel, collection: Collection) -> tuple[dict[str, Any],
     emb, labels = collection.emb[usable], collection.labels[usable]
     epoch = measured_epoch(emb, model.default_epoch)
     built = hierarchy(emb, model, model.tau, model.max_levels, epoch, base_tau=model.base_tau)
-    first, last = (scores.bcubed(labels, part) for part in (partitions(built)[0], partitions(built)[-1]))
+    found = partitions(built)
+    first, last = (scores.bcubed(labels, part) for part in (found[0], found[-1]))
     scene = scenes(built, labels, epoch)[0]
     base = built.levels[0]
     ranks = np.concatenate([np.arange(degree) for degree in scene.degrees])
@@ -69,7 +70,7 @@ def judged(model: LinkageModel, collection: Collection) -> tuple[dict[str, Any],
         "P": last.precision,
         "R": last.recall,
         "F": last.f,
-        "clusters": len(np.unique(partitions(built)[-1])),
+        "clusters": len(np.unique(found[-1])),
         "classes": len(np.unique(labels)),
         "ECE": curve.error,
     }
@@ -105,16 +106,13 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def draw(curves: Sequence[Reliability], names: Sequence[str], file: Path) -> None:
     """Observed share of true links against p, a line a collection."""
-    figure = Figure(figsize=(7, 5))
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    for curve, name in zip(curves, names, strict=True):
-        some = curve.edges > 0
-        axes.plot(curve.predicted[some], curve.observed[some], marker="o", markersize=3, label=name)
-    axes.set(xlabel="p", ylabel="share of true links", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    with figure(file, size=(7.0, 5.0)) as axes:
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        for curve, name in zip(curves, names, strict=True):
+            some = curve.edges > 0
+            axes.plot(curve.predicted[some], curve.observed[some], "o-", markersize=3, label=shortened(name))
+        axes.set(xlabel="p", ylabel="share of true links", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from engine.cli.console import complain
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.training.lander_train import Progress as LanderProgress
-    from engine.training.train import Progress
+    from engine.training.progress import Progress
 
 
 KINDS = ("universal", "lander")
@@ -47,7 +46,7 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Cour
     start = time.monotonic()
     curve: list[training_report.Point] = []
 
-    def report(progress: Progress | LanderProgress) -> None:
+    def report(progress: Progress) -> None:
         held_out = dict(progress.held_out or {})
         curve.append(training_report.Point(progress.step, progress.loss, held_out))
         judged = ", ".join(f"{name} {score:.3f}" for name, score in held_out.items())
@@ -64,7 +63,7 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Cour
     print(f"The report is {out.with_suffix('.md')}.")
 
 
-Report = Callable[["Progress | LanderProgress"], None]
+Report = Callable[["Progress"], None]
 
 
 def _universal(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.clustering.state import State
+from engine.collection.memory import linkage_of
 from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
@@ -146,10 +147,7 @@ def _answers(
         return answers
     k, some = state.hierarchy.shape.k, vectors[asked] if model.reads_vectors else None
     graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], some)
-    rows = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
-    hidden = np.zeros((len(graph.degree), model.base.hidden), np.float32)
-    hidden[rows] = model.base.embed(graph, epoch, rows)
-    linkage = model.base.link(graph, epoch, hidden, sources, ranks)
+    linkage = linkage_of(model, graph, epoch, sources, ranks)
     for number, at in enumerate(asked):
         mine = linkage[sources == number]
         hashes = hash_vectors(near[at].nodes.vectors)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.clustering.level import Level
+from engine.clustering.level import Level, Model
 from engine.clustering.state import State
-from engine.types import Float64, Int16, Int32, Int64, KnnGraph
+from engine.types import Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
 from engine.vectors import hash_vectors
 
 BLOCK = 256  # vectors that are compared with all nodes at once
@@ -86,15 +86,19 @@ def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> 
     )
     own = np.arange(count, count + asked, dtype=np.int32)
     sources, ranks = np.nonzero(neighbors >= 0)
-    ends = np.unique(np.concatenate([own, neighbors[sources, ranks]])).astype(np.int32)
-    hidden = np.zeros((count + asked, model.base.hidden), np.float32)
-    epoch = state.calibration.epoch
-    hidden[ends] = model.base.embed(graph, epoch, ends)
-    linkage = np.full((asked, k), -1.0, np.float32)
-    told = model.base.link(graph, epoch, hidden, own[sources], ranks.astype(np.int32))
+    epoch, linkage = state.calibration.epoch, np.full((asked, k), -1.0, np.float32)
+    told = linkage_of(model, graph, epoch, own[sources], ranks.astype(np.int32))
     linkage[sources, ranks] = told
     hashes = hash_vectors(vectors)
     order = np.where(neighbors >= 0, hashes[neighbors], np.iinfo(np.uint64).max)
     best = np.lexsort((order, -linkage), axis=1)[:, 0]
     chosen = np.arange(asked), best
     return neighbors[chosen], linkage[chosen]
+
+
+def linkage_of(model: Model, graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> Float32:
+    """Return the linkage (e,) of some edges of a graph of level 0; embeds nothing but their ends."""
+    ends = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
+    hidden = np.zeros((len(graph.degree), model.base.hidden), np.float32)
+    hidden[ends] = model.base.embed(graph, epoch, ends)
+    return model.base.link(graph, epoch, hidden, sources, ranks)

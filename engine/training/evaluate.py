@@ -27,7 +27,8 @@ from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.training import scores
-from engine.types import Int64
+from engine.training.rollout import Built, partitions
+from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # churn is measured every so many items
 BACK_WITHIN = 5  # looks within which a change that is taken back was flapping
@@ -209,19 +210,13 @@ def clusters_by_number(state: State) -> Int64:
 def clusters_by_level(state: State) -> list[Int64]:
     """The clusters (n,) after each level, finest first; keys must be the numbers 0 .. n-1."""
     keys = [b"%d" % number for number in range(state.items.live)]
-    place, found = state.items.nodes[state.items.find(keys)].astype(np.int64), list[Int64]()
-    for level in state.hierarchy.levels:
-        roots = level.root[place]
-        found.append(roots.astype(np.int64))
-        place = level.above[roots].astype(np.int64)
-    return found
+    nodes = state.items.nodes[state.items.find(keys)].astype(np.int64)
+    return partitions(Built(state.hierarchy.levels, nodes))
 
 
 def _clustered_again(engine: Engine, tau: float | None) -> State:
     """The engine's items at another tau, from its lists and its calibration; without names."""
-    loaded = engine.store.load()
-    shape = shape_of(_at(engine.settings, tau), engine.model, engine.dim or 1)
-    state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
+    state, loaded = _unclustered(engine, _at(engine.settings, tau))
     state.restore_lists(loaded)
     state.hierarchy.restore(state.calibration.epoch, Stopwatch())
     return state
@@ -229,12 +224,17 @@ def _clustered_again(engine: Engine, tau: float | None) -> State:
 
 def exact_rebuild(engine: Engine) -> State:
     """The engine's items clustered from scratch: exact lists, the store's own calibration."""
-    loaded = engine.store.load()
-    shape = shape_of(engine.settings, engine.model, engine.state.hierarchy.shape.dim)
-    state = State.of(loaded, shape, engine.model, engine.model.default_epoch, ExactIndex)
+    state, loaded = _unclustered(engine, engine.settings)
     state.recluster_all()
     pipeline.regenerate(state, loaded.places, loaded.time_ms)
     return state
+
+
+def _unclustered(engine: Engine, settings: Settings) -> tuple[State, Loaded]:
+    """The state of the engine's store at these settings, without lists, and what the store holds."""
+    loaded, model = engine.store.load(), engine.model
+    shape = shape_of(settings, model, engine.state.hierarchy.shape.dim)
+    return State.of(loaded, shape, model, model.default_epoch, ExactIndex), loaded
 
 
 class Churn:

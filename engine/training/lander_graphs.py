@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.clustering.level import Level, Model
 from engine.model.features import list_edges
-from engine.training.rollout import hierarchy
+from engine.training.rollout import chances, hierarchy, side_by_side
 from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import DOT_SCALE, SCALE, quantize
 
@@ -113,8 +113,7 @@ def _level_graph(level: Level, counts: scipy.sparse.csr_matrix) -> LevelGraph:
     graph, rows = level.graph(), level.nodes.all_rows()
     sources, ranks = list_edges(graph, rows)
     tails = graph.neighbors[sources, ranks]
-    size = np.asarray(counts.sum(axis=1), np.float32).ravel()
-    both = np.asarray(counts[sources].multiply(counts[tails]).sum(axis=1)).ravel()
+    size, target = chances(counts, sources, tails)
     return LevelGraph(
         graph.identity[rows].copy(),
         graph.mean[rows].copy(),
@@ -122,20 +121,12 @@ def _level_graph(level: Level, counts: scipy.sparse.csr_matrix) -> LevelGraph:
         sources.astype(np.int64),
         tails.astype(np.int64),
         (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32),
-        (both / np.maximum(size[sources] * size[tails], 1.0)).astype(np.float32),
+        target.astype(np.float32),
         size[rows],
     )
 
 
 def joined(parts: Sequence[LevelGraph]) -> LevelGraph:
     """Return graphs of one space side by side as one."""
-    offsets = np.concatenate([[0], np.cumsum([len(part.degrees) for part in parts])[:-1]])
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("identity", "mean", "degrees", "similarity", "target", "size")
-    }
-    ends = {
-        name: np.concatenate([getattr(part, name) + at for part, at in zip(parts, offsets, strict=True)])
-        for name in ("heads", "tails")
-    }
-    return LevelGraph(**columns, **ends)
+    names = ("identity", "mean", "degrees", "similarity", "target", "size")
+    return LevelGraph(**side_by_side(parts, names))

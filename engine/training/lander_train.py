@@ -10,11 +10,9 @@ bits; with `minutes` it goes on where it was, and ends with weights as good.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +25,20 @@ from engine.system.determinism import one_thread
 from engine.training import checkpoint as checkpoints
 from engine.training import scores
 from engine.training.datasets import Collection, distinct, read_labelled, subset
+from engine.training.descent import Descent, Pace
+from engine.training.graph_loss import density, importance
 from engine.training.lander_graphs import LevelGraph, joined, levels, true_levels
 from engine.training.lander_network import Lander
+from engine.training.pool import keep
+from engine.training.progress import Progress
 from engine.training.rollout import hierarchy, partitions
-from engine.types import Bool, Float32
+from engine.types import Bool
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 KS = (10, 10, 10, 5, 3)  # of training graphs, drawn from
+WARM = 50  # steps
 TAUS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried on the classes held out
 
 
@@ -65,16 +68,6 @@ class LanderPlan:
     checks: int = 8  # evaluations on what is held out, in the last four fifths
     patience: int = 5  # checks without a better score after which the training ends
     save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a callback learns now and then."""
-
-    share: float
-    step: int
-    loss: float
-    held_out: Mapping[str, float] | None = None  # BCubed F
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,49 +282,42 @@ class Trainer:
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         card = LanderCard(sources[0].emb.shape[1], plan.variant, plan.hidden, plan.heads)
-        self.net = Lander(start.card if start else card, plan.dropout)
+        net = Lander(start.card if start else card, plan.dropout)
         if start:
-            self.net.load_state_dict(start.weights)
-        self.mean_net = copy.deepcopy(self.net).eval()
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan.rate, weight_decay=plan.decay)
-        self.steps = 0
+            net.load_state_dict(start.weights)
+        self.descent = Descent(net, Pace(plan.rate, plan.decay, plan.average, WARM))
         self.pool: list[LevelGraph] = []
         self.started = start is not None
 
+    @property
+    def net(self) -> Lander:
+        """The network as the last step left it."""
+        return self.descent.net
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self.descent.steps
+
     @one_thread()
     def step(self, share: float) -> float:
-        """One step of the optimizer at `share` of the whole training; returns the loss."""
+        """Do one step of the optimizer at `share` of the whole training; return the loss."""
         if self.steps % self.plan.fresh_every == 0:
             self._refresh(share)
-        for group in self.optimizer.param_groups:
-            warm = min(1.0, (self.steps + 1) / 50)
-            cosine = 0.5 * (1.0 + math.cos(math.pi * share))
-            group["lr"] = self.plan.rate * warm * (1 / 30 + (1 - 1 / 30) * cosine)
+        return self.descent.step(lambda net: graph_loss(net, self._drawn(), self.plan), share)
+
+    def _drawn(self) -> list[LevelGraph]:
         parts: list[LevelGraph] = []
         while sum(len(part.heads) for part in parts) < self.plan.edges and len(parts) < 30:
             parts.append(self.pool[self.rng.integers(len(self.pool))])
-        self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = graph_loss(self.net, parts, self.plan)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        self.steps += 1
-        decay = min(self.plan.average, self.steps / (self.steps + 20))
-        with torch.no_grad():
-            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
-        return float(loss.detach())
+        return parts
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next steps depend on."""
         return {
-            "net": self.net.state_dict(),
-            "mean": self.mean_net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.descent.state(),
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
-            "steps": self.steps,
             "pool": [
                 {name: torch.from_numpy(getattr(each, name)) for name in LevelGraph.__slots__}
                 for each in self.pool
@@ -340,12 +326,9 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.net.load_state_dict(state["net"])
-        self.mean_net.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.restore(state)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
-        self.steps = state["steps"]
         self.pool = [
             LevelGraph(**{name: each[name].numpy() for name in LevelGraph.__slots__})
             for each in state["pool"]
@@ -353,7 +336,7 @@ class Trainer:
 
     def model(self) -> LanderModel:
         """Return the average of the weights so far, as the engine runs it."""
-        found: LanderModel = self.mean_net.model()
+        found: LanderModel = self.descent.mean_net.model()
         return found
 
     def _refresh(self, share: float) -> None:
@@ -370,10 +353,7 @@ class Trainer:
             model, tau = self.model(), float(self.rng.uniform(0.3, 0.8))
             fresh = levels(drawn.emb, drawn.labels, model.with_card(replace(model.card, k=k)), tau, 3)
         for each in fresh:
-            if len(self.pool) < self.plan.pool:
-                self.pool.append(each)
-            else:
-                self.pool[self.rng.integers(self.plan.pool)] = each
+            keep(self.pool, each, self.plan.pool, self.rng)
         return None
 
 
@@ -395,27 +375,14 @@ def graph_loss(net: Lander, parts: Sequence[LevelGraph], plan: LanderPlan) -> Te
     target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
     degrees = torch.from_numpy(whole.degrees).clamp(min=1)
     p = torch.sigmoid(logits)
-    density, truth = (_density(value, similarity, heads, degrees) for value in (p, target))
+    own, truth = (density(value, similarity, heads, degrees) for value in (p, target))
     weight = torch.where(truth[tails] > truth[heads], 1.0, plan.others)
-    weight = weight * torch.from_numpy(_importance(whole, parts))
+    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails])
+    weight = weight * torch.from_numpy(importance(smaller, [len(part.heads) for part in parts], 0.5))
     if plan.focal:
         weight = weight * (target - p.detach()).abs() ** plan.focal
     if plan.balance:
         same, other = (weight * target).sum(), (weight * (1 - target)).sum()
         weight = weight * (target / same.clamp(min=1e-9) + (1 - target) / other.clamp(min=1e-9))
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((density - truth) ** 2).mean()
-
-
-def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:
-    """d_i = mean over N(i) of s_ij (2 p_ij - 1)."""
-    return torch.zeros(len(degrees)).index_add(0, heads, similarity * (2 * p - 1)) / degrees
-
-
-def _importance(whole: LevelGraph, parts: Sequence[LevelGraph]) -> Float32:
-    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails]) ** 0.5
-    stops = np.cumsum([len(part.heads) for part in parts])
-    for part, stop in zip(parts, stops, strict=True):
-        mine = slice(stop - len(part.heads), stop)
-        smaller[mine] *= len(part.heads) ** 0.5 / max(smaller[mine].sum(), 1e-9)
-    return smaller.astype(np.float32)
+    return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((own - truth) ** 2).mean()

@@ -13,6 +13,9 @@ import numpy as np
 
 from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
+from engine.training.descent import Descent, Pace
+from engine.training.graph_loss import density, importance
+from engine.training.pool import keep
 from engine.training.rollout import Scene, Twins, joined
 from engine.types import Float32
 
@@ -47,12 +50,11 @@ class Learner:
         start: Linkage | None = None,
     ) -> None:
         """`scenes`: the first ones, raw, of most collections and of few topics: they set the ranges."""
-        self.course, self.rng, self.steps = course, rng, 0
-        self.net = Universal(config)
+        self.course, self.rng = course, rng
+        net = Universal(config)
         if start:
-            self.net.load_state_dict(start.net.state_dict())
-        self.mean_net = copy.deepcopy(self.net).eval()
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=course.rate, weight_decay=0.01)
+            net.load_state_dict(start.net.state_dict())
+        self.descent = Descent(net, Pace(course.rate, 0.01, course.average, course.warm))
         both = [*scenes[0], *scenes[1]]
         self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, rng) for scene in both]))
         self.edges = Ranges.measured(np.concatenate([_thin(scene.e, rng) for scene in both]))
@@ -64,49 +66,35 @@ class Learner:
         self.keep(scenes[0], self.pool)
         self.keep(scenes[1], self.few)
 
+    @property
+    def net(self) -> Universal:
+        """The network as the last step left it."""
+        return self.descent.net
+
     def keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
-        """Put scenes with raw features into a pool, in place of others where it is full."""
+        """Put scenes with raw features into a pool."""
         for scene in raw:
-            ready = replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
-            if len(pool) < self.course.pool:
-                pool.append(ready)
-            else:
-                pool[self.rng.integers(self.course.pool)] = ready
+            keep(pool, self._ready(scene), self.course.pool, self.rng)
 
     def keep_twins(self, raw: Sequence[Twins]) -> None:
-        """Keep pairs of versions with raw features, in place of others where there are many."""
+        """Keep pairs of versions with raw features."""
         for pair in raw:
-            before, after = (
-                replace(scene, x=self.nodes.apply(scene.x), e=self.edges.apply(scene.e))
-                for scene in (pair.before, pair.after)
-            )
-            ready = replace(pair, before=before, after=after)
-            if len(self.twins) < self.course.twins:
-                self.twins.append(ready)
-            else:
-                self.twins[self.rng.integers(self.course.twins)] = ready
+            ready = replace(pair, before=self._ready(pair.before), after=self._ready(pair.after))
+            keep(self.twins, ready, self.course.twins, self.rng)
+
+    def _ready(self, raw: Scene) -> Scene:
+        return replace(raw, x=self.nodes.apply(raw.x), e=self.edges.apply(raw.e))
 
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
-        warm = min(1.0, (self.steps + 1) / self.course.warm)
-        for group in self.optimizer.param_groups:
-            fall = 1 / 30 + (1 - 1 / 30) * 0.5 * (1 + np.cos(np.pi * share))
-            group["lr"] = self.course.rate * warm * fall
-        self.net.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = scene_loss(self.net, self._drawn(), self.course.noise)
+        return self.descent.step(self._loss, share)
+
+    def _loss(self, net: Universal) -> Tensor:
+        loss = scene_loss(net, self._drawn(), self.course.noise)
         if self.twins and self.course.steadiness:
             pair = self.twins[self.rng.integers(len(self.twins))]
-            loss = loss + self.course.steadiness * unsteadiness(self.net, pair)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        self.steps += 1
-        decay = min(self.course.average, self.steps / (self.steps + 20))
-        with torch.no_grad():
-            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(value, 1.0 - decay)
-        return float(loss.detach())
+            loss = loss + self.course.steadiness * unsteadiness(net, pair)
+        return loss
 
     def _drawn(self) -> list[Scene]:
         parts: list[Scene] = []
@@ -119,7 +107,7 @@ class Learner:
 
     def linkage(self) -> Linkage:
         """Return the average of the weights so far, as the engine runs it."""
-        return Linkage(copy.deepcopy(self.mean_net), self.nodes, self.edges)
+        return Linkage(copy.deepcopy(self.descent.mean_net), self.nodes, self.edges)
 
 
 def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Tensor:
@@ -137,13 +125,16 @@ def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Te
     logits = net(x, e, counts.long(), tails)
     target, similarity = torch.from_numpy(whole.target), torch.from_numpy(whole.similarity)
     degrees = counts.clamp(min=1)
-    density = _density(torch.sigmoid(logits), similarity, heads, degrees)
-    truth = _density(target, similarity, heads, degrees)
-    upward = density.detach()[tails] > density.detach()[heads]
-    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(_importance(whole, parts))
+    densities = density(torch.sigmoid(logits), similarity, heads, degrees)
+    truth = density(target, similarity, heads, degrees)
+    upward = densities.detach()[tails] > densities.detach()[heads]
+    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails])
+    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(
+        importance(smaller, [len(part.e) for part in parts], 0.75)
+    )
     weight = weight * torch.where(_chosen(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (weight * linkage).sum() / weight.sum() + ((density - truth) ** 2).mean()
+    return (weight * linkage).sum() / weight.sum() + ((densities - truth) ** 2).mean()
 
 
 def unsteadiness(net: Universal, pair: Twins) -> Tensor:
@@ -173,27 +164,12 @@ def _tails(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.tails)
 
 
-def _density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Tensor:
-    """d_i = mean over N(i) of s_ij (2 p_ij - 1)."""
-    total = torch.zeros(len(degrees)).index_add(0, heads, similarity * (2 * p - 1))
-    return total / degrees
-
-
 def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
     """The edges (e,) that decoding would choose at some tau: of each node's upward ones the most probable."""
     least = torch.full((nodes,), -MOST_LOGIT * 100)
     candidates = torch.where(upward, logits, least[0])
     best = least.scatter_reduce(0, heads, candidates, "amax")
     return upward & (candidates >= best[heads])
-
-
-def _importance(whole: Scene, parts: Sequence[Scene]) -> Float32:
-    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails]) ** 0.75
-    stops = np.cumsum([len(part.e) for part in parts])
-    for part, stop in zip(parts, stops, strict=True):
-        mine = slice(stop - len(part.e), stop)
-        smaller[mine] *= len(part.e) ** 0.5 / max(smaller[mine].sum(), 1e-9)
-    return smaller.astype(np.float32)
 
 
 def _thin(rows: Float32, rng: np.random.Generator, most: int = 3000) -> Float32:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -214,9 +215,7 @@ def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: i
     rows = np.arange(n, dtype=np.int32)
     sources, ranks = list_edges(graph, rows)
     tails = graph.neighbors[sources, ranks]
-    size = np.asarray(counts.sum(axis=1)).ravel()
-    both = np.asarray(counts[sources].multiply(counts[tails]).sum(axis=1)).ravel()
-    target = both / np.maximum(size[sources] * size[tails], 1.0)
+    size, target = chances(counts, sources, tails)
     cut = KnnGraph(
         graph.k, graph.neighbors[:n], graph.dots[:n], graph.degree[:n], graph.size[:n],
         graph.identity[:n], graph.mean[:n], graph.is_base, graph.evidence,
@@ -229,15 +228,28 @@ def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: i
     )  # fmt: skip
 
 
-def joined(parts: Sequence[Scene]) -> Scene:
-    """Scenes side by side as one graph."""
-    offsets = np.concatenate([[0], np.cumsum([len(p.x) for p in parts])[:-1]])
-    columns = {
-        name: np.concatenate([getattr(p, name) for p in parts])
-        for name in ("x", "e", "degrees", "target", "similarity", "size")
-    }
+def chances(counts: scipy.sparse.csr_matrix, heads: Int32, tails: Int32) -> tuple[Any, Any]:
+    """Return the items of each node (n,), and per edge the chance that a pair across is of one class (e,).
+
+    `counts` (n, classes): items of the nodes.
+    """
+    size = np.asarray(counts.sum(axis=1)).ravel()
+    both = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
+    return size, both / np.maximum(size[heads] * size[tails], 1.0)
+
+
+def side_by_side(parts: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return columns of graphs put together as one graph's; `heads` and `tails` are rows of its nodes."""
+    offsets = np.concatenate([[0], np.cumsum([len(part.degrees) for part in parts])[:-1]])
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     ends = {
-        name: np.concatenate([getattr(p, name) + o for p, o in zip(parts, offsets, strict=True)])
+        name: np.concatenate([getattr(part, name) + at for part, at in zip(parts, offsets, strict=True)])
         for name in ("heads", "tails")
     }
-    return Scene(**columns, **ends, level=0)
+    return columns | ends
+
+
+def joined(parts: Sequence[Scene]) -> Scene:
+    """Scenes side by side as one graph."""
+    names = ("x", "e", "degrees", "target", "similarity", "size")
+    return Scene(**side_by_side(parts, names), level=0)

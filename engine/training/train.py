@@ -31,6 +31,8 @@ from engine.training.datasets import (
     view,
 )
 from engine.training.learner import Course, Learner
+from engine.training.pool import keep
+from engine.training.progress import Progress
 from engine.training.rollout import (
     Built,
     Oracle,
@@ -75,16 +77,6 @@ class Plan:
     rooted: int = 250  # of those
     checks: int = 6  # evaluations on the held-out collections, in the second half
     imitation: float = 0.5  # the teacher's part in the targets, where there is one
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a callback learns now and then."""
-
-    share: float  # of the time
-    step: int
-    loss: float
-    held_out: Mapping[str, float] | None = None  # BCubed F
 
 
 def train(
@@ -238,14 +230,21 @@ class Trainer:
     def _refresh(self, share: float) -> None:
         """Draw new collections, or grow levels anew, where it is due."""
         plan = self.plan
+
+        def due(every: int) -> bool:
+            return self.steps % every == 0
+
+        kinds = [few for few, every in ((False, plan.fresh_every), (True, plan.fresh_topics)) if due(every)]
+        regrow = due(plan.regrow_every)
+        pair = plan.steadiness > 0 and due(plan.twins_every)
+        if not (kinds or regrow or pair):
+            return
         maker = None if share < plan.oracle_share else self.model()
-        for few, every in ((False, plan.fresh_every), (True, plan.fresh_topics)):
-            if self.steps % every == 0:
-                base, upper = self._draw(maker, few)
-                self._keep(base, upper, few)
-        if maker and self.rooted and self.steps % plan.regrow_every == 0:
+        for few in kinds:
+            self._keep(*self._draw(maker, few), few)
+        if maker and regrow and self.rooted:
             self._regrow(maker)
-        if maker and plan.steadiness and self.steps % plan.twins_every == 0:
+        if maker and pair:
             self._draw_twins(maker)
 
     def _draw_twins(self, model: LinkageModel) -> None:
@@ -298,18 +297,12 @@ class Trainer:
         maker, levels = (Oracle(collection.labels, rng), 2) if model is None else (model, UPPER_LEVELS)
         built = hierarchy(collection.emb, maker, self._tau(), levels, epoch, int(rng.integers(1 << 31)))
         if model:
-            self._root(Rooted(built, collection.labels, epoch, few))
+            rooted = Rooted(built, collection.labels, epoch, few)
+            keep(self.rooted, rooted, self.plan.rooted, rng)
         return scenes(built, collection.labels, epoch)
 
     def _tau(self) -> float:
         return float(self.rng.uniform(0.3, 0.8))
-
-    def _root(self, rooted: Rooted) -> None:
-        """Keep a level 0, in place of another one where there are many."""
-        if len(self.rooted) < self.plan.rooted:
-            self.rooted.append(rooted)
-        else:
-            self.rooted[self.rng.integers(self.plan.rooted)] = rooted
 
     @one_thread()
     def _target(self, scene: Scene) -> Float32:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.config import load
+from engine.model.adapter import Adapter
 from engine.training import scores
-from engine.training.evaluate import Churn
+from engine.training.evaluate import Churn, Labelled, run_in_bulk
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,3 +74,20 @@ def test_changes_that_are_taken_back_within_five_looks() -> None:
             slow.clusters[:10] = [1 if look == 14 else 2] * 10
         late.observe(slow)  # type: ignore[arg-type]
     assert late.flapping == 0.0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_several_taus_beside_an_adapter_of_fewer_components(tmp_path: Path) -> None:
+    """The first run ingests, the others cluster its store again: all in the adapted space."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 8, 120)
+    emb = (rng.normal(size=(8, 12))[labels] + 0.3 * rng.normal(size=(120, 12))).astype(np.float32)
+    adapter = Adapter.of({"direct": rng.normal(size=(12, 5)), "bias": np.zeros(5)}, {})
+    adapter.save(tmp_path / "adapter.safetensors")
+    options = {"model.adapter": str(tmp_path / "adapter.safetensors"), "index.kind": "exact"}
+    keys = [str(row) for row in range(120)]
+    labelled = Labelled(keys, emb, labels, np.zeros(120), False)
+    both = run_in_bulk(load(None, options), labelled, [0.3, 0.7])
+    for tau, run in zip((0.3, 0.7), both, strict=True):
+        [alone] = run_in_bulk(load(None, options), labelled, [tau])
+        assert scores.ari(run.clusters, alone.clusters) == 1.0

@@ -1,0 +1,16 @@
+"""What a training tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a callback learns now and then."""
+
+    share: float  # of the training
+    step: int
+    loss: float
+    held_out: Mapping[str, float] | None = None  # BCubed F
