@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks.blobs import Example, Float32, Int64, blobs, directions, examples
 from benchmarks.report import arguments, finish, print_markdown
+from engine.evaluation import scores
+from engine.evaluation.bulk import hierarchy, measured_epoch, partitions
 from engine.model.linkage import PRETRAINED, LinkageModel
-from engine.training import scores
-from engine.training.rollout import hierarchy, measured_epoch, partitions
 
 COUNTS, DIMS, ITEMS, SPREADS = (1, 2, 3, 5), (2, 16, 384), (50, 300, 2000), (0.1, 0.2, 0.3, 0.4, 0.5)
 QUICK_ITEMS, QUICK_SPREADS, QUICK_SEEDS = (50, 300), (0.1, 0.3, 0.5), 2

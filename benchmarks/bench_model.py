@@ -15,12 +15,13 @@ import numpy as np
 from sklearn.cluster import HDBSCAN
 
 from benchmarks.report import arguments, finish, print_markdown
+from engine.evaluation import scores
+from engine.evaluation.bulk import hierarchy, measured_epoch, partitions
+from engine.evaluation.drawing import figure, shortened
+from engine.evaluation.reliability import Reliability, reliability
 from engine.model.linkage import PRETRAINED, LinkageModel
-from engine.training import scores
 from engine.training.datasets import Collection, read_labelled
-from engine.training.drawing import figure, shortened
-from engine.training.reliability import Reliability, reliability
-from engine.training.rollout import hierarchy, measured_epoch, partitions, scenes
+from engine.training.rollout import scenes
 
 COLUMNS = ("level 0 P", "level 0 R", "P", "R", "F", "clusters", "classes", "ECE")
 

@@ -32,8 +32,8 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.peers import Peer
 from benchmarks.report import arguments, finish, print_table
-from engine.training import scores
-from engine.training.evaluate import read_labelled, stream_order
+from engine.evaluation import scores
+from engine.evaluation.evaluate import read_labelled, stream_order
 from engine.types import Float32, Int64
 
 BATCH = 256

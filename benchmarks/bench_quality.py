@@ -18,8 +18,8 @@ from engine import Engine
 from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.config import STREAM_BATCH, Settings, load
-from engine.training import scores
-from engine.training.evaluate import (
+from engine.evaluation import scores
+from engine.evaluation.evaluate import (
     Churn,
     Labelled,
     clusters_by_number,

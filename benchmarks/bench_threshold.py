@@ -23,6 +23,8 @@ import numpy as np
 from benchmarks.report import arguments, finish, print_table
 from engine.config import Settings, load
 from engine.errors import InputError
+from engine.evaluation.drawing import figure
+from engine.evaluation.evaluate import Labelled, in_bulk
 from engine.learning.adapt import Shape, adapted, train_adapter
 from engine.learning.encoder import train_encoder
 from engine.learning.judge import part
@@ -31,8 +33,6 @@ from engine.learning.losses import Margins
 from engine.learning.opis import measure
 from engine.learning.pictures import read_pictures
 from engine.learning.training import Plan
-from engine.training.drawing import figure
-from engine.training.evaluate import Labelled, in_bulk
 
 CLUSTERED = 3_000  # items whose clusters are compared with the classes
 ENCODER_LOSSES = ("SmoothAPLoss", "MultiSimilarityLoss")

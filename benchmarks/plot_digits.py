@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from engine.evaluation.drawing import figure
 from engine.learning.labelled import labelled_set
 from engine.learning.opis import Consistency, measure
 from engine.learning.training import Plan, fit
-from engine.training.drawing import figure
 
 import torch  # isort: skip
 from torch import nn  # isort: skip

@@ -22,12 +22,23 @@ MAY_IMPORT = {
     "collection": {"system", "index", "model", "clustering", "storage"},
     "daemon": {"system", "model", "storage", "collection"},
     "api": {"system", "storage", "daemon"},
-    "training": {"system", "index", "model", "clustering", "collection", "connectors"},
-    "learning": {"system", "model", "training"},
-    "cli": {"system", "storage", "collection", "daemon", "api", "training", "learning", "connectors"},
+    "evaluation": {"system", "index", "model", "clustering", "collection", "connectors"},
+    "training": {"system", "index", "model", "clustering", "evaluation", "connectors"},
+    "learning": {"system", "model", "evaluation", "training"},
+    "cli": {
+        "system",
+        "storage",
+        "collection",
+        "daemon",
+        "api",
+        "evaluation",
+        "training",
+        "learning",
+        "connectors",
+    },
     "connectors": set(),
 }
-FRONT = {"engine/__init__.py": {"system", "collection", "training"}, "engine/__main__.py": {"cli"}}
+FRONT = {"engine/__init__.py": {"system", "collection"}, "engine/__main__.py": {"cli"}}
 
 
 def package_of(module: str) -> str:

@@ -19,11 +19,11 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from engine.collection.collection import Engine
+from engine.evaluation.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
+from engine.evaluation.scores import ari
 from engine.events import EventRow
 from engine.storage.answers import ClusterRow
 from engine.storage.reader import View
-from engine.training.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
-from engine.training.scores import ari
 from engine.types import Applied, Batch, Float64, Int64
 
 EVENTS_TOLD = 5

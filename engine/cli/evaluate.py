@@ -15,8 +15,8 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.training.evaluate import Figures, Labelled, Run
-    from engine.training.scores import ClassScore
+    from engine.evaluation.evaluate import Figures, Labelled, Run
+    from engine.evaluation.scores import ClassScore
 
 WORST = 10  # classes that are named
 PIECES = 3  # clusters of a class that are named
@@ -40,17 +40,17 @@ def evaluate(settings: Settings, file: Path, wish: Wish) -> None:
     """Cluster a labelled set, at each tau, and print the figures."""
     taus = read_taus(wish.taus)
     if wish.png:
-        from engine.training.drawing import need_matplotlib
+        from engine.evaluation.drawing import need_matplotlib
 
         need_matplotlib()
-    from engine.training import evaluate
+    from engine.evaluation import evaluate
 
     labelled = evaluate.read_labelled(file)
     if labelled.left_out:
         complain(f"{file}: {labelled.left_out:,} records cannot be used and are left out")
     runs = _runs(settings, labelled, taus, wish)
     if wish.png:
-        from engine.training.appraisal import draw
+        from engine.evaluation.appraisal import draw
 
         draw(runs, labelled, wish.png)
     if wish.as_json:
@@ -77,7 +77,7 @@ def read_taus(text: str | None) -> list[float | None]:
 
 
 def _runs(settings: Settings, labelled: Labelled, taus: Sequence[float | None], wish: Wish) -> list[Run]:
-    from engine.training import evaluate
+    from engine.evaluation import evaluate
 
     if not wish.stream:
         return evaluate.run_in_bulk(settings, labelled, taus)
@@ -93,7 +93,7 @@ def _runs(settings: Settings, labelled: Labelled, taus: Sequence[float | None], 
 
 
 def _document(run: Run, labelled: Labelled, levels: bool) -> dict[str, Any]:
-    from engine.training.scores import by_class
+    from engine.evaluation.scores import by_class
 
     worst = [
         {
@@ -114,7 +114,7 @@ def _at_level(figures: Figures) -> dict[str, Any]:
 
 
 def _print(runs: Sequence[Run], labelled: Labelled, levels: bool) -> None:
-    from engine.training.scores import by_class
+    from engine.evaluation.scores import by_class
 
     best = max(runs, key=lambda run: run.figures.Fb)
     if len(runs) > 1:

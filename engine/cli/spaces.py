@@ -73,10 +73,10 @@ def opis(
     Prints OPIS, epsilon-OPIS, recall at 1, the worst classes, and a threshold with its error rates.
     Up to 20,000 items the figures are exact; beyond that they are sampled, with standard errors.
     """
+    from engine.evaluation.drawing import need_matplotlib
     from engine.learning import plots
     from engine.learning.labelled import read_labelled
     from engine.learning.opis import Request, check, measure
-    from engine.training.drawing import need_matplotlib
 
     request = Request(false_acceptance=rates, range=range_, epsilon=epsilon, seed=seed)
     check(request)

@@ -9,9 +9,9 @@ import numpy as np
 
 from engine.config import Settings
 from engine.errors import InputError
+from engine.evaluation.evaluate import Labelled, in_bulk
 from engine.learning.labelled import LabelledSet
 from engine.learning.opis import measure
-from engine.training.evaluate import Labelled, in_bulk
 from engine.types import Int64
 
 RECALL_LOSS = 0.002  # of recall at 1, and of Fb, that a more consistent space may cost

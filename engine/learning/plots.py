@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.evaluation.drawing import figure, shortened
 from engine.learning.opis import Consistency
-from engine.training.drawing import figure, shortened
 
 MOST_CURVES = 300  # of one figure: evenly spaced by inconsistency, the worst among them
 NAMED = 5  # classes in the legend

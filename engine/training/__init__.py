@@ -1,5 +1,4 @@
-"""How models are trained and judged: data sets, roll-outs, ensembles, scores, evaluation.
+"""How models are trained: data sets, generated topics, roll-outs, the two networks' courses, reports.
 
-It may import the contracts, `system`, `index`, `model`, `clustering` and `collection`.
-Begin with `train`.
+It may import the contracts, `system`, `index`, `model`, `clustering` and `evaluation`. Begin with `train`.
 """

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from engine.clustering.level import Level, Model
+from engine.evaluation.bulk import hierarchy
 from engine.model.features import list_edges
-from engine.training.rollout import chances, hierarchy, side_by_side
+from engine.training.rollout import chances, side_by_side
 from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
 from engine.vectors import DOT_SCALE, SCALE, quantize
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
+from engine.evaluation import scores
+from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training import checkpoint as checkpoints
-from engine.training import scores
 from engine.training.datasets import Collection, distinct, read_labelled, subset
 from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
@@ -31,7 +32,6 @@ from engine.training.lander_graphs import LevelGraph, joined, levels, true_level
 from engine.training.lander_network import Lander
 from engine.training.pool import keep
 from engine.training.progress import Progress
-from engine.training.rollout import hierarchy, partitions
 from engine.types import Bool
 
 import torch  # isort: skip

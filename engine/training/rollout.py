@@ -9,23 +9,17 @@ sum_c n_ic n_jc / (n_i n_j).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from engine.clustering.calibration import LEAST_ITEMS, Calibration
-from engine.clustering.hierarchy import Hierarchy
-from engine.clustering.level import Level, Model, Shape
-from engine.index.base import ExactIndex
+from engine.clustering.level import Level
+from engine.evaluation.bulk import Built
 from engine.model.features import list_edges, raw_features
-from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
-from engine.vectors import DOT_SCALE, quantize
-
-_NONE = np.empty(0, np.int32)
-ASSUMED = Epoch(0.1, 0.1, 0)  # the calibration of collections too small to measure
+from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
+from engine.vectors import DOT_SCALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,78 +66,6 @@ class Oracle:
         same ^= self.rng.random(len(sources)) < self.wrong
         p: Float32 = (0.5 * same + 0.5 * self.rng.random(len(sources))).astype(np.float32)
         return p
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A clustered collection; identical vectors are one node, as in the engine."""
-
-    levels: list[Level]
-    node_of: Int64  # (n,), the row of level 0 that each item has
-
-
-def hierarchy(
-    emb: Float32,
-    model: Model,
-    tau: float,
-    max_levels: int,
-    epoch: Epoch | None = None,
-    seed: int = 0,
-    base_tau: float | None = None,
-) -> Built:
-    """Cluster embeddings (n, d), none of them zero, in bulk with the exact index.
-
-    `epoch`: the collection's own by default. Nodes follow the order of their first items; `seed` breaks ties.
-    """
-    grid, node_of = _distinct(emb)
-    shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels, base_tau=base_tau)
-    built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
-    hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
-    rows = built.base.add(grid, hashes)
-    built.update(rows, _NONE, epoch or measured_epoch(emb), True, Stopwatch())
-    return Built(built.levels, node_of)
-
-
-def regrown(built: Built, model: Model, tau: float, max_levels: int, epoch: Epoch) -> Built:
-    """Return the same level 0 with other levels above it; those of `built` are no longer valid."""
-    base = built.levels[0]
-    shape = replace(base.shape, tau=tau, max_levels=max_levels)
-    again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
-    again.levels = [base]
-    again.climb(epoch)
-    return Built(again.levels, built.node_of)
-
-
-def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
-    """The calibration of a collection (n, d), as the engine takes it; `card` for the smallest."""
-    grid, _ = _distinct(emb)
-    if len(grid) < LEAST_ITEMS:
-        return card
-    calibration = Calibration(emb.shape[1], card)
-    calibration.add(grid)
-    return calibration.measure()
-
-
-def _distinct(emb: Float32) -> tuple[Int16, Int64]:
-    """The distinct grid vectors by their first items, and which of them each item has, (n,)."""
-    grid, reasons = quantize(emb)
-    assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
-    _, first, which = np.unique(grid, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return grid[first[order]], place[which.ravel()]
-
-
-def partitions(built: Built) -> list[Int64]:
-    """The clusters (n,) of all items after each level, named by the peak's row at its level."""
-    out: list[Int64] = []
-    place = built.node_of
-    for level in built.levels:
-        roots = level.root[place]
-        out.append(roots.astype(np.int64))
-        place = level.above[roots].astype(np.int64)
-    return out
 
 
 def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[Scene]:

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import InputError
+from engine.evaluation import scores
+from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
 from engine.model.linkage import Card, LinkageModel
 from engine.model.network import Linkage, UniversalConfig
 from engine.system.determinism import one_thread
-from engine.training import scores, topics
+from engine.training import topics
 from engine.training.datasets import (
     Collection,
     distinct,
@@ -33,17 +35,7 @@ from engine.training.datasets import (
 from engine.training.learner import Course, Learner
 from engine.training.pool import keep
 from engine.training.progress import Progress
-from engine.training.rollout import (
-    Built,
-    Oracle,
-    Scene,
-    hierarchy,
-    measured_epoch,
-    partitions,
-    regrown,
-    scenes,
-    twins,
-)
+from engine.training.rollout import Oracle, Scene, scenes, twins
 from engine.types import Epoch, Float32, Int64
 
 import torch  # isort: skip

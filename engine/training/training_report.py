@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from engine.errors import InputError
+from engine.evaluation.drawing import figure
 from engine.model.trained import Trained
 from engine.training.datasets import read_labelled
-from engine.training.drawing import figure
 
 SMOOTH = 10  # reports of the loss that are averaged in the picture
 

@@ -9,7 +9,8 @@ import pytest
 
 from connectors.files.labelled import read_labelled
 from engine.errors import InputError
-from engine.training import datasets, evaluate
+from engine.evaluation import evaluate
+from engine.training import datasets
 from tests.support.files import EMB, lines, write, write_parquet
 
 LABELS = [2, 0, 2, 1, 0]

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.bench_blobs import clusters, in_large
 from benchmarks.blobs import Example, around, blobs, directions, examples
+from engine.evaluation import scores
 from engine.model.linkage import LinkageModel
-from engine.training import scores
 
 EXAMPLES = {example.name: example for example in examples(0)}
 CELLS = [

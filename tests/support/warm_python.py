@@ -47,7 +47,7 @@ _PRELOADED = (
     "engine.daemon.supervisor",
     "engine.daemon.writer",
     "engine.storage.verify",
-    "engine.training.evaluate",
+    "engine.evaluation.evaluate",
 )
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free

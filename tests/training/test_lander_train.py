@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.evaluation import scores
+from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel, random_lander, shapes
-from engine.training import scores
 from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
 from engine.training.lander_train import (
@@ -25,7 +26,6 @@ from engine.training.lander_train import (
     graph_loss,
     train,
 )
-from engine.training.rollout import hierarchy, partitions
 from engine.types import Epoch
 from tests.support import plain_lander
 from tests.training.test_train import clusters, file_of

@@ -10,10 +10,10 @@ import torch
 
 from engine.clustering.level import Shape
 from engine.errors import InputError
+from engine.evaluation import scores
+from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel, random_lander
-from engine.training import scores
 from engine.training.published import model_of, read
-from engine.training.rollout import hierarchy, partitions
 from engine.vectors import quantize
 from tests.conftest import Run
 from tests.support import plain_lander, reference

@@ -10,22 +10,13 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
 from engine.model.linkage import LinkageModel, random_model
 from engine.model.ranges import LEAST_SCALE
 from engine.training import topics
 from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
 from engine.training.learner import Course, scene_loss, unsteadiness
-from engine.training.rollout import (
-    Built,
-    Oracle,
-    hierarchy,
-    joined,
-    measured_epoch,
-    partitions,
-    regrown,
-    scenes,
-    twins,
-)
+from engine.training.rollout import Oracle, joined, scenes, twins
 from engine.training.train import Plan, Progress, Trainer, evaluate, train
 from engine.vectors import quantize
 

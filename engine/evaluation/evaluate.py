@@ -24,10 +24,10 @@ from engine.clustering.state import State
 from engine.collection.build import shape_of
 from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
+from engine.evaluation import scores
+from engine.evaluation.bulk import Built, partitions
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.training import scores
-from engine.training.rollout import Built, partitions
 from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # churn is measured every so many items

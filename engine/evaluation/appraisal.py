@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.training.drawing import figure
-from engine.training.evaluate import Labelled, Run
+from engine.evaluation.drawing import figure
+from engine.evaluation.evaluate import Labelled, Run
 from engine.types import Int64
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engine.config import load
+from engine.evaluation import scores
+from engine.evaluation.evaluate import Churn, Labelled, run_in_bulk
 from engine.model.adapter import Adapter
-from engine.training import scores
-from engine.training.evaluate import Churn, Labelled, run_in_bulk
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.training.scores import ari, bcubed_f, nmi, pairwise_f
+from engine.evaluation.scores import ari, bcubed_f, nmi, pairwise_f
 
 
 def by_definition(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
