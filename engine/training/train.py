@@ -50,10 +50,11 @@ class Plan:
     """How to train. What the weights that ship took is on their card."""
 
     minutes: float = 20.0
+    steps: int | None = None  # instead of minutes: repeatable
     seed: int = 0
     hidden: int = 48
     upper_hidden: int = 48
-    upper_share: float = 0.5  # of the steps: of the network above level 0; 1: level 0 is the start's
+    upper_share: float = 0.5  # of the steps: of the network above level 0, where both are trained
     dropout: float = 0.05
     course: Course = field(default_factory=Course)
     oracle_share: float = 0.15  # of the time, before roll-outs
@@ -63,6 +64,7 @@ class Plan:
     fresh_every: int = 12  # steps between new collections
     fresh_topics: int = 6  # so too, of few topics: they are small and vary more
     upper_noise: float = 0.12  # see `Course`
+    upper_rate: float = 2e-3
     steadiness: float = 0.5
     twins_every: int = 10  # steps between new pairs of successive versions
     regrow_every: int = 4  # so too, levels grown anew from a level 0 that is there
@@ -71,42 +73,55 @@ class Plan:
     imitation: float = 0.5  # the teacher's part in the targets, where there is one
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Models that a training begins with."""
+
+    start: LinkageModel | None = None  # to go on from, on roll-outs alone
+    base: LinkageModel | None = None  # its level 0 stays as it is; the network above it is trained anew
+    teacher: LinkageModel | None = None  # its probabilities are learned in place of the labels
+
+    def __post_init__(self) -> None:
+        k = UniversalConfig().k
+        if any(model.k != k for model in (self.start, self.base, self.given.teacher) if model):
+            raise InputError(f"a model to go on from or to learn from has to have k = {k}")
+        if self.start and self.base:
+            raise InputError("a training goes on from a start, or begins anew above a base: name one")
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Return what tells these models from others."""
+        models = {"start": self.start, "base": self.base, "teacher": self.given.teacher}
+        return {name: model.sha256 for name, model in models.items() if model}
+
+
 def train(
     files: Sequence[Path],
     out: Path,
     plan: Plan | None = None,
     held_out: Sequence[Path] = (),
     progress: Callable[[Progress], None] = lambda _: None,
-    start: LinkageModel | None = None,
-    teacher: LinkageModel | None = None,
+    given: Given | None = None,
 ) -> LinkageModel:
     """Train on labelled `files` (.npz) and generated mixtures; write weights and card to `out`.
 
     `held_out` files choose the checkpoint and are not trained on; without them the last average is
-    kept. `start`: a model to go on from, on roll-outs alone. `teacher`: a model of the same k, maybe a
-    larger one, whose probabilities are learned in place of the labels (distillation: Hinton et al.,
-    arXiv 1503.02531). Raises InputError where a file cannot be used.
+    kept. Learning a teacher's probabilities is distillation: Hinton et al., arXiv 1503.02531. Raises
+    InputError where a file cannot be used.
     """
-    plan = plan or Plan()
-    if any(model.k != UniversalConfig().k for model in (start, teacher) if model):
-        raise InputError(f"a model to go on from or to learn from has to have k = {UniversalConfig().k}")
-    if start:
-        own = start.card
-        plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden, oracle_share=0.0)
-    elif plan.upper_share == 1.0:
-        raise InputError("to train the upper network alone, name a model to start from")
-    if teacher is None:
-        plan = replace(plan, imitation=0.0)
+    given = given or Given()
+    plan = _plan(plan or Plan(), given)
     if not files:
         raise InputError("name at least one labelled .npz file to train on")
     sources = [_versions(Path(path), plan.seed) for path in files]
     judges = [read_labelled(Path(path)) for path in held_out]
-    trainer = Trainer(sources, plan, start, teacher)
+    trainer = Trainer(sources, plan, given)
     choice = Choice(judges)
     started, share, checked = time.monotonic(), 0.0, 0
     while share < 1.0:
         loss = trainer.step(share)
-        share = min(1.0, (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3))
+        passed = (time.monotonic() - started) / max(60.0 * plan.minutes, 1e-3)
+        share = min(1.0, trainer.steps / plan.steps if plan.steps else passed)
         due = share >= 1.0 or (judges and share > 0.5 + 0.5 * checked / plan.checks)
         if due:
             checked += 1
@@ -118,14 +133,25 @@ def train(
         "checkpoint_chosen_on": choice.score,
         "plan": asdict(plan),
         "steps": trainer.steps,
-        "started_from": start and start.sha256,
-        "taught_by": teacher and teacher.sha256,
+        "given": given.sha256,
         "torch": torch.__version__,
     }
     assert choice.best is not None
     model = choice.best.with_card(replace(choice.best.card, about=about))
     model.save(Path(out))
     return model
+
+
+def _plan(plan: Plan, given: Given) -> Plan:
+    """Return the plan with what follows from the given models."""
+    if given.start:
+        own = given.start.card
+        plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden)
+    if given.base:
+        plan = replace(plan, hidden=given.base.card.hidden)
+    if given.start or given.base:
+        plan = replace(plan, oracle_share=0.0)
+    return plan if given.teacher else replace(plan, imitation=0.0)
 
 
 def read_model(path: Path | None) -> LinkageModel | None:
@@ -188,16 +214,17 @@ class Trainer:
         self,
         sources: Sequence[Sequence[Collection]],
         plan: Plan,
-        start: LinkageModel | None = None,
-        teacher: LinkageModel | None = None,
+        given: Given | None = None,
     ) -> None:
-        self.sources, self.plan, self.start, self.teacher = sources, plan, start, teacher
+        self.sources, self.plan, self.given = sources, plan, given or Given()
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         self.steps = 0
         self.rooted: list[Rooted] = []
-        drawn = tuple([self._draw(start, few) for _ in range(plan.first)] for few in (False, True))
-        self.base = self._learner(drawn, 0, plan.hidden, start.base if start else None)
+        start, base = self.given.start, self.given.base
+        maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # nothing is known above level 1 yet
+        drawn = tuple([self._draw(maker, few, levels) for _ in range(plan.first)] for few in (False, True))
+        self.base = None if base else self._learner(drawn, 0, plan.hidden, start.base if start else None)
         self.upper = self._learner(drawn, 1, plan.upper_hidden, start.upper if start else None)
 
     def _learner(
@@ -208,16 +235,21 @@ class Trainer:
         most, few = ([scene for levels in kind for scene in levels[at]] for kind in drawn)
         course = self.plan.course
         if at == 1:
-            course = replace(course, noise=self.plan.upper_noise, steadiness=self.plan.steadiness)
+            course = replace(
+                course,
+                rate=self.plan.upper_rate,
+                noise=self.plan.upper_noise,
+                steadiness=self.plan.steadiness,
+            )
         return Learner(config, course, self.rng, (most, few), start)
 
     @one_thread()
     def step(self, share: float) -> float:
         """Do one step of one network at `share` of the whole training; return the loss."""
         self._refresh(share)
-        learner = self.upper if self.rng.random() < self.plan.upper_share else self.base
+        upper = self.base is None or self.rng.random() < self.plan.upper_share
         self.steps += 1
-        return learner.step(share)
+        return (self.upper if upper or self.base is None else self.base).step(share)
 
     def _refresh(self, share: float) -> None:
         """Draw new collections, or grow levels anew, where it is due."""
@@ -243,9 +275,11 @@ class Trainer:
         """Two versions of a collection: with its last items, 1.5 to 7 % of them, and before they came."""
         drawn = _collection(self.sources, self.rng, self.plan)
         first = max(2, int(len(drawn.emb) * self.rng.uniform(0.93, 0.985)))
-        epoch, tau, seed = measured_epoch(drawn.emb), self._tau(), int(self.rng.integers(1 << 31))
+        epoch, seed = measured_epoch(drawn.emb), int(self.rng.integers(1 << 31))
+        tau, base_tau = self._tau(), self._base_tau()
         before, after = (
-            hierarchy(emb, model, tau, UPPER_LEVELS, epoch, seed) for emb in (drawn.emb[:first], drawn.emb)
+            hierarchy(emb, model, tau, UPPER_LEVELS, epoch, seed, base_tau)
+            for emb in (drawn.emb[:first], drawn.emb)
         )
         self.upper.keep_twins(twins(before, after, drawn.labels, epoch))
 
@@ -257,21 +291,24 @@ class Trainer:
 
     def _keep(self, base: Sequence[Scene], upper: Sequence[Scene], few: bool) -> None:
         for learner, drawn in ((self.base, base), (self.upper, upper)):
-            learner.keep(drawn, learner.few if few else learner.pool)
+            if learner:
+                learner.keep(drawn, learner.few if few else learner.pool)
 
     def model(self) -> LinkageModel:
         """Return the averages of the weights so far, as the engine runs them."""
-        base = self.start.base if self.start and self.plan.upper_share == 1.0 else self.base.linkage()
+        given = self.given.base
+        base = given.base if given else self.base and self.base.linkage()
+        assert base is not None
         card = replace(CARD, hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
         return LinkageModel(base, self.upper.linkage(), card)
 
-    def _draw(self, model: LinkageModel | None, few: bool) -> Levels:
+    def _draw(self, model: LinkageModel | None, few: bool, levels: int = UPPER_LEVELS) -> Levels:
         """Return level 0 and the levels above it of a new collection, made by `model` or else by an oracle.
 
         `few`: one of few topics and their like, whose labels are right, whatever a teacher thinks.
         """
         collection = self._few_topics() if few else _collection(self.sources, self.rng, self.plan)
-        base, *upper = self._levels(collection, model, few)
+        base, *upper = self._levels(collection, model, few, levels)
         return [base if few else replace(base, target=self._target(base))], upper
 
     def _few_topics(self) -> Collection:
@@ -279,15 +316,18 @@ class Trainer:
         items = int(np.exp(self.rng.uniform(np.log(least), np.log(MOST_ITEMS))))
         return distinct(topics.drawn(self.rng, items))
 
-    def _levels(self, collection: Collection, model: LinkageModel | None, few: bool) -> list[Scene]:
+    def _levels(
+        self, collection: Collection, model: LinkageModel | None, few: bool, levels: int
+    ) -> list[Scene]:
         rng = self.rng
         epoch = measured_epoch(collection.emb)
         drift = 0.07 * rng.normal(size=2)  # the engine's epoch lags behind the collection
         epoch = Epoch(
             epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1])), epoch.items
         )
-        maker, levels = (Oracle(collection.labels, rng), 2) if model is None else (model, UPPER_LEVELS)
-        built = hierarchy(collection.emb, maker, self._tau(), levels, epoch, int(rng.integers(1 << 31)))
+        maker, levels = (Oracle(collection.labels, rng), 2) if model is None else (model, levels)
+        tau, seed = self._tau(), int(rng.integers(1 << 31))
+        built = hierarchy(collection.emb, maker, tau, levels, epoch, seed, self._base_tau())
         if model:
             rooted = Rooted(built, collection.labels, epoch, few)
             keep(self.rooted, rooted, self.plan.rooted, rng)
@@ -296,12 +336,15 @@ class Trainer:
     def _tau(self) -> float:
         return float(self.rng.uniform(0.3, 0.8))
 
+    def _base_tau(self) -> float:
+        return float(CARD.base_tau + self.rng.uniform(-0.1, 0.1))
+
     @one_thread()
     def _target(self, scene: Scene) -> Float32:
         """What the network is to say of the edges of a scene with raw features."""
-        if self.teacher is None:
+        if self.given.teacher is None:
             return scene.target
-        told = self.teacher.base.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
+        told = self.given.teacher.base.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
         share = np.float32(self.plan.imitation)
         target: Float32 = share * told + (1 - share) * scene.target
         return target
