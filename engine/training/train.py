@@ -83,7 +83,7 @@ class Given:
 
     def __post_init__(self) -> None:
         k = UniversalConfig().k
-        if any(model.k != k for model in (self.start, self.base, self.given.teacher) if model):
+        if any(model.k != k for model in (self.start, self.base, self.teacher) if model):
             raise InputError(f"a model to go on from or to learn from has to have k = {k}")
         if self.start and self.base:
             raise InputError("a training goes on from a start, or begins anew above a base: name one")
@@ -91,7 +91,7 @@ class Given:
     @property
     def sha256(self) -> dict[str, str]:
         """Return what tells these models from others."""
-        models = {"start": self.start, "base": self.base, "teacher": self.given.teacher}
+        models = {"start": self.start, "base": self.base, "teacher": self.teacher}
         return {name: model.sha256 for name, model in models.items() if model}
 
 
