@@ -19,8 +19,8 @@ KINDS = ("universal", "lander")
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """What to train, how long, and from which models: both optional."""
+class Request:
+    """What to train, how long, and from which models, all of them optional."""
 
     kind: str
     minutes: float
@@ -28,15 +28,16 @@ class Course:
     variant: str = "mean"
     hidden: int | None = None
     start: Path | None = None
+    base: Path | None = None
     teacher: Path | None = None
     steps: int | None = None
     resume: bool = False
 
 
-def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course) -> None:
+def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request) -> None:
     """Train and write the model."""
-    if course.kind not in KINDS:
-        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {course.kind!r}")
+    if request.kind not in KINDS:
+        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
     _check_folder(out)
     from engine.training import datasets, training_report
 
@@ -57,7 +58,7 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Cour
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    model = (_lander if course.kind == "lander" else _universal)(files, out, choose, course, report)
+    model = (_lander if request.kind == "lander" else _universal)(files, out, choose, request, report)
     training_report.write(out, model, curve, [*files, *choose])
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {out.with_suffix('.md')}.")
@@ -67,31 +68,42 @@ Report = Callable[["Progress"], None]
 
 
 def _universal(
-    files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report
+    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
 ) -> Any:
-    from engine.training.train import Plan, read_model, train
+    from engine.training.course import Checkpoint
+    from engine.training.plan import Given, Plan
+    from engine.training.train import read_model, train
 
-    if course.steps or course.resume:
-        raise InputError("--steps and --resume are for --kind lander")
-    start, teacher = read_model(course.start), read_model(course.teacher)
-    plan = Plan(minutes=course.minutes, seed=course.seed, hidden=course.hidden or Plan().hidden)
-    return train(files, out, plan, choose, report, start, teacher)
-
-
-def _lander(files: Sequence[Path], out: Path, choose: Sequence[Path], course: Course, report: Report) -> Any:
-    from engine.training.lander_train import Checkpoint, LanderPlan, read_model, train
-
-    if course.teacher:
-        raise InputError("a lander learns from labels: --teacher is for the universal model")
-    start = read_model(course.start)
-    plan = LanderPlan(
-        minutes=course.minutes,
-        steps=course.steps,
-        seed=course.seed,
-        variant=course.variant,
-        hidden=course.hidden or LanderPlan().hidden,
+    given = Given(*(read_model(path) for path in (request.start, request.base, request.teacher)))
+    plan = Plan(
+        minutes=request.minutes,
+        steps=request.steps,
+        seed=request.seed,
+        hidden=request.hidden or Plan().hidden,
     )
-    kept = Checkpoint(out.with_suffix(".checkpoint"), course.resume)
+    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    return train(files, out, plan, choose, report, given, kept)
+
+
+def _lander(
+    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
+) -> Any:
+    from engine.training.course import Checkpoint
+    from engine.training.lander_train import LanderPlan, read_model, train
+
+    if request.teacher or request.base:
+        raise InputError(
+            "a lander has one network and learns from labels: --base and --teacher are universal's"
+        )
+    start = read_model(request.start)
+    plan = LanderPlan(
+        minutes=request.minutes,
+        steps=request.steps,
+        seed=request.seed,
+        variant=request.variant,
+        hidden=request.hidden or LanderPlan().hidden,
+    )
+    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
     return train(files, out, plan, choose, report, start, kept)
 
 

@@ -43,12 +43,18 @@ def train(
     hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="Width of the network.")] = None,
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Of a lander, instead of minutes: repeatable.")
+        int | None, typer.Option("--steps", min=1, help="Instead of minutes: repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Of a lander: go on from a stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was interrupted.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
     start: Annotated[
         Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="MODEL", parser=home_path, help="Train anew what is above its level 0."
+        ),
     ] = None,
     teacher: Annotated[
         Path | None,
@@ -61,8 +67,8 @@ def train(
     """
     from engine.cli import learn
 
-    course = learn.Course(kind, minutes, seed, variant, hidden, start, teacher, steps, resume)
-    learn.train(files, out, choose or [], course)
+    request = learn.Request(kind, minutes, seed, variant, hidden, start, base, teacher, steps, resume)
+    learn.train(files, out, choose or [], request)
 
 
 def evaluate(

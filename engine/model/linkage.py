@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from engine.types import Epoch, EvidenceArrays, Int32, KnnGraph
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
 import torch  # isort: skip
+from torch import Tensor  # isort: skip
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "universal.safetensors"
 UPPER = "upper."  # before the names of the upper network's tensors
@@ -61,8 +63,20 @@ class LinkageModel:
         self.sha256 = _digest(self._bytes(), card)
 
     def _bytes(self) -> bytes:
+        return safetensors.torch.save(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights and ranges by name."""
         upper = {UPPER + name: value for name, value in self.upper.tensors().items()}
-        return safetensors.torch.save(self.base.tensors() | upper)
+        return self.base.tensors() | upper
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], card: Card) -> LinkageModel:
+        """Return the model of what `tensors` gave. Raises KeyError or RuntimeError for others."""
+        own = {name: value for name, value in tensors.items() if not name.startswith(UPPER)}
+        above = {name.removeprefix(UPPER): tensors[name] for name in tensors.keys() - own.keys()}
+        base = Linkage.of(own, UniversalConfig(card.k, card.hidden))
+        return cls(base, Linkage.of(above, _upper(card)) if above else upper_of(base), card)
 
     def with_card(self, card: Card) -> LinkageModel:
         """Return the same weights with another card."""
@@ -85,21 +99,17 @@ class LinkageModel:
             sha256 = facts.pop("sha256")
             card = Card(**facts)
             content = path.read_bytes()
-            tensors = safetensors.torch.load(content)
-            own = {name: value for name, value in tensors.items() if not name.startswith(UPPER)}
-            above = {name.removeprefix(UPPER): tensors[name] for name in tensors.keys() - own.keys()}
-            base = Linkage.of(own, UniversalConfig(card.k, card.hidden))
-            upper = Linkage.of(above, _upper(card)) if above else upper_of(base)
+            model = cls.of(safetensors.torch.load(content), card)
         except OSError as error:
             raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
-        weights = [*base.net.state_dict().values(), *upper.net.state_dict().values()]
+        weights = [*model.base.net.state_dict().values(), *model.upper.net.state_dict().values()]
         if not all(torch.isfinite(weight).all() for weight in weights):
             raise InputError(f"{path} has weights that are not finite: train it again")
         if _digest(content, card) != sha256:
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
-        return cls(base, upper, card)
+        return model
 
 
 def _upper(card: Card) -> UniversalConfig:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from engine.errors import InputError
 
-FORMAT = "shoal-training-1"
+FORMAT = "shoal-training-2"
+
+T = TypeVar("T")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -39,3 +43,19 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint of a training, or it is damaged") from problem
     state: dict[str, Any] = found["state"]
     return state
+
+
+def packed(record: object) -> dict[str, Any]:
+    """Return a frozen record of arrays and numbers as `save` takes it."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
+
+
+def unpacked(kind: type[T], found: dict[str, Any]) -> T:
+    """Return the record that `packed` was given."""
+    return kind(
+        **{name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+    )

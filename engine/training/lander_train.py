@@ -3,15 +3,10 @@
 First on levels from the true labels, as in the paper, then on roll-outs. The loss is the paper's: linkage on
 the edges that lead to higher density, and the squared error of the density. Some classes are held out; the
 checkpoint, tau and the number of levels are those that do best on them.
-
-With `steps` the schedule counts steps, and a training that was interrupted and resumed ends with the same
-bits; with `minutes` it goes on where it was, and ends with weights as good.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +19,8 @@ from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
-from engine.training import checkpoint as checkpoints
+from engine.training.checkpoint import packed, unpacked
+from engine.training.course import Checkpoint, Course, Length, fingerprint
 from engine.training.datasets import Collection, distinct, read_labelled, subset
 from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
@@ -69,13 +65,10 @@ class LanderPlan:
     patience: int = 5  # checks without a better score after which the training ends
     save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Where the state of a training is kept; `resume`: go on from it."""
-
-    path: Path
-    resume: bool = False
+    @property
+    def length(self) -> Length:
+        """When the training ends."""
+        return Length(self.minutes, self.steps, self.checks, 0.2, self.patience, self.save_every)
 
 
 def train(
@@ -107,9 +100,9 @@ def train(
         sources = [_part(source, ~held) for source, held in zip(sources, masks, strict=True)]
     trainer = Trainer(sources, plan, start)
     trainer.model()  # refuses a plan that makes no model, before the work
-    course = Course(trainer, judges, plan, _fingerprint(sources, judges, plan, start))
-    course.run(progress, checkpoint)
-    best = course.best or trainer.model()
+    mark = fingerprint([*sources, *judges], plan, start and start.sha256)
+    course = Course(trainer, _judge(judges), plan.length, mark)
+    best = course.run(progress, checkpoint)
     card = _tuned(best, whole)
     about = {
         "trained_on": [Path(path).stem for path in files],
@@ -133,82 +126,10 @@ def read_model(path: Path | None) -> LanderModel | None:
     return LanderModel.load(path) if path else None
 
 
-class Course:
-    """One training: where it is, and the best checkpoint so far with its scores."""
-
-    def __init__(self, trainer: Trainer, judges: Sequence[Collection], plan: LanderPlan, mark: str) -> None:
-        self.trainer, self.judges, self.plan, self.mark = trainer, judges, plan, mark
-        self.share = self.passed = 0.0  # of the training; seconds
-        self.best: LanderModel | None = None
-        self.chosen_on: dict[str, float] = {}
-        self.history: list[list[float]] = []  # step and mean score of each check
-        self.score = -1.0
-
-    def run(self, progress: Callable[[Progress], None], checkpoint: Checkpoint | None) -> None:
-        """Train to the end, or until the held-out score has stopped rising."""
-        if checkpoint and checkpoint.resume:
-            self._restore(checkpoints.load(checkpoint.path))
-        before, saved = time.monotonic() - self.passed, time.monotonic()
-        while self.share < 1.0 and not self._tired():
-            loss = self.trainer.step(self.share)
-            self.passed = time.monotonic() - before
-            passed = self.passed / max(60.0 * self.plan.minutes, 1e-3)
-            self.share = min(1.0, self.trainer.steps / self.plan.steps if self.plan.steps else passed)
-            steps, due = self.trainer.steps, self._due()
-            found = self._check() if due else None
-            if due or steps % 50 == 0:
-                progress(Progress(self.share, steps, loss, found))
-            if checkpoint and time.monotonic() - saved >= self.plan.save_every:
-                checkpoints.save(checkpoint.path, self._state())
-                saved = time.monotonic()
-
-    def _due(self) -> bool:
-        early = bool(self.judges) and self.share > 0.2 + 0.8 * len(self.history) / self.plan.checks
-        return self.share >= 1.0 or early
-
-    def _tired(self) -> bool:
-        scored = [score for _, score in self.history]
-        return len(scored) > self.plan.patience and max(scored[-self.plan.patience :]) < self.score
-
-    def _check(self) -> dict[str, float]:
-        model = self.trainer.model()
-        found = {judge.name: evaluate(model, judge)["Fb"] for judge in self.judges}
-        mean = float(np.mean([*found.values()] or [0.0]))
-        self.history.append([float(self.trainer.steps), mean])
-        if mean >= self.score:
-            self.best, self.chosen_on, self.score = model, found, mean
-        return found
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "mark": self.mark,
-            "trainer": self.trainer.state(),
-            "share": self.share,
-            "passed": self.passed,
-            "best": dict(self.best.weights) if self.best else {},
-            "chosen_on": self.chosen_on,
-            "history": self.history,
-            "score": self.score,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["mark"] != self.mark:
-            raise InputError("the checkpoint is of other files, another plan or another start")
-        self.trainer.restore(state["trainer"])
-        self.share, self.passed = state["share"], state["passed"]
-        if state["best"]:
-            self.best = LanderModel(state["best"], self.trainer.net.card)
-        self.chosen_on, self.history, self.score = state["chosen_on"], state["history"], state["score"]
-
-
-def _fingerprint(
-    sources: Sequence[Collection], judges: Sequence[Collection], plan: LanderPlan, start: LanderModel | None
-) -> str:
-    """Name what a training depends on."""
-    digest = hashlib.sha256(repr((plan, start and start.sha256)).encode())
-    for each in (*sources, *judges):
-        digest.update(each.emb.tobytes() + each.labels.tobytes())
-    return digest.hexdigest()
+def _judge(judges: Sequence[Collection]) -> Callable[[LanderModel], dict[str, float]] | None:
+    if not judges:
+        return None
+    return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
 
 
 def evaluate(
@@ -318,10 +239,7 @@ class Trainer:
             **self.descent.state(),
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
-            "pool": [
-                {name: torch.from_numpy(getattr(each, name)) for name in LevelGraph.__slots__}
-                for each in self.pool
-            ],
+            "pool": [packed(each) for each in self.pool],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -329,15 +247,20 @@ class Trainer:
         self.descent.restore(state)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
-        self.pool = [
-            LevelGraph(**{name: each[name].numpy() for name in LevelGraph.__slots__})
-            for each in state["pool"]
-        ]
+        self.pool = [unpacked(LevelGraph, each) for each in state["pool"]]
 
     def model(self) -> LanderModel:
         """Return the average of the weights so far, as the engine runs it."""
         found: LanderModel = self.descent.mean_net.model()
         return found
+
+    def tensors(self, model: LanderModel) -> dict[str, Tensor]:
+        """Return the weights of a model."""
+        return dict(model.weights)
+
+    def model_of(self, tensors: dict[str, Tensor]) -> LanderModel:
+        """Return the model of these weights."""
+        return LanderModel(tensors, self.net.card)
 
     def _refresh(self, share: float) -> None:
         """Put the levels of a new hierarchy into the pool."""

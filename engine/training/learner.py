@@ -6,13 +6,15 @@ The loss is that of Hi-LANDER, linkage and density together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
+from engine.training.checkpoint import packed, unpacked
 from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
 from engine.training.pool import keep
@@ -24,7 +26,7 @@ from torch import Tensor  # isort: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Regime:
     """How one network learns."""
 
     rate: float = 3e-3  # Adam's, cosine to 1/30 of it
@@ -44,17 +46,17 @@ class Learner:
     def __init__(
         self,
         config: UniversalConfig,
-        course: Course,
+        regime: Regime,
         rng: np.random.Generator,
         scenes: tuple[Sequence[Scene], Sequence[Scene]],
         start: Linkage | None = None,
     ) -> None:
         """`scenes`: the first ones, raw, of most collections and of few topics: they set the ranges."""
-        self.course, self.rng = course, rng
+        self.regime, self.rng = regime, rng
         net = Universal(config)
         if start:
             net.load_state_dict(start.net.state_dict())
-        self.descent = Descent(net, Pace(course.rate, 0.01, course.average, course.warm))
+        self.descent = Descent(net, Pace(regime.rate, 0.01, regime.average, regime.warm))
         both = [*scenes[0], *scenes[1]]
         self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, rng) for scene in both]))
         self.edges = Ranges.measured(np.concatenate([_thin(scene.e, rng) for scene in both]))
@@ -74,13 +76,13 @@ class Learner:
     def keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
         """Put scenes with raw features into a pool."""
         for scene in raw:
-            keep(pool, self._ready(scene), self.course.pool, self.rng)
+            keep(pool, self._ready(scene), self.regime.pool, self.rng)
 
     def keep_twins(self, raw: Sequence[Twins]) -> None:
         """Keep pairs of versions with raw features."""
         for pair in raw:
             ready = replace(pair, before=self._ready(pair.before), after=self._ready(pair.after))
-            keep(self.twins, ready, self.course.twins, self.rng)
+            keep(self.twins, ready, self.regime.twins, self.rng)
 
     def _ready(self, raw: Scene) -> Scene:
         return replace(raw, x=self.nodes.apply(raw.x), e=self.edges.apply(raw.e))
@@ -90,20 +92,43 @@ class Learner:
         return self.descent.step(self._loss, share)
 
     def _loss(self, net: Universal) -> Tensor:
-        loss = scene_loss(net, self._drawn(), self.course.noise)
-        if self.twins and self.course.steadiness:
+        loss = scene_loss(net, self._drawn(), self.regime.noise)
+        if self.twins and self.regime.steadiness:
             pair = self.twins[self.rng.integers(len(self.twins))]
-            loss = loss + self.course.steadiness * unsteadiness(net, pair)
+            loss = loss + self.regime.steadiness * unsteadiness(net, pair)
         return loss
 
     def _drawn(self) -> list[Scene]:
         parts: list[Scene] = []
         edges = 0
-        while edges < self.course.edges and len(parts) < 40:
-            pool = self.few if self.few and self.rng.random() < self.course.few else self.pool
+        while edges < self.regime.edges and len(parts) < 40:
+            pool = self.few if self.few and self.rng.random() < self.regime.few else self.pool
             parts.append(pool[self.rng.integers(len(pool))])
             edges += len(parts[-1].e)
         return parts
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next steps depend on."""
+        return {
+            "descent": self.descent.state(),
+            "ranges": [packed(self.nodes), packed(self.edges)],
+            "pools": [[packed(scene) for scene in pool] for pool in (self.pool, self.few)],
+            "twins": [
+                packed(replace(pair, before=packed(pair.before), after=packed(pair.after)))  # type: ignore[arg-type]
+                for pair in self.twins
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.descent.restore(state["descent"])
+        self.nodes, self.edges = (unpacked(Ranges, each) for each in state["ranges"])
+        self.pool, self.few = ([unpacked(Scene, each) for each in pool] for pool in state["pools"])
+        pairs = [unpacked(Twins, each) for each in state["twins"]]
+        self.twins = [
+            replace(pair, before=unpacked(Scene, pair.before), after=unpacked(Scene, pair.after))  # type: ignore[arg-type]
+            for pair in pairs
+        ]
 
     def linkage(self) -> Linkage:
         """Return the average of the weights so far, as the engine runs it."""

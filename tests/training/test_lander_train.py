@@ -14,11 +14,10 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel, random_lander, shapes
+from engine.training.course import Checkpoint, Course
 from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
 from engine.training.lander_train import (
-    Checkpoint,
-    Course,
     LanderPlan,
     Progress,
     Trainer,
@@ -220,7 +219,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 def test_a_training_ends_where_the_score_has_stopped_rising(scored: Sequence[float], steps: int) -> None:
     """Three checks below the best end it; otherwise it goes on to the last step."""
     data, plan = clusters(11, 60), replace(SMALL, steps=3, patience=3, edges=200)
-    course = Course(Trainer([data], plan), [], plan, "")
+    course = Course(Trainer([data], plan), None, plan.length, "")
     course.history, course.score = [[at, score] for at, score in enumerate(scored)], max(scored)
     course.run(lambda _: None, None)
     assert course.trainer.steps == steps

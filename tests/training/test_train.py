@@ -14,14 +14,18 @@ from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions,
 from engine.model.linkage import LinkageModel, random_model
 from engine.model.ranges import LEAST_SCALE
 from engine.training import topics
+from engine.training.course import Checkpoint
 from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
-from engine.training.learner import Course, scene_loss, unsteadiness
+from engine.training.learner import Regime, scene_loss, unsteadiness
+from engine.training.plan import Given, Plan
+from engine.training.progress import Progress
 from engine.training.rollout import Oracle, joined, scenes, twins
-from engine.training.train import Plan, Progress, Trainer, evaluate, train
+from engine.training.train import evaluate, train
+from engine.training.trainer import Trainer
 from engine.vectors import quantize
 
-QUICK = Course(rate=0.03, edges=2000)
-SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, course=replace(QUICK, rate=0.003), first=12)
+QUICK = Regime(rate=0.03, edges=2000)
+SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, regime=replace(QUICK, rate=0.003), first=12)
 
 
 def clusters(seed: int, n: int = 300, classes: int = 12) -> Collection:
@@ -136,7 +140,8 @@ def test_scenes_side_by_side_have_the_loss_of_each() -> None:
 def test_training_learns() -> None:
     """Some steps on one kind of collection: it clusters another of the kind."""
     trainer = Trainer(
-        [[clusters(seed)] for seed in range(3)], replace(SMALL, generated_share=0.0, course=QUICK)
+        [[clusters(seed)] for seed in range(3)],
+        replace(SMALL, generated_share=0.0, regime=QUICK, upper_rate=QUICK.rate),
     )
     before = evaluate(trainer.model(), clusters(77))["Fb"]
     for _ in range(80):
@@ -148,8 +153,8 @@ def test_training_learns() -> None:
 def test_a_student_comes_nearer_to_its_teacher() -> None:
     """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
     teacher, start = random_model(1), random_model(2)
-    plan = replace(SMALL, generated_share=0.0, course=replace(QUICK, few=0.0), imitation=1.0, upper_share=0.0)
-    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, start, teacher)
+    plan = replace(SMALL, generated_share=0.0, regime=replace(QUICK, few=0.0), imitation=1.0, upper_share=0.0)
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, Given(start=start, teacher=teacher))
     collection = clusters(77)
     epoch = measured_epoch(collection.emb)
     scene = scenes(hierarchy(collection.emb, teacher, 0.5, 1), collection.labels, epoch)[0]
@@ -168,25 +173,56 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
 
 def test_training_goes_on_from_a_model() -> None:
     start = random_model(2)
-    trainer = Trainer([[clusters(0)]], SMALL, start)
+    trainer = Trainer([[clusters(0)]], SMALL, Given(start=start))
     for learner, part in ((trainer.base, start.base), (trainer.upper, start.upper)):
         for own, other in zip(learner.linkage().net.parameters(), part.net.parameters(), strict=True):
             assert (own == other).all()
         assert (learner.nodes.low <= part.nodes.low)[part.nodes.scale > LEAST_SCALE].all()
 
 
-def test_the_upper_network_is_trained_alone() -> None:
-    start = random_model(2)
-    trainer = Trainer([[clusters(0)]], replace(SMALL, upper_share=1.0, oracle_share=0.0), start)
+def test_the_upper_network_is_trained_anew_above_a_given_level_0() -> None:
+    base = random_model(2)
+    trainer = Trainer([[clusters(0)]], replace(SMALL, oracle_share=0.0), Given(base=base))
+    before = trainer.model().upper.tensors()["head_inner.weight"].clone()
     for _ in range(3):
         trainer.step(0.5)
     model = trainer.model()
-    for own, other in zip(model.base.net.parameters(), start.base.net.parameters(), strict=True):
+    for own, other in zip(model.base.net.parameters(), base.base.net.parameters(), strict=True):
         assert (own == other).all()
-    assert model.upper.tensors()["head_inner.weight"].ne(start.upper.tensors()["head_inner.weight"]).any()
+    assert model.upper.tensors()["head_inner.weight"].ne(before).any()
     assert trainer.rooted
-    with pytest.raises(InputError, match="name a model to start from"):
-        train([Path("some.npz")], Path("out.safetensors"), replace(SMALL, upper_share=1.0))
+    with pytest.raises(InputError, match="name one"):
+        Given(start=base, base=base)
+    with pytest.raises(InputError, match="k = 10"):
+        Given(base=random_model(2, k=5))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: bool) -> None:
+    """Also of the upper network alone; what has been drawn, grown and averaged is all restored."""
+    file, out = file_of(clusters(9, 250, 20), tmp_path / "a.npz"), tmp_path / "m.safetensors"
+    plan = replace(SMALL, steps=70, save_every=0.0, checks=3, oracle_share=0.2, first=6, generated_share=0.0)
+    given = Given(base=random_model(2)) if above else Given()
+    wanted = train([file], out, plan, [file], given=given)
+    kept = tmp_path / "m.checkpoint"
+
+    def stop(progress: Progress) -> None:
+        if progress.step >= 50:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train([file], out, plan, [file], stop, given, Checkpoint(kept))
+    steps: list[int] = []
+    again = train(
+        [file], out, plan, [file], lambda p: steps.append(p.step), given, Checkpoint(kept, resume=True)
+    )
+    assert min(steps) >= 49  # what was done is not done again
+    assert (again.sha256, again.card) == (wanted.sha256, wanted.card)
+    assert not kept.exists()
 
 
 def test_twins_are_the_edges_that_two_versions_have() -> None:
@@ -206,7 +242,7 @@ def test_twins_are_the_edges_that_two_versions_have() -> None:
         assert 0 < len(pair.edges_before) <= len(pair.before.e)
     same = twins(versions[1], versions[1], collection.labels, epoch)[0]
     assert np.array_equal(same.edges_before, np.arange(len(same.before.e)))
-    trainer = Trainer([[clusters(0)]], SMALL, random_model(1))
+    trainer = Trainer([[clusters(0)]], SMALL, Given(start=random_model(1)))
     net = trainer.upper.net.eval()
     trainer.upper.keep_twins([same, found[0]])
     with torch.no_grad():
@@ -215,8 +251,10 @@ def test_twins_are_the_edges_that_two_versions_have() -> None:
 
 
 def test_training_makes_successive_versions_alike() -> None:
-    plan = replace(SMALL, generated_share=0.0, upper_share=1.0, steadiness=20.0, course=QUICK)
-    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, random_model(2))
+    plan = replace(
+        SMALL, generated_share=0.0, upper_share=1.0, steadiness=20.0, regime=QUICK, upper_rate=QUICK.rate
+    )
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, Given(start=random_model(2)))
     trainer.step(0.5)
     pairs = list(trainer.upper.twins)
 
