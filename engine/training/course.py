@@ -145,10 +145,10 @@ class Course(Generic[M]):
     def _restore(self, state: dict[str, Any]) -> None:
         if state["mark"] != self.mark:
             raise InputError("the checkpoint is of other files, another plan or another start")
-        self.trainer.restore(state["trainer"])
         self.share, self.passed = state["share"], state["passed"]
         if state["best"]:
             self.best = self.trainer.model_of(state["best"])
+        self.trainer.restore(state["trainer"])  # last: making a network draws random weights
         self.chosen_on, self.history, self.score = state["chosen_on"], state["history"], state["score"]
 
 

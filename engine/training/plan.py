@@ -57,7 +57,8 @@ class Plan:
             own = given.start.card
             plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden)
         if given.base:
-            plan = replace(plan, hidden=given.base.card.hidden)
+            width = given.base.base.net.config.hidden
+            plan = replace(plan, hidden=width, upper_hidden=width)
         if given.start or given.base:
             plan = replace(plan, oracle_share=0.0)
         return plan if given.teacher else replace(plan, imitation=0.0)
@@ -68,7 +69,7 @@ class Given:
     """Models that a training begins with."""
 
     start: LinkageModel | None = None  # to go on from, on roll-outs alone
-    base: LinkageModel | None = None  # its level 0 stays as it is; the network above it is trained anew
+    base: LinkageModel | None = None  # its level 0 stays; a network that begins as its copy is trained above
     teacher: LinkageModel | None = None  # its probabilities are learned in place of the labels
 
     def __post_init__(self) -> None:

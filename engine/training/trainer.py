@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.evaluation.bulk import Built, hierarchy, measured_epoch, regrown
-from engine.model.linkage import Card, LinkageModel
+from engine.model.linkage import Card, LinkageModel, upper_of
 from engine.model.network import Linkage, UniversalConfig
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection
@@ -57,7 +57,8 @@ class Trainer:
         maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # nothing is known above level 1 yet
         drawn = tuple([self._draw(maker, few, levels) for _ in range(plan.first)] for few in (False, True))
         self.base = None if base else self._learner(drawn, 0, plan.hidden, start.base if start else None)
-        self.upper = self._learner(drawn, 1, plan.upper_hidden, start.upper if start else None)
+        above = start.upper if start else upper_of(base.base) if base else None
+        self.upper = self._learner(drawn, 1, plan.upper_hidden, above)
 
     def _learner(
         self, drawn: Sequence[Sequence[Levels]], at: int, hidden: int, start: Linkage | None
