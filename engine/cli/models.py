@@ -48,12 +48,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was interrupted.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
     start: Annotated[
-        Path | None, typer.Option("--start", metavar="MODEL", parser=home_path, help="Go on from this model.")
+        Path | None,
+        typer.Option(
+            "--start", metavar="MODEL", parser=home_path, help="Go on from this model; `universal` ships."
+        ),
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", metavar="MODEL", parser=home_path, help="Train anew what is above its level 0."
+            "--base",
+            metavar="MODEL",
+            parser=home_path,
+            help="Keep its level 0, train what is above it.",
         ),
     ] = None,
     teacher: Annotated[

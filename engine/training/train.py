@@ -27,6 +27,7 @@ from engine.training.trainer import Trainer
 
 import torch  # isort: skip
 
+SHIPPED = "universal"  # the name of the model that ships
 
 def train(
     files: Sequence[Path],
@@ -71,8 +72,13 @@ def train(
 
 
 def read_model(path: Path | None) -> LinkageModel | None:
-    """Return the model at `path`, if one is named. Raises InputError where it cannot be read."""
-    return LinkageModel.load(path) if path else None
+    """Return the model at `path`, or the one that ships under the name `universal`; None for None.
+
+    Raises InputError where it cannot be read.
+    """
+    if path is None:
+        return None
+    return LinkageModel.load() if path.name == SHIPPED and not path.exists() else LinkageModel.load(path)
 
 
 def _judge(judges: Sequence[Collection]) -> Callable[[LinkageModel], dict[str, float]] | None:
