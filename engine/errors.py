@@ -87,6 +87,12 @@ class BrokerError(ShoalError):
     exit_code = 12
 
 
+class Undecided(ShoalError):
+    """The judgements do not tell which granularity is meant: judge more pairs. Nothing was changed."""
+
+    exit_code = 13
+
+
 class Forked(ShoalError):
     """A fork cannot use what its parent has opened or begun: start the process with "spawn"."""
 

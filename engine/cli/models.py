@@ -1,4 +1,4 @@
-"""`train`, `evaluate`, `model`: arguments; what the commands do is in `engine.cli.learn`."""
+"""`train`, `evaluate`, `tune`, `model`: arguments; what they do is in `learn`, `evaluate` and `tune`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(train)
     app.command()(evaluate)
+    app.command()(tune)
     model = typer.Typer(no_args_is_help=True, help="Bring models over.")
     model.command("import")(import_weights)
     app.add_typer(model, name="model")
@@ -120,6 +121,59 @@ def evaluate(
     path = None if model is None else str(model)
     chosen = load(config, {"model.path": path, "index.kind": index, "batch.size": batch})
     run(chosen, file, Wish(stream, seed, levels, tau, json, png))
+
+
+def tune(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", parser=home_path, help="Instead of a store: any file that can be ingested."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="DIR", parser=home_path, help="Default: ./shoal-store")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", metavar="FILE", parser=home_path, help="Judged pairs: key, other, same."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", parser=home_path, help="Labels of some items: key, label."),
+    ] = None,
+    label: Annotated[
+        str, typer.Option("--label", metavar="NAME", help="Without both: the payloads' field of labels.")
+    ] = "label",
+    propose: Annotated[
+        int | None,
+        typer.Option("--propose", metavar="N", min=1, max=10_000, help="Print N pairs worth judging."),
+    ] = None,
+    taus: Annotated[
+        str | None, typer.Option("--taus", metavar="T,T...", help="To choose from. Default: 0.2, 0.3, ..., 0.99.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Choose tau, the granularity, by 20 to 200 judgements of people.
+
+    Prints the expected BCubed F at each tau, and the command that applies the best one; changes nothing. Ends
+    with exit code 13 where the judgements do not tell.
+    """
+    from engine.cli.tune import Wish
+    from engine.cli.tune import tune as run
+    from engine.config import load
+
+    paths = {"store.path": store, "model.path": model}
+    chosen = load(config, {name: None if path is None else str(path) for name, path in paths.items()})
+    run(chosen, file, Wish(pairs, labels, label, propose, taus, seed, json))
 
 
 def import_weights(

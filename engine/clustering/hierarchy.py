@@ -50,6 +50,12 @@ class Hierarchy:
         found = self.base.recluster(delta, delta.new, epoch, watch)
         return [*found.work, *self._climb(delta, found, epoch, True, watch)]
 
+    def retune(self, tau: float, epoch: Epoch) -> None:
+        """Cluster anew at another tau; level 0, if it has none of its own, from the linkage that it has."""
+        self.shape = replace(self.shape, tau=tau)
+        self.base.retune(self.shape)
+        self.climb(epoch)
+
     def climb(self, epoch: Epoch) -> None:
         """Cluster the levels above level 0 anew."""
         del self.levels[1:]

@@ -232,6 +232,13 @@ class Level(Columns):
         work = Work(self.nodes.live, len(changed), embedded, linked, len(moves.rows))
         return Clustered(moves, rewritten, judged, [work])
 
+    def retune(self, shape: Shape) -> None:
+        """Take another shape, which differs in tau alone; parents and roots follow from the linkage."""
+        self.shape, tau = shape, shape.tau_at(self.is_base)
+        if tau != self.tau:
+            self.tau = tau
+            self._move(Delta.of(_NONE, _NONE), self._rehang(self.nodes.all_rows()))
+
     def sources(self) -> Sources:
         """Return what the evidence of the level above sums up."""
         lists = self.lists
