@@ -149,7 +149,7 @@ def tune(
         typer.Option("--propose", metavar="N", min=1, max=10_000, help="Print N pairs worth judging."),
     ] = None,
     taus: Annotated[
-        str | None, typer.Option("--taus", metavar="T,T...", help="To choose from. Default: 0.2, 0.3, ..., 0.99.")
+        str | None, typer.Option("--taus", metavar="T,T...", help="To choose from. Default: 0.2 to 0.99.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     model: Annotated[
