@@ -56,7 +56,6 @@ _PRELOADED = (
     "engine.learning.judge",
     "engine.learning.labelled",
 )
-_ROOT = Path(__file__).resolve().parents[2]
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free
 
@@ -117,7 +116,6 @@ class WarmPython:
             Path(executable).chmod(0o755)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, self.python, self.threads],
-            cwd=_ROOT,  # not the test's folder, which may have modules of the same names
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
