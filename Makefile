@@ -28,9 +28,9 @@ test: check
 test-long: check
 	$(PYTEST) --long $(ARGS)
 
-# A minute, without a broker, a browser or other processes, and without long sequences.
+# A minute, without a broker, a browser or other processes.
 unit: $(STAMP)
-	$(PYTEST) -m "not process and not slow" $(ARGS)
+	$(PYTEST) -m "not broker and not browser and not process" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

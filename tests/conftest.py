@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,43 +21,7 @@ ROOT = Path(__file__).parents[1]
 Finished: TypeAlias = "subprocess.CompletedProcess[str]"
 Run = Callable[..., Finished]
 NEEDS = {"broker", "browser"}  # fixtures that are markers too
-PROCESSES = (  # they start processes, the engine's readers of what may be damaged among them
-    "tests/faults/",
-    "tests/properties/test_adapted",
-    "tests/properties/test_flips",
-    "tests/cli/",
-    "tests/api/page/",
-    "tests/api/test_api.py",
-    "tests/api/test_api_themes",
-    "tests/collection/test_adapter",
-    "tests/collection/test_check",
-    "tests/collection/test_dimension",
-    "tests/collection/test_erase",
-    "tests/collection/test_index_snapshots",
-    "tests/collection/test_lander_store",
-    "tests/collection/test_library",
-    "tests/collection/test_rebuild_store",
-    "tests/collection/test_reopen",
-    "tests/collection/test_snapshots",
-    "tests/collection/test_upgrade",
-    "tests/daemon/test_admin",
-    "tests/daemon/test_supervisor",
-    "tests/storage/test_backup",
-    "tests/storage/test_damage",
-    "tests/system/",
-    "tests/training/test_published",
-)
-SLOW = (  # long sequences, many items, trainings: `make unit` leaves these to `make test`
-    "tests/properties/test_exactness",
-    "tests/properties/test_restart",
-    "tests/properties/test_lander_exactness",
-    "tests/training/",
-    "tests/index/test_index.py::test_hnsw",
-    "tests/api/test_api_schema",
-    "tests/api/test_event_stream",
-    "tests/api/test_many_items",
-)
-STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}  # audit events
+PROCESSES = ("tests/faults/", "tests/properties/", "tests/cli/")  # they start processes: not for `make unit`
 FIRST = (  # these take longest
     "tests/connectors/test_kafka",
     "tests/faults/",
@@ -96,37 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file = item.nodeid.partition("::")[0]
         for need in NEEDS & names:
             item.add_marker(need)
-        if item.nodeid.startswith(PROCESSES) or names & {"shoal", "warm", *NEEDS}:
+        if file.startswith(PROCESSES) or "shoal" in names:
             item.add_marker("process")
-        if item.nodeid.startswith(SLOW):
-            item.add_marker("slow")
         group = file  # each module's fixtures once; one broker for connectors, one for all else
         if "broker" in names:
             group = "connectors" if file.startswith("tests/connectors/") else "broker"
         item.add_marker(pytest.mark.xdist_group(group))
     # Workers end together if what takes longest begins first.
     items.sort(key=lambda item: next((at for at, way in enumerate(FIRST) if item.nodeid.startswith(way)), 99))
-
-
-_alone: list[str] = []  # the test that runs, if it may start no process
-
-
-def _refuse(event: str, _: tuple[object, ...]) -> None:
-    if event in STARTS and _alone:
-        pytest.fail(f"{_alone[0]} starts a process ({event}): give it the marker process")
-
-
-sys.addaudithook(_refuse)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """See that what is not marked starts no process."""
-    _alone[:] = [] if item.get_closest_marker("process") else [item.nodeid]
-    try:
-        return (yield)
-    finally:
-        _alone.clear()
 
 
 @pytest.fixture(scope="session")
