@@ -18,8 +18,8 @@ demo: $(STAMP)
 demo-kafka: $(STAMP)
 	$(BIN)/python -m tests.broker.demo $(ARGS)
 
-# Side by side; a worker more than cores, as some wait for a broker. What shares a fixture stays together.
-JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
+# Side by side; a worker for each core. What shares a fixture stays together.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test: check
