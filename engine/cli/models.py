@@ -15,6 +15,14 @@ Files = Annotated[
 Out = Annotated[
     Path, typer.Option("-o", "--out", metavar="MODEL", parser=home_path, help="Where the model goes.")
 ]
+Model = Annotated[
+    Path | None,
+    typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -82,10 +90,7 @@ def evaluate(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", parser=home_path, help="Labelled embeddings, of any format.")
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
-    ] = None,
+    model: Model = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
     ] = False,
@@ -103,10 +108,7 @@ def evaluate(
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the shuffle.")] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
-    ] = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Cluster a labelled set and compare with its labels.
@@ -152,14 +154,8 @@ def tune(
         str | None, typer.Option("--taus", metavar="T,T...", help="To choose from. Default: 0.2 to 0.99.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("-c", "--config", metavar="FILE", parser=home_path, help="Settings, a TOML file."),
-    ] = None,
+    model: Model = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Choose tau, the granularity, by 20 to 200 judgements of people.

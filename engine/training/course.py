@@ -152,6 +152,15 @@ class Course(Generic[M]):
         self.chosen_on, self.history, self.score = state["chosen_on"], state["history"], state["score"]
 
 
+def judge_of(
+    judges: Sequence[Collection], evaluate: Callable[[M, Collection], Mapping[str, float]]
+) -> Callable[[M], dict[str, float]] | None:
+    """Return what tells the BCubed F of each held-out collection; None without any."""
+    if not judges:
+        return None
+    return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
+
+
 def fingerprint(collections: Sequence[Collection], *settings: object) -> str:
     """Name what a training depends on. `settings`: of a plan; their representations tell them apart."""
     digest = hashlib.sha256(repr(settings).encode())

@@ -20,7 +20,7 @@ from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
-from engine.training.course import Checkpoint, Course, Length, fingerprint
+from engine.training.course import Checkpoint, Course, Length, fingerprint, judge_of
 from engine.training.datasets import Collection, distinct, read_labelled, subset
 from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
@@ -101,7 +101,7 @@ def train(
     trainer = Trainer(sources, plan, start)
     trainer.model()  # refuses a plan that makes no model, before the work
     mark = fingerprint([*sources, *judges], plan, start and start.sha256)
-    course = Course(trainer, _judge(judges), plan.length, mark)
+    course = Course(trainer, judge_of(judges, evaluate), plan.length, mark)
     best = course.run(progress, checkpoint)
     card = _tuned(best, whole)
     about = {
@@ -124,12 +124,6 @@ def train(
 def read_model(path: Path | None) -> LanderModel | None:
     """Return the lander at `path`, if one is named. Raises InputError where it cannot be read."""
     return LanderModel.load(path) if path else None
-
-
-def _judge(judges: Sequence[Collection]) -> Callable[[LanderModel], dict[str, float]] | None:
-    if not judges:
-        return None
-    return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
 
 
 def evaluate(

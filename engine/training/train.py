@@ -18,7 +18,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
-from engine.training.course import Checkpoint, Course, fingerprint
+from engine.training.course import Checkpoint, Course, fingerprint, judge_of
 from engine.training.datasets import Collection, read_labelled
 from engine.training.draws import versions
 from engine.training.plan import Given, Plan
@@ -27,7 +27,8 @@ from engine.training.trainer import Trainer
 
 import torch  # isort: skip
 
-SHIPPED = "universal"  # the name of the model that ships
+SHIPPED = Path("universal")  # the name of the model that ships
+
 
 def train(
     files: Sequence[Path],
@@ -53,7 +54,7 @@ def train(
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, given)
     mark = fingerprint([each[0] for each in sources] + judges, plan, given.sha256)
-    course = Course(trainer, _judge(judges), plan.length, mark)
+    course = Course(trainer, judge_of(judges, evaluate), plan.length, mark)
     best = course.run(progress, checkpoint)
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
@@ -78,13 +79,7 @@ def read_model(path: Path | None) -> LinkageModel | None:
     """
     if path is None:
         return None
-    return LinkageModel.load() if path.name == SHIPPED and not path.exists() else LinkageModel.load(path)
-
-
-def _judge(judges: Sequence[Collection]) -> Callable[[LinkageModel], dict[str, float]] | None:
-    if not judges:
-        return None
-    return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
+    return LinkageModel.load() if path == SHIPPED and not path.exists() else LinkageModel.load(path)
 
 
 def evaluate(
