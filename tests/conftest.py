@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
 import engine  # noqa: F401  (pins the arithmetic before a test's torch loads)
 from tests.support import warm_python
+from tests.support.schedule import KAFKA, TOGETHER, Schedule, unit_of
 
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
@@ -21,12 +23,47 @@ ROOT = Path(__file__).parents[1]
 Finished: TypeAlias = "subprocess.CompletedProcess[str]"
 Run = Callable[..., Finished]
 NEEDS = {"broker", "browser"}  # fixtures that are markers too
-PROCESSES = ("tests/faults/", "tests/properties/", "tests/cli/")  # they start processes: not for `make unit`
+PROCESSES = (  # they start processes, the engine's readers of what may be damaged among them
+    "tests/faults/",
+    "tests/properties/test_adapted",
+    "tests/properties/test_flips",
+    "tests/cli/",
+    "tests/api/page/",
+    "tests/api/test_api.py",
+    "tests/api/test_api_themes",
+    "tests/collection/test_adapter",
+    "tests/collection/test_check",
+    "tests/collection/test_dimension",
+    "tests/collection/test_erase",
+    "tests/collection/test_index_snapshots",
+    "tests/collection/test_lander_store",
+    "tests/collection/test_library",
+    "tests/collection/test_rebuild_store",
+    "tests/collection/test_reopen",
+    "tests/collection/test_snapshots",
+    "tests/collection/test_upgrade",
+    "tests/daemon/test_admin",
+    "tests/daemon/test_supervisor",
+    "tests/storage/test_backup",
+    "tests/storage/test_damage",
+    "tests/system/",
+    "tests/training/test_published",
+)
+SLOW = (  # long sequences, many items, trainings: `make unit` leaves these to `make test`
+    "tests/properties/test_exactness",
+    "tests/properties/test_restart",
+    "tests/properties/test_lander_exactness",
+    "tests/training/",
+    "tests/index/test_index.py::test_hnsw",
+    "tests/api/test_api_schema",
+    "tests/api/test_event_stream",
+    "tests/api/test_many_items",
+)
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}  # audit events
 FIRST = (  # these take longest
-    "tests/connectors/test_kafka",
+    *TOGETHER,
     "tests/faults/",
     "tests/cli/test_documented_commands",
-    "tests/api/page/",
     "tests/daemon/test_supervisor",
     "tests/properties/",
     "tests/cli/",
@@ -41,8 +78,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """How many examples hypothesis draws where a test does not say."""
+    """Say how many examples hypothesis draws where a test does not; see that interrupts arrive."""
     from hypothesis import settings
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start inherits it
 
     settings.register_profile("short", max_examples=60, deadline=None)
     settings.register_profile("long", max_examples=300, deadline=None)
@@ -57,17 +97,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
-        file = item.nodeid.partition("::")[0]
         for need in NEEDS & names:
             item.add_marker(need)
-        if file.startswith(PROCESSES) or "shoal" in names:
+        if item.nodeid.startswith(PROCESSES) or names & {"shoal", "warm", *NEEDS}:
             item.add_marker("process")
-        group = file  # each module's fixtures once; one broker for connectors, one for all else
-        if "broker" in names:
-            group = "connectors" if file.startswith("tests/connectors/") else "broker"
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
+        if "broker" in names and unit_of(item.nodeid) != KAFKA:
+            raise pytest.UsageError(f"{item.nodeid} starts a broker of its own: name it in TOGETHER")
     # Workers end together if what takes longest begins first.
     items.sort(key=lambda item: next((at for at, way in enumerate(FIRST) if item.nodeid.startswith(way)), 99))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+    """Keep together what shares a fixture."""
+    config.option.loadscopereorder = False
+    return Schedule(config, log)
+
+
+_alone: list[str] = []  # the test that runs, if it may start no process
+
+
+def _refuse(event: str, _: tuple[object, ...]) -> None:
+    if event in STARTS and _alone:
+        pytest.fail(f"{_alone[0]} starts a process ({event}): give it the marker process")
+
+
+sys.addaudithook(_refuse)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """See that what is not marked starts no process."""
+    _alone[:] = [] if item.get_closest_marker("process") else [item.nodeid]
+    try:
+        return (yield)
+    finally:
+        _alone.clear()
 
 
 @pytest.fixture(scope="session")

@@ -245,6 +245,7 @@ def test_the_dashboard_is_laid_out() -> None:
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
 
 
+@pytest.mark.process
 def test_the_unit_fits_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (DEPLOY / "shoal.service").read_text()
     parser = configparser.ConfigParser(strict=False, interpolation=None)

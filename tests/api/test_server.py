@@ -167,6 +167,7 @@ def test_handle_exit_ends_streams(made: Path, tmp_path: Path) -> None:
         assert rest_of(stream).endswith(b"0\r\n\r\n"), "an end, not a broken connection"
 
 
+@pytest.mark.process
 def test_a_signal_while_it_starts_ends_it(tmp_path: Path) -> None:
     command = [warm_python.executable(), "-c", _TOLD_TO_END_WHILE_IT_STARTS, str(tmp_path / "store")]
     assert subprocess.run(command, env=environment(), timeout=300, check=False).returncode == 0

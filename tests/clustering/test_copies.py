@@ -53,6 +53,7 @@ def clusters(engine: Engine) -> dict[str, int]:
     return dict(zip(names, found.tolist(), strict=True))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 @pytest.mark.parametrize("count", [2, 22, 100, 5_000])
 def test_copies_of_one_vector_are_one_cluster(opened: Open, kind: str, count: int) -> None:
@@ -74,6 +75,7 @@ def test_copies_of_two_vectors_are_two_clusters_at_most(opened: Open, kind: str)
         assert len({found[name] for name in names(100, 100)}) == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_what_people_see_counts_items_and_what_the_model_sees_does_not(opened: Open, kind: str) -> None:
     """Copies leave lists, linkage and calibration as they are; sizes, members and events have all of them."""
@@ -149,6 +151,7 @@ def test_explain_shows_a_node_once_with_its_copies(opened: Open) -> None:
         assert {(near["key"], near["copies"]) for near in seen} == {("k0", 21)}, "the oldest stands for all"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_erasing_keeps_a_vector_as_long_as_an_item_has_it(opened: Open, kind: str) -> None:
     with opened(kind) as engine:

@@ -146,6 +146,7 @@ def test_the_same_as_at_rest_to_the_bit_when_nothing_comes(tmp_path: Path, weigh
     assert tables[0] == tables[1]
 
 
+@pytest.mark.process
 def test_batches_and_questions_go_on_from_other_threads(tmp_path: Path, weights: Path) -> None:
     """Really beside each other; the store is good afterwards in everything that `check` looks at."""
     settings = opened(tmp_path / "store", weights, 0.3)

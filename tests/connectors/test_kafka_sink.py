@@ -258,8 +258,11 @@ def restored(broker: Broker) -> Iterator[Broker]:
         broker.start()
 
 
-def test_a_broker_that_is_killed_and_paused_while_publishing(world: World, restored: Broker) -> None:
-    world.commit(40, LETTERS[:1])
+def test_a_broker_that_is_killed_and_paused_while_publishing(
+    world: World, restored: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.daemon.publisher.BACKOFF_S", (0.1, 0.5))
+    world.commit(12, LETTERS[:1])
     out: list[EventId] = []
 
     class Counting:
@@ -273,6 +276,7 @@ def test_a_broker_that_is_killed_and_paused_while_publishing(world: World, resto
     def some_more() -> None:
         wanted = len(out) + 3
         until(lambda: len(out) >= wanted, 60, pause_s=0.01)
+        assert publishing.is_alive()  # what comes now disturbs it
 
     publishing = threading.Thread(
         target=world.publish, args=[Counting(world.sink())], kwargs={"publish_events": 2}
@@ -283,7 +287,7 @@ def test_a_broker_that_is_killed_and_paused_while_publishing(world: World, resto
     restored.start()
     some_more()
     restored.pause()
-    time.sleep(3)
+    time.sleep(2)
     restored.resume()
     some_more()
     restored.stop()

@@ -164,6 +164,7 @@ def test_a_held_reader_is_told_of_by_its_age(tmp_path: Path, weights: LinkageMod
         assert "shoal_oldest_reader_seconds 0.0" in metrics.text()
 
 
+@pytest.mark.process
 def test_a_held_reader_is_told_of_after_a_compaction_too(
     tmp_path: Path, weights: LinkageModel, script: Script
 ) -> None:

@@ -28,12 +28,21 @@ from tests.faults import disk, record, zygote
 
 MODULE = "tests.faults.kills"
 KILLS_A_SEED = 10  # of the daemon
+LONGEST_S = 10.0  # to the next kill: a start takes some six seconds
 
 
 def main() -> int:
     parser = record.parser(MODULE, __doc__)
     parser.add_argument("--step-store", type=int, default=0, metavar="KILLS", help="one a seed")
     parser.add_argument("--daemon", type=int, default=0, metavar="KILLS", help=f"{KILLS_A_SEED} a seed")
+    parser.add_argument("--python", default=sys.executable, help="what the daemon is started with")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=LONGEST_S,
+        metavar="S",
+        help="the longest to the next kill of a daemon",
+    )
     options = parser.parse_args()
     zygote.become(MODULE)
     sizes = [min(KILLS_A_SEED, options.daemon - at) for at in range(0, options.daemon, KILLS_A_SEED)]
@@ -46,7 +55,8 @@ def main() -> int:
         def kill_daemon(seed: int, folder: Path) -> dict[str, Any]:
             from tests.faults import serving
 
-            return serving.kill_daemon(seed, sizes[seed - options.first], folder, broker.bootstrap)
+            daemon = serving.Daemon(folder, broker.bootstrap, options.python)
+            return serving.kill_daemon(daemon, seed, sizes[seed - options.first], options.within)
 
         do = {"step-store": kill_step_and_store, "daemon": kill_daemon}
         return record.keep(MODULE, seeds, options.out, do)

@@ -25,7 +25,6 @@ DIM, KEYS, PARTITIONS, K = 8, 150, 3, 4
 RATE = 150  # records a second
 WRITER, PUBLISHER, API, ALL, SUPERVISOR = "writer", "publisher", "api", "all", "supervisor"
 TARGETS = (WRITER, WRITER, PUBLISHER, API, ALL, SUPERVISOR)
-LONGEST_S = 10.0  # to the next kill: a start takes some six seconds
 QUIET_S = 120.0  # for the lag to be gone once the load ends
 SETTINGS = """
 [collection]
@@ -53,13 +52,19 @@ publish_events = 50
 
 
 class Daemon:
-    """`shoal serve`, started again when it has to be, as systemd would."""
+    """`shoal serve` on a topic of its own, started again when it has to be, as systemd would."""
 
-    def __init__(self, folder: Path, bootstrap: str, topic: str) -> None:
+    def __init__(self, folder: Path, bootstrap: str, python: str = sys.executable) -> None:
+        from engine.model.linkage import random_model
+
         self.store = folder / "store"
+        self.topics = Topics(bootstrap)
+        self.topic = topic = self.topics.make(PARTITIONS)
+        self._python = python
         self.settings = folder / "shoal.toml"
         self._log = folder / "log"
         model = folder / "model.safetensors"
+        random_model(7, K).save(model)
         self.settings.write_text(
             SETTINGS.format(dim=DIM, store=self.store, model=model, bootstrap=bootstrap, topic=topic)
         )
@@ -68,7 +73,7 @@ class Daemon:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "serve", "-c", str(self.settings)],
+                [self._python, "-m", "engine", "serve", "-c", str(self.settings)],
                 cwd=ROOT,
                 env=environment(),
                 stdout=log,
@@ -192,28 +197,24 @@ class Load:
         self._producer.send(self._topic, record.value, record.key, partition=record.partition)
 
 
-def kill_daemon(seed: int, kills: int, folder: Path, bootstrap: str) -> dict[str, Any]:
+def kill_daemon(daemon: Daemon, seed: int, kills: int, within_s: float) -> dict[str, Any]:
     """Kills under load; then all that is stored and published is compared. Raises Wrong."""
-    from engine.model.linkage import random_model
     from tests.faults.aftermath import compare
 
-    topics = Topics(bootstrap)
-    topic = topics.make(PARTITIONS)
-    random_model(7, K).save(folder / "model.safetensors")
-    daemon, dice = Daemon(folder, bootstrap, topic), random.Random(seed)
+    dice = random.Random(seed)
     daemon.start()
-    load = Load(topics, topic, seed)
+    load = Load(daemon.topics, daemon.topic, seed)
     done: list[str] = []
     try:
         while len(done) < kills:
-            _watch(daemon, dice.uniform(0.0, LONGEST_S))
+            _watch(daemon, dice.uniform(0.0, within_s))
             target = dice.choice(TARGETS)
             if daemon.kill(target):
                 done.append(target)
         last = load.stop()
-        _wait_until_quiet(daemon, last, topics, topic)
+        _wait_until_quiet(daemon, last)
         daemon.stop()
-        compare(daemon.settings, topics, topic, load)
+        compare(daemon.settings, daemon.topics, daemon.topic, load)
     finally:
         load.abandon()
         daemon.end()
@@ -227,14 +228,14 @@ def _watch(daemon: Daemon, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _wait_until_quiet(daemon: Daemon, last: list[bytes], topics: Topics, topic: str) -> None:
+def _wait_until_quiet(daemon: Daemon, last: list[bytes]) -> None:
     """Until the last record of each partition is stored, and all events are published. Raises Wrong."""
     deadline = time.monotonic() + QUIET_S
     while not _has(daemon.store, last):
         _watch(daemon, 0.2)
         if time.monotonic() > deadline:
             raise Wrong(f"records are unread after {QUIET_S:g} s: {daemon.log()[-3000:]}")
-    while not is_out(daemon.store, topics, topic):
+    while not is_out(daemon.store, daemon.topics, daemon.topic):
         _watch(daemon, 0.2)
         if time.monotonic() > deadline:
             raise Wrong(f"events are not published after {QUIET_S:g} s: {daemon.log()[-3000:]}")

@@ -239,6 +239,7 @@ def test_ranges_bound_every_feature(model: Linkage) -> None:
     assert x.max() == -0.125
 
 
+@pytest.mark.process
 def test_import_is_silent(tmp_path: Path) -> None:
     code = "import engine.collection.collection, sys; "
     code += "from engine.system.determinism import fingerprint; print(fingerprint())"

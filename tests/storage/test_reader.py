@@ -252,6 +252,7 @@ def test_what_is_not_there_is_said(written: tuple[Path, Toy], tmp_path: Path) ->
         View.open(tmp_path / "odd")
 
 
+@pytest.mark.process
 def test_a_reader_beside_a_writer_sees_whole_versions(tmp_path: Path) -> None:
     """Another process writes, kept small at first so that its map grows; every answer is of one version."""
     script = """
@@ -312,6 +313,7 @@ def test_the_writers_process_reads_through_the_writers_environment(tmp_path: Pat
         store.commit(toy.step())
 
 
+@pytest.mark.process
 def test_reading_needs_no_write_access_to_the_data_and_says_what_it_needs(written: tuple[Path, Toy]) -> None:
     """As a user that may only read: neither the writer nor a reader may take its lock, and both say so."""
     path, _ = written
@@ -342,6 +344,7 @@ for opens in (Store.open, View.open):
     assert "Permission denied" in reading
 
 
+@pytest.mark.process
 def test_the_view_needs_no_torch() -> None:
     script = "import sys, engine.storage.reader; "
     script += "sys.exit(bool({'torch', 'dgl', 'numba'} & sys.modules.keys()))"

@@ -14,6 +14,7 @@ its own.
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import io
 import os
@@ -32,13 +33,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tests.faults import zygote
 from tests.faults.zygote import ENVIRONMENT
 
 _PRELOADED = (
     "pyarrow.parquet",
     "sklearn.datasets",
+    "torch._dynamo",  # an optimizer's first step imports it
     "connectors.http",
     "engine.api.server",
+    "engine.cli.adapt",
     "engine.cli.digits",
     "engine.cli.ingest",
     "engine.cli.main",
@@ -48,7 +52,11 @@ _PRELOADED = (
     "engine.daemon.writer",
     "engine.storage.verify",
     "engine.evaluation.evaluate",
+    "engine.learning.adapt",
+    "engine.learning.judge",
+    "engine.learning.labelled",
 )
+_ROOT = Path(__file__).resolve().parents[2]
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free
 
@@ -109,6 +117,7 @@ class WarmPython:
             Path(executable).chmod(0o755)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, self.python, self.threads],
+            cwd=_ROOT,  # not the test's folder, which may have modules of the same names
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -148,13 +157,12 @@ def main(python: str, threads: str) -> None:
 
     for module in _PRELOADED:
         importlib.import_module(module)
+    zygote.freeze()
     if os.fork():
         _serve(threads, {})
-        os.wait()
+        _reap(0)
     else:
         import numba.core.config
-
-        from tests.faults import zygote
 
         os.environ.update(ENVIRONMENT)
         numba.core.config.reload_config()
@@ -165,7 +173,6 @@ def main(python: str, threads: str) -> None:
 def _serve(executable: str, fixed: Mapping[str, str]) -> None:
     """`fixed`: variables that stay as they are; numba refuses another number of threads than it has."""
     sys.executable = executable
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{executable}.socket")
         listening.listen(64)
@@ -179,14 +186,20 @@ def _serve(executable: str, fixed: Mapping[str, str]) -> None:
                 listening.close()
                 _keep(client, fixed)
             client.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _reap(os.WNOHANG)
+
+
+def _reap(options: int) -> None:
+    """Wait for keepers that ended, so that the time of what they kept counts as this process's."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, options)[0]:
+            pass
 
 
 def _keep(client: socket.socket, fixed: Mapping[str, str]) -> NoReturn:
     """Start what the client asks for, in a child, and tell how that ended; end it when the client is gone."""
     status = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         (leads, *request), files = _receive(client)
         child = os.fork()
         if not child:
