@@ -18,9 +18,12 @@ demo: $(STAMP)
 demo-kafka: $(STAMP)
 	$(BIN)/python -m tests.broker.demo $(ARGS)
 
-# Side by side; a worker more than cores, as some wait for a broker.
-JOBS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 2) + 1)))
-PYTEST := $(BIN)/python -m pytest -n $(JOBS)
+CORES := $(shell nproc 2>/dev/null || echo 2)
+PYTEST = $(BIN)/python -m pytest -n $(JOBS)
+
+# A worker more than cores, as one waits for a broker most of its time.
+test test-long: JOBS ?= $(shell echo $$(($(CORES) + 1)))
+unit: JOBS ?= $(CORES)
 
 test: check
 	$(PYTEST) $(ARGS)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 import engine  # noqa: F401  (pins the arithmetic before a test's torch loads)
-from tests.support import warm_python
-from tests.support.schedule import KAFKA, TOGETHER, Schedule, unit_of
+from tests.support import schedule, warm_python
 
 if TYPE_CHECKING:
     from tests.broker import Broker, Given
@@ -22,55 +21,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 Finished: TypeAlias = "subprocess.CompletedProcess[str]"
 Run = Callable[..., Finished]
-NEEDS = {"broker", "browser"}  # fixtures that are markers too
-PROCESSES = (  # they start processes, the engine's readers of what may be damaged among them
-    "tests/faults/",
-    "tests/properties/test_adapted",
-    "tests/properties/test_flips",
-    "tests/cli/",
-    "tests/api/page/",
-    "tests/api/test_api.py",
-    "tests/api/test_api_themes",
-    "tests/collection/test_adapter",
-    "tests/collection/test_check",
-    "tests/collection/test_dimension",
-    "tests/collection/test_erase",
-    "tests/collection/test_index_snapshots",
-    "tests/collection/test_lander_store",
-    "tests/collection/test_library",
-    "tests/collection/test_rebuild_store",
-    "tests/collection/test_reopen",
-    "tests/collection/test_snapshots",
-    "tests/collection/test_upgrade",
-    "tests/daemon/test_admin",
-    "tests/daemon/test_supervisor",
-    "tests/storage/test_backup",
-    "tests/storage/test_damage",
-    "tests/system/",
-    "tests/training/test_published",
-)
-SLOW = (  # long sequences, many items, trainings: `make unit` leaves these to `make test`
-    "tests/properties/test_exactness",
-    "tests/properties/test_restart",
-    "tests/properties/test_lander_exactness",
-    "tests/training/",
-    "tests/index/test_index.py::test_hnsw",
-    "tests/api/test_api_schema",
-    "tests/api/test_event_stream",
-    "tests/api/test_many_items",
-)
-STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}  # audit events
-FIRST = (  # these take longest
-    *TOGETHER,
-    "tests/faults/",
-    "tests/cli/test_documented_commands",
-    "tests/daemon/test_supervisor",
-    "tests/properties/",
-    "tests/cli/",
-    "tests/index/",
-    "tests/storage/",
-    "tests/collection/",
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,51 +40,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect long tests unless asked for; mark what a test needs; keep together what shares a fixture."""
+    """Deselect long tests unless asked for; mark what a test needs; begin with what takes longest."""
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     for item in items:
-        names = set(getattr(item, "fixturenames", ()))
-        for need in NEEDS & names:
-            item.add_marker(need)
-        if item.nodeid.startswith(PROCESSES) or names & {"shoal", "warm", *NEEDS}:
-            item.add_marker("process")
-        if item.nodeid.startswith(SLOW):
-            item.add_marker("slow")
-        if "broker" in names and unit_of(item.nodeid) != KAFKA:
-            raise pytest.UsageError(f"{item.nodeid} starts a broker of its own: name it in TOGETHER")
-    # Workers end together if what takes longest begins first.
-    items.sort(key=lambda item: next((at for at, way in enumerate(FIRST) if item.nodeid.startswith(way)), 99))
+        schedule.mark(item)
+    items.sort(key=lambda item: schedule.rank_of(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Schedule:
     """Keep together what shares a fixture."""
     config.option.loadscopereorder = False
-    return Schedule(config, log)
-
-
-_alone: list[str] = []  # the test that runs, if it may start no process
-
-
-def _refuse(event: str, _: tuple[object, ...]) -> None:
-    if event in STARTS and _alone:
-        pytest.fail(f"{_alone[0]} starts a process ({event}): give it the marker process")
-
-
-sys.addaudithook(_refuse)
+    return schedule.Schedule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """See that what is not marked starts no process."""
-    _alone[:] = [] if item.get_closest_marker("process") else [item.nodeid]
-    try:
+    with schedule.alone(item):
         return (yield)
-    finally:
-        _alone.clear()
 
 
 @pytest.fixture(scope="session")

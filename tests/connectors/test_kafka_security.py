@@ -16,12 +16,6 @@ from tests.broker.topics import Topics
 from tests.support.kafka import Open, numbered
 
 
-@pytest.fixture(autouse=True)
-def short_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each refusal lasts as long as an attempt to connect; one that is too short is made again."""
-    monkeypatch.setattr("connectors.kafka.client.BOOTSTRAP_TIMEOUT_MS", 1_000)
-
-
 def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Path) -> None:
     topic = topics.make()
     topics.produce(topic, numbered(3))

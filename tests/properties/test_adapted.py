@@ -21,7 +21,7 @@ from tests.properties.test_exactness import compare, names, settings_of
 from tests.support.checks import check_calibration, check_state
 from tests.support.sequences import KINDS, World, differences, rebuilt
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 
 ADAPTERS = ("square", "fewer", "mlp", "cut", "line")
 
