@@ -117,7 +117,7 @@ def read(file: Path, seed: int) -> Stream:
 
 def compare(stream: Stream, alone: bool) -> list[Figures]:
     """Feed the stream to Shoal and to each peer, one after another."""
-    _warm(stream)
+    peers.warm(stream.vectors[:512])
     shoal = peers.Shoal()
     own = feed(shoal, stream, "the defaults, no parameter chosen")
     shoal.close()
@@ -231,15 +231,6 @@ def matched(before: Int64, labels: Int64) -> Int64:
             names[label] = fresh
             fresh += 1
     return np.array([names.get(label, label) for label in labels.tolist()], np.int64)
-
-
-def _warm(stream: Stream) -> None:
-    """Compile Shoal's functions, which happens once on a machine."""
-    shoal = peers.Shoal()
-    shoal.add(stream.vectors[:512], stream.texts[:512])
-    shoal.add(stream.vectors[512:768], stream.texts[512:768])
-    shoal.labels()
-    shoal.close()
 
 
 def _best(stream: Stream, labels_of: Callable[..., Int64], *choices: tuple[Any, ...]) -> tuple[Any, ...]:

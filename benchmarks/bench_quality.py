@@ -1,112 +1,213 @@
-"""Labelled collections streamed in batches of 256: what the approximate index and the stream cost.
+"""Quality of clusters: Shoal's models beside other clusterers, same data, same run, one table a set.
 
-For each file and order: recall of the neighbour lists against exact ones, ARI of the final clusters
-against an exact rebuild at the same calibration, scores against the labels (of the stream and of the
-rebuild), churn, and edges recomputed per item over the last ten whole batches. Files with `time` are
-fed in that order, others shuffled with the seeds 0, 1, ...
+Those that can stream are fed batches of 256 and asked for the cluster of every item after each; the others
+cluster the whole set once. For each:
+
+Fb, Fp     BCubed and pairwise F against the labels at the end, Fb with its precision and recall
+churn      existing items whose cluster changes, per inserted item, in the second half; -: cannot stream
+seconds    of processor time for all of it; streams label every item after each batch
+
+*oracle*: threshold, number of clusters or partition are those with the best Fb, chosen with the labels.
+Items that a clusterer calls noise count as clusters of one. `--model NAME=FILE` adds a model of Shoal, such
+as a `lander` or a fine-tuned one: train it on other classes. Files with `time` are fed in that order, others
+shuffled with `--seed`; `--items` takes the first ones only. Needs `pip install -e .[peers,plots]`.
 """
 
 from __future__ import annotations
 
-import statistics
-import tempfile
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from sklearn.cluster import DBSCAN
+
+from benchmarks import clusterers, peers
+from benchmarks.bench_peers import Stream, feed, read, separated
+from benchmarks.peers import Peer
 from benchmarks.report import arguments, finish, print_table
-from engine import Engine
-from engine.clustering.level import Level
-from engine.clustering.state import State
-from engine.config import STREAM_BATCH, Settings, load
 from engine.evaluation import scores
-from engine.evaluation.evaluate import (
-    Churn,
-    Labelled,
-    clusters_by_number,
-    exact_rebuild,
-    measure,
-    read_labelled,
-    stream_order,
-)
+from engine.evaluation.drawing import figure
 from engine.types import Int64
 
-LAST = 10  # whole batches at the end over which recomputed edges are counted
-COLUMNS = ("recall", "ARI", "Fb", "Fb_rebuilt", "clusters", "churn", "edges_linked", "edges_embedded")
+COLUMNS = ("Fb", "precision", "recall", "Fp", "clusters", "churn", "seconds")
+QUANTILES = np.linspace(0.5, 0.9995, 60)  # of a tree's heights, tried as thresholds
+THRESHOLDS = np.arange(0.3, 0.96, 0.025)  # of similarities
+SUBS = (0.5, 0.6, 0.7, 0.8)  # of Links
+QUARTER = 4  # parameters of slow streams are chosen on this part
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one clusterer came to."""
+
+    name: str
+    oracle: str  # what was chosen with the labels; empty: nothing
+    Fb: float
+    precision: float
+    recall: float
+    Fp: float
+    clusters: int
+    churn: float | None
+    seconds: float
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("files", type=Path, nargs="+", help="labelled .npz files: emb, labels, maybe time")
-    parser.add_argument("--orders", type=int, default=5, help="orders of a file without `time`")
-    parser.add_argument("--index", choices=["hnsw", "exact"], default="hnsw")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="repeatable")
+    parser.add_argument("--items", type=int, help="the first ones of each stream")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle where there is no `time`")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    parser.add_argument("--png", type=Path, metavar="FILE")
     chosen = parser.parse_args()
-    runs = []
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    models = {name: Path(file) for name, _, file in (each.partition("=") for each in chosen.model)}
+    found: dict[str, list[Row]] = {}
     for file in chosen.files:
-        labelled = read_labelled(file)
-        for seed in range(1 if labelled.timed else chosen.orders):
-            with tempfile.TemporaryDirectory() as folder:
-                settings = load(None, {"store.path": f"{folder}/store", "index.kind": chosen.index})
-                figures = stream(settings, labelled, stream_order(labelled, seed))
-            runs.append({"file": file.stem, "seed": seed, **figures})
-            print(f"{file.stem} {seed}: {figures}", flush=True)
-    _print(runs)
-    finish({"index": chosen.index, "runs": runs}, chosen.json)
+        stream = read(file, chosen.seed)
+        stream = stream.first(chosen.items) if chosen.items else stream
+        title = f"{stream.name}: {len(stream.classes):,} items, {len(np.unique(stream.classes))} classes"
+        found[title] = []
+        for row in rows(stream, models):
+            found[title].append(row)
+            print(f"{stream.name}: {row}", file=sys.stderr, flush=True)
+        print(f"\n{title}\n")
+        print_table(["", *COLUMNS, "oracle"], [_cells(row) for row in found[title]])
+    if chosen.markdown:
+        chosen.markdown.write_text("\n".join(markdown(title, table) for title, table in found.items()))
+    if chosen.png:
+        draw(found, chosen.png)
+    finish({"sets": {title: [asdict(row) for row in table] for title, table in found.items()}}, chosen.json)
 
 
-def stream(settings: Settings, labelled: Labelled, order: Int64) -> dict[str, Any]:
-    linked, embedded = [], []
-    churn = Churn(len(order))
-    with Engine.open(settings) as engine:
-        for first in range(0, len(order), STREAM_BATCH):
-            rows = order[first : first + STREAM_BATCH]
-            applied = engine.upsert([labelled.keys[row] for row in rows], labelled.emb[rows])
-            churn.observe(engine)
-            if len(rows) == STREAM_BATCH:
-                work = applied.stats["work"][0]
-                linked.append(work.linked / len(rows))
-                embedded.append(engine.state.hierarchy.shape.k * work.embedded / len(rows))
-        rebuilt = exact_rebuild(engine)
-        streamed, bulk = clusters_by_number(engine.state), clusters_by_number(rebuilt)
-        return {
-            "items": len(order),
-            "recall": list_recall(engine.state, rebuilt),
-            "ARI": scores.ari(bulk, streamed),
-            "Fb": scores.bcubed_f(labelled.labels, streamed),
-            "Fb_rebuilt": scores.bcubed_f(labelled.labels, bulk),
-            "clusters": measure(labelled.labels, streamed, 0.0).clusters,
-            "churn": churn.rate,
-            "edges_linked": statistics.mean(linked[-LAST:]),
-            "edges_embedded": statistics.mean(embedded[-LAST:]),
-        }
+def rows(stream: Stream, models: dict[str, Path]) -> Iterator[Row]:
+    """Return every clusterer's row: those that stream, then those of the whole set."""
+    peers.warm(stream.vectors[:512])
+    for peer, name, oracle in _streams(stream, models):
+        figures = feed(peer, stream, oracle)
+        processor = len(stream.classes) / figures.items_per_processor_s
+        yield _row(name, oracle, stream, separated(peer.labels()), figures.churn, processor)
+        if isinstance(peer, peers.Shoal):
+            peer.close()
+    for name, oracle, labels, seconds in _wholes(stream):
+        yield _row(name, oracle, stream, separated(labels), None, seconds)
 
 
-def list_recall(live: State, exact: State) -> float:
-    """The share of the exact lists' entries (first k) that the live lists have."""
-    theirs, rows = exact.hierarchy.base, exact.hierarchy.base.nodes.all_rows()
-    mine, own = live.hierarchy.base, live.distinct.find(theirs.nodes.vectors[rows])
-    hits = total = 0
-    for row, at in zip(own.tolist(), rows.tolist(), strict=True):
-        best = _neighbors(theirs, at)
-        hits += len(best & _neighbors(mine, row))
-        total += len(best)
-    return hits / total
+def _streams(stream: Stream, models: dict[str, Path]) -> Iterator[tuple[Peer, str, str]]:
+    """Each clusterer that streams, its name, and what was chosen with the labels."""
+    vectors, dim = stream.vectors, stream.vectors.shape[1]
+    yield peers.Shoal(), "Shoal, universal", ""
+    for name, file in models.items():
+        yield peers.Shoal(file), f"Shoal, {name}", ""
+    whole = peers.Fishdbc(0)
+    whole.add(vectors, stream.texts)
+    size = _best(stream, ((size, whole.extract(size)) for size in peers.SIZES))[0]
+    yield peers.Fishdbc(size), "FISHDBC", f"min_cluster_size {size}"
+    quarter = stream.first(len(stream.classes) // QUARTER)
+
+    def fed(peer: Peer) -> Int64:
+        peer.add(quarter.vectors, quarter.texts)
+        return peer.labels()
+
+    tried = product(peers.RADII, peers.FADINGS)
+    radius, fading = _best(quarter, ((each, fed(peers.Dbstream(dim, *each))) for each in tried))[0]
+    yield peers.Dbstream(dim, radius, fading), "DBSTREAM (River)", f"radius {radius}, fading {fading}"
+    pairs = product(THRESHOLDS[::3].round(3).tolist(), SUBS)
+    cluster, sub = _best(quarter, ((each, fed(peers.LinksStream(*each))) for each in pairs))[0]
+    yield peers.LinksStream(cluster, sub), "Links", f"similarities {cluster:g} and {sub:g}"
+    radii = np.sqrt(2.0 - 2.0 * THRESHOLDS)
+    radius = _best(stream, ((float(at), DBSCAN(eps=at).fit_predict(vectors)) for at in radii))[0]
+    yield peers.IncrementalDbscan(dim, radius), "incremental DBSCAN", f"eps {radius:.2f}, min_pts 5"
 
 
-def _neighbors(level: Level, row: int) -> set[int]:
-    """The hashes of a node's first k neighbours."""
-    lists = level.lists
-    used = min(level.shape.k, int(lists.lengths[row]))
-    return set(level.nodes.hashes[lists.neighbors[row, :used]].tolist())
+def _wholes(stream: Stream) -> Iterator[tuple[str, str, Int64, float]]:
+    """Each clusterer of the whole set: name, what was chosen with the labels, clusters, seconds."""
+    vectors, count = stream.vectors, len(np.unique(stream.classes))
+    for size in (2, 5):
+        labels, seconds = timed(lambda size=size: peers.hdbscan(vectors, size))
+        yield f"HDBSCAN, min_cluster_size {size}", "", labels, seconds
+    parts, seconds = timed(lambda: list(clusterers.finch(vectors)))
+    level, labels = _best(stream, enumerate(parts))
+    yield "FINCH", f"partition {level + 1} of {len(parts)}", labels, seconds
+    tree, seconds = timed(lambda: clusterers.average_linkage(vectors))
+    heights = np.quantile(tree[:, 2], QUANTILES)
+    height, labels = _best(stream, ((at, clusterers.cut(tree, at)) for at in heights))
+    yield "average linkage", f"distance {height:.3f}", labels, seconds
+    labels, seconds = timed(lambda: clusterers.k_means(vectors, count))
+    yield "k-means", f"k = {count}, the true number", labels, seconds
+    pairs, found = timed(lambda: clusterers.similar_pairs(vectors))
+    methods: list[tuple[str, Callable[[clusterers.Pairs, float], Int64]]] = [
+        ("connected components", clusterers.components),
+        ("Chinese whispers", clusterers.chinese_whispers),
+    ]
+    least = float(pairs.similarity.min())
+    for name, method in methods:
+        able = [at for at in THRESHOLDS if at >= least]
+        threshold, _ = _best(stream, ((at, method(pairs, at)) for at in able))
+        labels, seconds = timed(lambda method=method, at=threshold: method(pairs, at))
+        yield name, f"similarity {threshold:.3f}", labels, found + seconds
 
 
-def _print(runs: list[dict[str, Any]]) -> None:
-    rows = []
-    for file in dict.fromkeys(run["file"] for run in runs):
-        of = [run for run in runs if run["file"] == file]
-        rows.append(
-            [file, len(of), *(float(statistics.median(run[c] or 0.0 for run in of)) for c in COLUMNS)]
-        )
-    print_table(["file (medians)", "orders", *COLUMNS], rows)
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what `work` returns, and its seconds of processor time."""
+    start = time.process_time()
+    found = work()
+    return found, time.process_time() - start
+
+
+def _best(stream: Stream, tried: Iterable[tuple[Any, Int64]]) -> tuple[Any, Int64]:
+    """Return the choice, and its clusters, that agree best with the labels."""
+    return max(tried, key=lambda each: scores.bcubed_f(stream.classes, separated(each[1])))
+
+
+def _row(name: str, oracle: str, stream: Stream, clusters: Int64, churn: float | None, seconds: float) -> Row:
+    agreement = scores.bcubed(stream.classes, clusters)
+    pairwise = scores.pairwise_f(stream.classes, clusters)
+    found = len(np.unique(clusters))
+    return Row(
+        name, oracle, agreement.f, agreement.precision, agreement.recall, pairwise, found, churn, seconds
+    )
+
+
+def _cells(row: Row) -> list[Any]:
+    values = ["-" if getattr(row, column) is None else getattr(row, column) for column in COLUMNS]
+    return [row.name, *values, row.oracle]
+
+
+def markdown(title: str, table: list[Row]) -> str:
+    """Return the table of one set."""
+    lines = [
+        f"### {title}",
+        "",
+        f"| | {' | '.join(COLUMNS)} | oracle |",
+        "|---|" + "---|" * (len(COLUMNS) + 1),
+    ]
+    for row in table:
+        digits = {"seconds": 0, "churn": 1}
+        cells = [
+            f"{value:,.{digits.get(name, 3)}f}" if isinstance(value, float) else str(value)
+            for name, value in zip(["name", *COLUMNS, "oracle"], _cells(row), strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, list[Row]], path: Path) -> None:
+    """Draw Fb of every clusterer, a panel for each set; hollow: chosen with the labels."""
+    with figure(path, 1, len(found), (6.0 * len(found), 5.0)) as panels:
+        for axes, (title, table) in zip(np.ravel(panels), found.items(), strict=True):
+            ordered = sorted(table, key=lambda row: row.Fb)
+            for at, row in enumerate(ordered):
+                color = "C0" if row.name.startswith("Shoal") else "C7"
+                axes.barh(at, row.Fb, color="none" if row.oracle else color, edgecolor=color)
+            axes.set_yticks(range(len(ordered)), [row.name for row in ordered], fontsize=8)
+            axes.set(xlim=(0.0, 1.0), xlabel="BCubed F", title=title)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.cluster import HDBSCAN, MiniBatchKMeans
 from sklearn.decomposition import IncrementalPCA
 
+from benchmarks.clusterers import Links
 from engine import Engine
 from engine.config import load
 from engine.types import Float32, Int64
@@ -39,13 +40,15 @@ class Peer(Protocol):
 
 
 class Shoal:
-    """The default settings and the shipped model, with a store on disk: each batch is durable."""
+    """The default settings and a model, by default the shipped one; its store makes batches durable."""
 
     name, stable = "Shoal", True
 
-    def __init__(self) -> None:
+    def __init__(self, model: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-peers-")
-        self._engine = Engine.open(load(None, {"store.path": f"{Path(self._folder.name) / 'store'}"}))
+        path = None if model is None else str(model)
+        store = f"{Path(self._folder.name) / 'store'}"
+        self._engine = Engine.open(load(None, {"store.path": store, "model.path": path}))
         self._count = 0
 
     def add(self, vectors: Float32, texts: list[str]) -> None:
@@ -166,6 +169,41 @@ class Dbstream:
         return found
 
 
+class LinksStream:
+    """Links, an item at a time."""
+
+    name, stable = "Links", False
+
+    def __init__(self, cluster: float, sub: float) -> None:
+        self._links = Links(cluster, sub)
+
+    def add(self, vectors: Float32, texts: list[str]) -> None:
+        for vector in vectors:
+            self._links.learn(vector)
+
+    def labels(self) -> Int64:
+        return self._links.labels()
+
+
+class IncrementalDbscan:
+    """Incremental DBSCAN (Ester et al., VLDB 1998) of the package incdbscan."""
+
+    name, stable = "incremental DBSCAN", False
+
+    def __init__(self, dim: int, radius: float, least: int = 5) -> None:
+        from incdbscan import IncrementalDBSCAN
+
+        self._clusterer = IncrementalDBSCAN(eps=radius, min_pts=least)
+        self._vectors = np.empty((0, dim), np.float32)
+
+    def add(self, vectors: Float32, texts: list[str]) -> None:
+        self._clusterer.insert(vectors)
+        self._vectors = np.concatenate([self._vectors, vectors])
+
+    def labels(self) -> Int64:
+        return np.asarray(self._clusterer.get_cluster_labels(self._vectors), np.int64)
+
+
 class Bertopic:
     """BERTopic's online mode as documented: IncrementalPCA, MiniBatchKMeans, online c-TF-IDF.
 
@@ -203,3 +241,12 @@ def hdbscan(vectors: Float32, size: int) -> Int64:
         return np.full(len(vectors), NOISE, np.int64)
     model = HDBSCAN(min_cluster_size=size, algorithm="brute", copy=False)
     return np.asarray(model.fit_predict(vectors), np.int64)
+
+
+def warm(vectors: Float32) -> None:
+    """Compile Shoal's functions, which happens once on a machine."""
+    shoal = Shoal()
+    for part in np.array_split(vectors, 2):
+        shoal.add(part, ["" for _ in part])
+    shoal.labels()
+    shoal.close()
