@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _wholes(stream: Stream) -> Iterator[tuple[str, str, Int64, float]]:
     """Each clusterer of the whole set: name, what was chosen with the labels, clusters, seconds."""
     vectors, count = stream.vectors, len(np.unique(stream.classes))
     for size in (2, 5):
-        labels, seconds = timed(lambda size=size: peers.hdbscan(vectors, size))
+        labels, seconds = timed(partial(peers.hdbscan, vectors, size))
         yield f"HDBSCAN, min_cluster_size {size}", "", labels, seconds
     parts, seconds = timed(lambda: list(clusterers.finch(vectors)))
     level, labels = _best(stream, enumerate(parts))
@@ -150,7 +151,7 @@ def _wholes(stream: Stream) -> Iterator[tuple[str, str, Int64, float]]:
     for name, method in methods:
         able = [at for at in THRESHOLDS if at >= least]
         threshold, _ = _best(stream, ((at, method(pairs, at)) for at in able))
-        labels, seconds = timed(lambda method=method, at=threshold: method(pairs, at))
+        labels, seconds = timed(partial(method, pairs, threshold))
         yield name, f"similarity {threshold:.3f}", labels, found + seconds
 
 
