@@ -451,9 +451,7 @@ def _has(given: Any, where: Sequence[str]) -> bool:
     return True
 
 
-def _sentence(
-    problem: ValidationError, path: Path | None, given: Mapping[str, Any], flags_are: str
-) -> str:
+def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, Any], flags_are: str) -> str:
     """The first error, with where the value came from."""
     error = problem.errors()[0]
     where = [str(part) for part in error["loc"]]

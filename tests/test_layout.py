@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"system", "index", "model", "clustering", "collection", "connectors"},
     "training": {"system", "index", "model", "clustering", "evaluation", "connectors"},
     "learning": {"system", "model", "evaluation", "training"},
+    "finetuning": {"system", "model", "evaluation", "training", "connectors"},
     "cli": {
         "system",
         "storage",
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "evaluation",
         "training",
         "learning",
+        "finetuning",
         "connectors",
     },
     "connectors": set(),

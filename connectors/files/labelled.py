@@ -30,15 +30,18 @@ class LabelledFile:
     """n records, the others left out. Columns that not every record has are None."""
 
     emb: Float64  # (n, d), finite, no row zero
-    labels: Sequence[Any]  # n integers, strings, ...
+    labels: Sequence[Any]  # n integers, strings, ...; None where a record has none
     times: Int64 | None  # (n,) ms
     texts: Sequence[str] | None
     images: NDArray[Any] | None  # (n, ...)
     left_out: Sequence[tuple[int, str]]  # row and reason
 
 
-def read_labelled(path: Path) -> LabelledFile:
-    """Read a whole file. Raises InputError where it cannot be used, or a record has no label."""
+def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
+    """Read a whole file; `partly`: records need no label.
+
+    Raises InputError where it cannot be used, or a record has no label but needs one.
+    """
     if is_pipe(path):
         raise InputError(f"{path} is a pipe: a labelled set is a file.")
     source = FileSource(path, Options(CHUNK, BOUNDS, default_ms=NO_TIME))
@@ -60,12 +63,12 @@ def read_labelled(path: Path) -> LabelledFile:
     found = [orjson.loads(payloads[at] or b"null") for at in rows]
     documents: list[dict[str, Any]] = [one if isinstance(one, dict) else {} for one in found]
     for at, document in zip(rows, documents, strict=True):
-        if document.get("label") is None:
+        if document.get("label") is None and not partly:
             raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label or labels.")
     stamps = np.array([times[at] for at in rows], np.int64)
     return LabelledFile(
         emb=np.stack([np.asarray(vectors[at], np.float64) for at in rows]),
-        labels=[document["label"] for document in documents],
+        labels=[document.get("label") for document in documents],
         times=None if (stamps == NO_TIME).any() else stamps,
         texts=_column(documents, "text"),
         images=_images(documents),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
+MINUTES = 20.0  # of a training that does not say how long; fine-tuning has a number of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Request:
     """What to train, how long, and from which models, all of them optional."""
 
     kind: str
-    minutes: float
+    minutes: float | None
     seed: int
     variant: str = "mean"
     hidden: int | None = None
@@ -32,6 +33,7 @@ class Request:
     teacher: Path | None = None
     steps: int | None = None
     resume: bool = False
+    among: Path | None = None
 
 
 def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request) -> None:
@@ -39,9 +41,11 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
     if request.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
     _check_folder(out)
+    if request.among and not _is_tuning(request):
+        raise InputError("--among is for fine-tuning the universal model: name a model with --start")
     from engine.training import datasets, training_report
 
-    for file in files:
+    for file in () if _is_tuning(request) else files:  # there a record need not have a label
         for doubt in datasets.doubts(datasets.read_labelled(file)):
             complain(f"shoal: {doubt}")
     start = time.monotonic()
@@ -59,9 +63,15 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
         )
 
     model = (_lander if request.kind == "lander" else _universal)(files, out, choose, request, report)
-    training_report.write(out, model, curve, [*files, *choose])
+    among = [request.among] if request.among else []
+    training_report.write(out, model, curve, [*files, *choose, *among])
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {out.with_suffix('.md')}.")
+
+
+def _is_tuning(request: Request) -> bool:
+    """Whether the universal model is to be fine-tuned."""
+    return request.kind == "universal" and request.start is not None
 
 
 Report = Callable[["Progress"], None]
@@ -74,15 +84,37 @@ def _universal(
     from engine.training.plan import Given, Plan
     from engine.training.train import read_model, train
 
+    if request.start:
+        return _finetuned(files, out, choose, request, report)
     given = Given(*(read_model(path) for path in (request.start, request.base, request.teacher)))
     plan = Plan(
-        minutes=request.minutes,
+        minutes=request.minutes or MINUTES,
         steps=request.steps,
         seed=request.seed,
         hidden=request.hidden or Plan().hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
     return train(files, out, plan, choose, report, given, kept)
+
+
+def _finetuned(
+    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
+) -> Any:
+    from engine.finetuning.finetune import FinePlan, Material, finetune
+    from engine.training.course import Checkpoint
+    from engine.training.train import read_model
+
+    if request.base or request.teacher or request.hidden:
+        raise InputError(
+            "fine-tuning goes on from --start alone: name no --base, --teacher or --hidden with it"
+        )
+    start = read_model(request.start)
+    assert start
+    plan = FinePlan(request.steps or FinePlan().steps, request.minutes, request.seed)
+    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    model = finetune(Material(files, request.among, choose), out, start, plan, report, kept)
+    complain(f"shoal: {model.card.about['said']}")
+    return model
 
 
 def _lander(
@@ -97,7 +129,7 @@ def _lander(
         )
     start = read_model(request.start)
     plan = LanderPlan(
-        minutes=request.minutes,
+        minutes=request.minutes or MINUTES,
         steps=request.steps,
         seed=request.seed,
         variant=request.variant,

@@ -50,7 +50,9 @@ def train(
     ] = "universal",
     variant: Annotated[str, typer.Option("--variant", help="Of a lander: mean or gat.")] = "mean",
     hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="Width of the network.")] = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long to train.")] = 20.0,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.01, help="How long to train; default: 20.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Instead of minutes: repeatable.")
     ] = None,
@@ -59,7 +61,13 @@ def train(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--start", metavar="MODEL", parser=home_path, help="Go on from this model; `universal` ships."
+            "--start", metavar="MODEL", parser=home_path, help="Fine-tune this model; `universal` ships."
+        ),
+    ] = None,
+    among: Annotated[
+        Path | None,
+        typer.Option(
+            "--among", metavar="FILE", parser=home_path, help="Collection in which the labelled classes are."
         ),
     ] = None,
     base: Annotated[
@@ -82,7 +90,7 @@ def train(
     """
     from engine.cli import learn
 
-    request = learn.Request(kind, minutes, seed, variant, hidden, start, base, teacher, steps, resume)
+    request = learn.Request(kind, minutes, seed, variant, hidden, start, base, teacher, steps, resume, among)
     learn.train(files, out, choose or [], request)
 
 

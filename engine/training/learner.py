@@ -157,7 +157,7 @@ def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Te
     weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(
         importance(smaller, [len(part.e) for part in parts], 0.75)
     )
-    weight = weight * torch.where(_chosen(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
+    weight = weight * torch.where(chosen_edges(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum() + ((densities - truth) ** 2).mean()
 
@@ -189,7 +189,7 @@ def _tails(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.tails)
 
 
-def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
+def chosen_edges(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
     """The edges (e,) that decoding would choose at some tau: of each node's upward ones the most probable."""
     least = torch.full((nodes,), -MOST_LOGIT * 100)
     candidates = torch.where(upward, logits, least[0])

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from connectors.files.labelled import read_labelled
 from engine.errors import InputError
 from engine.evaluation.drawing import figure
 from engine.model.trained import Trained
-from engine.training.datasets import read_labelled
 
 SMOOTH = 10  # reports of the loss that are averaged in the picture
 
@@ -52,6 +52,7 @@ def write(out: Path, model: Trained, curve: Sequence[Point], files: Sequence[Pat
         "|---|---|",
         *[f"| {_cell(name)} | {score:.3f} |" for name, score in chosen.items()],
         "",
+        *([str(model.card.about["said"]), ""] if "said" in model.card.about else []),
         "## Curve",
         "",
         "| step | loss | held-out BCubed F |",
@@ -103,10 +104,10 @@ def _judged(point: Point) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    collection = read_labelled(path)
+    file = read_labelled(path, partly=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    items, dim = collection.emb.shape
-    classes = len(np.unique(collection.labels))
+    items, dim = file.emb.shape
+    classes = len({str(label) for label in file.labels if label is not None})
     return f"| {_cell(path.name)} | {digest[:16]} | {items:,} | {classes:,} | {dim} |"
 
 

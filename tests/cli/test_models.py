@@ -48,3 +48,26 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
         assert "step" not in done.stderr  # before the work, not after it
     done = shoal("train", "data.npz", "-o", "u.safetensors", "--resume")
     assert "the checkpoint u.checkpoint cannot be read" in done.stderr.splitlines()[-1]
+
+
+def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> None:
+    emb, labels = mixture()
+    few = labels < 8
+    np.savez(tmp_path / "few.npz", emb=emb[few], labels=labels[few])
+    np.savez(tmp_path / "all.npz", emb=emb, labels=labels)
+    command = ("train", "few.npz", "--start", "universal", "-o", "mine.safetensors")
+    done = shoal(*command, "--among", "all.npz", "--steps", "8")
+    assert done.returncode == 0, done.stderr
+    said = next(line for line in done.stderr.splitlines() if "F of held-out classes" in line)
+    assert ("is kept unchanged" in said) != ("is taken" in said)
+    report = (tmp_path / "mine.md").read_text()
+    assert said.removeprefix("shoal: ") in report
+    assert "| all.npz |" in report
+    assert shoal("evaluate", "all.npz", "-m", "mine.safetensors").returncode == 0
+    for flags, words in (
+        (("--teacher", "universal"), "name no --base, --teacher or --hidden"),
+        (("--start", "none.safetensors"), "none.safetensors cannot be read"),
+        (("--resume",), "the checkpoint mine.checkpoint cannot be read"),
+    ):
+        refused(shoal(*command, *flags), 3, words)
+    refused(shoal("train", "few.npz", "-o", "x.safetensors", "--among", "all.npz"), 3, "--start")

@@ -1,0 +1,171 @@
+"""Fine-tuning on a few labelled classes: what labels tell, when the start stays, resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InputError
+from engine.evaluation import scores
+from engine.finetuning.finetune import FinePlan, Material, finetune, read_grounds, tuned
+from engine.finetuning.folds import Fold, class_scores, f_of, folds_of, verdict
+from engine.finetuning.ground import UNKNOWN, Ground, ground_of
+from engine.finetuning.tuner import known_loss
+from engine.model.linkage import LinkageModel
+from engine.training.course import Checkpoint
+from engine.training.progress import Progress
+
+START = LinkageModel.load()
+QUICK = FinePlan(steps=12, folds=3, checks=2)
+
+
+def spread(seed: int, classes: int = 40, each: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of several modes, which the start leaves in pieces."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), each)
+    modes = rng.normal(size=(classes, 3, 24)) * 0.55 + rng.normal(size=(classes, 1, 24))
+    emb = modes[labels, rng.integers(0, 3, len(labels))] + 0.36 * rng.normal(size=(len(labels), 24))
+    return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def among(seed: int, told: int) -> tuple[Ground, np.ndarray]:
+    """A ground of which some classes are labelled, and all labels."""
+    emb, labels = spread(seed)
+    chosen = np.random.default_rng(seed).permutation(np.unique(labels))[:told]
+    return ground_of("spread", emb, np.where(np.isin(labels, chosen), labels, UNKNOWN), START), labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pair_with_a_labelled_end_is_known(seed: int) -> None:
+    ground, _ = among(seed, 10)
+    for depth, level in enumerate(ground.levels(START, 0.42), start=1):
+        built = ground._grown(START, 0.42)
+        place = built.node_of
+        for lower in built.levels[:depth]:
+            place = lower.above[lower.root[place]].astype(np.int64)
+        scene = level.scene
+        for edge in np.random.default_rng(seed).permutation(len(scene.heads))[:60]:
+            one, other = (ground.labels[place == end[edge]] for end in (scene.heads, scene.tails))
+            told = (one[:, None] != UNKNOWN) | (other != UNKNOWN)
+            assert level.known[edge] == pytest.approx(told.mean(), abs=2e-3)
+            if told.any():
+                same = (one[:, None] == other)[told].mean()
+                assert scene.target[edge] == pytest.approx(same, abs=1e-3)
+
+
+def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
+    level = among(0, 6)[0].levels(START, 0.42)[0]
+    net, ranges = START.upper.net, START.upper
+    scene = replace(level.scene, x=ranges.nodes.apply(level.scene.x), e=ranges.edges.apply(level.scene.e))
+    assert (level.known == 0).any()
+    assert (level.known == 1).any()
+    other = replace(scene, target=np.where(level.known == 0, 1 - scene.target, scene.target))
+    losses = [known_loss(net, replace(level, scene=each)) for each in (scene, other)]
+    assert torch.equal(losses[0], losses[1])
+    flipped = replace(scene, target=np.where(level.known == 1, 1 - scene.target, scene.target))
+    assert known_loss(net, replace(level, scene=flipped)) > losses[0] + 0.1
+
+
+def test_folds_share_out_the_labelled_classes_of_two_items_or_more() -> None:
+    ground, _ = among(1, 11)
+    labels = ground.labels.copy()
+    labels[np.flatnonzero(labels == UNKNOWN)[0]] = 999
+    folds = folds_of(replace(ground, labels=labels), 4, 0)
+    unseen = np.concatenate([fold.unseen for fold in folds])
+    assert sorted(unseen) == sorted(set(ground.labels.tolist()) - {UNKNOWN})
+    assert len(folds) == 4
+    hidden = ground.hiding(folds[0].unseen)
+    assert set(hidden.labels) == set(ground.labels) - set(folds[0].unseen.tolist())
+
+
+def test_scores_of_classes_are_those_of_their_items() -> None:
+    ground, labels = among(2, 12)
+    classes = np.unique(ground.labels[ground.labels != UNKNOWN])
+    found = class_scores(START, Fold(ground, classes))
+    every = class_scores(START, Fold(replace(ground, labels=labels), np.unique(labels)))
+    assert f_of(every)[0] == pytest.approx(scores.bcubed_f(labels, ground.clusters(START)))
+    assert found[:, 0].sum() == (ground.labels != UNKNOWN).sum()
+
+
+def test_better_on_held_out_classes_is_taken_and_better_on_others() -> None:
+    ground, labels = among(3, 12)
+    model, about = tuned([ground], [], START, FinePlan(folds=3))
+    assert not about["kept_start"], about["verdict"]
+    rest = Fold(replace(ground, labels=labels), np.unique(labels[ground.labels == UNKNOWN]))
+    assert f_of(class_scores(model, rest))[0] > f_of(class_scores(START, rest))[0] + 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_start_is_kept_where_labels_mean_nothing(seed: int, tmp_path: Path) -> None:
+    emb, labels = spread(seed)
+    path, out = tmp_path / "noise.npz", tmp_path / "tuned.safetensors"
+    np.savez(path, emb=emb, labels=np.random.default_rng(seed).permutation(labels))
+    model = finetune(Material([path]), out, START, QUICK)
+    assert model.card.about["kept_start"]
+    assert "The start is kept unchanged" in model.card.about["said"]
+    own, start = LinkageModel.load(out).tensors(), START.tensors()
+    assert all(torch.equal(own[name], start[name]) for name in start)
+    assert LinkageModel.load(out).sha256 == START.sha256
+
+
+def test_a_verdict_weighs_classes() -> None:
+    rng = np.random.default_rng(0)
+    before = np.stack([np.full(10, 20.0), rng.uniform(0.5, 0.9, 10), rng.uniform(0.5, 0.9, 10)], axis=1)
+    gain = np.array([0.0, 0.05, 0.05])
+    mixed = before + np.where(np.arange(10) % 2, 0.1, -0.1)[:, None] * [0, 1, 1]
+    assert verdict(before, before + gain, 0).sure == 1.0
+    assert verdict(before, before + gain, 0).better
+    assert verdict(before, before - gain, 0).sure == 0.0
+    assert not verdict(before, mixed, 0).better
+    assert not verdict(before, before, 0).better
+
+
+def test_a_resumed_fine_tuning_ends_with_the_same_bits(tmp_path: Path) -> None:
+    emb, labels = spread(5)
+    np.savez(tmp_path / "some.npz", emb=emb[:180], labels=labels[:180])
+    np.savez(tmp_path / "all.npz", emb=emb, labels=np.zeros(len(emb), np.int64))
+    material = Material([tmp_path / "some.npz"], tmp_path / "all.npz")
+    plan = replace(QUICK, save_every=0.0)
+    whole = finetune(material, tmp_path / "whole.safetensors", START, plan)
+    kept = tmp_path / "cut.checkpoint"
+
+    def cut(progress: Progress) -> None:
+        if progress.held_out:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(material, tmp_path / "cut.safetensors", START, plan, cut, Checkpoint(kept))
+    again = Checkpoint(kept, resume=True)
+    resumed = finetune(material, tmp_path / "cut.safetensors", START, plan, checkpoint=again)
+    assert resumed.sha256 == whole.sha256
+    assert resumed.card.about["verdict"] == whole.card.about["verdict"]
+    assert not kept.exists()
+
+
+def test_labelled_items_of_a_collection_are_one_item_each(tmp_path: Path) -> None:
+    emb, labels = spread(6)
+    np.savez(tmp_path / "some.npz", emb=emb[:150], labels=labels[:150])
+    np.savez(tmp_path / "more.npz", emb=emb[150:300], labels=labels[150:300])
+    np.savez(tmp_path / "all.npz", emb=emb, labels=labels)
+    (ground,) = read_grounds([tmp_path / "some.npz", tmp_path / "more.npz"], tmp_path / "all.npz", START)
+    assert len(ground.labels) == len(emb)
+    assert (ground.labels != UNKNOWN).sum() == 300
+    assert len(np.unique(ground.labels)) == 21
+
+
+def test_what_cannot_be_fine_tuned_on_is_said(tmp_path: Path) -> None:
+    emb, labels = spread(7)
+    np.savez(tmp_path / "three.npz", emb=emb[:45], labels=labels[:45])
+    np.savez(tmp_path / "narrow.npz", emb=emb[:, :7], labels=labels)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(InputError, match="three has 3 labelled classes"):
+        finetune(Material([tmp_path / "three.npz"]), out, START, QUICK)
+    with pytest.raises(InputError, match=r"not of one space: they have \[7, 24\] components"):
+        finetune(Material([tmp_path / "three.npz"], tmp_path / "narrow.npz"), out, START, QUICK)
+    with pytest.raises(InputError, match="at least one labelled file"):
+        finetune(Material([]), out, START, QUICK)
+    assert not out.exists()
