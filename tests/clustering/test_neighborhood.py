@@ -101,8 +101,9 @@ def test_exact_lists_equal_brute_force(seed: int, kind: str) -> None:
         pond.step(arrivals, departures)
         where = f"{seed=} {at=}"
         assert pond.held(k) == pond.wanted(k), where
+        held = pond.held(width)
         for name, all_of_them in pond.wanted(width).items():
-            known = pond.held(width)[name]
+            known = held[name]
             assert known == all_of_them[: len(known)], where
 
 

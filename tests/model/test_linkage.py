@@ -64,8 +64,8 @@ def random_evidence(rng: np.random.Generator, graph: KnnGraph) -> EvidenceArrays
 def _sums(rng: np.random.Generator) -> list[int]:
     """Of some edges: how many, p, similarity, its square."""
     p, s = rng.uniform(0.02, 0.98, edges := int(rng.integers(1, 30))), rng.uniform(-0.2, 1.0, edges)
-    whole = [round(value * 2**16) for value in s]
-    return [edges, sum(round(value * 2**16) for value in p), sum(whole), sum(value**2 for value in whole)]
+    p, s = (np.rint(values * 2**16).astype(np.int64) for values in (p, s))
+    return [edges, int(p.sum()), int(s.sum()), int((s * s).sum())]
 
 
 def on_grid(x: np.ndarray) -> np.ndarray:

@@ -147,12 +147,16 @@ def evidence_of(base: SlowLevel, items: list[list[int]]) -> EvidenceArrays:
 
 def nearest(grid: Int16, hashes: UInt64, k: int) -> tuple[Int32, Int32]:
     """The k nearest other rows of each row and their dots, -1 pads: (n, k) int32 each."""
-    wide = grid.astype(np.int64)
-    dots = wide @ wide.T
+    wide = grid.astype(np.float64)  # holds every sum of products exactly, and is multiplied quickly
+    dots = (wide @ wide.T).astype(np.int64)
+    least = max(0, len(grid) - k - 1)
+    bounds = np.partition(dots, least, axis=1)[:, least] if len(grid) else dots[:, :0]  # k others reach it
     neighbors = np.full((len(grid), k), -1, np.int32)
     found = np.full((len(grid), k), -1, np.int32)
     for row in range(len(grid)):
-        best = [other for other in np.lexsort((hashes, -dots[row])).tolist() if other != row][:k]
+        near = np.flatnonzero(dots[row] >= bounds[row])
+        order = near[np.lexsort((hashes[near], -dots[row, near]))]
+        best = order[order != row][:k]
         neighbors[row, : len(best)] = best
         found[row, : len(best)] = dots[row, best]
     return neighbors, found
