@@ -28,7 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say how many examples hypothesis draws where a test does not; see that interrupts arrive."""
+    """Say how many examples hypothesis draws where a test does not; see that interrupts arrive.
+
+    Start what the processes of tests are forked from.
+    """
     from hypothesis import settings
 
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts its background jobs
@@ -37,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("short", max_examples=60, deadline=None)
     settings.register_profile("long", max_examples=300, deadline=None)
     settings.load_profile("long" if config.getoption("--long") else "short")
+    if schedule.shares_processes(config):
+        warm_python.share()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -138,6 +143,5 @@ def warm_command(*arguments: str | Path, threads: bool = False) -> list[str]:
     return [warm_python.executable(threads), *command(*arguments)[1:]]
 
 
-def pytest_sessionfinish() -> None:
-
+def pytest_unconfigure() -> None:
     warm_python.close()

@@ -94,6 +94,12 @@ def mark(item: pytest.Item) -> None:
         raise pytest.UsageError(f"{item.nodeid} starts a broker of its own: name it in TOGETHER")
 
 
+def shares_processes(config: pytest.Config) -> bool:
+    """Whether this process has workers whose tests start processes."""
+    has_workers = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
+    return has_workers and "not process" not in config.option.markexpr
+
+
 def rank_of(test: str) -> int:
     """When a test begins, by what is at most as long."""
     return next((at for at, name in enumerate(FIRST) if test.startswith(name)), len(FIRST))

@@ -35,28 +35,50 @@ from typing import NoReturn
 
 from tests.faults import zygote
 from tests.faults.zygote import ENVIRONMENT
+from tests.support.waiting import until
 
 _PRELOADED = (
     "pyarrow.parquet",
     "sklearn.datasets",
     "torch._dynamo",  # an optimizer's first step imports it
+    "connectors.files.source",
     "connectors.http",
+    "connectors.kafka.sink",
+    "connectors.kafka.source",
     "engine.api.server",
     "engine.cli.adapt",
+    "engine.cli.demo",
     "engine.cli.digits",
+    "engine.cli.encode",
+    "engine.cli.evaluate",
+    "engine.cli.export",
     "engine.cli.ingest",
+    "engine.cli.learn",
     "engine.cli.main",
     "engine.cli.operate",
+    "engine.cli.serve",
     "engine.cli.show",
+    "engine.cli.tune",
+    "engine.collection.sweep",
+    "engine.daemon.publisher",
     "engine.daemon.supervisor",
     "engine.daemon.writer",
-    "engine.storage.verify",
     "engine.evaluation.evaluate",
+    "engine.evaluation.proposal",
+    "engine.evaluation.tuning",
     "engine.learning.adapt",
+    "engine.learning.encoder",
     "engine.learning.judge",
     "engine.learning.labelled",
+    "engine.learning.plots",
+    "engine.storage.verify",
+    "engine.training.lander_train",
+    "engine.training.train",
+    "engine.training.training_report",
 )
 _ROOT = Path(__file__).resolve().parents[2]
+_NAMES = "python", "threads"
+_SHARED = "TESTS_WARM_PYTHON"  # variable: the folder of the processes that a session's workers share
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free
 
@@ -106,26 +128,23 @@ os._exit(status)
 
 
 class WarmPython:
-    """The processes that others are forked from, and the executables that ask for one."""
+    """The processes that others are forked from, in a folder with the executables that ask for one."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-warm-")
-        self.python, self.threads = (f"{self._folder.name}/{name}" for name in ("python", "threads"))
-        for executable in self.python, self.threads:
-            places = {"address": f"{executable}.socket", "threads": f"{self.threads}.socket"}
+        self.folder = self._folder.name
+        executables = [f"{self.folder}/{name}" for name in _NAMES]
+        for executable in executables:
+            places = {"address": f"{executable}.socket", "threads": f"{executables[1]}.socket"}
             Path(executable).write_text(_EXECUTABLE.format(python=sys.executable, **places))
             Path(executable).chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.python, self.threads],
+            [sys.executable, "-m", __name__, *executables],
             cwd=_ROOT,  # not the test's folder, which may have modules of the same names
             env=env,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        assert self._process.stdout
-        for _ in range(2):
-            assert self._process.stdout.readline(), "the warm processes did not start"
 
     def close(self) -> None:
         """End what was started and still runs, too."""
@@ -136,18 +155,30 @@ class WarmPython:
 _running: list[WarmPython] = []
 
 
+def share() -> None:
+    """Start the processes for all workers of this session; they become warm while these collect tests."""
+    os.environ[_SHARED] = _start().folder
+
+
 def executable(threads: bool = False) -> str:
     """The path of a Python that starts warm; the processes behind it start with the first call."""
-    if not _running:
-        from tests.conftest import environment
+    folder = os.environ.get(_SHARED) or (_running[0] if _running else _start()).folder
+    path = f"{folder}/{_NAMES[threads]}"
+    until(lambda: os.path.exists(f"{path}.socket"), 600.0)
+    return path
 
-        _running.append(WarmPython(environment()))
-    return _running[0].threads if threads else _running[0].python
+
+def _start() -> WarmPython:
+    from tests.conftest import environment
+
+    _running.append(WarmPython(environment()))
+    return _running[0]
 
 
 def close() -> None:
-    """End the processes behind `executable`, if they run."""
+    """End the processes behind `executable`, if this process started them."""
     while _running:
+        os.environ.pop(_SHARED, None)
         _running.pop().close()
 
 
@@ -174,9 +205,9 @@ def _serve(executable: str, fixed: Mapping[str, str]) -> None:
     """`fixed`: variables that stay as they are; numba refuses another number of threads than it has."""
     sys.executable = executable
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(f"{executable}.socket")
+        listening.bind(f"{executable}.new")
         listening.listen(64)
-        print("ready", flush=True)
+        os.rename(f"{executable}.new", f"{executable}.socket")  # who finds it can connect
         while True:
             ready, _, _ = select.select([listening, 0], [], [])
             if 0 in ready:
