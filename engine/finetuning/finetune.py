@@ -35,11 +35,11 @@ LEAST_CLASSES = 4  # of two items or more, to learn from some and judge on other
 class FinePlan:
     """How to fine-tune."""
 
-    steps: int = 60
+    steps: int = 30
     minutes: float | None = None  # instead of steps
     seed: int = 0
-    folds: int = 5  # of the classes
-    checks: int = 4  # after which the best of the models so far is kept
+    folds: int = 3  # of the classes
+    checks: int = 2  # after which the best of the models so far is kept
     save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
     pitch: Pitch = field(default_factory=Pitch)
 
@@ -106,10 +106,19 @@ def tuned(
         held = folds = [fold for ground in grounds for fold in folds_of(ground, plan.folds, plan.seed)]
     trainer = Folds(grounds, folds, start, plan.pitch, plan.seed)
 
+    clusters: dict[tuple[str, int], Int64] = {}  # of models seen before: the start, the best
+
+    def clusters_of(model: LinkageModel, ground: Ground) -> Int64:
+        at = model.sha256, id(ground)
+        if at not in clusters:
+            clusters[at] = ground.clusters(model)
+        return clusters[at]
+
     def scored(models: Models) -> Float64:
         """Of each held-out class: by the model that does not know it."""
         able = models[:-1] if folds else [models[-1]] * len(held)
-        return np.concatenate([class_scores(each, fold) for each, fold in zip(able, held, strict=True)])
+        found = zip(able, held, strict=True)
+        return np.concatenate([class_scores(clusters_of(each, fold.ground), fold) for each, fold in found])
 
     def judged(models: Models) -> dict[str, float]:
         return {"held-out classes": float(f_of(scored(models))[0])}

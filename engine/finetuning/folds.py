@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.evaluation import scores
 from engine.finetuning.ground import UNKNOWN, Ground
-from engine.finetuning.tuner import Pitch, Tuner
+from engine.finetuning.tuner import TAUS, Pitch, Tuner
 from engine.model.linkage import LinkageModel
 from engine.types import Float64, Int64
 
@@ -67,6 +67,11 @@ class Folds:
         self.start = start
         each = [_hiding(grounds, fold) for fold in folds] + [list(grounds)]
         self.tuners = [Tuner(own, start, pitch, self.rng) for own in each]
+        for _ in range(pitch.first):
+            for at, ground in enumerate(grounds):
+                levels = ground.levels(start, float(self.rng.uniform(*TAUS)))
+                for tuner in self.tuners:
+                    tuner.take(at, levels)
 
     @property
     def steps(self) -> int:
@@ -113,9 +118,9 @@ def _hiding(grounds: Sequence[Ground], fold: Fold) -> list[Ground]:
     return [each.hiding(fold.unseen) if each is fold.ground else each for each in grounds]
 
 
-def class_scores(model: LinkageModel, fold: Fold) -> Float64:
+def class_scores(clusters: Int64, fold: Fold) -> Float64:
     """Items, precision and recall of the unseen classes among all items of the ground, (classes, 3)."""
-    found = scores.by_class(fold.ground.labels, fold.ground.clusters(model))
+    found = scores.by_class(fold.ground.labels, clusters)
     rows = {each.label: (each.items, each.precision, each.recall) for each in found}
     return np.array([rows[label] for label in sorted(fold.unseen.tolist())], np.float64)
 

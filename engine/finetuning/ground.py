@@ -12,11 +12,18 @@ import numpy as np
 
 from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
 from engine.model.linkage import LinkageModel
-from engine.training.rollout import Scene, scenes
+from engine.training.rollout import Scene, counts_of, places, scenes
 from engine.types import Epoch, Float32, Int64
 
 UNKNOWN = -1  # the label of an item without one
-LEAST_KNOWN = 1e-3  # share of the pairs across an edge below which its target says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A level that a model has grown: its features, and the node of each item (n,)."""
+
+    scene: Scene  # without targets
+    place: Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,11 @@ class Ground:
         """Return the final clusters (n,) with the levels that a model grows."""
         return partitions(self._grown(model, model.tau if tau is None else tau))[-1]
 
-    def levels(self, model: LinkageModel, tau: float) -> list[Known]:
-        """Return the levels above 0 that a model grows, but those of which no label tells."""
+    def levels(self, model: LinkageModel, tau: float) -> list[Grown]:
+        """Return the levels above 0 that a model grows."""
         built = self._grown(model, tau)
-        told = self.labels != UNKNOWN
-        # Unlabelled items as strangers of each other, and as one class: what differs is unknown.
-        alone = np.where(told, self.labels, self.labels.max(initial=0) + 1 + np.arange(len(told)))
-        least, most = (scenes(built, labels, self.epoch, lowest=1) for labels in (alone, self.labels))
-        return [found for pair in zip(least, most, strict=True) if (found := _known(*pair)).known.any()]
+        found, at = scenes(built, self.labels, self.epoch, lowest=1), places(built)
+        return [Grown(scene, at[scene.level]) for scene in found]
 
     def _grown(self, model: LinkageModel, tau: float) -> Built:
         return regrown(self.built, model, tau, model.max_levels, self.epoch)
@@ -65,8 +69,14 @@ def ground_of(name: str, emb: Float32, labels: Int64, start: LinkageModel) -> Gr
     return Ground(name, emb, labels, built, epoch)
 
 
-def _known(least: Scene, most: Scene) -> Known:
-    known = np.clip(1.0 - (most.target - least.target), 0.0, 1.0).astype(np.float32)
-    known = np.where(known > LEAST_KNOWN, known, np.float32(0.0))
-    target = np.where(known > 0.0, least.target / np.maximum(known, LEAST_KNOWN), 0.0)
-    return Known(replace(least, target=np.clip(target, 0.0, 1.0).astype(np.float32)), known)
+def known(level: Grown, labels: Int64) -> Known:
+    """Return a level as a training graph, by what the labels (n,) of the items tell."""
+    scene, told = level.scene, labels != UNKNOWN
+    nodes, heads, tails = len(scene.degrees), scene.heads, scene.tails
+    counts = counts_of(level.place[told], labels[told], nodes)
+    items, unknown = (np.bincount(place, minlength=nodes) for place in (level.place, level.place[~told]))
+    pairs = items[heads] * items[tails]
+    told_of = pairs - unknown[heads] * unknown[tails]
+    same = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
+    target = (same / np.maximum(told_of, 1)).astype(np.float32)
+    return Known(replace(scene, target=target), (told_of / pairs).astype(np.float32))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.finetuning.ground import Ground, Known
+from engine.finetuning.ground import Ground, Grown, Known, known
 from engine.model.linkage import LinkageModel
 from engine.model.network import Linkage, Universal
 from engine.system.determinism import one_thread
@@ -47,15 +47,13 @@ class Tuner:
         net.load_state_dict(start.upper.net.state_dict())
         self.descent = Descent(net, pitch.pace)
         self.pool: list[Known] = []
-        for _ in range(pitch.first):
-            for ground in grounds:
-                self._grow(ground, start)
 
     @one_thread()
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
         if self.descent.steps and self.descent.steps % self.pitch.fresh_every == 0:
-            self._grow(self.grounds[int(self.rng.integers(len(self.grounds)))], self.model())
+            at = int(self.rng.integers(len(self.grounds)))
+            self.take(at, self.grounds[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
         if not self.pool:
             return 0.0
         level = self.pool[int(self.rng.integers(len(self.pool)))]
@@ -67,13 +65,14 @@ class Tuner:
         upper = Linkage(copy.deepcopy(self.descent.mean_net), start.nodes, start.edges)
         return LinkageModel(self.start.base, upper, self.start.card)
 
-    def _grow(self, ground: Ground, model: LinkageModel) -> None:
-        start = self.start.upper
-        for level in ground.levels(model, float(self.rng.uniform(*TAUS))):
-            scene = replace(
-                level.scene, x=start.nodes.apply(level.scene.x), e=start.edges.apply(level.scene.e)
-            )
-            keep(self.pool, replace(level, scene=scene), POOL, self.rng)
+    def take(self, at: int, levels: Sequence[Grown]) -> None:
+        """Keep those levels of a ground of which its labels tell."""
+        ranges = self.start.upper
+        for level in levels:
+            told = known(level, self.grounds[at].labels)
+            if told.known.any():
+                x, e = ranges.nodes.apply(told.scene.x), ranges.edges.apply(told.scene.e)
+                keep(self.pool, replace(told, scene=replace(told.scene, x=x, e=e)), POOL, self.rng)
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next steps depend on, but for the random numbers."""
@@ -92,17 +91,17 @@ def known_loss(net: Universal, level: Known) -> Tensor:
     An edge counts by the share of its pairs that they tell of; where they tell nothing, the network's own p
     stands in the densities.
     """
-    scene, known = level.scene, torch.from_numpy(level.known)
+    scene, told = level.scene, torch.from_numpy(level.known)
     heads, tails = torch.from_numpy(scene.heads), torch.from_numpy(scene.tails)
     target, similarity = torch.from_numpy(scene.target), torch.from_numpy(scene.similarity)
     degrees = torch.from_numpy(scene.degrees)
     logits = net(torch.from_numpy(scene.x), torch.from_numpy(scene.e), degrees.long(), tails)
     p, counts = torch.sigmoid(logits), degrees.clamp(min=1)
     own = density(p, similarity, heads, counts)
-    truth = density(known * target + (1.0 - known) * p.detach(), similarity, heads, counts)
+    truth = density(told * target + (1.0 - told) * p.detach(), similarity, heads, counts)
     upward = own.detach()[tails] > own.detach()[heads]
     smaller = np.minimum(scene.size[scene.heads], scene.size[scene.tails])
-    weight = known * torch.from_numpy(importance(smaller, [len(scene.e)], 0.75))
+    weight = told * torch.from_numpy(importance(smaller, [len(scene.e)], 0.75))
     weight = weight * torch.where(upward, 1.0, 0.25)
     weight = weight * torch.where(chosen_edges(logits.detach(), upward, heads, len(scene.x)), 4.0, 1.0)
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -70,22 +70,26 @@ class Oracle:
 
 def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[Scene]:
     """Return the levels from `lowest` up as training graphs; features raw. `labels`: of the items."""
-    _, of = np.unique(labels, return_inverse=True)
-    counts = scipy.sparse.csr_matrix((np.ones(len(of)), (built.node_of, of)))  # (nodes, classes) items
-    place, out = built.levels[0].nodes.all_rows(), []
-    for depth, level in enumerate(built.levels):
-        if depth:
-            lower = built.levels[depth - 1]
-            lifted = lower.above[lower.root[lower.nodes.all_rows()]]
-            rows = level.nodes.rows
-            counts = (
-                scipy.sparse.csr_matrix((np.ones(len(lifted)), (lifted, place)), (rows, counts.shape[0]))
-                @ counts
-            )
-        place = level.nodes.all_rows()
-        if len(place) > 1 and depth >= lowest:
-            out.append(_scene(level, counts, epoch, depth))
+    levels = zip(built.levels, places(built), strict=True)
+    return [
+        _scene(level, counts_of(place, labels, level.nodes.rows), epoch, depth)
+        for depth, (level, place) in enumerate(levels)
+        if depth >= lowest and level.nodes.live > 1
+    ]
+
+
+def places(built: Built) -> list[Int64]:
+    """Return the node of each item (n,) at each level."""
+    out = [built.node_of]
+    for level in built.levels[:-1]:
+        out.append(level.above[level.root[out[-1]]].astype(np.int64))
     return out
+
+
+def counts_of(place: Int64, labels: Int64, nodes: int) -> scipy.sparse.csr_matrix:
+    """Return the items of each node and class, (nodes, classes), of the nodes and labels of items (n,)."""
+    _, of = np.unique(labels, return_inverse=True)
+    return scipy.sparse.csr_matrix((np.ones(len(of)), (place, of)), (nodes, int(of.max(initial=-1)) + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.finetuning.finetune import FinePlan, Material, finetune, read_grounds, tuned
 from engine.finetuning.folds import Fold, class_scores, f_of, folds_of, verdict
-from engine.finetuning.ground import UNKNOWN, Ground, ground_of
+from engine.finetuning.ground import UNKNOWN, Ground, ground_of, known
 from engine.finetuning.tuner import known_loss
 from engine.model.linkage import LinkageModel
 from engine.training.course import Checkpoint
@@ -42,23 +42,21 @@ def among(seed: int, told: int) -> tuple[Ground, np.ndarray]:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pair_with_a_labelled_end_is_known(seed: int) -> None:
     ground, _ = among(seed, 10)
-    for depth, level in enumerate(ground.levels(START, 0.42), start=1):
-        built = ground._grown(START, 0.42)
-        place = built.node_of
-        for lower in built.levels[:depth]:
-            place = lower.above[lower.root[place]].astype(np.int64)
+    for grown in ground.levels(START, 0.42):
+        level, place = known(grown, ground.labels), grown.place
         scene = level.scene
         for edge in np.random.default_rng(seed).permutation(len(scene.heads))[:60]:
             one, other = (ground.labels[place == end[edge]] for end in (scene.heads, scene.tails))
             told = (one[:, None] != UNKNOWN) | (other != UNKNOWN)
-            assert level.known[edge] == pytest.approx(told.mean(), abs=2e-3)
+            assert level.known[edge] == pytest.approx(told.mean(), abs=1e-6)
             if told.any():
                 same = (one[:, None] == other)[told].mean()
-                assert scene.target[edge] == pytest.approx(same, abs=1e-3)
+                assert scene.target[edge] == pytest.approx(same, abs=1e-6)
 
 
 def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
-    level = among(0, 6)[0].levels(START, 0.42)[0]
+    ground, _ = among(0, 6)
+    level = known(ground.levels(START, 0.42)[0], ground.labels)
     net, ranges = START.upper.net, START.upper
     scene = replace(level.scene, x=ranges.nodes.apply(level.scene.x), e=ranges.edges.apply(level.scene.e))
     assert (level.known == 0).any()
@@ -85,9 +83,10 @@ def test_folds_share_out_the_labelled_classes_of_two_items_or_more() -> None:
 def test_scores_of_classes_are_those_of_their_items() -> None:
     ground, labels = among(2, 12)
     classes = np.unique(ground.labels[ground.labels != UNKNOWN])
-    found = class_scores(START, Fold(ground, classes))
-    every = class_scores(START, Fold(replace(ground, labels=labels), np.unique(labels)))
-    assert f_of(every)[0] == pytest.approx(scores.bcubed_f(labels, ground.clusters(START)))
+    clusters = ground.clusters(START)
+    found = class_scores(clusters, Fold(ground, classes))
+    every = class_scores(clusters, Fold(replace(ground, labels=labels), np.unique(labels)))
+    assert f_of(every)[0] == pytest.approx(scores.bcubed_f(labels, clusters))
     assert found[:, 0].sum() == (ground.labels != UNKNOWN).sum()
 
 
@@ -96,7 +95,8 @@ def test_better_on_held_out_classes_is_taken_and_better_on_others() -> None:
     model, about = tuned([ground], [], START, FinePlan(folds=3))
     assert not about["kept_start"], about["verdict"]
     rest = Fold(replace(ground, labels=labels), np.unique(labels[ground.labels == UNKNOWN]))
-    assert f_of(class_scores(model, rest))[0] > f_of(class_scores(START, rest))[0] + 0.02
+    after, before = (float(f_of(class_scores(ground.clusters(each), rest))[0]) for each in (model, START))
+    assert after > before + 0.02
 
 
 @pytest.mark.parametrize("seed", range(3))
