@@ -18,7 +18,7 @@ from engine.api.app import make_routes
 from engine.api.context import Context
 from engine.api.problems import KINDS
 from engine.api.writer_client import Status
-from engine.config import load
+from engine.config import Settings, load
 from engine.daemon.control import Listener
 from engine.daemon.supervisor import listen
 from engine.errors import ConfigError, InputError, WriterBusy
@@ -236,15 +236,23 @@ def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
     def refuse(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
         raise InputError("there is no such level")
 
-    settings = settings_of(store, source__http=True, api__forward_timeout_s=0.5, api__forwards_max=2)
-    with Listener(store, {"assign": busy, "explain": refuse}), api(settings) as served:
-        problem(served.http.post("/v1/assign", json={"embedding": VECTOR}), "writer-busy")
+    bounds = {"source__http": True, "api__forwards_max": 2}
+    with Listener(store, {"assign": busy, "explain": refuse}):
+        with api(settings_of(store, **bounds)) as patient:
+            assert "level" in problem(patient.http.get("/v1/items/a/explain"), "invalid")["detail"]
+        hasty(settings_of(store, **bounds, api__forward_timeout_s=0.5))
         assert not release.is_set(), "it did not wait for the writer"
-        assert "level" in problem(served.http.get("/v1/items/a/explain"), "invalid")["detail"]
+        release.set()
+
+
+def hasty(settings: Settings) -> None:
+    """Ask one after another, then side by side, an API that waits for less long than the writer takes."""
+    with api(settings) as served:
+        problem(served.http.post("/v1/assign", json={"embedding": VECTOR}), "writer-busy")
         answers: list[httpx.Response] = []
 
         def ask() -> None:
-            answers.append(httpx.post(f"{served.url}/v1/assign", json={"embedding": VECTOR}, timeout=60))
+            answers.append(served.http.post("/v1/assign", json={"embedding": VECTOR}))
 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
@@ -254,7 +262,6 @@ def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
         for answer in answers:
             problem(answer, "writer-busy")
         assert any("wait for the writer already" in answer.json()["detail"] for answer in answers)
-        release.set()
 
 
 def test_writes_are_off_unless_they_are_on(store: Path) -> None:

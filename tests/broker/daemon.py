@@ -79,7 +79,7 @@ class Daemon:
         """As an operator does; returns its exit code."""
         assert self._process
         self._process.terminate()
-        return self._process.wait(60)
+        return self._process.wait(120)
 
     def kill(self) -> None:
         """All of its processes at once."""

@@ -64,7 +64,7 @@ class Topics:
     def delete(self, topic: str) -> None:
         with contextlib.closing(self.admin()) as admin:
             admin.delete_topics([topic])
-            until(lambda: topic not in admin.list_topics(), 20)
+            until(lambda: topic not in admin.list_topics(), 120)
 
     def add_partitions(self, topic: str, total: int) -> None:
         with contextlib.closing(self.admin()) as admin:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typer.main import get_command
 from engine.cli.console import home_path
 from engine.storage.store import Store
 from tests.conftest import Run, environment, warm_command
+from tests.support.stores import version_of
+from tests.support.waiting import until
 
 CLASSES, EACH, DIM = 30, 10, 16
 
@@ -285,9 +286,9 @@ def test_a_signal_stops_between_batches(
         stdout=subprocess.PIPE,
         text=True,
     )
-    wait_for_version(shoal, 2)
+    until(lambda: version_of(tmp_path / "shoal-store") >= 2, 300)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert f"stopped by {number.name} after row" in err
     assert "the same command goes on" in err
@@ -318,7 +319,7 @@ def test_reading_while_another_process_writes(shoal: Run, data: Path, tmp_path: 
         env=environment({"SHOAL_MODEL__PATH": str(model)}),
         stdout=subprocess.DEVNULL,
     )
-    wait_for_version(shoal, 1)
+    until(lambda: version_of(tmp_path / "shoal-store") >= 1, 300)
     versions = []
     while process.poll() is None:
         page = told(shoal("clusters", "--json", "--limit", "1000"))
@@ -328,16 +329,6 @@ def test_reading_while_another_process_writes(shoal: Run, data: Path, tmp_path: 
     assert process.returncode == 0
     assert versions == sorted(versions)
     assert told(shoal("clusters", "--json"))["version"] == 60
-
-
-def wait_for_version(shoal: Run, version: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        done = shoal("clusters", "--json", "--limit", "1")
-        if done.returncode == 0 and json.loads(done.stdout)["version"] >= version:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no version {version} within 60 s: {done.stderr}")
 
 
 KEYS = {

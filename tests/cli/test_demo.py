@@ -72,7 +72,7 @@ def test_the_demo_serves_its_digits_until_it_is_stopped(tmp_path: Path, model: P
     page = json.loads(shoal("clusters", "--store", "digits", "--json", "--limit", "1000").stdout)
     assert sum(cluster["size"] for cluster in page["clusters"]) == 1797
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert err == ""
     assert any(line.startswith("Fb") for line in lines)
@@ -80,7 +80,7 @@ def test_the_demo_serves_its_digits_until_it_is_stopped(tmp_path: Path, model: P
 
 def _look_around(url: str) -> None:
     """The API and the page, and what only the writer can answer."""
-    with httpx.Client(base_url=url, timeout=60) as api:
+    with httpx.Client(base_url=url, timeout=300) as api:
         item = api.get("/v1/items/7").json()
         assert item["payload"]["title"] == f"a handwritten {item['payload']['label']}"
         kind, _, data = item["payload"]["image"].partition(",")
@@ -124,6 +124,6 @@ def test_the_demo_stops_in_the_middle(tmp_path: Path, model: Path) -> None:
     assert process.stdout is not None
     next(line for line in process.stdout if "largest" in line)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert err.strip() == "shoal: stopped by SIGTERM before the stream ended."

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, model: Path) -> Path:
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{warm_python.executable()}" -m engine "$@"\n')
     command.chmod(0o755)
-    (tmp_path / "bin/.curlrc").write_text("fail\nsilent\nshow-error\nmax-time = 20\n")
+    (tmp_path / "bin/.curlrc").write_text("fail\nsilent\nshow-error\nmax-time = 120\n")
     return tmp_path
 
 
@@ -103,7 +103,7 @@ def daemon(folder: Path, model: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def free_port() -> int:
@@ -143,7 +143,7 @@ def test_requests_are_answered(daemon: str, folder: Path, model: Path) -> None:
     for block in blocks("daemon", "python"):
         given = f"import numpy as np\nkey, rows = 'none', np.ones((1, 64))\n{fitted(block.text)}        break"
         done = subprocess.run(
-            [warm_python.executable(), "-c", given], env=env, capture_output=True, text=True, timeout=60
+            [warm_python.executable(), "-c", given], env=env, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0 or "ReadTimeout" in done.stderr, done.stderr
 

@@ -62,7 +62,7 @@ class Halted:
 
         def halt(*arguments: Any) -> Any:
             self._reached.set()
-            assert self._go.wait(30)
+            assert self._go.wait(120)
             return before(*arguments)
 
         monkeypatch.setattr(module, name, halt)
@@ -70,7 +70,7 @@ class Halted:
     def start(self, work: Any) -> None:
         self._thread = threading.Thread(target=work)
         self._thread.start()
-        assert self._reached.wait(30)
+        assert self._reached.wait(60)
 
     def finish(self) -> None:
         self._go.set()
@@ -207,7 +207,7 @@ class Slow:
 
     def __call__(self, grid: Int16) -> tuple[int, list[Answer]]:
         self.sizes.append(len(grid))
-        assert self.go.wait(10)
+        assert self.go.wait(120)
         if grid[0, 0] < 0:
             raise ValueError("of ours")
         return 3, [Answer(int(row[1]), 1.0, None) for row in grid]
@@ -301,7 +301,7 @@ def test_a_search_comes_in_between_two_slices() -> None:
 
     thread = threading.Thread(target=insert)
     thread.start()
-    assert inserting.wait(5)
+    assert inserting.wait(60)
     assert not turns.busy
     with turns.search():
         order.append("search")
@@ -322,7 +322,7 @@ def test_searches_go_together_and_an_insert_alone() -> None:
         thread = threading.Thread(target=insert)
         thread.start()
         assert not entered.wait(0.1)
-    assert entered.wait(5)
+    assert entered.wait(60)
     thread.join()
 
 

@@ -31,7 +31,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     opened, save = threading.Event(), snapshots.save_index
 
     def waiting(*arguments: Any) -> None:
-        assert opened.wait(20)
+        assert opened.wait(120)
         save(*arguments)
 
     monkeypatch.setattr(snapshots, "save_index", waiting)

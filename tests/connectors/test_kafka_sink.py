@@ -275,7 +275,7 @@ def test_a_broker_that_is_killed_and_paused_while_publishing(
 
     def some_more() -> None:
         wanted = len(out) + 3
-        until(lambda: len(out) >= wanted, 60, pause_s=0.01)
+        until(lambda: len(out) >= wanted, 120, pause_s=0.01)
         assert publishing.is_alive()  # what comes now disturbs it
 
     publishing = threading.Thread(
@@ -292,7 +292,7 @@ def test_a_broker_that_is_killed_and_paused_while_publishing(
     some_more()
     restored.stop()
     restored.start()
-    publishing.join(60)
+    publishing.join(180)
     assert not publishing.is_alive()
     world.assert_published()
     assert out[0] > BEGIN

@@ -102,7 +102,7 @@ def test_records_wait_while_the_registry_of_their_schemas_is_away(
     read = reading(
         topic, kafka__key_format="int32", kafka__value_format="avro", kafka__registry_url=schemas.url
     )
-    until(lambda: read.take() is None and "records wait" in caplog.text, 30)
+    until(lambda: read.take() is None and "records wait" in caplog.text, 120)
     assert not read.live
     schemas.status = 200
     read.take_until(lambda: len(read.live) == 2)
@@ -169,7 +169,7 @@ def test_new_partitions_are_found(topics: Topics, reading: Open) -> None:
     read.take_until(lambda: len(read.live) == 5)
     topics.add_partitions(topic, 3)
     records = [Sent(b"new %d" % i, document(vector()), partition=i % 3) for i in range(30)]
-    until(lambda: topics.produce(topic, records) is None, 10)
+    until(lambda: topics.produce(topic, records) is None, 120)
     read.take_until(lambda: len(read.live) == 35)
     assert read.offsets() == {"0": 15, "1": 10, "2": 10}
     again = reading(topic, read.positions)
@@ -194,7 +194,7 @@ def test_only_committed_records_are_read_and_marks_are_passed(
     read = reading(topic)
     read.take_until(lambda: "kafka" in read.positions and read.offsets() == {"0": 6})
     assert list(read.live) == [b"yes", b"also"]
-    until(lambda: read.source.lag().total == 0, 30)
+    until(lambda: read.source.lag().total == 0, 120)
 
 
 def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open) -> None:
@@ -202,7 +202,7 @@ def test_the_queue_is_bounded_and_nothing_is_lost(topics: Topics, reading: Open)
     topics.produce(topic, numbered(600))
     read = reading(topic, queue_records=50)
     inbox = read.source._reader._inbox
-    until(lambda: len(inbox.records) >= 50, 30)
+    until(lambda: len(inbox.records) >= 50, 120)
     time.sleep(1.0)
     assert len(inbox.records) <= 100
     assert read.source.lag().total == 600
@@ -221,12 +221,12 @@ def test_lag_and_what_monitors_see(topics: Topics, reading: Open) -> None:
     )
     topics.produce(topic, [Sent(b"k%d" % i, document(vector()), partition=1) for i in range(9)])
     read = reading(topic)
-    until(lambda: read.source.lag().total == 10, 30)
+    until(lambda: read.source.lag().total == 10, 120)
     assert read.source.lag().records == {"0": 1, "1": 9}
     read.take_until(lambda: len(read.live) == 10)
-    until(lambda: read.source.lag().total == 0, 30)
+    until(lambda: read.source.lag().total == 0, 120)
     assert read.source.lag().oldest_unread_s == 0
-    until(lambda: topics.group("shoal-shoal").get((topic, 1)) == 9, 60)
+    until(lambda: topics.group("shoal-shoal").get((topic, 1)) == 9, 120)
 
 
 def test_topics_that_are_not_there_or_not_the_same(topics: Topics, reading: Open) -> None:

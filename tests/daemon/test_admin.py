@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from tests.conftest import Run
 from tests.support import collections
 from tests.support.live_api import settings_of, writer
 from tests.support.records import submit
+from tests.support.waiting import until
 
 DIM = 8
 
@@ -67,10 +67,7 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
     with writer(settings_of(store, **flags)), Control(store, 60.0) as control, View.open(store) as view:
         names = [f"the item {i}" for i in range(300)]
         submit(control, names, draw(0, 300), times=list(range(300)))
-        deadline = time.monotonic() + 30
-        while view.summary()["items"] > 250:  # nothing comes: the clock alone does it
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: view.summary()["items"] <= 250, 120)  # nothing comes: the clock alone does it
         with pytest.raises(NotFound):
             view.item("the item 3")
         with stream(store) as versions:
@@ -91,8 +88,7 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
             done = shoal("compact", "--json", env=env)
             assert orjson.loads(done.stdout)["live"], done.stderr
             before, sent = view.version, len(versions)
-            while len(versions) < sent + 5:
-                time.sleep(0.01)
+            until(lambda: len(versions) >= sent + 5)
             assert view.version > before, "this reader went over to the new file"
         assert versions == sorted(versions)
         with pytest.raises(NotFound):
@@ -125,10 +121,7 @@ def test_what_expires_while_nothing_comes_is_counted(tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "store", retention__max_items=5)
     with writer(settings), Control(tmp_path / "store", 30.0) as control:
         submit(control, [f"k{i}" for i in range(9)], draw(0, 9))
-        deadline = time.monotonic() + 20
-        while 'shoal_records_total{outcome="expired"} 4.0' not in control.call("metrics")["text"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: 'shoal_records_total{outcome="expired"} 4.0' in control.call("metrics")["text"], 120)
 
 
 def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:

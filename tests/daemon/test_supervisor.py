@@ -84,7 +84,7 @@ class Daemon:
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         code = self.process.wait(DEADLINE_S)
-        self._reader.join(5)
+        self._reader.join(60)
         return code
 
 
@@ -104,7 +104,7 @@ def serve(tmp_path: Path, model: Path) -> Iterator[Serve]:
         if daemon.process.poll() is None:
             daemon.process.kill()
         daemon.process.wait()
-        daemon._reader.join(5)
+        daemon._reader.join(60)
         if daemon.process.stderr:
             daemon.process.stderr.close()
 
@@ -117,11 +117,11 @@ def gone(pid: int) -> bool:
 
 
 def ready(url: str) -> bool:
-    return HTTP.get(f"{url}/readyz", timeout=10).status_code == 200
+    return HTTP.get(f"{url}/readyz", timeout=DEADLINE_S).status_code == 200
 
 
 def put(url: str, key: str, *vector: float) -> int:
-    answer = HTTP.put(f"{url}/v1/items/{key}", json={"embedding": vector}, timeout=60)
+    answer = HTTP.put(f"{url}/v1/items/{key}", json={"embedding": vector}, timeout=DEADLINE_S)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["version"])
 
@@ -170,7 +170,7 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
     api = daemon.told("started", part="api")
     assert until(lambda: HTTP.get(f"{daemon.url}/livez", timeout=DEADLINE_S).status_code == 200)
     assert not [e for e in daemon.log if e["event"] == "ready"], "the API was to answer first"
-    assert HTTP.get(f"{daemon.url}/readyz", timeout=10).status_code == 503
+    assert HTTP.get(f"{daemon.url}/readyz", timeout=DEADLINE_S).status_code == 503
     until(lambda: ready(daemon.url))
     until(lambda: "READY=1\nSTATUS=version 0" in notices)
     assert set(notices) <= {"WATCHDOG=1", "READY=1\nSTATUS=version 0"}
@@ -184,9 +184,10 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
     os.kill(daemon.told("started", part="writer")["pid"], signal.SIGKILL)
     with Control(daemon.store) as control, pytest.raises((WriterAway, WriterBusy)):
         until(lambda: control.call("status", timeout_s=0.5) and False)
-    item = HTTP.get(f"{daemon.url}/v1/items/k1", timeout=10)
+    item = HTTP.get(f"{daemon.url}/v1/items/k1", timeout=DEADLINE_S)
     assert (item.status_code, item.json()["version"]) == (200, 3)
-    assert HTTP.put(f"{daemon.url}/v1/items/k9", json={"embedding": [1, 9]}, timeout=30).status_code == 503
+    refused = HTTP.put(f"{daemon.url}/v1/items/k9", json={"embedding": [1, 9]}, timeout=DEADLINE_S)
+    assert refused.status_code == 503
     assert daemon.told("failed", part="writer")["cause"] == "signal SIGKILL"
     daemon.told("ready", process="writer", items=3, version=3)
     assert put(daemon.url, "k3", 1.0, 3.0) == 4
@@ -211,7 +212,7 @@ def test_a_life_of_a_daemon(serve: Serve, shoal: Run, tmp_path: Path, notices: l
 
 def answers(url: str) -> bool:
     try:
-        return HTTP.get(url, timeout=5).status_code == 200
+        return HTTP.get(url, timeout=DEADLINE_S).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -230,7 +231,7 @@ def test_a_writer_that_fails_again_and_again_is_given_up(serve: Serve) -> None:
     daemon = serve(SHOAL_LIMITS__RESTARTS_MAX="0")
     os.kill(daemon.told("started", part="writer")["pid"], signal.SIGKILL)
     assert daemon.process.wait(DEADLINE_S) == 1
-    daemon._reader.join(5)
+    daemon._reader.join(60)
     [sentence] = daemon.other
     assert sentence.startswith("shoal: the writer failed 1 times within 600 s, the last time with signal SIG")
 

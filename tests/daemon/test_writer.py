@@ -79,7 +79,7 @@ def running(
     settings = Settings.model_validate({"store": {"path": path}, "index": {"kind": "exact"}, **sections})
     with Engine.open(settings, weights) as engine:
         writer = Writer(settings, engine, make(settings, engine))
-        with writer.listen(), Control(path, 20.0) as control:
+        with writer.listen(), Control(path, 60.0) as control:
             thread = threading.Thread(target=writer.run)
             thread.start()
             try:
@@ -227,12 +227,12 @@ def test_a_question_between_batches_does_not_wait_for_ever(
 
         def halting(found: Batch) -> Applied:
             reached.set()
-            assert go.wait(20)
+            assert go.wait(120)
             return apply(found)
 
         monkeypatch.setattr(writer.engine, "apply", halting)
         script.batches.append(batch(2, 30))
-        assert reached.wait(20)
+        assert reached.wait(60)
         with pytest.raises(WriterBusy):
             control.call("explain", {"key": "1-3"}, timeout_s=0.3)
         with pytest.raises(WriterBusy, match="large batch"):
@@ -242,7 +242,7 @@ def test_a_question_between_batches_does_not_wait_for_ever(
         assert status["stalled_s"] >= 0.3
         assert control.call("assign", {}, draw(1, 1))["version"] == 1
         go.set()
-        assert writer.between(lambda: writer.engine.version, 20) == 2
+        assert writer.between(lambda: writer.engine.version, 60) == 2
 
 
 def test_work_between_batches_may_fail_and_may_take_long(
@@ -254,15 +254,15 @@ def test_work_between_batches_may_fail_and_may_take_long(
             raise InputError("no")
 
         with pytest.raises(InputError, match="no"):
-            writer.between(refuse, 5)
+            writer.between(refuse, 60)
         begun = threading.Event()
 
         def long() -> str:
             begun.set()
-            time.sleep(0.4)
+            time.sleep(1.2)
             return "done"
 
-        assert writer.between(long, 0.2) == "done"
+        assert writer.between(long, 1.0) == "done"
         assert begun.is_set()
         writer.stopping.set()
         with pytest.raises((WriterAway, WriterBusy)):

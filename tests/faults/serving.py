@@ -117,7 +117,7 @@ class Daemon:
         """As an operator does. Raises Wrong."""
         assert self._process
         self._process.terminate()
-        if code := self._process.wait(60):
+        if code := self._process.wait(120):
             raise Wrong(f"shoal serve ended with {code} on SIGTERM: {self.log()[-3000:]}")
 
     def end(self) -> None:

@@ -123,9 +123,9 @@ def test_the_whole_way_through_what_happens_to_a_broker(
         until(daemon.is_through, 120)
         topics.add_partitions(topic, 3)
         fresh = [Sent(b"new %d" % i, document(load.centres[i]), partition=2) for i in range(10)]
-        until(lambda: topics.produce(topic, fresh) is None, 20)
+        until(lambda: topics.produce(topic, fresh) is None, 120)
         load.live |= {sent.key or b"": load.centres[i] for i, sent in enumerate(fresh)}
-        until(daemon.is_through, 60)
+        until(daemon.is_through, 120)
         assert daemon.stop() == 0
         compare(daemon, topics, model, load)
         topics.delete(topic)

@@ -14,6 +14,7 @@ import orjson
 from engine.storage import schema
 from engine.storage.store import Store
 from tests.conftest import environment, warm_command
+from tests.support.stores import version_of
 
 ITEMS, DIM, BATCH = 1200, 16, 20
 
@@ -64,10 +65,11 @@ class Ingest:
             text=True,
         )
 
-    def wait_for_store(self) -> None:
-        while not (self.store / "data.mdb").exists():
+    def wait_for_version(self, version: int) -> None:
+        """At 0, for a store that may have none yet."""
+        while not (self.store / "data.mdb").exists() or version_of(self.store) < version:
             assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.005)
+            time.sleep(0.002)
 
     def finish(self) -> int:
         _, err = self.process.communicate(timeout=300)
@@ -78,11 +80,10 @@ class Ingest:
 def test_a_killed_ingest_ends_as_one_never_killed(tmp_path: Path, model: Path, long: bool) -> None:
     env = {"SHOAL_MODEL__PATH": str(model)}
     write_file(tmp_path / "data.jsonl")
-    undisturbed = Ingest(tmp_path, tmp_path / "whole", env)
-    undisturbed.wait_for_store()
     start = time.perf_counter()
-    assert undisturbed.finish() == 0
-    seconds = time.perf_counter() - start
+    assert Ingest(tmp_path, tmp_path / "whole", env).finish() == 0
+    versions = version_of(tmp_path / "whole")
+    each_s = (time.perf_counter() - start) / versions
     wanted = contents(tmp_path / "whole")
 
     seed = random.SystemRandom().getrandbits(32)
@@ -91,12 +92,12 @@ def test_a_killed_ingest_ends_as_one_never_killed(tmp_path: Path, model: Path, l
     for attempt in range(30 if long else 2):
         store = tmp_path / f"store {attempt}"
         run = Ingest(tmp_path, store, env)
-        run.wait_for_store()
-        time.sleep(moments.uniform(0, 0.9 * seconds))
+        run.wait_for_version(moments.randrange(int(0.9 * versions)))
+        time.sleep(moments.uniform(0, each_s))
         run.process.kill()
         killed += run.finish() == -9
         assert Ingest(tmp_path, store, env).finish() == 0
         found = contents(store)
         for table, rows in wanted.items():
             assert found[table] == rows, f"{table=} {seed=} {attempt=}"
-    assert killed, f"all were finished before they were killed: {seconds=}"
+    assert killed, f"all were finished before they were killed: {versions=} {each_s=}"

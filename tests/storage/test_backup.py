@@ -69,7 +69,11 @@ def test_a_backup_while_a_writer_runs_is_one_version(tmp_path: Path) -> None:
         assert writer.stdout is not None
         while int(writer.stdout.readline()) < 20:
             pass
-        made = [back_up(path, tmp_path / f"copy {at}") for at in range(3)]
+        made = []
+        for at in range(3):
+            made.append(back_up(path, tmp_path / f"copy {at}"))
+            while int(writer.stdout.readline()) <= made[-1].version:
+                pass
         writer.kill()
     assert 20 <= made[0].version < made[1].version < made[2].version
     for at, one in enumerate(made):

@@ -67,13 +67,13 @@ class Reading:
         self.source.committed(Applied(len(self.batches)))
         return batch
 
-    def take_until(self, holds: Callable[[], Any], limit_s: float = 30, size: int = 100) -> None:
+    def take_until(self, holds: Callable[[], Any], limit_s: float = 120, size: int = 100) -> None:
         deadline = time.monotonic() + limit_s
         while not holds():
             assert time.monotonic() < deadline, (len(self.live), self.positions)
             self.take(size)
 
-    def fail(self, limit_s: float = 30) -> str:
+    def fail(self, limit_s: float = 120) -> str:
         """The sentence of the error with which it ends."""
         deadline = time.monotonic() + limit_s
         while True:

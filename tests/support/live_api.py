@@ -62,7 +62,7 @@ class Api:
     def close(self) -> None:
         self.context.streams.stop()
         self.server.should_exit = True
-        self._thread.join(10.0)
+        self._thread.join(60.0)
         assert not self._thread.is_alive(), "the API did not stop"
         self.http.close()
         self._listening.close()
@@ -70,7 +70,7 @@ class Api:
     def wait_ready(self, limit_s: float = 300.0) -> None:
         until(lambda: self.http.get("/readyz").is_success, limit_s)
 
-    def wait_counted(self, limit_s: float = 60.0) -> None:
+    def wait_counted(self, limit_s: float = 300.0) -> None:
         """Until growth and history know the newest version."""
         follower, view = self.context.follower, self.context.reader.view()
         until(lambda: follower.ready and follower.version >= view.version, limit_s)
@@ -105,11 +105,11 @@ def writer(settings: Settings) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 def _wait_for(store: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     with Control(store, 5.0) as control:
         while time.monotonic() < deadline and process.poll() is None:
             try:

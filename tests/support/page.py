@@ -19,7 +19,7 @@ from tests.conftest import ROOT, environment
 from tests.support import warm_python
 from tests.support.live_api import Api
 
-expect.set_options(timeout=20_000)  # a busy machine is slow
+expect.set_options(timeout=90_000)  # a busy machine is slow
 SEED = 23
 DIM = 8
 AXE = (ROOT / "tests/vendor/axe/axe.min.js").read_text()
@@ -158,4 +158,4 @@ def elsewhere(settings: Settings) -> Iterator[str]:
             yield url
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(120)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.errors import StoreError
 from engine.storage import schema
+from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.types import Loaded
 from tests.support import warm_python
@@ -21,6 +23,15 @@ def contents(path: Path) -> dict[str, list[schema.Row]]:
     """Return all rows of all tables, without checksums."""
     with Store.open(path, free_bytes=0) as store:
         return {table: list(store.rows(table)) for table in schema.TABLES}
+
+
+def version_of(path: Path) -> int:
+    """The newest version of a store that another process may write; 0: there is none yet."""
+    try:
+        with View.open(path) as view:
+            return view.version
+    except StoreError:
+        return 0
 
 
 def assert_loaded(found: Loaded, toy: Toy) -> None:

@@ -47,7 +47,7 @@ def test_it_ends_with_its_process(number: signal.Signals) -> None:
         assert process.stdout
         there = Path(f"/proc/{int(process.stdout.readline())}")
         process.send_signal(number)
-        assert process.wait(60) == (1 if number == signal.SIGINT else -number)  # KeyboardInterrupt
+        assert process.wait(120) == (1 if number == signal.SIGINT else -number)  # KeyboardInterrupt
         until(lambda: not there.exists())
 
 

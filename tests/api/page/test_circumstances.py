@@ -102,7 +102,7 @@ def test_without_a_writer_the_page_says_so_and_still_answers(
         expect(page.locator(".cluster-card").first).to_be_visible()
         tab.open("#/items/item-0-0")
         expect(page.locator(".path .final")).to_be_visible()
-        expect(page.locator(".why .failed")).to_be_visible(timeout=20_000)
+        expect(page.locator(".why .failed")).to_be_visible()
 
 
 def test_before_there_is_a_store_the_page_says_what_to_do(browser: Browser, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_members_shown_stay_when_more_of_them_fail_to_come(tab: Tab, places: dic
 
     tab.page.route("**/items?*", two_at_a_time)
     page = tab.open(VIEWS["cluster"].format(**places))
-    page.locator("button.more").click(timeout=5000)
+    page.locator("button.more").click()
     expect(page.get_by_role("alert")).to_be_visible()
     expect(page.locator("button.more")).to_be_hidden()
     expect(page.locator(".members .card")).to_have_count(2)
