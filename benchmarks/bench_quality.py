@@ -40,7 +40,7 @@ COLUMNS = ("Fb", "precision", "recall", "Fp", "clusters", "churn", "seconds")
 QUANTILES = np.linspace(0.5, 0.9995, 60)  # of a tree's heights, tried as thresholds
 THRESHOLDS = np.arange(0.3, 0.96, 0.025)  # of similarities
 SUBS = (0.5, 0.6, 0.7, 0.8)  # of Links
-QUARTER = 4  # parameters of slow streams are chosen on this part
+SHARE, LEAST = 0.25, 2_000  # parameters of slow streams are chosen on this part, of so many items at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +110,17 @@ def _streams(stream: Stream, models: dict[str, Path]) -> Iterator[tuple[Peer, st
     whole.add(vectors, stream.texts)
     size = _best(stream, ((size, whole.extract(size)) for size in peers.SIZES))[0]
     yield peers.Fishdbc(size), "FISHDBC", f"min_cluster_size {size}"
-    quarter = stream.first(len(stream.classes) // QUARTER)
+    some = stream.first(max(int(SHARE * len(stream.classes)), LEAST))
 
     def fed(peer: Peer) -> Int64:
-        peer.add(quarter.vectors, quarter.texts)
+        peer.add(some.vectors, some.texts)
         return peer.labels()
 
     tried = product(peers.RADII, peers.FADINGS)
-    radius, fading = _best(quarter, ((each, fed(peers.Dbstream(dim, *each))) for each in tried))[0]
+    radius, fading = _best(some, ((each, fed(peers.Dbstream(dim, *each))) for each in tried))[0]
     yield peers.Dbstream(dim, radius, fading), "DBSTREAM (River)", f"radius {radius}, fading {fading}"
     pairs = product(THRESHOLDS[::3].round(3).tolist(), SUBS)
-    cluster, sub = _best(quarter, ((each, fed(peers.LinksStream(*each))) for each in pairs))[0]
+    cluster, sub = _best(some, ((each, fed(peers.LinksStream(*each))) for each in pairs))[0]
     yield peers.LinksStream(cluster, sub), "Links", f"similarities {cluster:g} and {sub:g}"
     radii = np.sqrt(2.0 - 2.0 * THRESHOLDS)
     radius = _best(stream, ((float(at), DBSCAN(eps=at).fit_predict(vectors)) for at in radii))[0]
@@ -190,7 +190,7 @@ def markdown(title: str, table: list[Row]) -> str:
         "|---|" + "---|" * (len(COLUMNS) + 1),
     ]
     for row in table:
-        digits = {"seconds": 0, "churn": 1}
+        digits = {"seconds": 1, "churn": 1}
         cells = [
             f"{value:,.{digits.get(name, 3)}f}" if isinstance(value, float) else str(value)
             for name, value in zip(["name", *COLUMNS, "oracle"], _cells(row), strict=True)
