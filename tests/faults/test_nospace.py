@@ -23,7 +23,8 @@ from engine.errors import ShoalError
 from tests.conftest import ROOT, environment
 
 MEGABYTE = 1 << 20
-DIM, BATCH, BATCHES = 64, 100, 60
+DIM, BATCH = 64, 100
+BATCHES, MORE = 60, 8  # more than there is room for; when there is
 TELL = """
 import sys
 from tests.faults.test_nospace import tell
@@ -87,7 +88,7 @@ def fill_up(disk: Path, leave: int) -> Path:
 
 
 def ingest(disk: Path, other: Path) -> dict[str, Any]:
-    """Batches until the disk is full; then it is made larger, and the rest."""
+    """Batches until the disk is full; then it is made larger, and some more."""
     path, told = disk / "store", {}
     engine = opened(path)
     told["full"] = caught(lambda: feed(engine, BATCHES))
@@ -100,8 +101,8 @@ def ingest(disk: Path, other: Path) -> dict[str, Any]:
         feed(steady, version)
         with opened(path) as engine:
             told["kept"] = engine.version == version and labels(engine) == labels(steady)
-            feed(engine, BATCHES)
-            feed(steady, BATCHES)
+            feed(engine, version + MORE)
+            feed(steady, version + MORE)
             told["same"] = labels(engine) == labels(steady)
     return told
 
