@@ -44,7 +44,7 @@ class Daemon:
         config_file = folder / "shoal.toml"
         config_file.write_text(
             f'[collection]\nname = "tests"\n[store]\npath = "{self.store}"\n[model]\npath = "{model}"\n'
-            '[index]\nkind = "exact"\n[source]\nhttp = true\n[api]\nport = 0\n'
+            '[index]\nkind = "exact"\n[source]\nhttp = true\n[api]\nport = 0\nbulk_timeout_s = 280\n'
         )
         self.process = subprocess.Popen(
             command("serve", "-c", config_file),

@@ -32,11 +32,14 @@ settings = config.thaw(sys.stdin.read())
 writer.run(settings, HttpSource)
 """
 
+PATIENCE_S = 280.0  # with a writer that may compile its kernels first; clients have more
+
 
 def settings_of(store: Path, **flags: Any) -> Settings:
-    """A free port, the exact index; `api__key_file=...` sets `[api] key_file`."""
+    """A free port, the exact index, patience; `api__key_file=...` sets `[api] key_file`."""
     given = {name.replace("__", "."): value for name, value in flags.items()}
-    return load(None, {"store.path": str(store), "api.port": 0, "index.kind": "exact", **given})
+    patience = {f"api.{name}_timeout_s": PATIENCE_S for name in ("forward", "bulk")}
+    return load(None, {"store.path": str(store), "api.port": 0, "index.kind": "exact", **patience, **given})
 
 
 def plain_http(**options: Any) -> httpx.Client:

@@ -87,7 +87,7 @@ def records(seed: int, count: int, prefix: str) -> list[dict[str, Any]]:
 def post(served: Api, rows: list[dict[str, Any]]) -> None:
     body = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     kind = {"content-type": "application/x-ndjson"}
-    answer = served.http.post("/v1/items", content=body, headers=kind, timeout=120.0)  # it may compile first
+    answer = served.http.post("/v1/items", content=body, headers=kind)
     assert answer.status_code == 200, answer.text
     assert answer.json()["refused"] == 0, answer.text
 

@@ -79,6 +79,7 @@ _PRELOADED = (
 _ROOT = Path(__file__).resolve().parents[2]
 _NAMES = "python", "threads"
 _SHARED = "TESTS_WARM_PYTHON"  # variable: the folder of the processes that a session's workers share
+START_S = 600.0
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free
 
@@ -164,7 +165,7 @@ def executable(threads: bool = False) -> str:
     """The path of a Python that starts warm; the processes behind it start with the first call."""
     folder = os.environ.get(_SHARED) or (_running[0] if _running else _start()).folder
     path = f"{folder}/{_NAMES[threads]}"
-    until(lambda: os.path.exists(f"{path}.socket"), 600.0)
+    until(lambda: os.path.exists(f"{path}.socket"), START_S)
     return path
 
 
@@ -190,6 +191,7 @@ def main(python: str, threads: str) -> None:
         importlib.import_module(module)
     zygote.freeze()
     if os.fork():
+        until(lambda: os.path.exists(f"{python}.socket"), START_S)  # then the kernels are compiled
         _serve(threads, {})
         _reap(0)
     else:
