@@ -73,6 +73,7 @@ PROCESSES = (  # they start processes, the engine's readers of what may be damag
 STARTERS = {"broker", "browser", "shoal", "warm"}  # fixtures that do
 SLOW = (  # long sequences, many items, trainings: `make unit` leaves these to `make test`
     "tests/api/test_many_items",
+    "tests/finetuning/",
     "tests/index/test_index.py::test_hnsw",
     "tests/properties/test_exactness",
     "tests/properties/test_lander_exactness",
