@@ -12,7 +12,7 @@ import torch
 from engine.errors import InputError
 from engine.evaluation import scores
 from engine.finetuning.finetune import FinePlan, Material, finetune, read_grounds, tuned
-from engine.finetuning.folds import Fold, class_scores, f_of, folds_of, verdict
+from engine.finetuning.folds import Fold, Folds, class_scores, f_of, folds_of, verdict
 from engine.finetuning.ground import UNKNOWN, Ground, ground_of, known
 from engine.finetuning.tuner import known_loss
 from engine.model.linkage import LinkageModel
@@ -78,6 +78,16 @@ def test_folds_share_out_the_labelled_classes_of_two_items_or_more() -> None:
     assert len(folds) == 4
     hidden = ground.hiding(folds[0].unseen)
     assert set(hidden.labels) == set(ground.labels) - set(folds[0].unseen.tolist())
+
+
+def test_a_fold_does_not_know_the_classes_that_judge_it() -> None:
+    ground, _ = among(4, 9)
+    folds = folds_of(ground, 3, 0)
+    *of_folds, of_all = Folds([ground], folds, START, QUICK.pitch, 0).tuners
+    for tuner, fold in zip(of_folds, folds, strict=True):
+        (own,) = tuner.grounds
+        assert set(own.labels) == set(ground.labels) - set(fold.unseen.tolist())
+    assert (of_all.grounds[0].labels == ground.labels).all()
 
 
 def test_scores_of_classes_are_those_of_their_items() -> None:
