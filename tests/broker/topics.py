@@ -69,6 +69,8 @@ class Topics:
     def add_partitions(self, topic: str, total: int) -> None:
         with contextlib.closing(self.admin()) as admin:
             admin.create_partitions({topic: total})
+            # A producer raises ValueError for a partition that its broker does not tell of yet.
+            until(lambda: len(admin.describe_topics([topic])[0]["partitions"]) == total, 120)
 
     def forget(self, topic: str, before: int) -> None:
         """Deletes the records before an offset of partition 0, as retention does."""
