@@ -130,11 +130,13 @@ def _print(runs: Sequence[Run], labelled: Labelled, levels: bool) -> None:
     if levels:
         columns = dict.fromkeys(("level", *COLUMNS), "right")
         rows = [[str(at), *_cells(each, COLUMNS)] for at, each in enumerate(best.levels)]
-        print_table("\nAfter each level, finest first:", columns, rows)
+        print()
+        print_table("After each level, finest first:", columns, rows)
     worst = [score for score in by_class(labelled.labels, best.clusters)[:WORST] if score.f < 1.0]
     if worst:
+        print()
         print_table(
-            "\nThe classes that cost most:",
+            "The classes that cost most:",
             {"class": "left", "items": "right", "precision": "right", "recall": "right", "where": "left"},
             [_row(score, labelled, best) for score in worst],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
-MINUTES = 20.0  # of a training that does not say how long; fine-tuning has a number of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class Request:
     steps: int | None = None
     resume: bool = False
     among: Path | None = None
+    both: bool = False
 
 
 def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request) -> None:
@@ -43,6 +43,8 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
     _check_folder(out)
     if request.among and not _is_tuning(request):
         raise InputError("--among is for fine-tuning the universal model: name a model with --start")
+    if request.both and not (request.kind == "universal" and request.start):
+        raise InputError("--both is for going on from a universal model: name it with --start")
     from engine.training import datasets, training_report
 
     for file in () if _is_tuning(request) else files:  # there a record need not have a label
@@ -70,8 +72,8 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
 
 
 def _is_tuning(request: Request) -> bool:
-    """Whether the universal model is to be fine-tuned."""
-    return request.kind == "universal" and request.start is not None
+    """Whether the universal model is to be fine-tuned on a few classes."""
+    return request.kind == "universal" and request.start is not None and not request.both
 
 
 Report = Callable[["Progress"], None]
@@ -84,14 +86,16 @@ def _universal(
     from engine.training.plan import Given, Plan
     from engine.training.train import read_model, train
 
-    if request.start:
+    if _is_tuning(request):
         return _finetuned(files, out, choose, request, report)
     given = Given(*(read_model(path) for path in (request.start, request.base, request.teacher)))
-    plan = Plan(
-        minutes=request.minutes or MINUTES,
-        steps=request.steps,
+    plan = Plan.of_a_space() if request.both else Plan()
+    plan = replace(
+        plan,
+        minutes=request.minutes or plan.minutes,
+        steps=request.steps or (None if request.minutes else plan.steps),
         seed=request.seed,
-        hidden=request.hidden or Plan().hidden,
+        hidden=request.hidden or plan.hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
     return train(files, out, plan, choose, report, given, kept)
@@ -129,7 +133,7 @@ def _lander(
         )
     start = read_model(request.start)
     plan = LanderPlan(
-        minutes=request.minutes or MINUTES,
+        minutes=request.minutes or LanderPlan().minutes,
         steps=request.steps,
         seed=request.seed,
         variant=request.variant,

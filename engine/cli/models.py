@@ -70,6 +70,10 @@ def train(
             "--among", metavar="FILE", parser=home_path, help="Collection in which the labelled classes are."
         ),
     ] = None,
+    both: Annotated[
+        bool,
+        typer.Option("--both", help="With --start: both networks, on many labelled classes of one space."),
+    ] = False,
     base: Annotated[
         Path | None,
         typer.Option(
@@ -90,7 +94,9 @@ def train(
     """
     from engine.cli import learn
 
-    request = learn.Request(kind, minutes, seed, variant, hidden, start, base, teacher, steps, resume, among)
+    request = learn.Request(
+        kind, minutes, seed, variant, hidden, start, base, teacher, steps, resume, among, both
+    )
     learn.train(files, out, choose or [], request)
 
 

@@ -50,6 +50,22 @@ class Plan:
         """When the training ends."""
         return Length(self.minutes, self.steps, self.checks, 0.5, self.patience, self.save_every)
 
+    @classmethod
+    def of_a_space(cls) -> Plan:
+        """Return how to go on from a model on many labelled classes of one embedding space alone."""
+        regime = Regime(rate=1e-3, warm=50, average=0.99, few=0.0)
+        return cls(
+            steps=300,
+            regime=regime,
+            upper_rate=regime.rate,
+            steadiness=0.0,
+            generated_share=0.0,
+            large_share=0.5,
+            first=20,
+            fresh_every=10,
+            fresh_topics=60,
+        )
+
     def after(self, given: Given) -> Plan:
         """Return the plan with what follows from the given models."""
         plan = self

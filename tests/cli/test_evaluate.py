@@ -33,6 +33,8 @@ def test_what_people_read(shoal: Run, data: Path, tmp_path: Path) -> None:  # no
     assert done.returncode == 0, done.stderr
     for words in ("At each tau:", "the best Fb:", "Fb_precision", "After each level", "cost most", "churn"):
         assert words in done.stdout
+    assert "\nAfter each level" in done.stdout
+    assert "\\n" not in done.stdout  # a title is a line of its own
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     for tau, words in (("0.0", "lumps of several classes"), ("0.99", "in pieces")):
         assert words in shoal("evaluate", data, "--tau", tau).stdout

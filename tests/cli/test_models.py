@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.model.linkage import LinkageModel
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run
+
+import torch  # isort: skip
 
 
 def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
@@ -71,3 +74,15 @@ def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> 
     ):
         refused(shoal(*command, *flags), 3, words)
     refused(shoal("train", "few.npz", "-o", "x.safetensors", "--among", "all.npz"), 3, "--start")
+
+
+def test_both_networks_go_on_from_a_model(tmp_path: Path, shoal: Run) -> None:
+    emb, labels = mixture()
+    np.savez(tmp_path / "many.npz", emb=emb, labels=labels)
+    command = ("train", "many.npz", "-o", "mine.safetensors", "--both")
+    refused(shoal(*command), 3, "--start")
+    done = shoal(*command, "--start", "universal", "--steps", "8")
+    assert done.returncode == 0, done.stderr
+    start, mine = LinkageModel.load(), LinkageModel.load(tmp_path / "mine.safetensors")
+    for before, now in ((start.base, mine.base), (start.upper, mine.upper)):
+        assert not torch.equal(before.tensors()["head_out.weight"], now.tensors()["head_out.weight"])
