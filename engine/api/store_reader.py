@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,12 +25,15 @@ class StoreReader:
     def __init__(self, settings: Settings) -> None:
         self._path, self._map_bytes = settings.store.path, settings.limits.map_size_bytes
         self._view: View | None = None
+        self._opening = threading.Lock()  # LMDB opens a store once in a process
         self._threads = ThreadPoolExecutor(THREADS, "reader")
 
     def view(self) -> View:
-        """The view, opened by the first call. Raises StoreError."""
+        """The view, opened by the first call, from any thread. Raises StoreError."""
         if self._view is None:
-            self._view = View.open(self._path, self._map_bytes)
+            with self._opening:
+                if self._view is None:
+                    self._view = View.open(self._path, self._map_bytes)
         return self._view
 
     async def read(self, query: Callable[[View], T]) -> T:
