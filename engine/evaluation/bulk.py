@@ -79,12 +79,15 @@ def _distinct(emb: Float32) -> tuple[Int16, Int64]:
     return grid[first[order]], place[which.ravel()]
 
 
+def places(built: Built) -> list[Int64]:
+    """Return the node of each item (n,) at each level."""
+    out = [built.node_of]
+    for level in built.levels[:-1]:
+        out.append(level.above[level.root[out[-1]]].astype(np.int64))
+    return out
+
+
 def partitions(built: Built) -> list[Int64]:
     """The clusters (n,) of all items after each level, named by the peak's row at its level."""
-    out: list[Int64] = []
-    place = built.node_of
-    for level in built.levels:
-        roots = level.root[place]
-        out.append(roots.astype(np.int64))
-        place = level.above[roots].astype(np.int64)
-    return out
+    levels = zip(built.levels, places(built), strict=True)
+    return [level.root[place].astype(np.int64) for level, place in levels]

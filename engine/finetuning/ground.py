@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
+from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, places, regrown
 from engine.model.linkage import LinkageModel
-from engine.training.rollout import Scene, counts_of, places, scenes
+from engine.training.rollout import Scene, counts_of, scenes
 from engine.types import Epoch, Float32, Int64
 
 UNKNOWN = -1  # the label of an item without one

@@ -15,8 +15,8 @@ from engine.model.network import Linkage, Universal
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
 from engine.training.descent import Descent, Pace
-from engine.training.graph_loss import density, importance
-from engine.training.learner import chosen_edges
+from engine.training.graph_loss import density
+from engine.training.learner import edge_weights
 from engine.training.pool import keep
 from engine.training.rollout import Scene
 
@@ -99,10 +99,6 @@ def known_loss(net: Universal, level: Known) -> Tensor:
     p, counts = torch.sigmoid(logits), degrees.clamp(min=1)
     own = density(p, similarity, heads, counts)
     truth = density(told * target + (1.0 - told) * p.detach(), similarity, heads, counts)
-    upward = own.detach()[tails] > own.detach()[heads]
-    smaller = np.minimum(scene.size[scene.heads], scene.size[scene.tails])
-    weight = told * torch.from_numpy(importance(smaller, [len(scene.e)], 0.75))
-    weight = weight * torch.where(upward, 1.0, 0.25)
-    weight = weight * torch.where(chosen_edges(logits.detach(), upward, heads, len(scene.x)), 4.0, 1.0)
+    weight = told * edge_weights(scene, [len(scene.e)], logits.detach(), own.detach())
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((own - truth) ** 2).mean()

@@ -136,12 +136,7 @@ class Learner:
 
 
 def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Tensor:
-    """Return the linkage loss plus the density loss of some scenes; each counts by the root of its edges.
-
-    An edge counts by its smaller end's items, since a wrong link moves as many; four times as much where
-    decoding would consider it (d_j > d_i), and four times more where it would choose it: the p that
-    decide are the highest of several, so errors upwards gather in them.
-    """
+    """Return the linkage loss plus the density loss of some scenes; each counts by the root of its edges."""
     whole = joined(parts)
     heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
     x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
@@ -152,14 +147,23 @@ def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Te
     degrees = counts.clamp(min=1)
     densities = density(torch.sigmoid(logits), similarity, heads, degrees)
     truth = density(target, similarity, heads, degrees)
-    upward = densities.detach()[tails] > densities.detach()[heads]
-    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails])
-    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(
-        importance(smaller, [len(part.e) for part in parts], 0.75)
-    )
-    weight = weight * torch.where(chosen_edges(logits.detach(), upward, heads, len(x)), 4.0, 1.0)
+    weight = edge_weights(whole, [len(part.e) for part in parts], logits.detach(), densities.detach())
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum() + ((densities - truth) ** 2).mean()
+
+
+def edge_weights(whole: Scene, edges: Sequence[int], logits: Tensor, densities: Tensor) -> Tensor:
+    """Return the weight of each edge of some scenes side by side, which have `edges` each.
+
+    An edge counts by its smaller end's items, since a wrong link moves as many; four times as much where
+    decoding would consider it (d_j > d_i), and four times more where it would choose it: the p that
+    decide are the highest of several, so errors upwards gather in them.
+    """
+    heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
+    upward = densities[tails] > densities[heads]
+    smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails])
+    weight = torch.where(upward, 1.0, 0.25) * torch.from_numpy(importance(smaller, edges, 0.75))
+    return weight * torch.where(_chosen(logits, upward, heads, len(densities)), 4.0, 1.0)
 
 
 def unsteadiness(net: Universal, pair: Twins) -> Tensor:
@@ -189,7 +193,7 @@ def _tails(scene: Scene) -> Tensor:
     return torch.from_numpy(scene.tails)
 
 
-def chosen_edges(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
+def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
     """The edges (e,) that decoding would choose at some tau: of each node's upward ones the most probable."""
     least = torch.full((nodes,), -MOST_LOGIT * 100)
     candidates = torch.where(upward, logits, least[0])

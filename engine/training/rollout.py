@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from engine.clustering.level import Level
-from engine.evaluation.bulk import Built
+from engine.evaluation.bulk import Built, places
 from engine.model.features import list_edges, raw_features
 from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
 from engine.vectors import DOT_SCALE
@@ -76,14 +76,6 @@ def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[S
         for depth, (level, place) in enumerate(levels)
         if depth >= lowest and level.nodes.live > 1
     ]
-
-
-def places(built: Built) -> list[Int64]:
-    """Return the node of each item (n,) at each level."""
-    out = [built.node_of]
-    for level in built.levels[:-1]:
-        out.append(level.above[level.root[out[-1]]].astype(np.int64))
-    return out
 
 
 def counts_of(place: Int64, labels: Int64, nodes: int) -> scipy.sparse.csr_matrix:

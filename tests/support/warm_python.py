@@ -157,7 +157,7 @@ _running: list[WarmPython] = []
 
 
 def share() -> None:
-    """Start the processes for all workers of this session; they become warm while these collect tests."""
+    """Start the processes for all workers of this run; they become warm while these collect tests."""
     os.environ[_SHARED] = _start().folder
 
 
