@@ -94,7 +94,7 @@ class HttpSource:
         records = submissions.unpack(body, self._limits.queue_records)
         if not records:
             return {"version": self._context.version(), "rejected": [], "doubts": [], "unknown": []}
-        ticket = Ticket(records, sum(map(_size, records)), self._clock())
+        ticket = Ticket(records, sum(record.size for record in records), self._clock())
         self._wait(ticket, deadline)
         return {
             "version": ticket.version,
@@ -217,10 +217,6 @@ class HttpSource:
 
 def _named(reasons: Mapping[int, str]) -> list[dict[str, Any]]:
     return [{"index": index, "reason": reason} for index, reason in sorted(reasons.items())]
-
-
-def _size(record: Record) -> int:
-    return len(record.key) + len(record.payload) + (0 if record.vector is None else record.vector.nbytes)
 
 
 def _left(deadline: float) -> float:

@@ -45,6 +45,11 @@ class Record:
     time_ms: int | None = None  # since 1970; None: the record has no time
     payload: bytes = b""  # JSON, b"" for none
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a queue, about."""
+        return len(self.key) + len(self.payload) + (0 if self.vector is None else self.vector.nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:

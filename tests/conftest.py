@@ -114,7 +114,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker | Given]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that links: tests of everything else need no trained one."""
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
     random_model(3).save(path)

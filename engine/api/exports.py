@@ -100,10 +100,8 @@ class Exports:
 
     @asynccontextmanager
     async def _process(self, form: str, level: int | None) -> AsyncIterator[Export]:
-        deadline, shown = (
-            time.monotonic() + self._bounds.export_timeout_s,
-            "" if level is None else str(level),
-        )
+        deadline = time.monotonic() + self._bounds.export_timeout_s
+        shown = "" if level is None else str(level)
         words = isolation.command("engine.storage.export", self._folder, form, shown)
         process = await asyncio.create_subprocess_exec(*words, stdout=PIPE, limit=CHUNK_BYTES)
         export = Export(process, deadline)

@@ -58,7 +58,8 @@ class WriteQueue:
     async def submit(self, records: Sequence[Record], timeout_s: float) -> Outcome:
         """Write records; returns once they are durable. Raises WriterBusy (no time left), WriterAway."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(records, sum(map(_size, records)), time.monotonic() + timeout_s, outcome)
+        size = sum(record.size for record in records)
+        waiting = _Waiting(records, size, time.monotonic() + timeout_s, outcome)
         self._waiting.append(waiting)
         self._start()
         try:
@@ -119,7 +120,3 @@ def _part(answer: Body, indices: range) -> Outcome:
     )
     unknown = frozenset(index - indices.start for index in answer["unknown"] if index in indices)
     return Outcome(answer["version"], rejected, doubts, unknown)
-
-
-def _size(record: Record) -> int:
-    return len(record.key) + len(record.payload) + (0 if record.vector is None else record.vector.nbytes)

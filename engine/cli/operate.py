@@ -14,7 +14,8 @@ from typing import Any
 from engine.cli.console import complain, moment, print_json, printable
 from engine.config import RENEWED, Settings
 from engine.daemon.control import Control
-from engine.errors import CorruptStore, NoStore, StoreLocked, WriterAway
+from engine.errors import CorruptStore, StoreLocked, WriterAway
+from engine.storage.environment import require_file
 
 WAIT_S = 86_400.0  # for an answer of the daemon: a rebuild of a large store takes hours
 
@@ -181,8 +182,7 @@ def _through(
 ) -> dict[str, Any]:
     """Ask the daemon for it, or do it here where there is none. Raises as either does."""
     path = settings.store.path
-    if not (path / "data.mdb").is_file():
-        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
+    require_file(path)
     start = time.monotonic()
     with Control(path, WAIT_S) as control:
         live = True

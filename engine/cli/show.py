@@ -9,10 +9,11 @@ from pydantic_core import PydanticCustomError
 from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.daemon.control import Control
-from engine.errors import InputError, NoStore, WriterAway
+from engine.errors import InputError, WriterAway
 from engine.events import EventRow, read_event_id
 from engine.levels import read_level, step_of, within
 from engine.storage.answers import ClusterPage, MemberPage, ThemePage
+from engine.storage.environment import require_file
 from engine.storage.reader import View
 from engine.storage.themes import received
 from engine.types import Themes
@@ -109,8 +110,7 @@ def _level(text: str | None) -> int | str | None:
 def _grouping(settings: Settings, step: int) -> Themes:
     """The themes that the writer has, or, where none runs, those that follow from the store."""
     path = settings.store.path
-    if not (path / "data.mdb").is_file():
-        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
+    require_file(path)
     with Control(path, settings.api.forward_timeout_s) as control:
         try:
             told = control.call("themes", {"step": step})

@@ -25,16 +25,17 @@ from engine.clustering.state import State
 from engine.collection import snapshots
 from engine.collection.build import load_adapter, unclustered
 from engine.config import Settings
-from engine.errors import CorruptStore, NoStore, ShoalError
+from engine.errors import CorruptStore, ShoalError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.adapter import Adapter
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.storage import schema, seal, verify
-from engine.storage.environment import reading
+from engine.storage.environment import reading_made, require_file
 from engine.storage.verify import Contents
 from engine.system import isolation
+from engine.system.files import versions
 from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
 
@@ -80,8 +81,7 @@ def check(settings: Settings, sample: int = SAMPLE, seed: int = 0) -> Report:
     `sample`: lists compared with exact search. Damage is in the report, not raised.
     """
     path = settings.store.path
-    if not (path / "data.mdb").is_file():
-        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
+    require_file(path)
     report = Report(str(path))
     contents = _read(path, report)
     if contents is None:
@@ -103,9 +103,7 @@ def _read(path: Path, report: Report) -> Contents | None:
     try:
         seal.is_sealed(path)
         isolation.call("engine.storage.verify.walk", path, "beside")
-        with reading(path, lock=True) as found:
-            if found is None or (config := found.meta.config) is None:
-                raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+        with reading_made(path) as (found, config):
             schema.require_format(path, config)
             contents = verify.read(found)
     except CorruptStore as damage:
@@ -265,12 +263,12 @@ def _index(settings: Settings, contents: Contents) -> list[str]:
     problems = []
     folder, version_now = settings.store.path, contents.loaded.version
     loaded = contents.loaded.vectors
-    for version in snapshots.index_versions(folder):
+    for version in versions(folder, snapshots.INDEX):
         if version > version_now:  # written since
             continue
         found = snapshots.read_index(folder, version)
         if found is None:
-            if version in snapshots.index_versions(folder):
+            if version in versions(folder, snapshots.INDEX):
                 problems.append(f"index-{version} is damaged; delete it, the next start builds the index")
             continue
         nodes, floats = found
@@ -287,11 +285,11 @@ def _index(settings: Settings, contents: Contents) -> list[str]:
 
 def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
     problems = []
-    for version in snapshots.level_versions(folder):
+    for version in versions(folder, snapshots.LEVELS):
         if version > contents.loaded.version:
             continue
         if not snapshots.is_whole(folder, version):
-            if version in snapshots.level_versions(folder):
+            if version in versions(folder, snapshots.LEVELS):
                 problems.append(f"derived-{version} is damaged; delete it, the next start computes it")
             continue
         if (

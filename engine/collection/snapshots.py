@@ -179,7 +179,7 @@ def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, rows: In
     `newest`: the store's version; `ids`: of nodes, by row; `rows`: the live ones. Returns whether a
     snapshot was used; without one all rows are inserted.
     """
-    for version in index_versions(folder):
+    for version in files.versions(folder, INDEX):
         found = _read_index(folder / f"{INDEX}-{version}", index)
         if found is None or version > newest:  # newer than the store: of another history
             continue
@@ -240,11 +240,6 @@ def read_index(folder: Path, version: int) -> tuple[Int64, Float32] | None:
     return nodes, floats
 
 
-def index_versions(folder: Path) -> list[int]:
-    """Versions of the index that have a manifest, newest first."""
-    return files.versions(folder, INDEX)
-
-
 def _commit(temporary: Path, goal: Path) -> str:
     """Make a finished file durable under its final name; return its SHA-256."""
     digest = files.sha256(temporary)
@@ -277,7 +272,7 @@ def save_levels(folder: Path, version: int, basis: Mapping[str, Any], levels: Se
 
 def load_levels(folder: Path, newest: int, basis: Mapping[str, Any]) -> list[Saved] | None:
     """Return the levels of the newest good snapshot up to a version, None if there is none."""
-    for version in level_versions(folder):
+    for version in files.versions(folder, LEVELS):
         if version <= newest:
             found = read_levels(folder, version, basis)
             if found:
@@ -320,9 +315,4 @@ def _levels_manifest(folder: Path, version: int) -> dict[str, Any] | None:
 
 def newest_levels(folder: Path, limit: int) -> int:
     """Return the newest version of the levels up to `limit`, 0 if there is none."""
-    return max((version for version in level_versions(folder) if version <= limit), default=0)
-
-
-def level_versions(folder: Path) -> list[int]:
-    """Versions of the levels that have a manifest, newest first."""
-    return files.versions(folder, LEVELS)
+    return max((version for version in files.versions(folder, LEVELS) if version <= limit), default=0)

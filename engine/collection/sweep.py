@@ -18,8 +18,8 @@ from engine.clustering.state import State
 from engine.collection import snapshots
 from engine.collection.build import load_model, unclustered
 from engine.config import Settings
-from engine.errors import InputError, NoStore
-from engine.storage.environment import reading
+from engine.errors import InputError
+from engine.storage.environment import reading_made
 from engine.storage.load import load
 from engine.system.stopwatch import Stopwatch
 from engine.types import Int64
@@ -43,11 +43,7 @@ def sweep_of(settings: Settings, taus: Sequence[float]) -> Sweep:
     NoStore, InputError (it is empty), CorruptStore, ConfigMismatch (another model).
     """
     path = settings.store.path
-    if not (path / "data.mdb").is_file():
-        raise NoStore(f"there is no store in {path}; name another, or make one with `shoal ingest`")
-    with reading(path, lock=True) as tables:
-        if tables is None or (config := tables.meta.config) is None:
-            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+    with reading_made(path) as (tables, config):
         loaded = load(tables)
     items = loaded.items
     if not len(items.ids):

@@ -7,8 +7,8 @@ from engine.clustering.resume import resume
 from engine.collection import snapshots
 from engine.collection.build import load_model, unclustered
 from engine.config import Settings
-from engine.errors import CorruptStore, InputError, NoStore
-from engine.storage.environment import reading
+from engine.errors import CorruptStore, InputError
+from engine.storage.environment import reading_made
 from engine.storage.load import load
 from engine.system.stopwatch import Stopwatch
 from engine.types import Themes
@@ -21,9 +21,7 @@ def themes_of(settings: Settings) -> Themes:
     are not those of the store) and InputError (too many clusters).
     """
     path, taus = settings.store.path, settings.model.coarser
-    with reading(path, lock=True) as tables:
-        if tables is None or (config := tables.meta.config) is None:
-            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+    with reading_made(path) as (tables, config):
         loaded = load(tables)
     if not len(loaded.items.ids):
         return themes.none(loaded.version, len(taus))

@@ -84,9 +84,7 @@ class ThemeKeeper:
 
         found: Themes = self._between(prepare, timeout_s)()
         end = self._clock()
+        rest_s = (end - start) * (1 / self._engine.settings.limits.theme_share - 1)
         with self._lock:
-            self._kept, self._due_s = (
-                found,
-                end + (end - start) * (1 / self._engine.settings.limits.theme_share - 1),
-            )
+            self._kept, self._due_s = found, end + rest_s
         return found

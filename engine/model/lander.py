@@ -308,16 +308,3 @@ def _digest(weights: bytes, card: LanderCard) -> str:
     """Name everything that answers depend on; `tau` and `max_levels` are the user's to choose."""
     facts = (FORMAT, card.dim, card.variant, card.hidden, card.heads, card.average, card.k)
     return hashlib.sha256(weights + repr(facts).encode()).hexdigest()
-
-
-def random_lander(seed: int, dim: int, k: int = 10, hidden: int = 16, **card: Any) -> LanderModel:
-    """Return a model of random weights whose p spread over 0 to 1, for tests."""
-    rng = np.random.default_rng(seed)
-    made = LanderCard(dim=dim, k=k, hidden=hidden, **card)
-    weights = {
-        name: torch.from_numpy(rng.normal(size=shape) * 2.0 / (shape[-1] ** 0.5 if len(shape) > 1 else 4.0))
-        for name, shape in shapes(made).items()
-    }
-    weights["conv.0.gcn_layer.mlp.weight" if made.variant == "mean" else "conv.0.gcn_layer.fc.weight"] *= 3.0
-    weights["classifier_conn.3.weight"] *= 2.0
-    return LanderModel(weights, made)

@@ -214,6 +214,30 @@ def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[Tables | None]
 
 
 @contextmanager
+def reading_made(folder: Path) -> Iterator[tuple[Tables, dict[str, Any]]]:
+    """Open one version of a store that others may be writing; yield its tables and its configuration.
+
+    Not within a process that has the store open. Raises NoStore, CorruptStore, StoreError.
+    """
+    require_file(folder)
+    with reading(folder, lock=True) as tables:
+        if tables is None or (config := tables.meta.config) is None:
+            raise not_made(folder)
+        yield tables, config
+
+
+def require_file(folder: Path) -> None:
+    """Raise NoStore where a folder has no store's file."""
+    if not (folder / DATA).is_file():
+        raise NoStore(f"there is no store in {folder}; name another, or make one with `shoal ingest`")
+
+
+def not_made(folder: Path) -> NoStore:
+    """Return the error to raise where a store has a file and no version yet."""
+    return NoStore(f"{folder} holds no store yet; `shoal ingest` makes one")
+
+
+@contextmanager
 def scratch(folder: Path, map_bytes: int) -> Iterator[Callable[[Callable[[Tables], None]], None]]:
     """Make an environment in an empty folder; yield a function that runs work in one transaction of it.
 
@@ -294,7 +318,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
     except BaseException as error:
         env.close()
         if isinstance(error, lmdb.NotFoundError):  # a writer is just making it
-            raise NoStore(f"{folder} holds no store yet; `shoal ingest` makes one") from error
+            raise not_made(folder) from error
         if isinstance(error, lmdb.Error):
             raise unreadable(folder, error) from error
         raise

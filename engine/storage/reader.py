@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.closing import Closing
-from engine.errors import InputError, NoStore
+from engine.errors import InputError
 from engine.events import BEGIN, EventId, EventRow
 from engine.storage import eventlog, schema, seal
 from engine.storage.answers import (
@@ -35,7 +35,7 @@ from engine.storage.answers import (
     ThemeLookup,
     ThemePage,
 )
-from engine.storage.environment import DATA, MAP_BYTES, Environment
+from engine.storage.environment import MAP_BYTES, Environment, not_made, require_file
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
 from engine.storage.themes import Grouped
@@ -67,7 +67,7 @@ class View(Closing):
         with environment.read() as tables:
             config = tables.meta.config
         if config is None:
-            raise NoStore(f"{path} holds no store yet; `shoal ingest` makes one")
+            raise not_made(path)
         schema.require_format(path, config)
         self.collection = str(config.get("collection") or "")
 
@@ -78,8 +78,7 @@ class View(Closing):
         Raises NoStore, CorruptStore, StoreError.
         """
         folder = Path(path)
-        if not (folder / DATA).is_file():
-            raise NoStore(f"there is no store in {folder}; name another, or make one with `shoal ingest`")
+        require_file(folder)
         if not seal.is_sealed(folder) and seal.is_orphaned(folder):
             # The writer crashed: nothing vouches for the pages that lead to the values.
             isolation.call("engine.storage.verify.walk", folder, "beside")

@@ -40,6 +40,11 @@ class RawTable:
             )
         return body
 
+    def pick(self, keys: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Return those of these keys that exist, and their bodies. Raises CorruptStore."""
+        rows = [(key, body) for key in keys if (body := self.get(key)) is not None]
+        return [key for key, _ in rows], [body for _, body in rows]
+
     def rows(self, start: bytes = b"", prefix: bytes = b"") -> Iterator[Row]:
         """Yield rows from `start` on while their keys begin with `prefix`. Raises CorruptStore."""
         with self.cursor() as cursor:

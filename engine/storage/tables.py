@@ -6,18 +6,20 @@ Tables that are loaded as a whole or written by the batch also take and give col
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import numpy as np
 
 from engine.events import EventId
 from engine.storage import codecs, schema
-from engine.storage.codecs import CommitRecord, LogRecord, StateRecord
+from engine.storage.codecs import LogRecord, StateRecord
 from engine.storage.table import PairTable, RawTable, Table
 from engine.types import Cluster, Clusters, Event, Int16, Int64, Item, Items, Lists, Vectors
+
+T = TypeVar("T")
 
 
 class MetaTable:
@@ -75,8 +77,7 @@ class ItemTable(Table[int, Item]):
 
     def pick(self, ids: Int64) -> Items:
         """Return those of these items that exist, in the order of `ids`. Raises CorruptStore."""
-        rows = [(key, body) for key in schema.u64_keys(ids) if (body := self.raw.get(key)) is not None]
-        return schema.read_items([key for key, _ in rows], [body for _, body in rows])
+        return schema.read_items(*self.raw.pick(schema.u64_keys(ids)))
 
     def put_columns(self, items: Items) -> None:
         """Write items, in the order of their ids."""
@@ -93,8 +94,7 @@ class VectorTable(Table[int, Int16]):
 
     def pick(self, ids: Int64) -> Vectors:
         """Return those of these that exist, in the order of `ids`. Raises CorruptStore."""
-        rows = [(key, body) for key in schema.u64_keys(ids) if (body := self.raw.get(key)) is not None]
-        return schema.read_vectors([key for key, _ in rows], [body for _, body in rows])
+        return schema.read_vectors(*self.raw.pick(schema.u64_keys(ids)))
 
     def put_columns(self, vectors: Vectors) -> None:
         """Write vectors, in the order of their ids."""
@@ -167,8 +167,13 @@ class EventTable(Table[EventId, Event]):
         return sum(map(len, bodies))
 
 
+def _table(name: str, make: Callable[[RawTable], T]) -> cached_property[T]:
+    """Declare a table of `Tables`, which is made when it is first used."""
+    return cached_property(lambda tables: make(tables.open(name)))
+
+
 class Tables:
-    """All tables of a store, as one transaction sees them; each is made when it is first used."""
+    """All tables of a store, as one transaction sees them."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], handles: Mapping[str, Any]) -> None:
         self._txn, self._handles = txn, handles
@@ -176,76 +181,26 @@ class Tables:
     @cached_property
     def raw(self) -> dict[str, RawTable]:
         """The tables in bytes. A store of an earlier release lacks some until a writer opens it."""
-        return {name: self._raw(name) for name in schema.TABLES if name in self._handles}
+        return {name: self.open(name) for name in schema.TABLES if name in self._handles}
 
-    def _raw(self, name: str) -> RawTable:
+    def open(self, name: str) -> RawTable:
+        """Return a table in bytes."""
         return RawTable(self._txn, self._handles[name], name)
 
-    @cached_property
-    def meta(self) -> MetaTable:
-        return MetaTable(self._raw("meta"))
-
-    @cached_property
-    def items(self) -> ItemTable:
-        return ItemTable(self._raw("items"), codecs.ID, codecs.ITEM)
-
-    @cached_property
-    def keys(self) -> Table[bytes, int]:
-        return Table(self._raw("keys"), codecs.BYTES, codecs.NUMBER)
-
-    @cached_property
-    def nodes(self) -> VectorTable:
-        return VectorTable(self._raw("nodes"), codecs.ID, codecs.VECTOR)
-
-    @cached_property
-    def copies(self) -> PairTable:
-        return PairTable(self._raw("copies"), codecs.PAIR)
-
-    @cached_property
-    def incoming(self) -> VectorTable:
-        """Incoming vectors by item id."""
-        return VectorTable(self._raw("incoming"), codecs.ID, codecs.VECTOR)
-
-    @cached_property
-    def lists(self) -> ListTable:
-        return ListTable(self._raw("lists"), codecs.ID, codecs.LIST)
-
-    @cached_property
-    def places(self) -> PlaceTable:
-        return PlaceTable(self._raw("places"), codecs.ID, codecs.NUMBER)
-
-    @cached_property
-    def members(self) -> PairTable:
-        return PairTable(self._raw("members"), codecs.PAIR)
-
-    @cached_property
-    def trees(self) -> TreeTable:
-        return TreeTable(self._raw("trees"), codecs.ID, codecs.IDS)
-
-    @cached_property
-    def cluster_trees(self) -> PairTable:
-        return PairTable(self._raw("cluster_trees"), codecs.PAIR)
-
-    @cached_property
-    def clusters(self) -> ClusterTable:
-        return ClusterTable(self._raw("clusters"), codecs.ID, codecs.CLUSTER)
-
-    @cached_property
-    def sizes(self) -> PairTable:
-        return PairTable(self._raw("sizes"), codecs.SIZE)
-
-    @cached_property
-    def endings(self) -> PairTable:
-        return PairTable(self._raw("endings"), codecs.PAIR)
-
-    @cached_property
-    def commits(self) -> Table[int, CommitRecord]:
-        return Table(self._raw("commits"), codecs.ID, codecs.COMMIT)
-
-    @cached_property
-    def events(self) -> EventTable:
-        return EventTable(self._raw("events"), codecs.PLACE, codecs.EVENT)
-
-    @cached_property
-    def positions(self) -> Table[str, bytes]:
-        return Table(self._raw("positions"), codecs.TEXT, codecs.RAW)
+    meta = _table("meta", MetaTable)
+    items = _table("items", lambda raw: ItemTable(raw, codecs.ID, codecs.ITEM))
+    keys = _table("keys", lambda raw: Table(raw, codecs.BYTES, codecs.NUMBER))
+    nodes = _table("nodes", lambda raw: VectorTable(raw, codecs.ID, codecs.VECTOR))
+    copies = _table("copies", lambda raw: PairTable(raw, codecs.PAIR))
+    incoming = _table("incoming", lambda raw: VectorTable(raw, codecs.ID, codecs.VECTOR))  # by item id
+    lists = _table("lists", lambda raw: ListTable(raw, codecs.ID, codecs.LIST))
+    places = _table("places", lambda raw: PlaceTable(raw, codecs.ID, codecs.NUMBER))
+    members = _table("members", lambda raw: PairTable(raw, codecs.PAIR))
+    trees = _table("trees", lambda raw: TreeTable(raw, codecs.ID, codecs.IDS))
+    cluster_trees = _table("cluster_trees", lambda raw: PairTable(raw, codecs.PAIR))
+    clusters = _table("clusters", lambda raw: ClusterTable(raw, codecs.ID, codecs.CLUSTER))
+    sizes = _table("sizes", lambda raw: PairTable(raw, codecs.SIZE))
+    endings = _table("endings", lambda raw: PairTable(raw, codecs.PAIR))
+    commits = _table("commits", lambda raw: Table(raw, codecs.ID, codecs.COMMIT))
+    events = _table("events", lambda raw: EventTable(raw, codecs.PLACE, codecs.EVENT))
+    positions = _table("positions", lambda raw: Table(raw, codecs.TEXT, codecs.RAW))

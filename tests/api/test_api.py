@@ -39,7 +39,7 @@ ODD_KEYS = [
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A collection of 240 items that came in several versions."""
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     folder = tmp_path_factory.mktemp("api")
     random_model(7).save(folder / "model.safetensors")

@@ -56,7 +56,7 @@ def operations() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A small collection with a real writer."""
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     folder = tmp_path_factory.mktemp("schema")
     random_model(7).save(folder / "model.safetensors")

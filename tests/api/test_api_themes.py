@@ -18,7 +18,7 @@ SEED = 12
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     folder = tmp_path_factory.mktemp("themes")
     random_model(8).save(folder / "model.safetensors")

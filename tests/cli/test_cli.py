@@ -239,7 +239,7 @@ def test_stores_that_cannot_be_used(shoal: Run, data: Path, tmp_path: Path) -> N
 
 
 def test_a_store_made_otherwise_is_refused_until_rebuilt(shoal: Run, data: Path, tmp_path: Path) -> None:
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     told(shoal("ingest", data, "--json"))
     random_model(4).save(tmp_path / "other.safetensors")

@@ -15,7 +15,7 @@ from engine.clustering.explain import BELOW_TAU, LESS_PROBABLE, LOWER_DENSITY, P
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.errors import InputError, NotFound
-from engine.model.linkage import random_model
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEED = 4

@@ -10,8 +10,8 @@ from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
-from engine.model.linkage import random_model
 from engine.types import Epoch, EvidenceArrays, Float32, Int32, Kept, KnnGraph
+from tests.support.random_models import random_model
 from tests.support.sequences import Pinned, World, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")

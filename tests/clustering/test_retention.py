@@ -10,9 +10,10 @@ import pytest
 
 from engine.collection.collection import Engine
 from engine.config import Settings
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.storage import schema
 from engine.types import Assignment
+from tests.support.random_models import random_model
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -11,9 +11,10 @@ from engine.clustering import themes
 from engine.clustering.distinct import distinct_hashes
 from engine.clustering.state import State
 from engine.errors import InputError
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.types import Themes
 from tests.support import reference
+from tests.support.random_models import random_model
 from tests.support.sequences import KINDS, World, content, empty_state, rebuilt, take
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from engine.collection.collection import Engine
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from tests.support.collections import settings_of
+from tests.support.random_models import random_model
 
 Open = Callable[..., Engine]
 

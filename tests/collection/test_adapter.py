@@ -16,11 +16,11 @@ from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, InputError, ShoalError
 from engine.model.adapter import Adapter
-from engine.model.linkage import random_model
 from engine.storage.backup import back_up, restore
 from engine.types import Batch, Vectors
 from engine.vectors import quantize
 from tests.support.collections import DIM, draw, labels, names, settings_of, stored
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

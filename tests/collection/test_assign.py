@@ -20,9 +20,10 @@ from engine.daemon.assign_queue import AssignQueue
 from engine.errors import StoreError, WriterAway, WriterBusy
 from engine.index.hnsw import HnswIndex
 from engine.index.lock import GraphLock
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.types import Float64, Int16
 from engine.vectors import quantize
+from tests.support.random_models import random_model
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("one_thread")

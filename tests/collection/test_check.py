@@ -22,15 +22,16 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import NoStore
-from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.storage.codecs import K, V
 from engine.storage.store import Store
 from engine.storage.table import Table
 from engine.storage.tables import Tables
+from engine.system import files
 from engine.types import Assignment
 from tests.conftest import Run
 from tests.support import collections as support
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 6
@@ -314,7 +315,7 @@ def test_wrong_columns_of_what_is_derived_are_found(settings: Settings) -> None:
     """All digests match."""
     fill(settings)
     folder = settings.store.path
-    version = snapshots.level_versions(folder)[0]
+    version = files.versions(folder, snapshots.LEVELS)[0]
     depends = orjson.loads((folder / f"derived-{version}.json").read_bytes())["depends"]
     saved = snapshots.read_levels(folder, version, depends)
     assert saved is not None

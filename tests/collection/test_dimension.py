@@ -10,7 +10,7 @@ import pytest
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.errors import InputError
-from engine.model.linkage import random_model
+from tests.support.random_models import random_model
 
 MODEL = random_model(3)
 

@@ -16,13 +16,14 @@ from engine.collection.collection import Engine
 from engine.collection.erase import FreshIndex
 from engine.config import Settings
 from engine.errors import StoreError, StoreFull, WriterAway
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.storage import schema
 from engine.storage.reader import View
 from engine.types import Batch, DeadLetter
 from engine.vectors import quantize
 from tests.conftest import ROOT, Run
 from tests.support import warm_python
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 12

@@ -18,8 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from engine import Engine, HiLander
 from engine.errors import InputError, ShoalError
-from engine.model.lander import random_lander
-from engine.model.linkage import random_model
+from tests.support.random_models import random_lander, random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ from engine.collection.check import check
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.errors import InputError
-from engine.model.lander import LanderModel, random_lander
-from engine.model.linkage import random_model
+from engine.model.lander import LanderModel
 from engine.types import Float64
+from tests.support.random_models import random_lander, random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 8

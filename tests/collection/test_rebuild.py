@@ -15,12 +15,12 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import Generation, rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, InputError, StoreFull
-from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.types import Assignment
 from tests.properties.test_exactness import settings_of
 from tests.support import collections
 from tests.support.checks import check_state
+from tests.support.random_models import random_model
 from tests.support.sequences import KINDS, World, differences, rebuilt
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,9 +14,10 @@ from engine.errors import (
     InputError,
     NoStore,
 )
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from tests.collection.conftest import Open
 from tests.support.collections import draw, labels, members, names, settings_of
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,11 @@ from engine.errors import (
     StoreFull,
     StoreLocked,
 )
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.system import determinism
 from tests.collection.conftest import Open
 from tests.support.collections import draw, labels, names, settings_of, stored
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

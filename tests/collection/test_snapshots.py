@@ -14,7 +14,8 @@ import pytest
 from engine.collection import snapshots
 from engine.collection.collection import Engine
 from engine.config import CollectionSettings, LimitsSettings, Settings, StoreSettings
-from engine.model.linkage import random_model
+from engine.system import files
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +54,8 @@ def put(engine: Engine, first: int, count: int = 12) -> None:
 
 
 def versions(engine: Engine) -> tuple[list[int], list[int]]:
-    return snapshots.index_versions(engine.store.path), snapshots.level_versions(engine.store.path)
+    folder = engine.store.path
+    return files.versions(folder, snapshots.INDEX), files.versions(folder, snapshots.LEVELS)
 
 
 def test_batches_do_not_wait_for_a_snapshot(

@@ -11,10 +11,10 @@ from engine.collection.collection import Engine
 from engine.collection.themes import check_step, themes_of
 from engine.config import Settings
 from engine.errors import ConfigError, ConfigMismatch, InputError, NotFound
-from engine.model.linkage import random_model
 from engine.storage.reader import View
 from engine.types import Themes
 from tests.support.collections import draw, names, settings_of
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

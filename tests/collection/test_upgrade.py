@@ -17,7 +17,6 @@ from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, StoreError
 from engine.model.adapter import Adapter
-from engine.model.linkage import random_model
 from engine.storage import schema
 from engine.storage.backup import back_up, restore
 from engine.storage.environment import Environment
@@ -25,6 +24,7 @@ from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Assignment, Loaded
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 6

@@ -18,11 +18,11 @@ from engine.config import load
 from engine.daemon import admin
 from engine.daemon.control import Control
 from engine.errors import InputError, NotFound, WriterBusy
-from engine.model.linkage import random_model
 from engine.storage.reader import View
 from tests.conftest import Run
 from tests.support import collections
 from tests.support.live_api import settings_of, writer
+from tests.support.random_models import random_model
 from tests.support.records import submit
 from tests.support.waiting import until
 

@@ -12,8 +12,8 @@ import pytest
 from engine.collection.collection import Engine
 from engine.daemon.theme_keeper import ThemeKeeper
 from engine.errors import InputError, WriterBusy
-from engine.model.linkage import random_model
 from tests.support.collections import draw, names, settings_of
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

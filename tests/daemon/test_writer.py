@@ -20,12 +20,13 @@ from engine.daemon.control import Control
 from engine.daemon.metrics import Metrics
 from engine.daemon.writer import Pace, Writer, context_of
 from engine.errors import InputError, NotFound, StoreError, WriterAway, WriterBusy
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.storage import schema
 from engine.streams import Handler, Lag, NoSource, Source
 from engine.types import Applied, Batch, DeadLetter
 from engine.vectors import quantize
 from tests.support.collections import DIM, draw
+from tests.support.random_models import random_model
 from tests.support.records import submit
 from tests.support.waiting import until
 

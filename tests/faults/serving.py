@@ -55,7 +55,7 @@ class Daemon:
     """`shoal serve` on a topic of its own, started again when it has to be, as systemd would."""
 
     def __init__(self, folder: Path, bootstrap: str, python: str = sys.executable) -> None:
-        from engine.model.linkage import random_model
+        from tests.support.random_models import random_model
 
         self.store = folder / "store"
         self.topics = Topics(bootstrap)

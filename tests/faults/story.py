@@ -128,7 +128,7 @@ def _dressed(batch: Batch, at: int, rng: np.random.Generator) -> Batch:
 
 @functools.cache
 def _model(k: int) -> Any:
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     return random_model(7, k)
 

@@ -53,7 +53,7 @@ def draw(seed: int, count: int) -> np.ndarray:
 
 def opened(path: Path, **how: Any) -> Any:
     from engine.collection.collection import Engine
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     return Engine.open(settings_of(path, **how), random_model(7), lambda: 5.0)
 

@@ -36,7 +36,7 @@ def warm() -> None:
     import structlog
     import torch
 
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
     from tests.support.sequences import World, empty_state, take
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

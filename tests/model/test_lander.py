@@ -13,12 +13,12 @@ import torch
 
 from engine.clustering import decode
 from engine.errors import InputError
-from engine.model.lander import BLOCK, LanderCard, LanderModel, random_lander, shapes
-from engine.model.linkage import random_model
+from engine.model.lander import BLOCK, LanderCard, LanderModel, shapes
 from engine.model.trained import load
 from engine.types import Float32, KnnGraph
 from tests.model.test_linkage import EPOCH, answers, mixture, renumber
 from tests.support import plain_lander
+from tests.support.random_models import random_lander, random_model
 
 KINDS: list[dict[str, Any]] = [
     {"variant": "mean", "hidden": 34},

@@ -16,10 +16,11 @@ import torch
 
 from engine.errors import InputError
 from engine.model.features import edge_features, list_edges, node_features
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.model.network import BLOCK, CHUNK, MOST_LOGIT, Linkage
 from engine.model.ranges import Ranges
 from engine.types import Epoch, EvidenceArrays, Float32, Int32, KnnGraph
+from tests.support.random_models import random_model
 
 EPOCH = Epoch(0.1, 0.15, 100)
 

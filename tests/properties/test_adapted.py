@@ -15,10 +15,10 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.model.adapter import Adapter
-from engine.model.linkage import random_model
 from engine.types import Int16
 from tests.properties.test_exactness import compare, names, settings_of
 from tests.support.checks import check_calibration, check_state
+from tests.support.random_models import random_model
 from tests.support.sequences import KINDS, World, differences, rebuilt
 
 pytestmark = pytest.mark.usefixtures("one_thread", "warm")

@@ -12,9 +12,10 @@ import pytest
 
 from engine.collection.collection import Engine
 from engine.config import Settings
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.storage import schema
 from tests.support.checks import check_calibration, check_plain_code, check_state
+from tests.support.random_models import random_model
 from tests.support.replica import Replica
 from tests.support.sequences import KINDS, World, content, differences, empty_state, rebuilt, take
 

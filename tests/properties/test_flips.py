@@ -55,8 +55,8 @@ def draw(seed: int, count: int) -> np.ndarray:
 def make(path: str) -> None:
     """A store with a history, snapshots of two versions, and a backup of it."""
     from engine.collection.collection import Engine
-    from engine.model.linkage import random_model
     from engine.storage.backup import copy_open
+    from tests.support.random_models import random_model
 
     with Engine.open(settings_of(path), random_model(7), lambda: 5.0) as engine:
         for at in range(6):
@@ -88,7 +88,7 @@ def answers(path: str) -> dict[str, Any]:
 def written(path: str) -> dict[str, Any]:
     """What the next writer makes of it: with a batch more, and opened once again."""
     from engine.collection.collection import Engine
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     with Engine.open(settings_of(path), random_model(7), lambda: 6.0) as engine:
         engine.upsert([f"new {i}" for i in range(30)], draw(90, 30))

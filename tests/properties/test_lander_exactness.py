@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.model.lander import random_lander
 from engine.types import Epoch
 from tests.support.checks import check_plain_code, check_state
+from tests.support.random_models import random_lander
 from tests.support.replica import Replica
 from tests.support.sequences import KINDS, World, differences, empty_state, rebuilt, take
 

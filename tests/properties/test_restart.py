@@ -15,9 +15,10 @@ from engine.collection import snapshots
 from engine.collection.collection import Engine
 from engine.collection.snapshots import prepare
 from engine.config import Settings
-from engine.model.linkage import random_model
 from engine.model.network import Linkage
+from engine.system import files
 from tests.properties.test_exactness import compare, settings_of
+from tests.support.random_models import random_model
 from tests.support.sequences import KINDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,10 +187,10 @@ def test_two_snapshots_are_kept_and_a_full_disk_costs_nothing(
         for at in range(4):
             engine.upsert(names(10 * at, 10), draw(at, 10))
             prepare(path, engine.state, engine.model)()
-        assert snapshots.level_versions(path) == [4, 3]
+        assert files.versions(path, snapshots.LEVELS) == [4, 3]
         engine.upsert(names(90, 10), draw(9, 10))
         monkeypatch.setattr(snapshots.files, "put_in_place", refuse)
-    assert snapshots.level_versions(path) == [4, 3]
+    assert files.versions(path, snapshots.LEVELS) == [4, 3]
     monkeypatch.undo()
     with opened(path, model) as engine:
         assert engine.version == 5

@@ -13,7 +13,7 @@ import torch
 from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
-from engine.model.lander import LanderCard, LanderModel, random_lander, shapes
+from engine.model.lander import LanderCard, LanderModel, shapes
 from engine.training.course import Checkpoint, Course
 from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
@@ -27,6 +27,7 @@ from engine.training.lander_train import (
 )
 from engine.types import Epoch
 from tests.support import plain_lander
+from tests.support.random_models import random_lander
 from tests.training.test_train import clusters, file_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,11 +12,12 @@ from engine.clustering.level import Shape
 from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
-from engine.model.lander import LanderModel, random_lander
+from engine.model.lander import LanderModel
 from engine.training.published import model_of, read
 from engine.vectors import quantize
 from tests.conftest import Run
 from tests.support import plain_lander, reference
+from tests.support.random_models import random_lander
 
 TAU, LEVELS = 0.6, 4
 

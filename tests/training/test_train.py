@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import InputError
 from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
-from engine.model.linkage import LinkageModel, random_model
+from engine.model.linkage import LinkageModel
 from engine.model.ranges import LEAST_SCALE
 from engine.training import topics
 from engine.training.course import Checkpoint
@@ -23,6 +23,7 @@ from engine.training.rollout import Oracle, joined, scenes, twins
 from engine.training.train import evaluate, train
 from engine.training.trainer import Trainer
 from engine.vectors import quantize
+from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Regime(rate=0.03, edges=2000)

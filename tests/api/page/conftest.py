@@ -22,7 +22,7 @@ POLICY = (  # stricter than the API's own
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A store whose writer runs, with items of all kinds; and the flags it is opened with."""
-    from engine.model.linkage import random_model
+    from tests.support.random_models import random_model
 
     folder = tmp_path_factory.mktemp("page")
     random_model(7).save(folder / "model.safetensors")
