@@ -67,6 +67,7 @@ class Options(TypedDict, total=False):
     index: Literal["hnsw", "exact"] | None
     adapter: str | os.PathLike[str] | None  # file of `shoal adapt`
     tau: float | None
+    base_tau: float | None  # level 0's
     max_levels: int | None
     max_age_s: float | None  # retention
     max_items: int | None
@@ -80,6 +81,7 @@ _KEYWORDS = {
     "model": "model.path",
     "adapter": "model.adapter",
     "tau": "model.tau",
+    "base_tau": "model.base_tau",
     "max_levels": "model.max_levels",
     "max_age_s": "retention.max_age_s",
     "max_items": "retention.max_items",
@@ -127,7 +129,8 @@ class ModelSettings(_Section):
 
     path: HomePath | None = None
     adapter: MaybePath = None  # applied to every embedding; "" or None: none
-    tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links
+    tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links, above level 0
+    base_tau: float | None = Field(None, ge=0, lt=1)  # and at level 0
     max_levels: int | None = Field(None, ge=1, le=32)
     coarser: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.35, 0.2], max_length=8

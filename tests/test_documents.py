@@ -19,8 +19,8 @@ from tests.support.documents import DOCUMENTS, README, SHELL, Document
 WORDS_MAX = 900  # of the README
 PICTURES_MAX = 400_000  # bytes, of all that it shows
 EXAMPLES = {  # settings that have no default, or are shown otherwise
-    ("collection", "dim"), ("model", "path"), ("model", "adapter"), ("model", "tau"), ("model", "max_levels"),
-    ("source", "http"),
+    ("collection", "dim"), ("model", "path"), ("model", "adapter"), ("model", "tau"), ("model", "base_tau"),
+    ("model", "max_levels"), ("source", "http"),
     ("batch", "size"), ("retention", "max_age_s"), ("retention", "max_items"), ("api", "key_file"),
 }  # fmt: skip
 NAMES = [document.file.name for document in DOCUMENTS]

@@ -44,7 +44,8 @@ Model = Annotated[
     typer.Option("-m", "--model", metavar="MODEL", parser=home_path, help="Default: the one that ships."),
 ]
 Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")]
-Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links.")]
+Tau = Annotated[float | None, typer.Option("--tau", help="Least probability that links, above level 0.")]
+BaseTau = Annotated[float | None, typer.Option("--base-tau", help="The same at level 0.")]
 BatchSize = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")]
 Level = Annotated[int | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")]
 AnyLevel = Annotated[
@@ -61,6 +62,11 @@ def settings(config: Path | None, **flags: Value | Path) -> Settings:
     from engine.config import load
 
     return load(config, {name.replace("__", "."): _plain(value) for name, value in flags.items()})
+
+
+def _model(path: Path | None, tau: float | None, base_tau: float | None) -> dict[str, Value | Path]:
+    """Return the flags of [model]."""
+    return {"model__path": path, "model__tau": tau, "model__base_tau": base_tau}
 
 
 def event_id(text: str | None) -> str | None:
@@ -299,6 +305,7 @@ def check(
     model: Model = None,
     index: Index = None,
     tau: Tau = None,
+    base_tau: BaseTau = None,
     json: Json = False,
 ) -> None:
     """Look at everything that has to hold of a store.
@@ -307,7 +314,7 @@ def check(
     """
     from engine.cli import operate
 
-    chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
+    chosen = settings(config, store__path=store, index__kind=index, **_model(model, tau, base_tau))
     operate.check(chosen, sample, seed, json)
 
 
@@ -352,6 +359,7 @@ def rebuild(
     model: Model = None,
     index: Index = None,
     tau: Tau = None,
+    base_tau: BaseTau = None,
     json: Json = False,
 ) -> None:
     """Cluster a store's items anew, in a new generation.
@@ -361,7 +369,7 @@ def rebuild(
     """
     from engine.cli import operate
 
-    chosen = settings(config, store__path=store, model__path=model, index__kind=index, model__tau=tau)
+    chosen = settings(config, store__path=store, index__kind=index, **_model(model, tau, base_tau))
     operate.rebuild(chosen, json)
 
 

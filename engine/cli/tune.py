@@ -204,5 +204,5 @@ def _print(choice: Choice, reason: Undecided | None, command: str | None) -> Non
         f"{choice.gain:+.3f} ({choice.gain_low:+.3f} to {choice.gain_high:+.3f}), "
         f"better with probability {choice.sure:.2f}."
     )
-    print("One tau is chosen, for the levels above level 0; level 0 has that of the model.")
+    print("One tau is chosen, for the levels above level 0.")
     print(f"To apply it: {command}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.clustering.state import State
+from engine.collection.build import own_base_tau
 from engine.collection.memory import linkage_of
 from engine.errors import WriterBusy
 from engine.index.base import offer
@@ -73,8 +74,8 @@ def assign(
 def _check_generation(tables: Tables, state: State, model: Trained, adapter: str | None) -> None:
     """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
     config, shape = tables.meta.config or {}, state.hierarchy.shape
-    stored = tuple(config.get(name) for name in ("model", "adapter", "k", "tau"))
-    if stored != (model.sha256, adapter, shape.k, shape.tau):
+    stored = tuple(config.get(name) for name in ("model", "adapter", "k", "tau", "base_tau"))
+    if stored != (model.sha256, adapter, shape.k, shape.tau, own_base_tau(shape, model)):
         raise WriterBusy("a new generation is being put in place; try again")
 
 

@@ -53,8 +53,13 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
         peak_width=max(32, 2 * model.k),
         search_width=settings.limits.search_width,
         holders_max=settings.limits.holders_max,
-        base_tau=model.base_tau,
+        base_tau=model.base_tau if chosen.base_tau is None else chosen.base_tau,
     )
+
+
+def own_base_tau(shape: Shape, model: Trained) -> float | None:
+    """Return level 0's tau if it is another than the model's: None for that, and in stores of old."""
+    return None if shape.base_tau == model.base_tau else shape.base_tau
 
 
 def index_of(settings: Settings) -> Callable[[Nodes], ExactIndex | HnswIndex]:
@@ -95,6 +100,7 @@ def store_config(settings: Settings, model: Trained, adapter: Adapter | None) ->
         "adapter": adapter and adapter.sha256,
         "k": shape.k,
         "tau": shape.tau,
+        "base_tau": own_base_tau(shape, model),
         "max_levels": shape.max_levels,
         "arithmetic": determinism.fingerprint(),
     }

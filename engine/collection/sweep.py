@@ -63,7 +63,7 @@ def sweep_of(settings: Settings, taus: Sequence[float]) -> Sweep:
 
 def _at_its_tau(settings: Settings, config: Mapping[str, Any]) -> Settings:
     """Return the settings with the store's tau and number of levels: the others are what is asked for."""
-    stored = {name: config[name] for name in ("tau", "max_levels")}
+    stored = {name: config.get(name) for name in ("tau", "base_tau", "max_levels")}
     return settings.model_copy(update={"model": settings.model.model_copy(update=stored)})
 
 

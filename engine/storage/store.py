@@ -326,6 +326,9 @@ def _told(name: str, was: Any, now: Any) -> str:
     if name == "adapter":
         held = f"the adapter {was[:16]}..." if was else "no adapter"
         return f"{held}, not {now[:16]}..." if now else f"{held}, and [model] adapter names none"
+    if name == "base_tau":
+        was, now = ("the model's" if tau is None else tau for tau in (was, now))
+        return f"base_tau {was}, not {now}"
     return f"{name} {was!r}, not {now!r}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from tests.support.random_models import random_model
 from tests.support.sequences import KINDS, World, differences, rebuilt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+OTHER_BASE_TAUS = (0.4, None, 0.9)  # not those of `World`
 
 
 class Meanwhile:
@@ -53,7 +56,8 @@ def test_equal_to_a_rebuild_at_rest_in_many_sequences(
 
 
 def compare(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partition and items are those of a new clustering at the same epoch; names follow their members."""
+    """Another model and another tau of level 0: partition and items are those of a new clustering at the same
+    epoch; names follow their members."""
     rng = np.random.default_rng([seed, 6])
     model, other = random_model(seed, k=5), random_model(seed + 1, k=5)
     world = World(seed, KINDS[seed % len(KINDS)], 80, model)
@@ -73,6 +77,7 @@ def compare(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     some(12)
     if engine._state is None or not len(engine):
         return
+    world.shape = replace(world.shape, base_tau=OTHER_BASE_TAUS[seed % 3])
     settings = settings_of(folder / "live", world)
     locked = engine._lock
 

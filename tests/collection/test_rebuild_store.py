@@ -18,6 +18,7 @@ from engine.model.linkage import LinkageModel
 from tests.collection.conftest import Open
 from tests.support.collections import draw, labels, members, names, settings_of
 from tests.support.random_models import random_model
+from tests.support.sequences import differences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,6 +52,42 @@ def test_rebuild_with_another_tau_is_a_new_generation(opened: Open, weights: Lin
     assert followed
     assert all(new[cluster] & old[cluster] for cluster in followed)
     assert min(new.keys() - old.keys(), default=max(old) + 1) > max(old)  # ids are never used again
+
+
+def test_rebuild_with_another_tau_of_level_0_is_what_a_new_store_has(
+    opened: Open, weights: LinkageModel
+) -> None:
+    engine = opened(model={"tau": 0.3})
+    engine.upsert(names(300), draw(31, 300))
+    before = labels(engine)
+    engine.close()
+    finer = {"tau": 0.3, "base_tau": 0.7}
+    rebuild_store(settings_of(engine.settings.store.path, model=finer), weights)
+    with pytest.raises(ConfigMismatch, match=r"base_tau 0\.7, not the model's: .*shoal rebuild"):
+        opened(model={"tau": 0.3})
+    engine, fresh = opened(model=finer), opened("fresh", model=finer)
+    fresh.upsert(names(300), draw(31, 300))
+    assert not differences(engine.state.hierarchy, fresh.state.hierarchy)
+    assert set(members(labels(engine)).values()) == set(members(labels(fresh)).values())
+    assert set(members(labels(engine)).values()) != set(members(before).values())
+
+
+def test_a_store_that_says_nothing_of_level_0_has_the_model_s_tau(opened: Open, tmp_path: Path) -> None:
+    """One that was made before level 0's tau could be set."""
+    weights = LinkageModel.load()
+    settings = settings_of(tmp_path / "old")
+    with Engine.open(settings, weights) as engine:
+        engine.upsert(names(200), draw(34, 200))
+        before = labels(engine)
+        config = dict(engine.store.config)
+        assert config.pop("base_tau", None) is None
+        engine.store._transact(lambda tables: tables.meta.put_config(config))
+    same = settings_of(tmp_path / "old", model={"base_tau": weights.base_tau})
+    for chosen in settings, same:
+        with Engine.open(chosen, weights) as engine:
+            assert labels(engine) == before
+    with pytest.raises(ConfigMismatch, match=r"base_tau the model's, not 0\.9"):
+        Engine.open(settings_of(tmp_path / "old", model={"base_tau": 0.9}), weights)
 
 
 def test_rebuild_with_the_same_settings_changes_no_name(opened: Open, weights: LinkageModel) -> None:

@@ -78,7 +78,7 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
             done = shoal("restore", "copy", "--force", env=env)
             assert done.returncode == 6, "a daemon has the store"
             sent = len(versions)
-            done = shoal("rebuild", "--tau", "0.6", "--json", env=env)
+            done = shoal("rebuild", "--tau", "0.6", "--base-tau", "0.5", "--json", env=env)
             made = orjson.loads(done.stdout)
             assert made["live"], done.stderr
             assert made["items"] >= 240
@@ -97,6 +97,8 @@ def test_every_command_beside_a_daemon(shoal: Run, tmp_path: Path) -> None:
         assert control.call("status")["state"] == "running"
     assert not any(b"the item 200" in path.read_bytes() for path in store.iterdir() if path.is_file())
     done = shoal("check", "--sample", "0", env=env | {"SHOAL_MODEL__TAU": "0.6"})
+    assert "base_tau 0.5, not the model's" in done.stdout + done.stderr
+    done = shoal("check", "--sample", "0", "--tau", "0.6", "--base-tau", "0.5", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not looked at" not in done.stdout
 
@@ -136,9 +138,14 @@ def test_a_daemon_is_told_what_is_set_and_nothing_else(tmp_path: Path) -> None:
     """By file, flag or variable; the defaults here are not to take the place of its settings."""
     config = tmp_path / "shoal.toml"
     config.write_text('[model]\nmax_levels = 3\npath = "a.safetensors"\n[limits]\nslack = 7\n')
-    told = operate._renewed(load(config, {"model.tau": 0.4}))
+    told = operate._renewed(load(config, {"model.tau": 0.4, "model.base_tau": 0.7}))
     assert told == {
-        "model": {"max_levels": 3, "tau": 0.4, "path": str(Path("a.safetensors").absolute())},
+        "model": {
+            "max_levels": 3,
+            "tau": 0.4,
+            "base_tau": 0.7,
+            "path": str(Path("a.safetensors").absolute()),
+        },
         "index": {},
     }
     assert operate._renewed(load(None, {})) == {"model": {}, "index": {}}

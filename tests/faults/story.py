@@ -72,7 +72,7 @@ class Story:
                 "collection": {"name": "simulation", "dim": shape.dim},
                 "store": {"path": path},
                 "index": {"kind": self.index, "ef": 50, "ef_construction": 50},
-                "model": {"tau": shape.tau, "max_levels": shape.max_levels},
+                "model": {"tau": shape.tau, "base_tau": shape.base_tau, "max_levels": shape.max_levels},
                 "retention": {"events_max_age_s": 0.001 if self.forgets == BY_AGE else 1e9},
                 "limits": {
                     "slack": shape.base_width - shape.k,

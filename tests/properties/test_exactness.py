@@ -173,7 +173,7 @@ def settings_of(path: Path, world: World, index: str = "exact") -> Settings:
             "collection": {"dim": shape.dim},
             "store": {"path": path},
             "index": {"kind": index},
-            "model": {"tau": shape.tau, "max_levels": shape.max_levels},
+            "model": {"tau": shape.tau, "base_tau": shape.base_tau, "max_levels": shape.max_levels},
             "limits": {"slack": shape.base_width - shape.k},
         }
     )

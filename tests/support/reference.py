@@ -43,7 +43,8 @@ def cluster(grid: Int16, hashes: UInt64, model: Any, shape: Shape, epoch: Epoch)
         graph = _graph(grid[nodes], hashes[nodes], mean, items, shape)
         if levels:
             graph = replace(graph, evidence=evidence_of(levels[0], items))
-        level = _level(graph, hashes[nodes], items, model, shape.tau, epoch)
+        tau = shape.base_tau if not levels and shape.base_tau is not None else shape.tau
+        level = _level(graph, hashes[nodes], items, model, tau, epoch)
         levels.append(level)
         peaks = _peaks(level)
         if len(peaks) == len(nodes) or len(levels) == shape.max_levels:

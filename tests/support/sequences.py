@@ -54,6 +54,7 @@ class World:
             max_levels=int(rng.choice([1, 2, 3, 4, 6])),
             base_width=width,
             peak_width=width + int(rng.integers(0, 17)),
+            base_tau=(None, 0.2, 0.7)[seed % 3],
         )
         self.live: dict[bytes, Int16] = {}
         self.once: dict[bytes, Int16] = {}  # what a herd that is gone was; they may come back
