@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import HDBSCAN
 
+from benchmarks.reliability import Reliability, reliability
 from benchmarks.report import arguments, finish, print_markdown
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, measured_epoch, partitions
 from engine.evaluation.drawing import figure, shortened
-from engine.evaluation.reliability import Reliability, reliability
 from engine.model.linkage import PRETRAINED, LinkageModel
 from engine.training.datasets import Collection, read_labelled
 from engine.training.rollout import scenes

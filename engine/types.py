@@ -23,6 +23,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
+NO_ROWS = np.empty(0, np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -79,6 +81,9 @@ class Kept:
     edge_holds: Bool  # (n, k)
 
 
+EVIDENCE_SCALE = 2**16  # steps per unit of p and of similarity, in `EvidenceArrays`
+
+
 class EvidenceArrays(NamedTuple):
     """What the level-0 edges out of supernodes' members say, summed up by partner: where they lead.
 
@@ -88,7 +93,7 @@ class EvidenceArrays(NamedTuple):
     starts: Int64  # (n,)
     counts: Int32  # (n,)
     partners: Int32  # (entries,), rows
-    sums: Int64  # (entries, 4): edges; sums of p, of similarities in steps of 2^-16, of their squares
+    sums: Int64  # (entries, 4): edges; sums of p, of similarities, of their squares
     totals: Int64  # (n, 7): inner edges, their three sums; outer edges, their p; the most p with one partner
 
 

@@ -19,6 +19,7 @@ from engine.types import Float32, Int16, Int64, UInt64
 
 SCALE = 2**14  # grid steps per unit
 DOT_SCALE = 2**28  # a dot's steps per unit of similarity
+DOT_STEP = 1.0 / DOT_SCALE
 HASH_SEED = 0x5110A1  # keys the hash that breaks ties: the order of equal similarities depends on it
 
 _FINE, _NOT_FINITE, _ZERO = 0, 1, 2

@@ -36,6 +36,16 @@ class LabelledFile:
     images: NDArray[Any] | None  # (n, ...)
     left_out: Sequence[tuple[int, str]]  # row and reason
 
+    def classes(self) -> tuple[list[str], Int64]:
+        """Return the names of the classes, sorted, and the number of each record's (n,); -1: no label."""
+        known = np.array([label is not None for label in self.labels], np.bool_)
+        names, numbers = np.unique(
+            [str(label) for label in self.labels if label is not None], return_inverse=True
+        )
+        found = np.full(len(known), -1, np.int64)
+        found[known] = numbers
+        return names.tolist(), found
+
 
 def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
     """Read a whole file; `partly`: records need no label.

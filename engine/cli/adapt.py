@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, print_json, print_table
+from engine.cli.console import complain, need_folder, print_json, print_table
 from engine.config import Settings
 from engine.errors import InputError
 
@@ -45,17 +45,14 @@ def adapt(
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
-    if not wish.out.parent.is_dir():
-        raise InputError(f"{wish.out.parent} is not a folder: name the adapter's file in one that exists.")
+    need_folder(wish.out)
     labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
     complain(
         f"{len(training.names):,} classes to train on, {len(choosing.names):,} to choose on, "
         f"{len(reporting.names):,} to report on"
     )
-    found = [
-        _train(each, shape, training, choosing, settings) for each in _plans(wish, plan)
-    ]  # fmt: skip
+    found = [_train(each, shape, training, choosing, settings) for each in _plans(wish, plan)]
     taken = found[best(judge(choosing, settings), [each.chosen_by for each in found])]
     before, after = judge(reporting, settings), judge(adapted(taken.adapter, reporting), settings)
     worse = drawbacks(before, after)
@@ -116,18 +113,10 @@ def _report(
         }
         print_json(document)
         return
-    names = {
-        "opis": "OPIS",
-        "opis_worst": "10%-OPIS",
-        "recall_at_1": "recall at 1",
-        "Fp": "Fp",
-        "Fb": "Fb",
-        "NMI": "NMI",
-    }
+    names = {"opis": "OPIS", "opis_worst": "10%-OPIS", "recall_at_1": "recall at 1"}
     rows = [
-        (names[key], *(f"{value[key]:.2e}" if "opis" in key else f"{value[key]:.4f}" for value in (old, new)))
-        for old, new in [(asdict(before), asdict(after))]
-        for key in names
+        (names.get(key, key), *(f"{value:.2e}" if "opis" in key else f"{value:.4f}" for value in (old, new)))
+        for (key, old), new in zip(asdict(before).items(), asdict(after).values(), strict=True)
     ]
     print_table(
         f"{taken.plan.loss}, {taken.adapter.kind}, {taken.adapter.dim_out} components; on other classes:",

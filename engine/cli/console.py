@@ -29,6 +29,12 @@ def home_path(text: str) -> Path:
         raise InputError(f"{text} cannot be used: {problem}") from None
 
 
+def need_folder(out: Path) -> None:
+    """Raise InputError where the folder of a file to write is missing: before the work, not after it."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")
+
+
 def complain(sentence: str) -> None:
     """A sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)

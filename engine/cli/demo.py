@@ -17,8 +17,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from connectors.memory import MemorySource
 from engine.cli.console import Interrupted, Stop
-from engine.cli.digits import Demo, Digits, Frame, Shown, Source
+from engine.cli.digits import Demo, Digits, Frame, Shown
 from engine.cli.evaluate import print_figures
 from engine.config import Settings, StoreSettings
 from engine.errors import ConfigError
@@ -37,7 +38,7 @@ SHADES = " .:-=+*#%@"
 
 def run(
     settings: Settings,
-    make_source: Callable[[Digits, int], Source],
+    make_source: Callable[[Digits, int], MemorySource],
     store: Path | None,
     seed: int,
     rate: int | None,

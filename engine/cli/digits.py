@@ -11,13 +11,14 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 
+from connectors.memory import MemorySource
 from engine.collection.collection import Engine
 from engine.evaluation.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
 from engine.evaluation.scores import ari
@@ -29,17 +30,6 @@ from engine.types import Applied, Batch, Float64, Int64
 EVENTS_TOLD = 5
 RATE_BATCHES = 8  # over which the rate is measured
 STORIES = ("merge", "split", "grow", "shrink")
-
-
-class Chunk(Protocol):
-    @property
-    def batch(self) -> Batch: ...
-
-
-class Source(Protocol):
-    name: str
-
-    def chunks(self, position: bytes | None, dim: int | None) -> Iterator[Chunk]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +101,10 @@ class Demo:
         self._seen: tuple[int, int] | None = None
 
     def run(
-        self, source: Source, watch: Callable[[Frame], bool], take: Callable[[Batch], Applied] | None = None
+        self,
+        source: MemorySource,
+        watch: Callable[[Frame], bool],
+        take: Callable[[Batch], Applied] | None = None,
     ) -> bool:
         """Until the stream ends, or `watch` returns False; returns whether it ended."""
         take = take or self.engine.apply

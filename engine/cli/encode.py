@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain
+from engine.cli.console import complain, need_folder
 from engine.cli.spaces import progress_bar
 from engine.errors import InputError
 
@@ -31,7 +31,7 @@ def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
     from engine.learning.encoder import train_encoder
     from engine.learning.pictures import read_pictures
 
-    _need_folder(out)
+    need_folder(out)
     pictures = read_pictures(source)
     size = pictures.grey.shape[1]
     complain(
@@ -49,7 +49,7 @@ def apply(encoder_file: Path, source: Path, out: Path) -> None:
     from engine.learning.encoder import Encoder
     from engine.learning.pictures import read_pictures
 
-    _need_folder(out)
+    need_folder(out)
     encoder = Encoder.load(encoder_file)
     pictures = read_pictures(source, encoder.size)
     with progress_bar("pictures") as advance:
@@ -68,7 +68,7 @@ def adapt(adapter_file: Path, source: Path, out: Path) -> None:
     from engine.learning.adapt import Adapter, map_embeddings
     from engine.learning.labelled import read_arrays
 
-    _need_folder(out)
+    need_folder(out)
     adapter = Adapter.load(adapter_file)
     arrays = read_arrays(source, *NPZ)
     if "emb" not in arrays:
@@ -88,8 +88,3 @@ def _write(out: Path, arrays: dict[str, Any]) -> None:
         raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
     count, dim = arrays["emb"].shape
     print(f"{out}: {count:,} embeddings of {dim} components")
-
-
-def _need_folder(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")

@@ -4,64 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
+from connectors.chunks import Chunk
+from connectors.files.source import FileSource
 from engine.cli.console import Interrupted, Stop, complain, print_json, printable
 from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
-from engine.types import Applied, Batch
+from engine.types import Applied
 
 OTHER_DIMENSION = "dimensions, not the collection's"  # as `records.wrong_dimension` says it
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
 APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
 COUNTS = ("rows", *TOLD, "skipped", "rejected_before")
-
-
-class Chunk(Protocol):
-    """What came of the next records of a source."""
-
-    @property
-    def batch(self) -> Batch: ...
-    @property
-    def rejects(self) -> Sequence[object]: ...
-    @property
-    def doubts(self) -> Sequence[object]: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def superseded(self) -> int: ...
-
-
-class Mark(Protocol):
-    """Where a source begins."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def rejected(self) -> int: ...
-
-
-class Source(Protocol):
-    """A file: see `connectors.files.source`."""
-
-    path: Path
-    shown: str  # the path, for people
-    notes: list[str]
-
-    @property
-    def total(self) -> int | None: ...
-    @property
-    def ignored(self) -> Mapping[str, int]: ...
-    def begin(self, positions: Mapping[str, bytes]) -> Mark: ...
-    def chunks(self, dim: int | None) -> Iterator[Chunk]: ...
 
 
 class Rate(ProgressColumn):
@@ -72,7 +35,7 @@ class Rate(ProgressColumn):
 def ingest(
     settings: Settings,
     paths: Sequence[Path],
-    open_source: Callable[[Path, int], Source],
+    open_source: Callable[[Path, int], FileSource],
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -114,7 +77,7 @@ class _Work:
         self.version, self.seconds, self.place = 0, 0.0, ""
         self.stopped = 0  # the signal's number
 
-    def run(self, sources: Sequence[Source], strict: bool) -> list[str]:
+    def run(self, sources: Sequence[FileSource], strict: bool) -> list[str]:
         """Returns the files that failed half-way."""
         from engine.collection.collection import Engine
 
@@ -140,7 +103,7 @@ class _Work:
             self.version = engine.version
         return failed
 
-    def _take(self, engine: Any, source: Source, progress: Progress, stop: Stop) -> bool:
+    def _take(self, engine: Any, source: FileSource, progress: Progress, stop: Stop) -> bool:
         """Returns whether the source was read to its end."""
         mark = source.begin(engine.store.positions())
         at, rejected = mark.row, mark.rejected
@@ -185,7 +148,7 @@ class _Work:
         told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
         self.rejects.extend(map(str, told))
 
-    def _tell_notes(self, source: Source) -> None:
+    def _tell_notes(self, source: FileSource) -> None:
         for note in source.notes:
             complain(f"shoal: {printable(note)}")
         source.notes.clear()
@@ -195,7 +158,7 @@ class _Work:
         if chunk.doubts and not before:
             complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is taken as it is, and so are others")
 
-    def _tell_ignored(self, source: Source) -> None:
+    def _tell_ignored(self, source: FileSource) -> None:
         self.ignored.update(source.ignored)
         if source.ignored:
             named = ", ".join(f"{name} ({count:,})" for name, count in list(source.ignored.items())[:20])

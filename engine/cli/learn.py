@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain
+from engine.cli.console import complain, need_folder
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,23 +40,21 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
     """Train and write the model."""
     if request.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
-    _check_folder(out)
+    need_folder(out)
     if request.among and not _is_tuning(request):
         raise InputError("--among is for fine-tuning the universal model: name a model with --start")
     if request.both and not (request.kind == "universal" and request.start):
         raise InputError("--both is for going on from a universal model: name it with --start")
-    from engine.training import datasets, training_report
+    from engine.training import training_report
 
-    for file in () if _is_tuning(request) else files:  # there a record need not have a label
-        for doubt in datasets.doubts(datasets.read_labelled(file)):
-            complain(f"shoal: {doubt}")
+    data = [_looked_at(file, request, file in files) for file in (*files, *choose)]
+    data += [_looked_at(request.among, request, False)] if request.among else []
     start = time.monotonic()
-    curve: list[training_report.Point] = []
+    curve: list[Progress] = []
 
     def report(progress: Progress) -> None:
-        held_out = dict(progress.held_out or {})
-        curve.append(training_report.Point(progress.step, progress.loss, held_out))
-        judged = ", ".join(f"{name} {score:.3f}" for name, score in held_out.items())
+        curve.append(progress)
+        judged = ", ".join(f"{name} {score:.3f}" for name, score in progress.held_out.items())
         passed = time.monotonic() - start
         left = passed / progress.share * (1.0 - progress.share) if progress.share else 0.0
         complain(
@@ -65,10 +63,22 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
         )
 
     model = (_lander if request.kind == "lander" else _universal)(files, out, choose, request, report)
-    among = [request.among] if request.among else []
-    training_report.write(out, model, curve, [*files, *choose, *among])
+    training_report.write(out, model, curve, data)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {out.with_suffix('.md')}.")
+
+
+def _looked_at(file: Path, request: Request, is_trained_on: bool) -> str:
+    """Say what is odd about the labels that are trained on; return the file's row in the report."""
+    from connectors.files.labelled import read_labelled
+    from engine.training import datasets, training_report
+
+    partly = _is_tuning(request)  # a record need not have a label
+    found = read_labelled(file, partly)
+    if is_trained_on and not partly:
+        for doubt in datasets.doubts(datasets.collection_of(file.stem, found)):
+            complain(f"shoal: {doubt}")
+    return training_report.row_of(file, found)
 
 
 def _is_tuning(request: Request) -> bool:
@@ -147,7 +157,7 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
     """Write weights of the authors' code as a model."""
     from engine.training import published
 
-    _check_folder(out)
+    need_folder(out)
     model = published.model_of(published.read(file), average, k, tau, levels)
     model.save(out)
     card = model.card
@@ -155,8 +165,3 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
         f"{out}: {card.variant}, embeddings of {card.dim} components, hidden {card.hidden}, k {card.k}, "
         f"tau {card.tau}, SHA-256 {model.sha256[:16]}..."
     )
-
-
-def _check_folder(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder: name the model's file in one that exists.")

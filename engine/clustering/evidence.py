@@ -14,10 +14,9 @@ import numpy as np
 from numba import njit
 
 from engine.index.columns import Columns
-from engine.types import Bool, EvidenceArrays, Float32, Int32, Int64
+from engine.types import EVIDENCE_SCALE, Bool, EvidenceArrays, Float32, Int32, Int64
 
-P_SCALE = 1 << 16  # p as an integer
-DOT_SHIFT = 12  # a dot of scale 2^28 as one of scale 2^16: sums of squares stay below 2^63
+DOT_SHIFT = 12  # from a dot's scale, 2^28, to 2^16: sums of squares stay below 2^63
 _LEAST_POOL = 4096
 
 
@@ -175,7 +174,7 @@ def _gather(
             if sources.is_base:
                 for w in range(min(k, sources.lengths[i])):
                     other = trees.above[trees.root[sources.neighbors[i, w]]]
-                    p = np.int64(sources.linkage[i, w] * P_SCALE + 0.5)
+                    p = np.int64(sources.linkage[i, w] * EVIDENCE_SCALE + 0.5)
                     s = np.int64(sources.dots[i, w]) >> DOT_SHIFT
                     if other == own:
                         total[0] += 1

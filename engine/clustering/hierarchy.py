@@ -11,17 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from engine.clustering.level import Clustered, Delta, Level, Model, Shape, Work
 from engine.clustering.supernodes import lift
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Int32
-
-_NONE = np.empty(0, np.int32)
+from engine.types import NO_ROWS, Epoch, Int32
 
 
 class Hierarchy:
@@ -46,7 +42,7 @@ class Hierarchy:
 
     def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
         """Cluster from the lists of level 0, which are already in place."""
-        delta = Delta.of(self.base.nodes.all_rows(), _NONE)
+        delta = Delta.of(self.base.nodes.all_rows(), NO_ROWS)
         found = self.base.recluster(delta, delta.new, epoch, watch)
         return [*found.work, *self._climb(delta, found, epoch, True, watch)]
 
@@ -62,8 +58,8 @@ class Hierarchy:
         base = self.base
         base.above[: base.nodes.rows] = -1
         arrival = base.arrival()
-        found = Clustered(arrival, _NONE, arrival.rows, [])
-        self._climb(Delta.of(arrival.rows, _NONE), found, epoch, True, Stopwatch())
+        found = Clustered(arrival, NO_ROWS, arrival.rows, [])
+        self._climb(Delta.of(arrival.rows, NO_ROWS), found, epoch, True, Stopwatch())
 
     def _climb(
         self, delta: Delta, found: Clustered, epoch: Epoch, everything: bool, watch: Stopwatch
@@ -82,7 +78,7 @@ class Hierarchy:
             if at == len(self.levels):
                 self.levels.append(Level(self.shape, self.model, False, ExactIndex))
                 moves = lower.arrival()
-                delta, told = Delta.of(_NONE, _NONE), moves.rows
+                delta, told = Delta.of(NO_ROWS, NO_ROWS), moves.rows
             upper = self.levels[at]
             delta, told = lift(lower, upper, delta, moves, told)
             lower.nodes.release(released)

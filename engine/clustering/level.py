@@ -17,9 +17,7 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Columns, Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Bool, Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph, UInt64
-
-_NONE = np.empty(0, np.int32)
+from engine.types import NO_ROWS, Bool, Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph, UInt64
 
 
 class Linkage(Protocol):
@@ -86,7 +84,7 @@ class Delta:
     @classmethod
     def of(cls, new: Int32, gone: Int32) -> Delta:
         """Return a batch of inserts and deletes alone."""
-        return cls(new, gone, _NONE, np.empty(0, np.int64), np.empty((0, 0), np.int64), _NONE)
+        return cls(new, gone, NO_ROWS, np.empty(0, np.int64), np.empty((0, 0), np.int64), NO_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,7 @@ class Level(Columns):
         return self.recluster(delta, changed, epoch, watch, rewritten)
 
     def recluster(
-        self, delta: Delta, changed: Int32, epoch: Epoch, watch: Stopwatch, rewritten: Int32 = _NONE
+        self, delta: Delta, changed: Int32, epoch: Epoch, watch: Stopwatch, rewritten: Int32 = NO_ROWS
     ) -> Clustered:
         """Run the stages after the lists. `changed`: live rows whose N(i) or features changed.
 
@@ -237,7 +235,7 @@ class Level(Columns):
         self.shape, tau = shape, shape.tau_at(self.is_base)
         if tau != self.tau:
             self.tau = tau
-            self._move(Delta.of(_NONE, _NONE), self._rehang(self.nodes.all_rows()))
+            self._move(Delta.of(NO_ROWS, NO_ROWS), self._rehang(self.nodes.all_rows()))
 
     def sources(self) -> Sources:
         """Return what the evidence of the level above sums up."""

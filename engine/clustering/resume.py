@@ -19,10 +19,9 @@ from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Delta, Level, Work
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, EvidenceArrays, Float32, Int32, UInt64
+from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
 from engine.vectors import round_means
 
-_NONE = np.empty(0, np.int32)
 _LOST = np.int32(ROOT - 1)  # the parent was deleted: whatever the new parent is, it differs
 
 
@@ -91,7 +90,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
     if saved is None:
-        return Delta.of(rows, _NONE), rows
+        return Delta.of(rows, NO_ROWS), rows
     at = _find(saved.content, base.nodes.hashes[rows])
     known, at = rows[at >= 0], at[at >= 0]
     row_of = np.full(len(saved.content) + 1, -1, np.int32)  # the last for -1
@@ -106,7 +105,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     same[known] = _basis(base, known) == saved.basis[at]
     fresh = np.ones(base.capacity, np.bool_)
     fresh[known] = False
-    return Delta.of(rows[fresh[rows]], _NONE), rows[~same[rows]]
+    return Delta.of(rows[fresh[rows]], NO_ROWS), rows[~same[rows]]
 
 
 def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
@@ -114,7 +113,7 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     peaks = lower.nodes.all_rows()
     peaks = peaks[lower.parent[peaks] == ROOT]
     lower.above[: lower.nodes.rows] = -1
-    at, gone = np.full(len(peaks), -1, np.int32), _NONE
+    at, gone = np.full(len(peaks), -1, np.int32), NO_ROWS
     if saved is not None:
         at = _find(saved.content, lower.nodes.hashes[peaks])
         gone = _put_back(lower, upper, saved, peaks[at >= 0], at[at >= 0])
@@ -123,13 +122,13 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     held[at < 0] = new
     lower.above[peaks], upper.below[held] = held, peaks
     _add_up(lower, upper)
-    upper.evidence.update(np.sort(held), _NONE, lower.trees(), lower.sources(), upper.capacity)
+    upper.evidence.update(np.sort(held), NO_ROWS, lower.trees(), lower.sources(), upper.capacity)
     stayed = held[at >= 0]
-    reshaped = _NONE
+    reshaped = NO_ROWS
     if saved is not None:
         reshaped = stayed[_basis(upper, stayed) != saved.basis[at[at >= 0]]]
     nothing = Delta.of(new, gone)
-    return Delta(new, gone, _NONE, nothing.gained_sizes, nothing.gained_sums, reshaped)
+    return Delta(new, gone, NO_ROWS, nothing.gained_sizes, nothing.gained_sums, reshaped)
 
 
 def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:

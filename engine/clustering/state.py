@@ -18,10 +18,9 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Int16, Int32, Int64, Loaded, Trees
+from engine.types import NO_ROWS, Epoch, Int16, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
-_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,7 @@ class State:
     def recluster_all(self) -> None:
         """Cluster all nodes from scratch, after `of`."""
         rows = self.hierarchy.base.nodes.all_rows()
-        self.hierarchy.update(rows, _NONE, self.calibration.epoch, False, Stopwatch())
+        self.hierarchy.update(rows, NO_ROWS, self.calibration.epoch, False, Stopwatch())
 
     def adopt(self, names: Names, version: int) -> None:
         """Advance to a version with these names."""
@@ -180,7 +179,7 @@ class State:
         nodes = self.hierarchy.base.nodes
         rows, hashes = self.distinct.settle()
         if not len(rows):
-            return _NONE, _NONE
+            return NO_ROWS, NO_ROWS
         old = ~np.isin(rows, new)
         nodes.hashes[rows[~old]] = hashes[~old]
         replaced = rows[old]

@@ -11,10 +11,9 @@ from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level, Model, Shape
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import Epoch, Float32, Int16, Int64
+from engine.types import NO_ROWS, Epoch, Float32, Int16, Int64
 from engine.vectors import quantize
 
-_NONE = np.empty(0, np.int32)
 ASSUMED = Epoch(0.1, 0.1, 0)  # the calibration of collections too small to measure
 
 
@@ -44,7 +43,7 @@ def hierarchy(
     built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
     rows = built.base.add(grid, hashes)
-    built.update(rows, _NONE, epoch or measured_epoch(emb), True, Stopwatch())
+    built.update(rows, NO_ROWS, epoch or measured_epoch(emb), True, Stopwatch())
     return Built(built.levels, node_of)
 
 

@@ -80,11 +80,11 @@ class Run:
 def read_labelled(path: Path) -> Labelled:
     """Read a labelled set. Raises InputError where the file is none."""
     found = files.read_labelled(path)
-    names, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
+    names, classes = found.classes()
     keys = [str(row) for row in range(len(found.emb))]
     times = np.zeros(len(keys)) if found.times is None else found.times
     timed, left_out = found.times is not None, len(found.left_out)
-    return Labelled(keys, found.emb, classes.astype(np.int64), times, timed, left_out, names.tolist())
+    return Labelled(keys, found.emb, classes, times, timed, left_out, names)
 
 
 def stream_order(labelled: Labelled, seed: int) -> Int64:
@@ -96,16 +96,6 @@ def stream_order(labelled: Labelled, seed: int) -> Int64:
 def in_bulk(settings: Settings, labelled: Labelled) -> Figures:
     """Everything in one batch."""
     return run_in_bulk(settings, labelled, [None])[0].figures
-
-
-def streamed(
-    settings: Settings,
-    labelled: Labelled,
-    order: Int64,
-    report: Callable[[int], None] = lambda done: None,
-) -> Figures:
-    """In micro-batches; then compared with the exact rebuild. `report` is told the items done."""
-    return run_streamed(settings, labelled, order, report).figures
 
 
 def run_in_bulk(settings: Settings, labelled: Labelled, taus: Sequence[float | None]) -> list[Run]:
@@ -132,7 +122,10 @@ def run_streamed(
     report: Callable[[int], None] = lambda done: None,
     tau: float | None = None,
 ) -> Run:
-    """Cluster in micro-batches; see `streamed`."""
+    """Cluster in micro-batches, in the order of the rows `order` (n,), and compare with the exact rebuild.
+
+    `report` is called with the items done. `tau`: None: the settings' or the model's.
+    """
     size = settings.batch.size or STREAM_BATCH
     churn = Churn(len(order))
     seconds = 0.0

@@ -179,12 +179,8 @@ def read_grounds(labelled: Sequence[Path], among: Path | None, start: LinkageMod
 def _read(path: Path) -> tuple[Float32, Int64]:
     """Unit vectors (n, d), and labels (n,) from 0, UNKNOWN where there is none."""
     file = read_labelled(path, partly=True)
-    told = np.array([label is not None for label in file.labels])
-    _, classes = np.unique([str(label) for label in file.labels if label is not None], return_inverse=True)
-    labels = np.full(len(told), UNKNOWN)
-    labels[told] = classes
     emb = file.emb / np.linalg.norm(file.emb, axis=1, keepdims=True)
-    return emb.astype(np.float32), labels
+    return emb.astype(np.float32), file.classes()[1]
 
 
 def _distinct(emb: Float32, labels: Int64) -> tuple[Float32, Int64]:

@@ -15,7 +15,7 @@ from engine.model.linkage import LinkageModel
 from engine.training.rollout import Scene, counts_of, scenes
 from engine.types import Epoch, Float32, Int64
 
-UNKNOWN = -1  # the label of an item without one
+UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from numba import njit
 
-from engine.types import EvidenceArrays, Float64
+from engine.types import EVIDENCE_SCALE, EvidenceArrays, Float64
 
-STEP = 2.0**-16  # of p and of similarities in the sums
+STEP = 1.0 / EVIDENCE_SCALE  # of p and of similarities in the sums
 MOST_DEVIATIONS = 8.0
 LEAST_SPREAD = 2.0**-9
 FLOOR = 2.0**-14  # of distances: the grid's step

@@ -29,10 +29,9 @@ from engine.model.evidence_features import (
 )
 from engine.model.ranges import Ranges
 from engine.types import Bool, Epoch, EvidenceArrays, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
-from engine.vectors import dot
+from engine.vectors import DOT_STEP, dot
 
 MIN_DEVIATION = 2.0**-10
-UNIT = 2.0**-28  # an integer dot's step
 KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
 
 _EDGE_FEATURES = (
@@ -146,7 +145,7 @@ _NO_CACHE = _Cache(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_))
 @njit(cache=True, nogil=True, inline="always")
 def _dot(a: Any, b: Any) -> Any:
     """Exact: an integer of 32 bits fits a float64."""
-    return dot(a, b) * UNIT
+    return dot(a, b) * DOT_STEP
 
 
 @njit(cache=True, nogil=True)
@@ -176,7 +175,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
         z = log = 0.0
         for r in range(k):
             if r < n:
-                s = dots[i, r] * UNIT
+                s = dots[i, r] * DOT_STEP
                 before = log
                 z = squash((s - mean) / deviation)
                 log = log_distance(s) - log_unit
@@ -218,8 +217,8 @@ def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) ->
     """First, mean and last of a list: standardised similarities, then log-distances."""
     s_sum = 0.0
     for r in range(n):
-        s_sum += row[r] * UNIT
-    first, middle, last = row[0] * UNIT, s_sum / n, row[n - 1] * UNIT
+        s_sum += row[r] * DOT_STEP
+    first, middle, last = row[0] * DOT_STEP, s_sum / n, row[n - 1] * DOT_STEP
     out[0] = squash((first - mean) / deviation)
     out[1] = squash((middle - mean) / deviation)
     out[2] = squash((last - mean) / deviation)
@@ -255,7 +254,7 @@ def _edge_kernel(
             out[t] = cache.features[i, r]
             continue
         j = neighbors[i, r]
-        s = dots[i, r] * UNIT
+        s = dots[i, r] * DOT_STEP
         z = squash((s - mean) / deviation)
         log = log_distance(s)
         back = k

@@ -18,7 +18,6 @@ are one vector, and their weights are added.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from engine.config import MAX_DIM
 from engine.errors import InputError
+from engine.model import files
 from engine.model import lander_kernels as kernels
 from engine.model.blocks import parts, share_out
 from engine.model.features import mark_missing
@@ -236,26 +236,25 @@ class LanderModel:
 
     def save(self, path: Path) -> None:
         """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
-        path.write_bytes(self._bytes())
-        card = {"format": FORMAT, **asdict(self.card), "sha256": self.sha256}
-        path.with_suffix(".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        files.write(path, {"format": FORMAT, **asdict(self.card), "sha256": self.sha256}, self._bytes())
 
     @classmethod
     def load(cls, path: Path) -> LanderModel:
         """Read what `save` wrote. Raises InputError where files are missing, broken, or not of one model."""
+        return cls.parse(path, *files.read(path))
+
+    @classmethod
+    def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LanderModel:
+        """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
-            form, sha256 = facts.pop("format", None), facts.pop("sha256")
-            if form != FORMAT:
+            if (form := facts.get("format")) != FORMAT:
                 raise ValueError(f"its format is {form}, this version of Shoal reads {FORMAT}")
-            card = LanderCard(**facts)
-            content = path.read_bytes()
-            model = cls(safetensors.torch.load(content), card)
-        except OSError as error:
-            raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
+            told = {name: value for name, value in facts.items() if name not in ("format", "sha256")}
+            card, known = LanderCard(**told), facts["sha256"]
+            model = cls(safetensors.torch.load(weights), card)
         except (KeyError, TypeError, ValueError, safetensors.SafetensorError, InputError) as error:
             raise InputError(f"{path} and its .json are not a lander model: {error}") from error
-        if _digest(content, card) != sha256:
+        if _digest(weights, card) != known:
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
         return model
 

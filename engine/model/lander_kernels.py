@@ -9,9 +9,9 @@ import numpy as np
 from numba import njit
 
 from engine.types import Float32, Int16, Int32
+from engine.vectors import DOT_STEP, SCALE
 
-UNIT = 2.0**-28  # an integer dot's step
-STEP = np.float32(2.0**-14)  # the grid's
+STEP = np.float32(1.0 / SCALE)  # the grid's
 LEAK = 0.2  # slope of the attention's leaky ReLU below 0
 
 
@@ -43,12 +43,12 @@ def mean_affinity(out: Float32, rows: Int32, lists: Lists, products: Float32) ->
         i = rows[t]
         total = 0.0
         for r in range(degree[i]):
-            total += max(dots[i, r], 0) * UNIT
+            total += max(dots[i, r], 0) * DOT_STEP
         for c in range(width):
             out[t, c] = products[i, c]
         for r in range(degree[i]):
             if dots[i, r] > 0:
-                j, a = neighbors[i, r], np.float32(dots[i, r] * UNIT / total)
+                j, a = neighbors[i, r], np.float32(dots[i, r] * DOT_STEP / total)
                 for c in range(width):
                     out[t, c] += a * products[j, width + c]
         for c in range(width):

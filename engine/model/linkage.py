@@ -7,13 +7,13 @@ evidence between supernodes. A file of weights holds both; its card lies beside 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.model import files
 from engine.model.evidence_features import EDGE_EVIDENCE, NODE_EVIDENCE
 from engine.model.network import Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
@@ -81,9 +81,7 @@ class LinkageModel:
 
     def save(self, path: Path) -> None:
         """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
-        path.write_bytes(self._bytes())
-        card = asdict(self.card) | {"sha256": self.sha256}
-        path.with_suffix(".json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        files.write(path, asdict(self.card) | {"sha256": self.sha256}, self._bytes())
 
     @classmethod
     def load(cls, path: Path = PRETRAINED) -> LinkageModel:
@@ -91,20 +89,21 @@ class LinkageModel:
 
         Raises InputError where the files are missing, broken, or not of one model.
         """
+        return cls.parse(path, *files.read(path))
+
+    @classmethod
+    def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LinkageModel:
+        """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
-            sha256 = facts.pop("sha256")
-            card = Card(**facts)
-            content = path.read_bytes()
-            model = cls.of(safetensors.torch.load(content), card)
-        except OSError as error:
-            raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
+            card = Card(**{name: value for name, value in facts.items() if name != "sha256"})
+            model = cls.of(safetensors.torch.load(weights), card)
+            known = facts["sha256"]
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
-        weights = [*model.base.net.state_dict().values(), *model.upper.net.state_dict().values()]
-        if not all(torch.isfinite(weight).all() for weight in weights):
+        values = [*model.base.net.state_dict().values(), *model.upper.net.state_dict().values()]
+        if not all(torch.isfinite(value).all() for value in values):
             raise InputError(f"{path} has weights that are not finite: train it again")
-        if _digest(content, card) != sha256:
+        if _digest(weights, card) != known:
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
         return model
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.model import files
 from engine.model.lander import LanderModel, wrong_dim
 from engine.model.linkage import PRETRAINED, LinkageModel
 
@@ -18,15 +18,8 @@ def load(path: Path | None = None) -> Trained:
     Raises InputError where the files are missing, broken, or not of one model.
     """
     path = path or PRETRAINED
-    try:
-        card = json.loads(path.with_suffix(".json").read_text())
-    except OSError as error:
-        raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
-    if not isinstance(card, dict):
-        raise InputError(f"{path} and its .json are not a Shoal model: the card is not an object")
-    return LanderModel.load(path) if "variant" in card else LinkageModel.load(path)
+    card, weights = files.read(path)
+    return (LanderModel if "variant" in card else LinkageModel).parse(path, card, weights)
 
 
 def check_dim(model: Trained, dim: int) -> None:

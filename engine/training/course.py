@@ -99,7 +99,7 @@ class Course(Generic[M]):
             self.passed = time.monotonic() - before
             self.share = self._share()
             due = self._due()
-            found = self._check() if due else None
+            found = self._check() if due else {}
             if due or self.trainer.steps % 50 == 0:
                 progress(Progress(self.share, self.trainer.steps, loss, found))
             if checkpoint and time.monotonic() - saved >= self.length.save_every:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter, zoom
 
-from connectors.files import labelled as files
+from connectors.files.labelled import LabelledFile
+from connectors.files.labelled import read_labelled as read_file
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
@@ -38,9 +39,12 @@ class Collection:
 
 def read_labelled(path: Path) -> Collection:
     """Read a labelled set. Raises InputError where the file is none."""
-    found = files.read_labelled(path)
-    _, classes = np.unique(list(map(str, found.labels)), return_inverse=True)
-    return Collection(path.stem, found.emb.astype(np.float32), classes.astype(np.int64))
+    return collection_of(path.stem, read_file(path))
+
+
+def collection_of(name: str, file: LabelledFile) -> Collection:
+    """Return the records of a file whose labels are all known."""
+    return Collection(name, file.emb.astype(np.float32), file.classes()[1])
 
 
 def doubts(collection: Collection) -> list[str]:
@@ -67,14 +71,13 @@ def distinct(collection: Collection) -> Collection:
     return replace(collection, emb=collection.emb[rows], labels=collection.labels[rows])
 
 
-def embedded_again(path: Path, collection: Collection, seed: int) -> list[Collection]:
-    """Other embeddings of the same items, where the file holds `text` or `images`."""
+def embedded_again(collection: Collection, file: LabelledFile, seed: int) -> list[Collection]:
+    """Return other embeddings of the same items, where their file has `text` or `images`."""
     rng = np.random.default_rng(seed)
-    found = files.read_labelled(path)
-    if found.texts is not None:
-        return _texts(collection, [str(text) for text in found.texts], rng)
-    if found.images is not None:
-        drawings = _drawings(found.images)
+    if file.texts is not None:
+        return _texts(collection, [str(text) for text in file.texts], rng)
+    if file.images is not None:
+        drawings = _drawings(file.images)
         return [] if drawings is None else _pixels(collection, drawings, rng)
     return []
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from connectors.files.labelled import read_labelled
 from engine.training import topics
 from engine.training.datasets import (
     Collection,
+    collection_of,
     distinct,
     embedded_again,
     generated,
     large_part,
-    read_labelled,
     subset,
     view,
 )
@@ -24,8 +25,9 @@ from engine.training.plan import MOST_ITEMS, Plan
 
 def versions(path: Path, seed: int) -> list[Collection]:
     """Read a labelled file: the collection, and the same items in other spaces."""
-    own = read_labelled(path)
-    return [own, *embedded_again(path, own, seed)]
+    file = read_labelled(path)
+    own = collection_of(path.stem, file)
+    return [own, *embedded_again(own, file, seed)]
 
 
 def collection(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, plan: Plan) -> Collection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,4 +13,4 @@ class Progress:
     share: float  # of the training
     step: int
     loss: float
-    held_out: Mapping[str, float] | None = None  # BCubed F
+    held_out: Mapping[str, float] = field(default_factory=dict)  # BCubed F; empty: not judged at this step

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from connectors.files.labelled import read_labelled
+from connectors.files.labelled import LabelledFile
 from engine.errors import InputError
 from engine.evaluation.drawing import figure
 from engine.model.trained import Trained
+from engine.system import files
+from engine.training.progress import Progress
 
 SMOOTH = 10  # reports of the loss that are averaged in the picture
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What a training reported at one step."""
+def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[str]) -> None:
+    """Write OUT.md and OUT.png for the model OUT. `data`: a row of the table of files each, see `row_of`.
 
-    step: int
-    loss: float
-    held_out: Mapping[str, float]  # BCubed F; empty: not judged at this step
-
-
-def write(out: Path, model: Trained, curve: Sequence[Point], files: Sequence[Path]) -> None:
-    """Write OUT.md and OUT.png for the model OUT. Raises InputError where a file cannot be written."""
+    Raises InputError where a file cannot be written.
+    """
     picture = out.with_name(f"{out.stem}.png")
     try:
         draw(curve, picture)
@@ -63,7 +57,7 @@ def write(out: Path, model: Trained, curve: Sequence[Point], files: Sequence[Pat
         "",
         "| file | SHA-256 | items | classes | dimensions |",
         "|---|---|---|---|---|",
-        *[_fingerprint(path) for path in files],
+        *data,
         "",
         "## Plan and machine",
         "",
@@ -79,7 +73,7 @@ def write(out: Path, model: Trained, curve: Sequence[Point], files: Sequence[Pat
         raise InputError(f"{report} cannot be written: {problem.strerror or problem}") from None
 
 
-def draw(curve: Sequence[Point], path: Path) -> None:
+def draw(curve: Sequence[Progress], path: Path) -> None:
     """Draw loss and held-out scores by step."""
     judged = [point for point in curve if point.held_out]
     with figure(path, 1, 2, (9.0, 3.6)) as both:
@@ -98,17 +92,16 @@ def draw(curve: Sequence[Point], path: Path) -> None:
             axes[1].legend(fontsize=8)
 
 
-def _judged(point: Point) -> str:
+def _judged(point: Progress) -> str:
     scores = ", ".join(f"{_cell(name)} {score:.3f}" for name, score in point.held_out.items())
     return f"| {point.step:,} | {point.loss:.4f} | {scores} |"
 
 
-def _fingerprint(path: Path) -> str:
-    file = read_labelled(path, partly=True)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+def row_of(path: Path, file: LabelledFile) -> str:
+    """Return the row of a file in the report: its name, digest, items, classes and dimensions."""
     items, dim = file.emb.shape
-    classes = len({str(label) for label in file.labels if label is not None})
-    return f"| {_cell(path.name)} | {digest[:16]} | {items:,} | {classes:,} | {dim} |"
+    classes = len(file.classes()[0])
+    return f"| {_cell(path.name)} | {files.sha256(path)[:16]} | {items:,} | {classes:,} | {dim} |"
 
 
 def _cell(text: str) -> str:

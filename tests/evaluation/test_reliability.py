@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.evaluation.reliability import reliability
+from benchmarks.reliability import reliability
 
 
 def test_ten_edges_by_hand() -> None:

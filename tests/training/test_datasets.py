@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.training.datasets import Collection, doubts, embedded_again, read_labelled
+from connectors.files.labelled import read_labelled
+from engine.training.datasets import Collection, collection_of, doubts, embedded_again
 
 
 def file_of(path: Path, **more: np.ndarray) -> Path:
@@ -16,12 +17,17 @@ def file_of(path: Path, **more: np.ndarray) -> Path:
     return path
 
 
+def again(path: Path) -> list[Collection]:
+    file = read_labelled(path)
+    return embedded_again(collection_of(path.stem, file), file, 0)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (20, 30, 3), (5, 40), (64, 64, 4)])
 def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """Five classes: fewer than are drawn from large files."""
     images = np.random.default_rng(2).integers(0, 255, (30, *shape)).astype(np.uint8)
     file = file_of(tmp_path / "a.npz", images=images)
-    made = embedded_again(file, read_labelled(file), 0)
+    made = again(file)
     assert [each.emb.shape[1] for each in made] == [64, 196]
     for each in made:
         assert np.isfinite(each.emb).all()
@@ -31,9 +37,9 @@ def test_pictures_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 def test_what_is_no_picture_or_no_text_is_not_embedded_again(tmp_path: Path) -> None:
     flat = file_of(tmp_path / "flat.npz", images=np.ones((30, 9), np.uint8))
-    assert embedded_again(flat, read_labelled(flat), 0) == []
+    assert again(flat) == []
     silent = file_of(tmp_path / "silent.npz", text=np.array([" "] * 30))
-    assert embedded_again(silent, read_labelled(silent), 0) == []
+    assert again(silent) == []
 
 
 def test_odd_labels_are_told() -> None:
