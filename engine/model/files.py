@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,29 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         card, weights = json.loads(path.with_suffix(".json").read_text()), path.read_bytes()
     except OSError as error:
+        file = path.with_suffix(".json")
+        if path.is_file() and not file.exists():
+            raise foreign(path, f"there is no card {file.name} beside the weights") from None
         raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
+        raise foreign(path, f"the card is no JSON: {error}") from error
     if not isinstance(card, dict):
-        raise InputError(f"{path} and its .json are not a Shoal model: the card is not an object")
+        raise foreign(path, "the card is not an object")
     return card, weights
+
+
+def require_known(path: Path, card: Collection[str], known: Collection[str]) -> None:
+    """Raise InputError where a card has entries that this version of Shoal does not know."""
+    if unknown := sorted(set(card) - set(known)):
+        raise foreign(path, f"this version of Shoal does not know {', '.join(unknown)} of the card")
+
+
+def foreign(path: Path, reason: object, kind: str = "Shoal") -> InputError:
+    """Return the error of files that are no model; `reason`: words, or what was raised."""
+    words = f"the weights lack {reason}" if isinstance(reason, KeyError) else str(reason)
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    words = lines[min(1, len(lines) - 1)]  # torch has a heading, and a line for each tensor
+    return InputError(f"{path} and its .json are not a {kind} model: {words}")
 
 
 def write(path: Path, card: Mapping[str, Any], weights: bytes) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -246,15 +246,16 @@ class LanderModel:
     @classmethod
     def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LanderModel:
         """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
+        if (form := facts.get("format")) != FORMAT:
+            raise files.foreign(path, f"its format is {form}, this version of Shoal reads {FORMAT}", "lander")
+        told = {name: value for name, value in facts.items() if name not in ("format", "sha256")}
+        files.require_known(path, told, [entry.name for entry in fields(LanderCard)])
         try:
-            if (form := facts.get("format")) != FORMAT:
-                raise ValueError(f"its format is {form}, this version of Shoal reads {FORMAT}")
-            told = {name: value for name, value in facts.items() if name not in ("format", "sha256")}
-            card, known = LanderCard(**told), facts["sha256"]
+            card = LanderCard(**told)
             model = cls(safetensors.torch.load(weights), card)
         except (KeyError, TypeError, ValueError, safetensors.SafetensorError, InputError) as error:
-            raise InputError(f"{path} and its .json are not a lander model: {error}") from error
-        if _digest(weights, card) != known:
+            raise files.foreign(path, error, "lander") from error
+        if _digest(weights, card) != facts.get("sha256"):
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
         return model
 

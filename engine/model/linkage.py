@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,19 @@ class LinkageModel:
     @classmethod
     def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LinkageModel:
         """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
+        if "variant" in facts:
+            raise files.foreign(path, "it is a lander; a universal model is wanted here")
+        told = {name: value for name, value in facts.items() if name != "sha256"}
+        files.require_known(path, told, [entry.name for entry in fields(Card)])
         try:
-            card = Card(**{name: value for name, value in facts.items() if name != "sha256"})
+            card = Card(**told)
             model = cls.of(safetensors.torch.load(weights), card)
-            known = facts["sha256"]
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path} and its .json are not a Shoal model: {error}") from error
+            raise files.foreign(path, error) from error
         values = [*model.base.net.state_dict().values(), *model.upper.net.state_dict().values()]
         if not all(torch.isfinite(value).all() for value in values):
             raise InputError(f"{path} has weights that are not finite: train it again")
-        if _digest(weights, card) != known:
+        if _digest(weights, card) != facts.get("sha256"):
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
         return model
 

@@ -51,6 +51,9 @@ def train(
     if not files:
         raise InputError("name at least one labelled .npz file to train on")
     sources = [versions(Path(path), plan.seed) for path in files]
+    if all(len(np.unique(each[0].labels)) < 2 for each in sources):
+        names = ", ".join(each[0].name for each in sources)
+        raise InputError(f"{names}: one class only, there is nothing to tell apart")
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, given)
     mark = fingerprint([each[0] for each in sources] + judges, plan, given.sha256)

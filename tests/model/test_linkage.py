@@ -20,7 +20,7 @@ from engine.model.linkage import LinkageModel
 from engine.model.network import BLOCK, CHUNK, MOST_LOGIT, Linkage
 from engine.model.ranges import Ranges
 from engine.types import Epoch, EvidenceArrays, Float32, Int32, KnnGraph
-from tests.support.random_models import random_model
+from tests.support.random_models import random_lander, random_model
 
 EPOCH = Epoch(0.1, 0.15, 100)
 
@@ -226,8 +226,33 @@ def test_broken_model_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="SHA-256"):
         LinkageModel.load(path)
     path.write_bytes(whole)
-    path.with_suffix(".json").write_text(card.replace('"k": 10', '"k": 9'))
-    with pytest.raises(InputError):
+    for change, told in (
+        ({"k": 9}, "size mismatch for"),
+        ({"mean": 0.2}, "SHA-256"),
+        ({"hidden": 47}, "size mismatch for"),
+        ({"format": "shoal-universal-9"}, "this version of Shoal does not know format of the card"),
+        ({"sha256": "0"}, "SHA-256"),
+    ):
+        path.with_suffix(".json").write_text(json.dumps(json.loads(card) | change))
+        with pytest.raises(InputError, match=told) as problem:
+            LinkageModel.load(path)
+        assert "\n" not in str(problem.value)
+        assert len(str(problem.value)) < 400
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(InputError, match="size mismatch for"):
+        LinkageModel.load(path)
+    path.with_suffix(".json").write_text(card)
+    path.write_bytes(b"\x80" * 5000)
+    with pytest.raises(InputError, match="not a Shoal model: Error while deserializing"):
+        LinkageModel.load(path)
+    safetensors.torch.save_file({"a": torch.ones(3)}, path)
+    with pytest.raises(InputError, match=r"not a Shoal model: the weights lack 'nodes\.low'"):
+        LinkageModel.load(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"there is no card m\.json beside the weights"):
+        LinkageModel.load(path)
+    random_lander(1, 8).save(path)
+    with pytest.raises(InputError, match="it is a lander; a universal model is wanted here"):
         LinkageModel.load(path)
 
 

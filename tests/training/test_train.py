@@ -319,3 +319,8 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
             read_labelled(path)
     with pytest.raises(InputError, match="at least one"):
         train([], tmp_path / "m.safetensors")
+    one = clusters(0)
+    alike = [file_of(replace(one, labels=one.labels * 0), tmp_path / f"{name}.npz") for name in "ab"]
+    with pytest.raises(InputError, match="a, b: one class only"):
+        train(alike, tmp_path / "m.safetensors", SMALL)
+    assert not (tmp_path / "m.safetensors").exists()
