@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.blobs import Example, Float32, Int64, blobs, directions, examples
 from benchmarks.report import arguments, finish, print_markdown
 from engine.evaluation import scores
-from engine.evaluation.bulk import hierarchy, measured_epoch, partitions
+from engine.evaluation.bulk import hierarchy, measure_epoch, partitions
 from engine.model.linkage import PRETRAINED, LinkageModel
 
 COUNTS, DIMS, ITEMS, SPREADS = (1, 2, 3, 5), (2, 16, 384), (50, 300, 2000), (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -54,7 +54,7 @@ def main() -> None:
 
 def clusters(model: LinkageModel, emb: Float32) -> Int64:
     """The final cluster of each row (n,)."""
-    epoch = measured_epoch(emb, model.default_epoch)
+    epoch = measure_epoch(emb, model.default_epoch)
     final = partitions(hierarchy(emb, model, model.tau, model.max_levels, epoch, base_tau=model.base_tau))[-1]
     return np.unique(final, return_inverse=True)[1]
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import arguments, finish, print_markdown
-from engine.finetuning.finetune import FinePlan, read_grounds, tuned
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection
+from engine.finetuning.finetune import FinetunePlan, read_collections, tuned
 from engine.finetuning.folds import Fold, class_scores, f_of
-from engine.finetuning.ground import UNKNOWN, Ground
 from engine.model.linkage import LinkageModel
 
 COLUMNS = ("set", "items", "start", "gains", "mean", "better", "taken", "seconds")
@@ -34,25 +34,29 @@ def main() -> None:
     start = LinkageModel.load()
     rows = []
     for file in chosen.files:
-        (ground,) = read_grounds([file], None, start)
-        draws = [drawn(ground, start, seed, chosen.classes, chosen.least) for seed in range(chosen.draws)]
-        rows.append({"set": file.stem, "items": len(ground.labels), "draws": draws})
+        (collection,) = read_collections([file], None, start)
+        draws = [drawn(collection, start, seed, chosen.classes, chosen.least) for seed in range(chosen.draws)]
+        rows.append({"set": file.stem, "items": len(collection.labels), "draws": draws})
         for draw in draws:
             print(file.stem, draw, flush=True)
     print_markdown(COLUMNS, [_cells(row) for row in rows])
     finish({"classes": chosen.classes, "least": chosen.least, "sets": rows}, chosen.json)
 
 
-def drawn(ground: Ground, start: LinkageModel, seed: int, count: int, least: int) -> dict[str, Any]:
+def drawn(
+    collection: FinetuneCollection, start: LinkageModel, seed: int, count: int, least: int
+) -> dict[str, Any]:
     """Figures of one draw of labelled classes."""
-    classes, sizes = np.unique(ground.labels, return_counts=True)
+    classes, sizes = np.unique(collection.labels, return_counts=True)
     few = np.random.default_rng(seed).permutation(classes[sizes >= least])[:count]
-    others = Fold(ground, np.setdiff1d(classes, few))
-    labels = np.where(np.isin(ground.labels, few), ground.labels, UNKNOWN)
+    others = Fold(collection, np.setdiff1d(classes, few))
+    labels = np.where(np.isin(collection.labels, few), collection.labels, UNKNOWN)
     began = time.process_time()
-    model, about = tuned([replace(ground, labels=labels)], [], start, FinePlan(seed=seed))
+    model, about = tuned([replace(collection, labels=labels)], [], start, FinetunePlan(seed=seed))
     seconds = time.process_time() - began
-    before, after = (float(f_of(class_scores(ground.clusters(each), others))[0]) for each in (start, model))
+    before, after = (
+        float(f_of(class_scores(collection.clusters(each), others))[0]) for each in (start, model)
+    )
     return {
         "labelled": int((labels != UNKNOWN).sum()),
         "start": before,

@@ -17,11 +17,11 @@ from sklearn.cluster import HDBSCAN
 from benchmarks.reliability import Reliability, reliability
 from benchmarks.report import arguments, finish, print_markdown
 from engine.evaluation import scores
-from engine.evaluation.bulk import hierarchy, measured_epoch, partitions
+from engine.evaluation.bulk import hierarchy, measure_epoch, partitions
 from engine.evaluation.drawing import figure, shortened
 from engine.model.linkage import PRETRAINED, LinkageModel
 from engine.training.datasets import Collection, read_labelled
-from engine.training.rollout import scenes
+from engine.training.rollout import training_graphs
 
 COLUMNS = ("level 0 P", "level 0 R", "P", "R", "F", "clusters", "classes", "ECE")
 
@@ -57,14 +57,14 @@ def judged(model: LinkageModel, collection: Collection) -> tuple[dict[str, Any],
     """The figures of a model on a collection, and the reliability of its p at level 0."""
     usable = np.isfinite(collection.emb).all(axis=1) & (np.abs(collection.emb).sum(axis=1) > 0)
     emb, labels = collection.emb[usable], collection.labels[usable]
-    epoch = measured_epoch(emb, model.default_epoch)
+    epoch = measure_epoch(emb, model.default_epoch)
     built = hierarchy(emb, model, model.tau, model.max_levels, epoch, base_tau=model.base_tau)
     found = partitions(built)
     first, last = (scores.bcubed(labels, part) for part in (found[0], found[-1]))
-    scene = scenes(built, labels, epoch)[0]
+    graph = training_graphs(built, labels, epoch)[0]
     base = built.levels[0]
-    ranks = np.concatenate([np.arange(degree) for degree in scene.degrees])
-    curve = reliability(base.linkage[scene.heads, ranks], scene.target)
+    ranks = np.concatenate([np.arange(degree) for degree in graph.degrees])
+    curve = reliability(base.linkage[graph.heads, ranks], graph.target)
     figures = {
         "level 0 P": first.precision,
         "level 0 R": first.recall,

@@ -25,7 +25,7 @@ from engine.config import Settings, load
 from engine.errors import InputError
 from engine.evaluation.drawing import figure
 from engine.evaluation.evaluate import Labelled, in_bulk
-from engine.learning.adapt import Shape, adapted, train_adapter
+from engine.learning.adapt import AdapterConfig, adapted, train_adapter
 from engine.learning.encoder import train_encoder
 from engine.learning.judge import part
 from engine.learning.labelled import LabelledSet, labelled_set, read_labelled
@@ -128,7 +128,7 @@ def _carry_out(run: Run, data: Data, settings: Settings) -> dict[str, Any]:
         assert other.labels is not None
         space = labelled_set(encoder.apply(other.grey), other.labels)
     else:
-        adapter, _ = train_adapter(read_labelled(data.texts), Shape(run.kind), plan, {})
+        adapter, _ = train_adapter(read_labelled(data.texts), AdapterConfig(run.kind), plan, {})
         space = adapted(adapter, read_labelled(data.other_texts))
     found = measure(space)
     return {

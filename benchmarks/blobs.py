@@ -73,7 +73,7 @@ def examples(seed: int) -> Iterator[Example]:
     among = around((100,) * 5, 1e-3, seed)
     alone = directions(384, 500, seed)
     yield Example(
-        "five groups of 100 near-copies among 500 strangers",
+        "five groups of 100 near-copies among 500 random_directions",
         np.concatenate([among.emb, alone.emb / np.linalg.norm(alone.emb, axis=1, keepdims=True)]),
         np.concatenate([among.labels, 5 + alone.labels]),
     )

@@ -1,4 +1,4 @@
-"""How far p can be taken at its word: the reliability of predicted linkage, and its calibration error.
+"""Reliability of the predicted linkage p, and its expected calibration error.
 
 Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning" (AAAI 2015): p in bins of
 equal width, mean p against the observed share of true links in each.

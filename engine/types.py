@@ -69,16 +69,16 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Cache:
     """A model's intermediate results for a graph, and which of them are valid. The model fills them in.
 
     Code that changes the graph must invalidate the entries computed from it.
     """
 
     nodes: Float32  # (n, a)
-    node_holds: Bool  # (n,)
+    node_valid: Bool  # (n,)
     edges: Float32  # (n, k, b), by source and rank; k = 0: no edges are kept
-    edge_holds: Bool  # (n, k)
+    edge_valid: Bool  # (n, k)
 
 
 EVIDENCE_SCALE = 2**16  # steps per unit of p and of similarity, in `EvidenceArrays`

@@ -12,7 +12,7 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.learning.adapt import Adapter, Shape
+    from engine.learning.adapt import Adapter, AdapterConfig
     from engine.learning.judge import Judgement
     from engine.learning.labelled import LabelledSet
     from engine.learning.training import Plan
@@ -38,7 +38,7 @@ class _Candidate:
 
 
 def adapt(
-    files: Sequence[Path], wish: Wish, shape: Shape, plan: Plan, settings: Settings, as_json: bool
+    files: Sequence[Path], wish: Wish, shape: AdapterConfig, plan: Plan, settings: Settings, as_json: bool
 ) -> None:
     """Train candidates, choose one, print its figures, and write it unless it makes the space worse."""
     from engine.learning.adapt import adapted
@@ -80,7 +80,7 @@ def _plans(wish: Wish, plan: Plan) -> list[Plan]:
 
 
 def _train(
-    plan: Plan, shape: Shape, training: LabelledSet, choosing: LabelledSet, settings: Settings
+    plan: Plan, shape: AdapterConfig, training: LabelledSet, choosing: LabelledSet, settings: Settings
 ) -> _Candidate:
     from engine.cli.spaces import progress_bar
     from engine.learning.adapt import adapted, train_adapter

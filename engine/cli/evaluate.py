@@ -50,7 +50,7 @@ def evaluate(settings: Settings, file: Path, wish: Wish) -> None:
         complain(f"{file}: {labelled.left_out:,} records cannot be used and are left out")
     runs = _runs(settings, labelled, taus, wish)
     if wish.png:
-        from engine.evaluation.appraisal import draw
+        from engine.evaluation.plots import draw
 
         draw(runs, labelled, wish.png)
     if wish.as_json:

@@ -76,7 +76,7 @@ def _looked_at(file: Path, request: Request, is_trained_on: bool) -> str:
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
     if is_trained_on and not partly:
-        for doubt in datasets.doubts(datasets.collection_of(file.stem, found)):
+        for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
             complain(f"shoal: {doubt}")
     return training_report.row_of(file, found)
 
@@ -92,13 +92,13 @@ Report = Callable[["Progress"], None]
 def _universal(
     files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
 ) -> Any:
-    from engine.training.course import Checkpoint
-    from engine.training.plan import Given, Plan
+    from engine.training.plan import InitialModels, Plan
     from engine.training.train import read_model, train
+    from engine.training.training_run import Checkpoint
 
     if _is_tuning(request):
         return _finetuned(files, out, choose, request, report)
-    given = Given(*(read_model(path) for path in (request.start, request.base, request.teacher)))
+    initial = InitialModels(*(read_model(path) for path in (request.start, request.base, request.teacher)))
     plan = Plan.of_a_space() if request.both else Plan()
     plan = replace(
         plan,
@@ -108,15 +108,15 @@ def _universal(
         hidden=request.hidden or plan.hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
-    return train(files, out, plan, choose, report, given, kept)
+    return train(files, out, plan, choose, report, initial, kept)
 
 
 def _finetuned(
     files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
 ) -> Any:
-    from engine.finetuning.finetune import FinePlan, Material, finetune
-    from engine.training.course import Checkpoint
+    from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune
     from engine.training.train import read_model
+    from engine.training.training_run import Checkpoint
 
     if request.base or request.teacher or request.hidden:
         raise InputError(
@@ -124,9 +124,9 @@ def _finetuned(
         )
     start = read_model(request.start)
     assert start
-    plan = FinePlan(request.steps or FinePlan().steps, request.minutes, request.seed)
+    plan = FinetunePlan(request.steps or FinetunePlan().steps, request.minutes, request.seed)
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
-    model = finetune(Material(files, request.among, choose), out, start, plan, report, kept)
+    model = finetune(FinetuneData(files, request.among, choose), out, start, plan, report, kept)
     complain(f"shoal: {model.card.about['said']}")
     return model
 
@@ -134,8 +134,8 @@ def _finetuned(
 def _lander(
     files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
 ) -> Any:
-    from engine.training.course import Checkpoint
     from engine.training.lander_train import LanderPlan, read_model, train
+    from engine.training.training_run import Checkpoint
 
     if request.teacher or request.base:
         raise InputError(

@@ -150,13 +150,13 @@ def adapt(
     """
     from engine.cli import adapt as command
     from engine.config import load
-    from engine.learning.adapt import KINDS, Shape
+    from engine.learning.adapt import KINDS, AdapterConfig
 
     if kind not in KINDS:
         raise InputError(f"an adapter is {' or '.join(KINDS)}, not {kind}.")
     chosen = load(config, {"model.path": str(model) if model else None})
     wish = command.Wish(out, loss, search, held_out, keep)
-    command.adapt(files, wish, Shape(kind, dim), _plan(loss, steps, seed, tcm, margins), chosen, json)
+    command.adapt(files, wish, AdapterConfig(kind, dim), _plan(loss, steps, seed, tcm, margins), chosen, json)
 
 
 def encode_train(
@@ -210,7 +210,7 @@ def encode_adapt(
         Path, typer.Option("-o", "--out", metavar="FILE.npz", parser=home_path, help="Where they go.")
     ],
 ) -> None:
-    """Map embeddings with an adapter; `shoal ingest` takes the file."""
+    """AdapterNet embeddings with an adapter; `shoal ingest` takes the file."""
     from engine.cli import encode as command
 
     command.adapt(adapter, source, out)

@@ -17,16 +17,16 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Columns, Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import NO_ROWS, Bool, Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph, UInt64
+from engine.types import NO_ROWS, Bool, Cache, Epoch, Float32, Int16, Int32, Int64, KnnGraph, UInt64
 
 
 class Linkage(Protocol):
     """A network of a linkage model; see `engine.model.network`."""
 
     hidden: int  # floats of a node that `embed` returns
-    keeps: tuple[int, int]  # floats of a node and of an edge in `engine.types.Kept`
+    cache_widths: tuple[int, int]  # floats of a node and of an edge in `engine.types.Cache`
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32: ...
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32: ...
 
     def link(
         self,
@@ -35,7 +35,7 @@ class Linkage(Protocol):
         hidden: Float32,
         sources: Int32,
         ranks: Int32,
-        kept: Kept | None = None,
+        cache: Cache | None = None,
     ) -> Float32: ...
 
 
@@ -130,17 +130,17 @@ class Level(Columns):
     root: Int32  # the peak of the node's tree, -1: not alive
     above: Int32  # the peak's row at the next level, -1: none
     below: Int32  # the row of the node's peak at the level below
-    kept_nodes: Float32  # what the model keeps, see `engine.types.Kept`
-    node_holds: Bool
-    kept_edges: Float32  # not at level 0, where edges are computed as fast as fetched
-    edge_holds: Bool
+    cached_nodes: Float32  # what the model keeps, see `engine.types.Cache`
+    node_valid: Bool
+    cached_edges: Float32  # not at level 0, where edges are computed as fast as fetched
+    edge_valid: Bool
 
     def __init__(
         self, shape: Shape, model: Model, is_base: bool, index: Callable[[Nodes], ExactIndex | HnswIndex]
     ) -> None:
         own, edges = (0, 0) if is_base else (shape.dim, shape.k)
         self.model = model.base if is_base else model.upper
-        of_node, of_edge = self.model.keeps
+        of_node, of_edge = self.model.cache_widths
         super().__init__(
             {
                 "sizes": (np.int64, 1, ()),
@@ -153,10 +153,10 @@ class Level(Columns):
                 "root": (np.int32, -1, ()),
                 "above": (np.int32, -1, ()),
                 "below": (np.int32, -1, ()),
-                "kept_nodes": (np.float32, 0, (of_node,)),
-                "node_holds": (np.bool_, False, ()),
-                "kept_edges": (np.float32, 0, (edges, of_edge)),
-                "edge_holds": (np.bool_, False, (edges,)),
+                "cached_nodes": (np.float32, 0, (of_node,)),
+                "node_valid": (np.bool_, False, ()),
+                "cached_edges": (np.float32, 0, (edges, of_edge)),
+                "edge_valid": (np.bool_, False, (edges,)),
             }
         )
         self.shape, self.is_base, self.tau = shape, is_base, shape.tau_at(is_base)
@@ -192,9 +192,9 @@ class Level(Columns):
             evidence=None if self.is_base else self.evidence.arrays,
         )
 
-    def kept(self) -> Kept:
+    def cache(self) -> Cache:
         """Return the model's intermediate results for the level."""
-        return Kept(self.kept_nodes, self.node_holds, self.kept_edges, self.edge_holds)
+        return Cache(self.cached_nodes, self.node_valid, self.cached_edges, self.edge_valid)
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
         rows = self.nodes.add(vectors, hashes)
@@ -254,16 +254,16 @@ class Level(Columns):
 
     def _embed(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
-        self.node_holds[changed] = False
+        self.node_valid[changed] = False
         if not self.is_base:
-            self.edge_holds[self.lists.affected_edges(rows, changed)] = False
-        fresh = self.model.embed(self.graph(), epoch, rows, self.kept())
+            self.edge_valid[self.lists.affected_edges(rows, changed)] = False
+        fresh = self.model.embed(self.graph(), epoch, rows, self.cache())
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
     def _link(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = self.model.link(self.graph(), epoch, self.hidden, sources, ranks, self.kept())
+        fresh = self.model.link(self.graph(), epoch, self.hidden, sources, ranks, self.cache())
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:

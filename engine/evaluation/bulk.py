@@ -1,4 +1,4 @@
-"""A whole collection clustered at once, in memory: the same levels as the engine's, without a store."""
+"""Clusters a whole collection at once, in memory; the levels are those that the engine builds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, Float32, Int16, Int64
 from engine.vectors import quantize
 
-ASSUMED = Epoch(0.1, 0.1, 0)  # the calibration of collections too small to measure
+ASSUMED = Epoch(0.1, 0.1, 0)  # calibration of collections too small to be measured
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BulkClustering:
     """A clustered collection; identical vectors are one node, as in the engine."""
 
     levels: list[Level]
-    node_of: Int64  # (n,), the row of level 0 that each item has
+    node_of: Int64  # (n,) row of each item's node at level 0
 
 
 def hierarchy(
@@ -33,32 +33,34 @@ def hierarchy(
     epoch: Epoch | None = None,
     seed: int = 0,
     base_tau: float | None = None,
-) -> Built:
-    """Cluster embeddings (n, d), none of them zero, in bulk with the exact index.
+) -> BulkClustering:
+    """Cluster non-zero embeddings (n, d) with the exact index.
 
-    `epoch`: the collection's own by default. Nodes follow the order of their first items; `seed` breaks ties.
+    `epoch`: the collection's own by default. Nodes are in the order of their first items; `seed` breaks ties.
     """
     grid, node_of = _distinct(emb)
     shape = Shape(dim=emb.shape[1], k=model.k, tau=tau, max_levels=max_levels, base_tau=base_tau)
     built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
     rows = built.base.add(grid, hashes)
-    built.update(rows, NO_ROWS, epoch or measured_epoch(emb), True, Stopwatch())
-    return Built(built.levels, node_of)
+    built.update(rows, NO_ROWS, epoch or measure_epoch(emb), True, Stopwatch())
+    return BulkClustering(built.levels, node_of)
 
 
-def regrown(built: Built, model: Model, tau: float, max_levels: int, epoch: Epoch) -> Built:
-    """Return the same level 0 with other levels above it; those of `built` are no longer valid."""
+def recluster_upper_levels(
+    built: BulkClustering, model: Model, tau: float, max_levels: int, epoch: Epoch
+) -> BulkClustering:
+    """Return the same level 0 with new levels above it; the upper levels of `built` are no longer valid."""
     base = built.levels[0]
     shape = replace(base.shape, tau=tau, max_levels=max_levels)
     again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     again.levels = [base]
     again.climb(epoch)
-    return Built(again.levels, built.node_of)
+    return BulkClustering(again.levels, built.node_of)
 
 
-def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
-    """The calibration of a collection (n, d), as the engine takes it; `card` for the smallest."""
+def measure_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
+    """Calibrate a collection (n, d) as the engine does; return `card` where it is too small."""
     grid, _ = _distinct(emb)
     if len(grid) < LEAST_ITEMS:
         return card
@@ -68,7 +70,7 @@ def measured_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
 
 
 def _distinct(emb: Float32) -> tuple[Int16, Int64]:
-    """The distinct grid vectors by their first items, and which of them each item has, (n,)."""
+    """Return the distinct grid vectors in the order of their first items, and each item's row, (n,)."""
     grid, reasons = quantize(emb)
     assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
     _, first, which = np.unique(grid, axis=0, return_index=True, return_inverse=True)
@@ -78,15 +80,15 @@ def _distinct(emb: Float32) -> tuple[Int16, Int64]:
     return grid[first[order]], place[which.ravel()]
 
 
-def places(built: Built) -> list[Int64]:
-    """Return the node of each item (n,) at each level."""
+def places(built: BulkClustering) -> list[Int64]:
+    """Return the row of each item's node (n,) at each level."""
     out = [built.node_of]
     for level in built.levels[:-1]:
         out.append(level.above[level.root[out[-1]]].astype(np.int64))
     return out
 
 
-def partitions(built: Built) -> list[Int64]:
-    """The clusters (n,) of all items after each level, named by the peak's row at its level."""
+def partitions(built: BulkClustering) -> list[Int64]:
+    """Return the cluster (n,) of each item after each level, as the row of its peak."""
     levels = zip(built.levels, places(built), strict=True)
     return [level.root[place].astype(np.int64) for level, place in levels]

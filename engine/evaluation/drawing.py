@@ -1,4 +1,4 @@
-"""Figures as PNG files. They need matplotlib, which Shoal itself does without."""
+"""Writes figures as PNG files with matplotlib, an optional dependency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def need_matplotlib() -> None:
 def figure(
     path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 4.5)
 ) -> Iterator[Any]:
-    """The axes of a new figure, (rows, columns), or one; it is written to `path` at the end."""
+    """Yield the axes of a new figure, (rows, columns) or a single one; write it to `path` at the end.
+
+    Raises InputError where matplotlib is missing or the file cannot be written.
+    """
     need_matplotlib()
     import matplotlib
 
@@ -45,6 +48,6 @@ def figure(
 
 
 def shortened(name: str) -> str:
-    """A name that fits a legend, and in which matplotlib sees no formula."""
+    """Return a name cut to a legend's width and escaped, so that matplotlib sees no formula in it."""
     short = name if len(name) <= 28 else f"{name[:27]}…"
     return short.replace("$", r"\$").lstrip("_") or "(unnamed)"

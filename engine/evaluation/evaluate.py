@@ -1,7 +1,7 @@
-"""How good the clusters of a labelled set are: in bulk, and streamed in micro-batches.
+"""Evaluates the engine on a labelled set, in bulk or streamed in micro-batches.
 
-A labelled set is any file that can be ingested, if its records have labels. Figures are those
-of the final clusters of the whole engine, store included.
+A labelled set is any file that can be ingested, if its records have labels. Figures are of the final
+clusters of the whole engine, store included.
 """
 
 from __future__ import annotations
@@ -25,29 +25,31 @@ from engine.collection.build import shape_of
 from engine.collection.collection import Engine
 from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.evaluation import scores
-from engine.evaluation.bulk import Built, partitions
+from engine.evaluation.bulk import BulkClustering, partitions
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # churn is measured every so many items
-BACK_WITHIN = 5  # looks within which a change that is taken back was flapping
+BACK_WITHIN = 5  # observations within which a change that is reverted counts as flapping
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
+    """A labelled set of n items."""
+
     keys: Sequence[str]
     emb: NDArray[Any]  # (n, d)
     labels: Int64  # (n,)
-    times: NDArray[Any]  # (n,), zeros where the set has none
-    timed: bool
+    times: NDArray[Any]  # (n,) event times; zeros where the set has none
+    timed: bool  # whether it has event times
     left_out: int = 0  # records of the file that cannot be used
     names: Sequence[str] = ()  # of the classes, by label
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Against labels, but for ARI. None: not measured."""
+    """Figures of a partition against labels, but for ARI. None: not measured."""
 
     items: int
     Fp: float
@@ -61,20 +63,22 @@ class Figures:
     ARI: float | None  # against the exact rebuild of the same items at the same calibration
     clusters: int
     singletons: int
-    churn: float | None  # items that change their final cluster per inserted one, second half
-    flapping: float | None  # the share of these changes that are taken back within five looks
+    churn: float | None  # items that change their final cluster per inserted item, in the second half
+    flapping: float | None  # share of these changes that are reverted within five observations
     seconds: float  # of clustering and storing
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A labelled set, clustered once."""
+    """One clustering of a labelled set."""
 
     tau: float
     figures: Figures
     levels: Sequence[Figures]  # after each level, finest first; the last are the final clusters
     clusters: Int64  # (n,) the final ones
-    churn: Sequence[tuple[int, float]] = ()  # items so far, changes per inserted item since the last look
+    churn: Sequence[
+        tuple[int, float]
+    ] = ()  # items so far, changes per inserted item since the last observation
 
 
 def read_labelled(path: Path) -> Labelled:
@@ -88,20 +92,20 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def stream_order(labelled: Labelled, seed: int) -> Int64:
-    """By time, shuffled where times are equal or there are none."""
+    """Return the rows (n,) by time, shuffled where times are equal or missing."""
     shuffled = np.random.default_rng(seed).permutation(len(labelled.keys))
     return shuffled[np.argsort(labelled.times[shuffled], kind="stable")]
 
 
 def in_bulk(settings: Settings, labelled: Labelled) -> Figures:
-    """Everything in one batch."""
+    """Cluster everything in one batch; return the figures."""
     return run_in_bulk(settings, labelled, [None])[0].figures
 
 
 def run_in_bulk(settings: Settings, labelled: Labelled, taus: Sequence[float | None]) -> list[Run]:
-    """Cluster everything in one batch, and again for each further tau; None: the settings' or the model's.
+    """Cluster everything in one batch, once for each tau; None: the settings' or the model's.
 
-    Lists do not depend on tau: they are made once.
+    Neighbour lists do not depend on tau and are computed once.
     """
     runs: list[Run] = []
     with _temporary(_at(settings, taus[0])) as engine:
@@ -167,7 +171,7 @@ def measure(
     churn: float | None = None,
     flapping: float | None = None,
 ) -> Figures:
-    """All figures of a partition (n,) against labels (n,)."""
+    """Return all figures of a partition (n,) against labels (n,)."""
     sizes = np.unique(clusters, return_counts=True)[1]
     pairs, items = scores.pairwise(labels, clusters), scores.bcubed(labels, clusters)
     return Figures(
@@ -190,25 +194,25 @@ def measure(
 
 
 def rebuilt_clusters(engine: Engine) -> Int64:
-    """The final clusters of `exact_rebuild`, as `clusters_by_number`."""
+    """Return the final clusters of `exact_rebuild`; keys must be the numbers 0 .. n-1."""
     return clusters_by_number(exact_rebuild(engine))
 
 
 def clusters_by_number(state: State) -> Int64:
-    """The final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
+    """Return the final cluster of each item (n,); keys must be the numbers 0 .. n-1."""
     keys = [b"%d" % number for number in range(state.items.live)]
     return state.final_clusters(state.items.find(keys))
 
 
 def clusters_by_level(state: State) -> list[Int64]:
-    """The clusters (n,) after each level, finest first; keys must be the numbers 0 .. n-1."""
+    """Return the clusters (n,) after each level, finest first; keys must be the numbers 0 .. n-1."""
     keys = [b"%d" % number for number in range(state.items.live)]
     nodes = state.items.nodes[state.items.find(keys)].astype(np.int64)
-    return partitions(Built(state.hierarchy.levels, nodes))
+    return partitions(BulkClustering(state.hierarchy.levels, nodes))
 
 
 def _clustered_again(engine: Engine, tau: float | None) -> State:
-    """The engine's items at another tau, from its lists and its calibration; without names."""
+    """Cluster the engine's items at another tau from its lists and calibration, without naming clusters."""
     state, loaded = _unclustered(engine, _at(engine.settings, tau))
     state.restore_lists(loaded)
     state.hierarchy.restore(state.calibration.epoch, Stopwatch())
@@ -216,7 +220,7 @@ def _clustered_again(engine: Engine, tau: float | None) -> State:
 
 
 def exact_rebuild(engine: Engine) -> State:
-    """The engine's items clustered from scratch: exact lists, the store's own calibration."""
+    """Cluster the engine's items from scratch, with exact lists and the store's calibration."""
     state, loaded = _unclustered(engine, engine.settings)
     state.recluster_all()
     pipeline.regenerate(state, loaded.places, loaded.time_ms)
@@ -224,27 +228,27 @@ def exact_rebuild(engine: Engine) -> State:
 
 
 def _unclustered(engine: Engine, settings: Settings) -> tuple[State, Loaded]:
-    """The state of the engine's store at these settings, without lists, and what the store holds."""
+    """Load the engine's store into a state with these settings, without lists; return both."""
     loaded, model = engine.store.load(), engine.model
     shape = shape_of(settings, model, engine.state.hierarchy.shape.dim)
     return State.of(loaded, shape, model, model.default_epoch, ExactIndex), loaded
 
 
 class Churn:
-    """Existing items whose final cluster changes, per inserted item, in the second half of a stream.
+    """Churn: existing items whose final cluster changes, per inserted item, in the second half of a stream.
 
-    Looks every 256 items, whatever the batches. Keys must be the numbers 0 .. n-1.
+    Clusters are compared every 256 items, whatever the batches. Keys must be the numbers 0 .. n-1.
     """
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._known = np.zeros(total, np.int64)  # cluster by key when last looked, 0: not there
+        self._known = np.zeros(total, np.int64)  # cluster by key at the last observation, 0: none
         self._items = self._changed = self._inserted = self._back = 0
         self._pending: deque[tuple[Int64, Int64]] = deque(maxlen=BACK_WITHIN)  # keys, clusters before
-        self.curve: list[tuple[int, float]] = []  # items so far, changes per inserted one since the last look
+        self.curve: list[tuple[int, float]] = []  # see `Run.churn`
 
     def observe(self, engine: Engine) -> None:
-        """After each batch."""
+        """Observe the clusters, where enough items have come since; call it after each batch."""
         if len(engine) < self._items + CHURN_ITEMS and len(engine) < self._total:
             return
         keys, clusters = engine.labels()
@@ -261,7 +265,7 @@ class Churn:
         self._known, self._items = current, len(keys)
 
     def _take_back(self, current: Int64, changed: Int64) -> None:
-        """Count the changes of the last looks that this one takes back, each once."""
+        """Count the changes of the last observations that this one reverts, each once."""
         for at, (keys, before) in enumerate(self._pending):
             back = current[keys] == before
             self._back += int(back.sum())
@@ -270,18 +274,18 @@ class Churn:
 
     @property
     def rate(self) -> float | None:
-        """None: the stream was too short."""
+        """Changes per inserted item; None: the stream was too short."""
         return self._changed / self._inserted if self._inserted else None
 
     @property
     def flapping(self) -> float | None:
-        """The share of the changes that were taken back within five looks; None: there were none."""
+        """Share of the changes that were reverted within five observations; None: there were none."""
         return self._back / self._changed if self._changed else None
 
 
 @contextmanager
 def _temporary(settings: Settings) -> Iterator[Engine]:
-    """An engine on a store that is gone afterwards."""
+    """Open an engine on a temporary store."""
     with tempfile.TemporaryDirectory(prefix="shoal-evaluate-") as folder:
         chosen = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         with Engine.open(chosen) as engine:

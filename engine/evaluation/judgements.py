@@ -1,9 +1,9 @@
-"""What people say of items: pairs that are the same or different, and labels; read from CSV or JSON lines.
+"""Reads human judgements of items, pairs (same or different) or labels, from CSV or JSON lines.
 
     key,other,same          same: same, yes, true, 1; different, no, false, 0; nothing: not judged
     key,label               a key without a label is not judged
 
-Other columns are passed over, so that a proposal (`engine.evaluation.proposal`) is read as it was filled in.
+Other columns are ignored, so a proposal (`engine.evaluation.proposal`) can be read once it is filled in.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ def labels_of(payloads: Sequence[bytes], field: str) -> Labels:
 
 
 def labelled(found: Mapping[int, str]) -> Labels:
-    """Labels by row as arrays."""
+    """Return labels by row as arrays."""
     _, labels = np.unique(list(found.values()), return_inverse=True)
     return Labels(np.fromiter(found, np.int64, len(found)), labels.astype(np.int64))
 
 
 def _records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row with its place. Raises InputError: the file cannot be read, or lacks a column."""
+    """Yield each row with its place in the file. Raises InputError: it cannot be read, or lacks a column."""
     try:
         text = path.read_text("utf-8-sig")
     except OSError as problem:
@@ -179,7 +179,7 @@ def _text(value: Any) -> str:
 
 
 def _answer(value: Any, place: str) -> bool | None:
-    """None: not judged."""
+    """Return the judgement in a field; None: it is empty."""
     text = _text(value).lower()
     if text and text not in ANSWERS:
         raise InputError(f"{place}: same = {shown(value)} is neither same nor different")
@@ -202,7 +202,7 @@ def _refuse_unknown(path: Path, unknown: Sequence[str]) -> None:
 
 
 def _refuse_contradiction(pairs: Pairs, keys: Sequence[str]) -> None:
-    """Items that are the same by a chain of judgements must not be judged different."""
+    """Raise InputError where items are the same by a chain of judgements, and different by another."""
     near: dict[int, list[int]] = {}
     rows = list(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True))
     for one, other, same in rows:
@@ -219,7 +219,7 @@ def _refuse_contradiction(pairs: Pairs, keys: Sequence[str]) -> None:
 
 
 def _chain(near: Mapping[int, Sequence[int]], start: int, end: int) -> list[int]:
-    """The shortest way from one item to another; [] where there is none."""
+    """Return the shortest path from one item to another; [] where there is none."""
     came: dict[int, int] = {start: start}
     waiting = deque([start])
     while waiting and end not in came:

@@ -1,8 +1,8 @@
-"""Pairs worth judging: together at some taus and apart at others.
+"""Proposes pairs worth judging: in one cluster at some taus, in two at others.
 
-Each stratum (see `granularity`) gets judgements by the root of its share of the clusters, so that none is
-without. Within a stratum pairs are drawn in proportion to what they weigh in BCubed precision, at even
-distances along the tree: they spread over the clusters.
+The number of pairs in a stratum (see `granularity`) is proportional to the root of its share of the
+clusters, so no stratum goes without. Within a stratum, systematic sampling along the tree draws pairs in
+proportion to their weight in BCubed precision, which spreads them over the clusters.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import numpy as np
 from engine.evaluation.granularity import Tree
 from engine.types import Float64, Int64
 
-FINEST_SHARE = 0.1  # of the pairs: those that are together at all taus
-DECIDE_MIN = 10  # judged pairs that tell taus apart, at least
-PROPOSED_MAX = 10_000
-_TRIES = 10  # rounds, until enough different pairs are drawn
+FINEST_SHARE = 0.1  # share of the pairs that are in one cluster at all taus
+DECIDE_MIN = 10  # least number of judged pairs that distinguish taus
+_TRIES = 10  # rounds of drawing, until enough different pairs are found
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Pairs of items, by row. In any order: the first ones spread as all do."""
+    """Pairs of items, by row, in random order: any first part is a sample of all."""
 
     first: Int64  # (m,)
     second: Int64
     strata: Int64
-    stands_for: Float64  # items that a pair stands for: the stratum's share of the clusters, over its pairs
+    stands_for: Float64  # items that a pair represents: the stratum's share of all, over its pairs
 
 
 def propose(tree: Tree, count: int, rng: np.random.Generator) -> Proposal:
@@ -50,7 +49,7 @@ def propose(tree: Tree, count: int, rng: np.random.Generator) -> Proposal:
 
 
 def allocated(shares: Float64, count: int) -> Int64:
-    """Pairs for each stratum (T,), `count` in all: by the root of its share; the finest gets its own."""
+    """Return the number of pairs for each stratum (T,), `count` in all; the finest gets FINEST_SHARE."""
     weights = np.sqrt(shares)
     weights[-1] = 0.0
     if not weights.any():
@@ -65,7 +64,7 @@ def allocated(shares: Float64, count: int) -> Int64:
 
 
 def _drawn(tree: Tree, stratum: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Pairs of a stratum: items at even distances of weight along the tree, each with any partner."""
+    """Draw pairs of a stratum: items by systematic sampling along the tree, each with a random partner."""
     order = tree.order
     weight = (tree.gains[stratum] / tree.sizes[stratum])[order]
     total = np.cumsum(weight)

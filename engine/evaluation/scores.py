@@ -1,4 +1,4 @@
-"""How well clusters agree with labels: pairwise F, BCubed F, NMI and ARI.
+"""Scores of clusters against labels: pairwise F, BCubed F, NMI and ARI.
 
 All take two label arrays (n,) of any integers. The F-scores follow Amigo et al., "A comparison of
 extrinsic clustering evaluation metrics based on formal constraints" (2009); both are exact and cost
@@ -19,7 +19,7 @@ from engine.types import Int64
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Low precision: lumps of several classes. Low recall: classes in pieces. `f`: the harmonic mean."""
+    """Precision is low where clusters mix classes, recall where classes are split. `f`: harmonic mean."""
 
     precision: float
     recall: float
@@ -28,7 +28,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """How well one class was found: BCubed precision and recall of its items, and where they went."""
+    """BCubed precision and recall over the items of one class, and the clusters that hold them."""
 
     label: int
     items: int
@@ -43,7 +43,7 @@ class ClassScore:
 
 
 def pairwise(labels: ArrayLike, clusters: ArrayLike) -> Agreement:
-    """Of the pairs in one cluster against the pairs in one class; 1 where there is no such pair."""
+    """Compare the pairs in one cluster with the pairs in one class; 1 where there is no such pair."""
     cells, classes, groups, _, _ = _contingency(labels, clusters)
     both, true, found = (float(_pairs(counts)) for counts in (cells, classes, groups))
     f = 2.0 * both / (true + found) if true + found else 1.0
@@ -51,7 +51,7 @@ def pairwise(labels: ArrayLike, clusters: ArrayLike) -> Agreement:
 
 
 def pairwise_f(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """F of the pairs in one cluster against the pairs in one class; 1 where neither has a pair."""
+    """Return `pairwise(...).f`."""
     return pairwise(labels, clusters).f
 
 
@@ -71,12 +71,12 @@ def bcubed(labels: ArrayLike, clusters: ArrayLike) -> Agreement:
 
 
 def bcubed_f(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """F of BCubed precision and recall; see `bcubed`."""
+    """Return `bcubed(...).f`."""
     return bcubed(labels, clusters).f
 
 
 def by_class(labels: Int64, clusters: Int64) -> list[ClassScore]:
-    """Return the score of each class, those that cost BCubed F most first: by items times (1 - F)."""
+    """Return the score of each class by falling cost, items * (1 - F)."""
     cells, classes, groups, class_of, group_of = _contingency(labels, clusters)
     names, numbers = np.unique(labels), np.unique(clusters)
     squares = cells.astype(np.float64) ** 2
@@ -98,12 +98,12 @@ def by_class(labels: Int64, clusters: Int64) -> list[ClassScore]:
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Mutual information over the mean of the two entropies."""
+    """Return the mutual information, normalised by the mean of both entropies."""
     return float(normalized_mutual_info_score(np.asarray(labels), np.asarray(clusters)))
 
 
 def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Rand index, adjusted for chance."""
+    """Return the Rand index, adjusted for chance."""
     return float(adjusted_rand_score(np.asarray(labels), np.asarray(clusters)))
 
 
@@ -112,7 +112,7 @@ def _pairs(counts: Int64) -> int:
 
 
 def _contingency(labels: ArrayLike, clusters: ArrayLike) -> tuple[Int64, Int64, Int64, Int64, Int64]:
-    """Items per (class, cluster) that occurs, per class, per cluster; and each cell's class and cluster."""
+    """Count items by non-empty cell, class, and cluster; also return each cell's class and cluster."""
     _, row = np.unique(np.asarray(labels), return_inverse=True)
     _, column = np.unique(np.asarray(clusters), return_inverse=True)
     if len(row) != len(column):

@@ -1,8 +1,7 @@
-"""Fine-tuning of the universal model on labelled classes of a collection: `shoal train --start`.
+"""Fine-tunes the universal model on some labelled classes of a collection: `shoal train --start`.
 
-Ten classes, labelled whole among all others, move the network above level 0 a little. The model of all is
-taken where models trained without some of them do better than the start on these
-(`engine.finetuning.folds`); else the start stays as it is, and the card says so.
+Only the upper network is trained. Cross-validation over the classes (`engine.finetuning.folds`) decides
+whether the fine-tuned model replaces the start; otherwise the start is written unchanged; its card says so.
 """
 
 from __future__ import annotations
@@ -16,71 +15,71 @@ import numpy as np
 
 from connectors.files.labelled import read_labelled
 from engine.errors import InputError
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base
 from engine.finetuning.folds import Fold, Folds, Models, class_scores, f_of, folds_of, verdict
-from engine.finetuning.ground import UNKNOWN, Ground, ground_of
-from engine.finetuning.tuner import Pitch
+from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
-from engine.training.course import Checkpoint, Course, Length, fingerprint
 from engine.training.datasets import Collection
 from engine.training.progress import Progress
+from engine.training.training_run import Checkpoint, Schedule, TrainingRun, fingerprint
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
 import torch  # isort: skip
 
-LEAST_CLASSES = 4  # of two items or more, to learn from some and judge on others
+LEAST_CLASSES = 4  # of two items or more: some are held out
 
 
 @dataclass(frozen=True, slots=True)
-class FinePlan:
-    """How to fine-tune."""
+class FinetunePlan:
+    """Hyperparameters of a fine-tuning."""
 
     steps: int = 30
     minutes: float | None = None  # instead of steps
     seed: int = 0
-    folds: int = 3  # of the classes
-    checks: int = 2  # after which the best of the models so far is kept
-    save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
-    pitch: Pitch = field(default_factory=Pitch)
+    folds: int = 3  # of the cross-validation over classes
+    checks: int = 2  # evaluations; the best model of them is kept
+    save_every: float = 60.0  # seconds between checkpoints
+    tuner: TunerPlan = field(default_factory=TunerPlan)
 
     @property
-    def length(self) -> Length:
-        """When the training ends: all checks are made, whatever they say."""
+    def length(self) -> Schedule:
+        """Duration and evaluations; there is no early stopping."""
         steps = None if self.minutes else self.steps
-        return Length(self.minutes or 0.0, steps, self.checks, 0.25, self.checks, self.save_every)
+        return Schedule(self.minutes or 0.0, steps, self.checks, 0.25, self.checks, self.save_every)
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What to fine-tune on."""
+class FinetuneData:
+    """Files to fine-tune on."""
 
-    labelled: Sequence[Path]  # whole classes; records without a label are of other ones
-    among: Path | None = None  # the collection in which these classes are; its labels are not read
-    choose: Sequence[Path] = ()  # judge in place of held-out classes
+    labelled: Sequence[Path]  # whole classes; records without a label are of other classes
+    among: Path | None = None  # the collection that holds these classes; its labels are not read
+    choose: Sequence[Path] = ()  # evaluated in place of held-out classes
 
 
 def finetune(
-    material: Material,
+    data: FinetuneData,
     out: Path,
     start: LinkageModel,
-    plan: FinePlan | None = None,
+    plan: FinetunePlan | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
 ) -> LinkageModel:
-    """Go on from `start` on labelled classes; write the better model of the two, and its card, to `out`.
+    """Fine-tune `start` on labelled classes; write the better model of the two, and its card, to `out`.
 
-    `about["kept_start"]` of the card says whether the start stays, `about["said"]` why. Raises InputError
+    `about["kept_start"]` of the card says whether it is the start, `about["said"]` why. Raises InputError
     where a file cannot be used.
     """
-    plan = plan or FinePlan()
-    if not material.labelled:
+    plan = plan or FinetunePlan()
+    if not data.labelled:
         raise InputError("name at least one labelled file to fine-tune on")
-    grounds = read_grounds(material.labelled, material.among, start)
-    judges = read_grounds(material.choose, None, start)
-    model, about = tuned(grounds, judges, start, plan, progress, checkpoint)
-    about["trained_on"] = [path.stem for path in material.labelled]
-    about["among"] = material.among and material.among.stem
-    about["held_out"] = [path.stem for path in material.choose] or "classes"
+    collections = read_collections(data.labelled, data.among, start)
+    judges = read_collections(data.choose, None, start)
+    model, about = tuned(collections, judges, start, plan, progress, checkpoint)
+    about["trained_on"] = [path.stem for path in data.labelled]
+    about["among"] = data.among and data.among.stem
+    about["held_out"] = [path.stem for path in data.choose] or "classes"
     about["said"] = words(about)
     model = model.with_card(replace(model.card, about=about))
     model.save(out)
@@ -90,51 +89,61 @@ def finetune(
 
 
 def tuned(
-    grounds: Sequence[Ground],
-    judges: Sequence[Ground],
+    collections: Sequence[FinetuneCollection],
+    judges: Sequence[FinetuneCollection],
     start: LinkageModel,
-    plan: FinePlan,
+    plan: FinetunePlan,
     progress: Callable[[Progress], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[LinkageModel, dict[str, Any]]:
-    """Return the better model of the two, with what the card says of it; see `finetune`."""
-    for ground in grounds:
-        _require_classes(ground)
+    """Return the better model of the two, and `about` of its card; see `finetune`.
+
+    `judges`: evaluated in place of held-out classes. Raises InputError where there are too few classes.
+    """
+    for collection in collections:
+        _require_classes(collection)
     if judges:
         held, folds = [Fold(judge, np.unique(judge.labels[judge.labels != UNKNOWN])) for judge in judges], []
     else:
-        held = folds = [fold for ground in grounds for fold in folds_of(ground, plan.folds, plan.seed)]
-    trainer = Folds(grounds, folds, start, plan.pitch, plan.seed)
+        held = folds = [
+            fold for collection in collections for fold in folds_of(collection, plan.folds, plan.seed)
+        ]
+    trainer = Folds(collections, folds, start, plan.tuner, plan.seed)
 
-    clusters: dict[tuple[str, int], Int64] = {}  # of models seen before: the start, the best
+    clusters: dict[tuple[str, int], Int64] = {}  # by model and collection: the start is scored repeatedly
 
-    def clusters_of(model: LinkageModel, ground: Ground) -> Int64:
-        at = model.sha256, id(ground)
+    def clusters_of(model: LinkageModel, collection: FinetuneCollection) -> Int64:
+        at = model.sha256, id(collection)
         if at not in clusters:
-            clusters[at] = ground.clusters(model)
+            clusters[at] = collection.clusters(model)
         return clusters[at]
 
     def scored(models: Models) -> Float64:
-        """Of each held-out class: by the model that does not know it."""
+        """Return the scores of each held-out class by the model that was not trained on it."""
         able = models[:-1] if folds else [models[-1]] * len(held)
         found = zip(able, held, strict=True)
-        return np.concatenate([class_scores(clusters_of(each, fold.ground), fold) for each, fold in found])
+        return np.concatenate(
+            [class_scores(clusters_of(each, fold.collection), fold) for each, fold in found]
+        )
 
     def judged(models: Models) -> dict[str, float]:
         return {"held-out classes": float(f_of(scored(models))[0])}
 
     before = scored((start,) * (len(folds) + 1))
-    used = [Collection(ground.name, ground.emb, ground.labels) for ground in (*grounds, *judges)]
+    used = [
+        Collection(collection.name, collection.emb, collection.labels)
+        for collection in (*collections, *judges)
+    ]
     mark = fingerprint(used, plan, start.sha256)
-    course: Course[Models] = Course(trainer, judged, plan.length, mark)
-    best = course.run(progress, checkpoint)
+    run: TrainingRun[Models] = TrainingRun(trainer, judged, plan.length, mark)
+    best = run.run(progress, checkpoint)
     found = verdict(before, scored(best), plan.seed)
     about = {
         "started_from": start.sha256,
         "kept_start": not found.better,
         "verdict": asdict(found),
-        "checkpoint_chosen_on": course.chosen_on,
-        "history": [[0.0, found.before], *course.history],
+        "checkpoint_chosen_on": run.chosen_on,
+        "history": [[0.0, found.before], *run.history],
         "plan": asdict(plan),
         "steps": trainer.steps,
         "torch": torch.__version__,
@@ -143,7 +152,7 @@ def tuned(
 
 
 def words(about: dict[str, Any]) -> str:
-    """Say in a sentence which model was taken, and why."""
+    """Return a sentence that says which model was kept, and why."""
     said = about["verdict"]
     figures = (
         f"F of held-out classes {said['before']:.3f} before, {said['after']:.3f} after; better with a "
@@ -154,12 +163,15 @@ def words(about: dict[str, Any]) -> str:
     return f"The fine-tuned model is taken ({figures})."
 
 
-def read_grounds(labelled: Sequence[Path], among: Path | None, start: LinkageModel) -> list[Ground]:
-    """Return a ground of each labelled file, or one of all of them and the collection in which they are."""
+def read_collections(
+    labelled: Sequence[Path], among: Path | None, start: LinkageModel
+) -> list[FinetuneCollection]:
+    """Return a collection for each labelled file, or one of all of them within the collection `among`."""
     found = [_read(path) for path in labelled]
     if among is None:
         return [
-            ground_of(path.stem, *_distinct(*each), start) for path, each in zip(labelled, found, strict=True)
+            cluster_base(path.stem, *_distinct(*each), start)
+            for path, each in zip(labelled, found, strict=True)
         ]
     emb, labels = _read(among)
     found.append((emb, np.full(len(labels), UNKNOWN)))
@@ -173,29 +185,29 @@ def read_grounds(labelled: Sequence[Path], among: Path | None, start: LinkageMod
         shifted.append(np.where(own == UNKNOWN, UNKNOWN, own + classes))
         classes += int(own.max(initial=-1)) + 1
     both = _distinct(np.concatenate([each for each, _ in found]), np.concatenate(shifted))
-    return [ground_of(among.stem, *both, start)]
+    return [cluster_base(among.stem, *both, start)]
 
 
 def _read(path: Path) -> tuple[Float32, Int64]:
-    """Unit vectors (n, d), and labels (n,) from 0, UNKNOWN where there is none."""
+    """Return unit vectors (n, d), and labels (n,) from 0, UNKNOWN where there is none."""
     file = read_labelled(path, partly=True)
     emb = file.emb / np.linalg.norm(file.emb, axis=1, keepdims=True)
     return emb.astype(np.float32), file.classes()[1]
 
 
 def _distinct(emb: Float32, labels: Int64) -> tuple[Float32, Int64]:
-    """One item of each vector: the first one with a label, or else the first one."""
+    """Return one item of each distinct vector: the first labelled one, else the first."""
     order = np.argsort(labels == UNKNOWN, kind="stable")
     _, first = np.unique(quantize(emb[order])[0], axis=0, return_index=True)
     rows = np.sort(order[first])
     return emb[rows], labels[rows]
 
 
-def _require_classes(ground: Ground) -> None:
+def _require_classes(collection: FinetuneCollection) -> None:
     """Raise InputError where there are too few classes to learn from some and judge on others."""
-    _, sizes = np.unique(ground.labels[ground.labels != UNKNOWN], return_counts=True)
+    _, sizes = np.unique(collection.labels[collection.labels != UNKNOWN], return_counts=True)
     if (count := int((sizes > 1).sum())) < LEAST_CLASSES:
         raise InputError(
-            f"{ground.name} has {count} labelled classes of two distinct items or more: fine-tuning needs "
-            f"{LEAST_CLASSES}, to learn from some and judge on others"
+            f"{collection.name} has {count} labelled classes of two distinct items or more: fine-tuning "
+            f"needs {LEAST_CLASSES}, to learn from some and judge on others"
         )

@@ -1,4 +1,4 @@
-"""The network above level 0 in fine-tuning: it goes on from the start's, on levels that both have grown."""
+"""Fine-tunes the upper network of the universal model on its own roll-outs and those of the start."""
 
 from __future__ import annotations
 
@@ -9,96 +9,108 @@ from typing import Any
 
 import numpy as np
 
-from engine.finetuning.ground import Ground, Grown, Known, known
+from engine.finetuning.collection import FinetuneCollection, LabelledLevel, UpperLevel, labelled_level
 from engine.model.linkage import LinkageModel
 from engine.model.network import Linkage, Universal
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
-from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density
 from engine.training.learner import edge_weights
+from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
-from engine.training.rollout import Scene
+from engine.training.rollout import TrainingGraph
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
-TAUS = (0.3, 0.6)  # levels are grown at, about the models'
-POOL = 40  # levels kept
+TAUS = (0.3, 0.6)  # range of tau for roll-outs, around the model's
+POOL = 40  # levels kept for replay
 
 
 @dataclass(frozen=True, slots=True)
-class Pitch:
-    """How fast the network learns."""
+class TunerPlan:
+    """Hyperparameters of the upper network's fine-tuning."""
 
-    pace: Pace = field(default_factory=lambda: Pace(rate=5e-4, decay=0.01, average=0.98, warm=10))
-    first: int = 3  # times that levels are grown before the first step
-    fresh_every: int = 20  # steps between new ones
+    pace: OptimizerPlan = field(
+        default_factory=lambda: OptimizerPlan(rate=5e-4, decay=0.01, average=0.98, warm=10)
+    )
+    first: int = 3  # roll-outs of each collection before the first step
+    fresh_every: int = 20  # steps between new roll-outs
 
 
 class Tuner:
-    """One network in fine-tuning on the labelled classes of some grounds."""
+    """The upper network in fine-tuning on the labelled classes of some collections."""
 
     def __init__(
-        self, grounds: Sequence[Ground], start: LinkageModel, pitch: Pitch, rng: np.random.Generator
+        self,
+        collections: Sequence[FinetuneCollection],
+        start: LinkageModel,
+        plan: TunerPlan,
+        rng: np.random.Generator,
     ) -> None:
-        self.grounds, self.start, self.pitch, self.rng = grounds, start, pitch, rng
+        self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
         net = Universal(replace(start.upper.net.config))
         net.load_state_dict(start.upper.net.state_dict())
-        self.descent = Descent(net, pitch.pace)
-        self.pool: list[Known] = []
+        self.optimization = Optimization(net, plan.pace)
+        self.pool: list[LabelledLevel] = []
 
     @one_thread()
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
-        if self.descent.steps and self.descent.steps % self.pitch.fresh_every == 0:
-            at = int(self.rng.integers(len(self.grounds)))
-            self.take(at, self.grounds[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
+        if self.optimization.steps and self.optimization.steps % self.plan.fresh_every == 0:
+            at = int(self.rng.integers(len(self.collections)))
+            self.take(at, self.collections[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
         if not self.pool:
             return 0.0
         level = self.pool[int(self.rng.integers(len(self.pool)))]
-        return self.descent.step(lambda net: known_loss(net, level), share)
+        return self.optimization.step(lambda net: labelled_loss(net, level), share)
 
     def model(self) -> LinkageModel:
         """Return the start with the average of the upper network's weights so far."""
         start = self.start.upper
-        upper = Linkage(copy.deepcopy(self.descent.mean_net), start.nodes, start.edges)
+        upper = Linkage(copy.deepcopy(self.optimization.ema_net), start.nodes, start.edges)
         return LinkageModel(self.start.base, upper, self.start.card)
 
-    def take(self, at: int, levels: Sequence[Grown]) -> None:
-        """Keep those levels of a ground of which its labels tell."""
+    def take(self, at: int, levels: Sequence[UpperLevel]) -> None:
+        """Add the levels of collection number `at` on which its labels bear to the pool."""
         ranges = self.start.upper
         for level in levels:
-            told = known(level, self.grounds[at].labels)
-            if told.known.any():
-                x, e = ranges.nodes.apply(told.scene.x), ranges.edges.apply(told.scene.e)
-                keep(self.pool, replace(told, scene=replace(told.scene, x=x, e=e)), POOL, self.rng)
+            found = labelled_level(level, self.collections[at].labels)
+            if found.coverage.any():
+                x, e = ranges.nodes.apply(found.graph.x), ranges.edges.apply(found.graph.e)
+                keep(self.pool, replace(found, graph=replace(found.graph, x=x, e=e)), POOL, self.rng)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next steps depend on, but for the random numbers."""
-        pool = [{"scene": packed(level.scene), "known": torch.from_numpy(level.known)} for level in self.pool]
-        return {**self.descent.state(), "pool": pool}
+        """Return the state of the training, for a checkpoint, without the random generators."""
+        pool = [
+            {"graph": packed(level.graph), "coverage": torch.from_numpy(level.coverage)}
+            for level in self.pool
+        ]
+        return {**self.optimization.state(), "pool": pool}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.descent.restore(state)
-        self.pool = [Known(unpacked(Scene, each["scene"]), each["known"].numpy()) for each in state["pool"]]
+        """Restore what `state` returned."""
+        self.optimization.restore(state)
+        self.pool = [
+            LabelledLevel(unpacked(TrainingGraph, each["graph"]), each["coverage"].numpy())
+            for each in state["pool"]
+        ]
 
 
-def known_loss(net: Universal, level: Known) -> Tensor:
-    """Return the loss of `engine.training.learner.scene_loss` on what labels tell of.
+def labelled_loss(net: Universal, level: LabelledLevel) -> Tensor:
+    """Return the loss of `engine.training.learner.training_loss` on a partly labelled level.
 
-    An edge counts by the share of its pairs that they tell of; where they tell nothing, the network's own p
-    stands in the densities.
+    An edge's weight is multiplied by its coverage. In the target densities, the network's own p replaces the
+    uncovered part of the targets.
     """
-    scene, told = level.scene, torch.from_numpy(level.known)
-    heads, tails = torch.from_numpy(scene.heads), torch.from_numpy(scene.tails)
-    target, similarity = torch.from_numpy(scene.target), torch.from_numpy(scene.similarity)
-    degrees = torch.from_numpy(scene.degrees)
-    logits = net(torch.from_numpy(scene.x), torch.from_numpy(scene.e), degrees.long(), tails)
+    graph, coverage = level.graph, torch.from_numpy(level.coverage)
+    heads, tails = torch.from_numpy(graph.heads), torch.from_numpy(graph.tails)
+    target, similarity = torch.from_numpy(graph.target), torch.from_numpy(graph.similarity)
+    degrees = torch.from_numpy(graph.degrees)
+    logits = net(torch.from_numpy(graph.x), torch.from_numpy(graph.e), degrees.long(), tails)
     p, counts = torch.sigmoid(logits), degrees.clamp(min=1)
     own = density(p, similarity, heads, counts)
-    truth = density(told * target + (1.0 - told) * p.detach(), similarity, heads, counts)
-    weight = told * edge_weights(scene, [len(scene.e)], logits.detach(), own.detach())
+    truth = density(coverage * target + (1.0 - coverage) * p.detach(), similarity, heads, counts)
+    weight = coverage * edge_weights(graph, [len(graph.e)], logits.detach(), own.detach())
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((own - truth) ** 2).mean()

@@ -1,6 +1,6 @@
-"""Embedding spaces: how consistent one threshold is over classes, and training that makes it so.
+"""Embedding spaces: the consistency of one threshold over classes, and training that improves it.
 
-May import `system`, `model`, `evaluation` and `training`; only `cli` imports it. Begin with `opis`, the
-measure. `training` teaches the networks of `adapt` and `encoder` with a loss of `losses`, and `judge` says
-whether that helped.
+It may import `system`, `model`, `evaluation` and `training`; only `cli` imports it. Begin with `opis`, the
+measure. `training` trains the networks of `adapt` and `encoder` with a loss of `losses`; `judge` compares the
+space before and after.
 """

@@ -1,4 +1,4 @@
-"""Adapters in training: a linear map or a small network on top of embeddings that are there already."""
+"""Trains adapters: a linear map or a small MLP on top of existing embeddings."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ KINDS = ("linear", "mlp")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What the adapter is like."""
+class AdapterConfig:
+    """Architecture of an adapter."""
 
     kind: str = "linear"
-    dim: int = 128  # components that it makes
-    hidden: int = 256  # of an MLP
+    dim: int = 128  # of its output
+    hidden: int = 256  # units of an MLP
 
 
-class Map(nn.Module):
-    """The map of `engine.model.adapter` in real numbers, its output centred and scaled in each batch.
+class AdapterNet(nn.Module):
+    """The map of `engine.model.adapter` in real numbers, with batch normalisation of its output.
 
-    It begins as a random projection. In training a share of the input is dropped.
+    It is initialised as a random projection, and trained with dropout on its input.
     """
 
-    def __init__(self, dim: int, shape: Shape) -> None:
+    def __init__(self, dim: int, shape: AdapterConfig) -> None:
         super().__init__()
         self.direct = nn.Linear(dim, shape.dim, bias=False)
         self.inner = nn.Linear(dim, shape.hidden) if shape.kind == "mlp" else None
@@ -54,7 +54,7 @@ class Map(nn.Module):
         return out
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """What `Adapter.of` takes: the centring is part of the weights."""
+        """Return the weights for `Adapter.of`, with the batch normalisation folded in."""
         mean, variance = self.centre.running_mean, self.centre.running_var
         assert mean is not None
         assert variance is not None
@@ -68,29 +68,29 @@ class Map(nn.Module):
 
 def train_adapter(
     labelled: LabelledSet,
-    shape: Shape,
+    shape: AdapterConfig,
     plan: Plan,
     about: Mapping[str, Any],
     progress: Callable[[float, float], None] = lambda share, loss: None,
 ) -> tuple[Adapter, Margins | None]:
-    """Train an adapter on a labelled set; return it with the margins of TCM.
+    """Train an adapter on a labelled set; return it and the margins of TCM, None: without TCM.
 
-    Raises InputError where the loss cannot be used.
+    `progress` is called with the share done and the loss. Raises InputError where the loss cannot be used.
     """
     torch.manual_seed(plan.seed)
     x = torch.from_numpy(as_float(quantize(labelled.emb)[0]))
-    net = Map(x.shape[1], shape)
+    net = AdapterNet(x.shape[1], shape)
     margins = fit(net, lambda items: x[items], labelled.classes, plan, progress)
     return Adapter.of(net.weights(), about), margins
 
 
 def adapted(adapter: Adapter, labelled: LabelledSet) -> LabelledSet:
-    """The set as the adapter makes it."""
+    """Return the set with adapted embeddings."""
     return LabelledSet(map_embeddings(adapter, labelled.emb), labelled.classes, labelled.names)
 
 
 def map_embeddings(adapter: Adapter, emb: NDArray[Any]) -> Float32:
-    """Map embeddings (n, d) of any number type to unit vectors (n, dim_out).
+    """AdapterNet embeddings (n, d) of any number type to unit vectors (n, dim_out).
 
     Raises InputError for another dimension or shape, NaN, infinity, or a zero vector.
     """

@@ -1,7 +1,6 @@
-"""Encoders of pictures: trained on labelled classes, applied to any; one safetensors file each.
+"""Image encoders: trained on labelled classes, applied to any, one safetensors file each.
 
-An encoder is a classifier of other classes without its last layer: what it learns on some classes places
-pictures of classes it has never seen.
+An encoder is a classifier without its last layer; its embeddings transfer to classes it was not trained on.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MOST_COMPONENTS = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A network with what a user has to know of it; `about` is free."""
+    """A network with its card; `about` is free."""
 
     net: nn.Module
     kind: str
@@ -43,7 +42,7 @@ class Encoder:
 
     @classmethod
     def load(cls, path: Path) -> Encoder:
-        """Read a file that `save` wrote. Raises InputError where it is none."""
+        """Read a file that `save` wrote. Raises InputError where it is no such file."""
         try:
             raw = path.read_bytes()
             tensors = safetensors.torch.load(raw)
@@ -66,7 +65,7 @@ class Encoder:
             raise InputError(f"{path} is no encoder of Shoal, or it is damaged: {reason}") from None
 
     def save(self, path: Path) -> None:
-        """Write weights and card. Raises InputError where that cannot be."""
+        """Write weights and card. Raises InputError where the file cannot be written."""
         card = {
             "format": FORMAT,
             "kind": self.kind,
@@ -81,7 +80,7 @@ class Encoder:
             raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
 
     def apply(self, grey: Float32, progress: Callable[[float], None] = lambda share: None) -> Float32:
-        """Embed pictures (n, size, size) of grey levels 0 to 1: unit vectors (n, dim).
+        """Embed pictures (n, size, size) of grey levels 0 to 1 as unit vectors (n, dim).
 
         Raises InputError for pictures of another size.
         """
@@ -105,10 +104,10 @@ def train_encoder(
     plan: Plan,
     progress: Callable[[float, float], None] = lambda share, loss: None,
 ) -> tuple[Encoder, Margins | None]:
-    """Train an encoder on labelled pictures; return it with the margins of TCM.
+    """Train an encoder on labelled pictures; return it and the margins of TCM, None: without TCM.
 
-    Pictures are turned, shifted and scaled a little each time. Raises InputError for a kind or a number
-    of components that cannot be, pictures without two classes, or a loss that cannot be used.
+    Pictures are augmented by small rotations, shifts and scalings. Raises InputError for an unknown kind, an
+    impossible dimension, pictures without two classes, or a loss that cannot be used.
     """
     if kind not in KINDS:
         raise InputError(f"an encoder is {' or '.join(KINDS)}, not {kind}.")
@@ -132,7 +131,7 @@ def train_encoder(
 
 
 def varied(pictures: Tensor) -> Tensor:
-    """Pictures (b, 1, s, s), each turned by up to 14 degrees, scaled by 15% and shifted by 7% at random."""
+    """Rotate pictures (b, 1, s, s) by up to 14 degrees, scale by 15% and shift by 7%, at random."""
     count = len(pictures)
     turn, scale = 0.5 * (torch.rand(count) - 0.5), 1.0 + 0.3 * (torch.rand(count) - 0.5)
     shift = 0.3 * (torch.rand(count, 2) - 0.5)

@@ -1,4 +1,4 @@
-"""Whether a space is better: consistency, recall and the engine's own clusters, on held-out classes."""
+"""Compares embedding spaces on held-out classes by consistency, recall and the engine's clusters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.learning.labelled import LabelledSet
 from engine.learning.opis import measure
 from engine.types import Int64
 
-RECALL_LOSS = 0.002  # of recall at 1, and of Fb, that a more consistent space may cost
+RECALL_LOSS = 0.002  # tolerated loss of recall at 1, and of Fb
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The figures of a labelled set: of its space, and of the engine's clusters in it."""
+    """Figures of a labelled set's embedding space, and of the engine's clusters in it."""
 
     opis: float
     opis_worst: float
@@ -30,7 +30,7 @@ class Judgement:
 
 
 def judge(labelled: LabelledSet, settings: Settings) -> Judgement:
-    """Measure a set, and cluster it with the engine of `settings`, whose adapter is left out."""
+    """Measure a set, and cluster it with the engine of `settings`, without its adapter."""
     space = measure(labelled)
     keys = [str(row) for row in range(len(labelled.emb))]
     plain = settings.model_copy(update={"model": settings.model.model_copy(update={"adapter": None})})
@@ -41,7 +41,7 @@ def judge(labelled: LabelledSet, settings: Settings) -> Judgement:
 
 
 def drawbacks(before: Judgement, after: Judgement) -> list[str]:
-    """In what a space has become worse, as phrases; none where it can be recommended."""
+    """Return in what the space became worse, as phrases; none: it can be recommended."""
     found = []
     if after.opis > before.opis:
         found.append(f"OPIS rises from {before.opis:.2e} to {after.opis:.2e}")
@@ -53,13 +53,13 @@ def drawbacks(before: Judgement, after: Judgement) -> list[str]:
 
 
 def best(before: Judgement, found: Sequence[Judgement]) -> int:
-    """The place of the most consistent one that has no drawback; of the highest Fb where all have one."""
+    """Return the index of the lowest OPIS without a drawback; of the highest Fb where all have drawbacks."""
     keys = [(True, -each.opis) if not drawbacks(before, each) else (False, each.Fb) for each in found]
     return max(range(len(found)), key=keys.__getitem__)
 
 
 def split(labelled: LabelledSet, share: float, seed: int) -> tuple[LabelledSet, LabelledSet, LabelledSet]:
-    """Classes to train on, to choose on, and to report on; the last two share the held-out ones.
+    """Split by class into a training, a validation and a test set; the last two hold `share` of the classes.
 
     Raises InputError where there are too few classes of two items or more.
     """
@@ -77,14 +77,14 @@ def split(labelled: LabelledSet, share: float, seed: int) -> tuple[LabelledSet, 
 
 
 def part(labelled: LabelledSet, classes: Int64) -> LabelledSet:
-    """The items of some classes."""
+    """Return the items of some classes."""
     rows = np.isin(labelled.classes, classes)
     found, numbers = np.unique(labelled.classes[rows], return_inverse=True)
     return LabelledSet(labelled.emb[rows], numbers.reshape(-1), tuple(labelled.names[c] for c in found))
 
 
 def joined(sets: Sequence[LabelledSet], sources: Sequence[str]) -> LabelledSet:
-    """Several sets as one; a class keeps to its file. Raises InputError where dimensions differ."""
+    """Concatenate sets; equal names in two files are two classes. Raises InputError: dimensions differ."""
     first, *others = sets
     for other, source in zip(others, sources[1:], strict=True):
         if other.emb.shape[1] != first.emb.shape[1]:

@@ -1,4 +1,4 @@
-"""A labelled set as a measure needs it: unit vectors, classes and their names."""
+"""Labelled sets of unit vectors, with class names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """Unit vectors (n, d) float32, the class of each (n,) from 0 on, and the names of the classes."""
+    """Unit vectors (n, d), the class of each (n,) from 0, and the names of the classes."""
 
     emb: Float32
     classes: Int64
@@ -26,14 +26,14 @@ class LabelledSet:
 
     @property
     def sizes(self) -> Int64:
-        """Items of each class."""
+        """Items of each class, (C,)."""
         return np.bincount(self.classes, minlength=len(self.names))
 
 
 def read_labelled(path: Path) -> LabelledSet:
-    """Read an .npz of `emb` (n, d) and `labels` (n,), and `label_names` where there are any.
+    """Read an .npz of `emb` (n, d), `labels` (n,) and, optionally, `label_names`.
 
-    Raises InputError where a measure cannot use the file.
+    Raises InputError as `labelled_set`, and where the file is no such .npz.
     """
     arrays = read_arrays(path, "emb", "labels", "label_names")
     for name in ("emb", "labels"):
@@ -46,9 +46,9 @@ def read_labelled(path: Path) -> LabelledSet:
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, Array]:
-    """Return the arrays of these names that an .npz has. Raises InputError where it is none."""
+    """Return those of these arrays that an .npz has. Raises InputError where it is no .npz."""
     try:
-        # A file that is opened here is also closed where NumPy finds that it is none.
+        # Opened here, the file is also closed where NumPy refuses it.
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
             if not isinstance(found, np.lib.npyio.NpzFile):
@@ -61,7 +61,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, Array]:
 
 
 def labelled_set(emb: Array, labels: Array, label_names: Array | None = None) -> LabelledSet:
-    """Check and normalise. `emb` (n, d) of any number type, `labels` (n,) of integers or strings.
+    """Return a checked, normalised set. `emb` (n, d): numbers; `labels` (n,): integers or strings.
 
     Raises InputError: another shape or length, NaN, a zero vector, fewer than two classes, no class of
     two items.
@@ -97,7 +97,7 @@ def unit(emb: Array) -> Float32:
 
 
 def _names(found: Array, label_names: Array | None) -> tuple[str, ...]:
-    """The name of each class that occurs: from `label_names`, where the labels are places in it."""
+    """Return the name of each class: from `label_names` where the labels are indices into it."""
     named = label_names is not None and label_names.ndim == 1 and found.dtype.kind in "iu"
     if named and label_names is not None and found[0] >= 0 and found[-1] < len(label_names):
         return tuple(str(label_names[label]) for label in found)

@@ -1,11 +1,11 @@
-"""Losses of metric learning by name, with the threshold-consistent margin beside them.
+"""Metric-learning losses by name, and the threshold-consistent margin (TCM) as a regulariser.
 
-The base losses and `ThresholdConsistentMarginLoss` are those of pytorch-metric-learning. Of the similarities
-s of the pairs in a batch, the margin loss (TCM, arXiv 2307.04047, eq. 4) is
+The base losses and `ThresholdConsistentMarginLoss` are those of pytorch-metric-learning. With s the
+similarity of a pair in a batch, the margin loss (TCM, arXiv 2307.04047, eq. 4) is
 
     mean of (m+ - s) over the positive pairs with s <= m+  +  mean of (s - m-) over the negative with s >= m-
 
-so it pulls only what is on the wrong side of a margin, and every class to the same two.
+so only pairs on the wrong side of a margin contribute, and all classes share the same two margins.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from engine.errors import InputError
 from pytorch_metric_learning import losses as library  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
-DEFAULTS = ("SmoothAPLoss", "ArcFaceLoss", "NormalizedSoftmaxLoss")  # the best of these, unless one is named
+DEFAULTS = ("SmoothAPLoss", "ArcFaceLoss", "NormalizedSoftmaxLoss")  # tried unless one is named
 MARGIN_LOSS = "ThresholdConsistentMarginLoss"
 
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Where TCM begins: similarities that positive pairs reach and negative ones stay below."""
+    """Margins of TCM, as similarities."""
 
-    positive: float
-    negative: float
+    positive: float  # m+, which positive pairs are to exceed
+    negative: float  # m-, below which negative pairs are to stay
 
 
-# On held-out classes better than those of the calibration range in most trials: these are lower, and what
-# training classes have reached early, others have not.
+# In most trials better on held-out classes than margins from the calibration range: those are lower, and
+# training classes reach them early, held-out classes do not.
 FIXED_MARGINS = Margins(0.9, 0.5)
 
 
 class Objective(nn.Module):
-    """A base loss, and TCM times its weight once its margins are set."""
+    """A base loss plus weighted TCM, once its margins are set."""
 
     def __init__(self, base: nn.Module, weight: float) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Objective(nn.Module):
         )
 
     def forward(self, emb: Tensor, classes: Tensor) -> Tensor:
-        """The loss of embeddings (b, d), sorted by class, as many of each: Smooth-AP wants that."""
-        # Angles near 0 have no gradient in float32: in few dimensions half of the batches would be lost.
+        """Return the loss of embeddings (b, d), sorted by class, with equal counts, as Smooth-AP requires."""
+        # In float32, angles near 0 have no gradient: in few dimensions half of the batches would be lost.
         loss: Tensor = self.base(emb.double() if self.by_angle else emb, classes)
         if self.margin is not None and self.weight:
             loss = loss + self.weight * self.margin(emb, classes)
@@ -65,10 +65,10 @@ class Objective(nn.Module):
 def make_loss(
     name: str, classes: int, dim: int, settings: Mapping[str, float] = MappingProxyType({})
 ) -> nn.Module:
-    """Return a loss of pytorch-metric-learning, with its default settings but for those given.
+    """Return a loss of pytorch-metric-learning; `settings` override its defaults.
 
-    `classes` and `dim` go to losses that learn a vector for each class. Raises InputError for a name
-    that is none, or a loss that works on something else than labelled batches.
+    `classes` and `dim` go to losses that learn a vector for each class. Raises InputError for an unknown
+    name, or a loss that does not work on labelled batches.
     """
     kind = getattr(library, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module) and name.endswith("Loss")):
@@ -85,4 +85,4 @@ def make_loss(
     return made
 
 
-logging.getLogger("PML").setLevel(logging.ERROR)  # it reports what its losses could record
+logging.getLogger("PML").setLevel(logging.ERROR)  # silences hints about recording statistics

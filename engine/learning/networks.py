@@ -1,4 +1,4 @@
-"""Networks that map pictures or embeddings to embeddings."""
+"""Image encoders as torch modules: a small convolutional network and a small vision transformer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ KINDS = ("convolutional", "transformer")
 
 
 class Convolutional(nn.Module):
-    """Four convolutions of stride two, one and two, and a linear layer. Pictures (b, 1, s, s) -> (b, dim)."""
+    """Four convolutions, three of them of stride two, and a linear layer. (b, 1, s, s) -> (b, dim)."""
 
     def __init__(self, size: int, dim: int, width: int = 16) -> None:
         super().__init__()
@@ -64,5 +64,5 @@ def _convolution(inward: int, outward: int, stride: int) -> nn.Sequential:
 
 
 def _last(inward: int, dim: int) -> nn.Sequential:
-    """Centred components: without that all embeddings begin, and may stay, in one direction."""
+    """A linear layer with batch normalisation, without which all embeddings may stay in one direction."""
     return nn.Sequential(nn.Linear(inward, dim, bias=False), nn.BatchNorm1d(dim, affine=False))

@@ -1,10 +1,10 @@
-"""How consistent one threshold is over classes: OPIS, epsilon-OPIS and recall at 1.
+"""Threshold consistency over classes: OPIS, epsilon-OPIS and recall at 1.
 
 After Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning" (ICLR 2024,
 arXiv 2307.04047). A distance d is 1 - cosine similarity. Of class i at d,
 
-    psi_i(d)  sensitivity: the share of i's pairs within d, 1 - false rejection
-    phi_i(d)  specificity: the share of pairs with exactly one end in i beyond d, 1 - false acceptance
+    psi_i(d)  sensitivity: the share of i's pairs within d, 1 - false rejection rate
+    phi_i(d)  specificity: the share of pairs with exactly one end in i beyond d, 1 - false acceptance rate
     U_i(d) = (1 + c^2) phi psi / (c^2 phi + psi)                                  utility, 0 where both are 0
     OPIS   = mean over classes and over [d_min, d_max] of (U_i(d) - mean_i U_i(d))^2
 
@@ -37,14 +37,14 @@ THRESHOLDS = 101
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure, and how much work it may be."""
+    """Parameters of a measurement, and bounds of its work."""
 
-    false_acceptance: tuple[float, float] = (0.01, 0.10)  # the range's ends, over all negative pairs
-    range: tuple[float, float] | None = None  # distances; given, they replace the two rates
-    epsilon: float = 0.10  # the worst share of the classes
+    false_acceptance: tuple[float, float] = (0.01, 0.10)  # rates over all negative pairs at the range's ends
+    range: tuple[float, float] | None = None  # distances, in place of the two rates
+    epsilon: float = 0.10  # share of the worst classes
     c: float = 1.0  # weight of specificity in the utility
     seed: int = 0  # of the samples
-    exact_items: int = 20_000  # up to these, nothing is sampled
+    exact_items: int = 20_000  # beyond, classes, items and pairs are sampled
     queries: int = 4_096  # sampled for recall and for the range
     landmarks: int = 4_096  # sampled other ends of negative pairs
     classes: int = 10_000  # sampled
@@ -62,7 +62,7 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """The figures, and what they come from. C classes, T thresholds."""
+    """Result of a measurement over C classes and T thresholds."""
 
     opis: float
     opis_worst: float  # epsilon-OPIS
@@ -79,13 +79,13 @@ class Consistency:
 
     @property
     def recommended(self) -> int:
-        """The place in `thresholds` of the highest mean utility."""
+        """Index of the threshold with the highest mean utility."""
         return int(self.utility.mean(axis=0).argmax())
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What is counted: everything, or a part."""
+    """The items, classes and pairs to count: all, or a sample."""
 
     emb: Vectors
     queries: Int64
@@ -99,9 +99,9 @@ class _Sample:
 def measure(
     labelled: LabelledSet, request: Request | None = None, progress: Callable[[float], None] = lambda _: None
 ) -> Consistency:
-    """Measure a labelled set. `progress` is told the share done, also from other threads.
+    """Measure a labelled set. `progress` is called with the share done, also from other threads.
 
-    Raises InputError for a range, rates or an epsilon that cannot be.
+    Raises InputError for an invalid range, rates or epsilon.
     """
     request = request or Request()
     check(request)
@@ -133,7 +133,7 @@ def measure(
 
 
 def check(request: Request) -> None:
-    """Raise InputError for a request that asks for what cannot be."""
+    """Raise InputError for an invalid request."""
     low, high = request.range or request.false_acceptance
     if request.range and not -np.inf < low < high < np.inf:
         raise InputError(f"the calibration range must be two rising distances, not {low:g} and {high:g}.")
@@ -148,19 +148,19 @@ def check(request: Request) -> None:
 
 
 def utility(sensitivity: Float64, specificity: Float64, c: float = 1.0) -> Float64:
-    """U of psi and phi, any shape; 0 where both are 0."""
+    """Return U of psi and phi, of any shape; 0 where both are 0."""
     below = c * c * specificity + sensitivity
     above = (1.0 + c * c) * specificity * sensitivity
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0.0)
 
 
 def opis(utilities: Float64) -> float:
-    """OPIS of utilities (C, T)."""
+    """Return OPIS of utilities (C, T)."""
     return float(((utilities - utilities.mean(axis=0)) ** 2).mean())
 
 
 def opis_worst(utilities: Float64, epsilon: float) -> float:
-    """epsilon-OPIS of utilities (C, T)."""
+    """Return epsilon-OPIS of utilities (C, T)."""
     ordered = np.sort(utilities, axis=0)
     worst = min(max(ceil(epsilon * len(ordered) - 1e-9), 1), len(ordered) - 1)
     return float(((ordered[:worst].mean(axis=0) - ordered[worst:].mean(axis=0)) ** 2).mean())
@@ -191,7 +191,7 @@ def _draw(labelled: LabelledSet, request: Request) -> _Sample:
 
 
 def _cap(sizes: Int64, pairs: int) -> int:
-    """The most items of a class with which all classes' pairs stay within a number."""
+    """Return the largest cap on items per class with which the number of pairs stays within `pairs`."""
     low, high = 2, int(sizes.max())
     while low < high:
         middle = (low + high + 1) // 2
@@ -244,17 +244,17 @@ def _consistency(
 
 
 def _within(counts: Int64) -> Float64:
-    """The share of each row's pairs that each threshold accepts, (C, T); 0 of none."""
+    """Return the share of each row's pairs that each threshold accepts, (C, T); 0 where there are none."""
     totals = counts.sum(axis=1, keepdims=True)
     share: Float64 = np.cumsum(counts, axis=1)[:, :-1] / np.maximum(totals, 1)
     return share
 
 
 def _errors(request: Request, drawn: _Sample, sensitivity: Float64, negative: Int64) -> tuple[float, float]:
-    """Standard errors of OPIS and epsilon-OPIS: of the landmarks, the classes and the items left out.
+    """Return the standard errors of OPIS and epsilon-OPIS, from sampling landmarks, classes and items.
 
-    The landmarks' are jackknifed over their groups, the classes' over ten groups. What items left
-    out add is bounded: a share of pairs among s items has a variance of 1 / s at most.
+    Landmarks are jackknifed over their groups, classes over ten groups. The part of the items left out is an
+    upper bound: a share of pairs among s items has a variance of at most 1 / s.
     """
     total = negative.sum(axis=0)
     whole = utility(sensitivity, 1.0 - _within(total), request.c)
@@ -277,6 +277,6 @@ def _errors(request: Request, drawn: _Sample, sensitivity: Float64, negative: In
 
 
 def _jackknife(figures: list[float]) -> float:
-    """The variance of a figure from its values without each of some equal groups."""
+    """Return the jackknife variance of a figure, from its values without each of some equal groups."""
     values = np.array(figures)
     return float((len(values) - 1) * values.var()) if len(values) else 0.0

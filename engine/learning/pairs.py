@@ -1,4 +1,4 @@
-"""Counts of pairs by distance, in blocks: nothing of the size n x n is ever held.
+"""Counts pairs by distance in blocks, without ever holding an n x n matrix.
 
 A distance is 1 - cosine similarity. `survey` bins distances finely; `count_negative` and `count_positive`
 count the pairs of a class by the first threshold that accepts them.
@@ -23,29 +23,29 @@ BLOCK = 512  # rows of a product
 COLUMNS = 8_192  # columns of a product: 16 MiB of float32
 
 Vectors = NDArray[np.floating[Any]]
-Advance = Callable[[int], None]  # is told the pairs done since the last call
+Advance = Callable[[int], None]  # called with the pairs counted since the last call
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All pairs of some query items with all items."""
+    """Distances of some query items to all items."""
 
-    negative: Int64  # (2 * STEPS + 1,) pairs of two classes; entry k: k - 1 < STEPS * distance <= k
+    negative: Int64  # (2 * STEPS + 1,) negative pairs by distance; bin k: k - 1 < STEPS * distance <= k
     hit: NDArray[np.bool_]  # (q,) whether the nearest other item is of the query's class
 
     def false_acceptance(self, distance: float) -> float:
-        """The share of negative pairs within a distance, linear inside a bin."""
+        """Return the share of negative pairs within a distance, interpolated linearly inside a bin."""
         within = np.concatenate([[0], np.cumsum(self.negative)]) / max(int(self.negative.sum()), 1)
         return float(np.interp(distance * STEPS, np.arange(-1, len(within) - 1), within))
 
     def distance_at(self, rate: float) -> float:
-        """The smallest multiple of 1 / STEPS within which at least this share of negative pairs lies."""
+        """Return the smallest multiple of 1 / STEPS that accepts at least this share of negative pairs."""
         within = np.cumsum(self.negative)
         return float(np.searchsorted(within, rate * within[-1])) / STEPS
 
 
 def survey(emb: Vectors, classes: Int64, queries: Int64, advance: Advance) -> Survey:
-    """Compare the items `queries` (q,) with all. Ties for the nearest go to the first in `emb`."""
+    """Compare the items `queries` (q,) with all items. Ties for the nearest go to the first in `emb`."""
     hit = np.zeros(len(queries), bool)
 
     def work(share: Sequence[slice]) -> Int64:
@@ -66,10 +66,10 @@ def survey(emb: Vectors, classes: Int64, queries: Int64, advance: Advance) -> Su
 def count_negative(
     emb: Vectors, group: Int64, rows: Int64, columns: Int64, thresholds: Float64, advance: Advance
 ) -> Int64:
-    """Pairs of two groups by the first threshold that accepts them, (g, T + 1); the last: none does.
+    """Count pairs across groups by the first threshold that accepts them, (g, T + 1); the last: none does.
 
-    `group` (n,): the group of each item, -1 for another one that is not counted. Each pair of an item of
-    `rows` and one of `columns` counts for the row's group.
+    `group` (n,): the group of each item, -1: of a group that is not counted. A pair of an item of `rows` and
+    one of `columns` counts for the group of the row.
     """
     others, other_groups = emb[columns], group[columns]
     shape = int(group.max()) + 1, len(thresholds) + 1
@@ -88,7 +88,7 @@ def count_negative(
 
 
 def count_positive(emb: Vectors, members: Sequence[Int64], thresholds: Float64, advance: Advance) -> Int64:
-    """Ordered pairs inside each group by the first threshold that accepts them, (g, T + 1)."""
+    """Count ordered pairs within each group by the first threshold that accepts them, (g, T + 1)."""
     counts = np.zeros((len(members), len(thresholds) + 1), np.int64)
     for number, items in enumerate(members):
         mine = emb[items]
@@ -101,12 +101,12 @@ def count_positive(emb: Vectors, members: Sequence[Int64], thresholds: Float64, 
 
 
 def parts(rows: int) -> list[slice]:
-    """Blocks of rows."""
+    """Return the rows in blocks."""
     return [slice(first, min(first + BLOCK, rows)) for first in range(0, rows, BLOCK)]
 
 
 def _sum_shares(work: Callable[[Sequence[slice]], Int64], rows: int) -> Int64:
-    """Do the blocks on all cores: NumPy's products and the kernels let go of the interpreter's lock."""
+    """Sum the results of `work` over all blocks, on all cores: products and kernels release the GIL."""
     workers = os.cpu_count() or 1
     shares = [parts(rows)[at::workers] for at in range(workers)]
     with ThreadPoolExecutor(workers, "pairs") as pool:
@@ -136,7 +136,7 @@ def _survey(block: Any, rows: Any, first: Any, classes: Any, out: Any) -> None:
 
 @njit(cache=True, nogil=True, inline="always")
 def _bin(distance: Any, thresholds: Any) -> Any:
-    """The first threshold that accepts a distance; T where none does. Thresholds are evenly spaced."""
+    """Return the first threshold that accepts a distance, T where none does. Thresholds are evenly spaced."""
     last = len(thresholds)
     if distance > thresholds[last - 1]:
         return last

@@ -1,4 +1,4 @@
-"""Labelled pictures: a folder with one folder per class, or an .npz with `images` and `labels`."""
+"""Reads labelled pictures: a folder with a folder per class, or an .npz with `images` and `labels`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.errors import InputError
 from engine.learning.labelled import read_arrays
 from engine.types import Float32, Int64
 
-LARGEST = 128  # pixels a side: the encoders are small
+LARGEST = 128  # pixels a side; the encoders are small
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Grey levels (n, s, s) float32 from 0 to 1, and what is known of each picture."""
+    """Grey pictures with optional labels."""
 
-    grey: Float32
+    grey: Float32  # (n, s, s), 0 to 1
     labels: NDArray[Any] | None  # (n,); None: not labelled
     label_names: NDArray[Any] | None
     keys: tuple[str, ...]
@@ -40,9 +40,9 @@ class Pictures:
 
 
 def read_pictures(path: Path, size: int | None = None) -> Pictures:
-    """Read pictures, scaled to `size` pixels a side; None: those of an .npz as they are, others 28.
+    """Read pictures, scaled to `size` pixels a side; None: an .npz keeps its size, others get 28.
 
-    Raises InputError where there are none.
+    Raises InputError where the path holds no pictures, or they cannot be used.
     """
     if path.is_dir():
         return _read_folder(path, size or 28)
@@ -97,7 +97,7 @@ def _read_folder(path: Path, size: int) -> Pictures:
 
 
 def _scaled(grey: Float32, size: int | None) -> Float32:
-    """Pictures (n, h, w) scaled to a square, linearly."""
+    """Scale pictures (n, h, w) to squares by linear interpolation."""
     height, width = grey.shape[1:]
     size = size or min(max(height, width), LARGEST)
     _check_size(size)

@@ -1,4 +1,4 @@
-"""Figures of embedding spaces."""
+"""Plots of embedding spaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK, WORST = "#31688e", ("#d7301f", "#fc8d59", "#e6a500", "#7b3294", "#c51b8a")
 
 
 def plot_utility(found: Consistency, names: Sequence[str], path: Path) -> None:
-    """Utility against threshold: a curve for each class, the worst by name, the mean, the best threshold."""
+    """Plot utility against threshold: each class, the worst ones by name, the mean, the best threshold."""
     order = np.argsort(found.inconsistency)
     worst = order[::-1][:NAMED]
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_CURVES)).astype(int))]

@@ -1,7 +1,7 @@
-"""Training of anything that maps items to embeddings: balanced batches, a base loss, TCM.
+"""Trains a network that maps items to embeddings: balanced batches, a base loss, TCM.
 
-A batch has as many items of each of its classes. For Smooth-AP it has as many classes as items of each:
-pytorch-metric-learning 2.9 divides a batch rightly only there.
+A batch has equally many items of each of its classes. For Smooth-AP the numbers of classes and of items per
+class are equal, because pytorch-metric-learning 2.9 splits other batches wrongly.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from engine.types import Int64
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
-Read = Callable[[Int64], Tensor]  # items (b,) -> what the network takes
+Read = Callable[[Int64], Tensor]  # items (b,) -> input of the network
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train."""
+    """Hyperparameters."""
 
     loss: str = "NormalizedSoftmaxLoss"
-    settings: Mapping[str, float] = field(default_factory=dict)  # of the loss, where not its defaults
+    settings: Mapping[str, float] = field(default_factory=dict)  # of the loss, over its defaults
     steps: int = 400
     batch: int = 144  # items
-    each: int = 4  # of a class in a batch
+    each: int = 4  # items per class in a batch
     rate: float = 3e-3  # Adam's; cosine to a hundredth of it
     decay: float = 1e-4
     seed: int = 0
@@ -38,8 +38,8 @@ class Plan:
     warm: float = 0.3  # share of the steps before TCM
 
 
-CLASS_RATE = 10.0  # times the rate, for a loss's vectors of classes: each is in few batches
-FALSE_ACCEPTANCE = (0.01, 0.10)  # of the calibration range
+CLASS_RATE = 10.0  # factor on the rate for a loss's class vectors, each of which is in few batches
+FALSE_ACCEPTANCE = (0.01, 0.10)  # rates at the ends of the calibration range
 
 
 def fit(
@@ -49,9 +49,9 @@ def fit(
     plan: Plan,
     progress: Callable[[float, float], None] = lambda share, loss: None,
 ) -> Margins | None:
-    """Train `net` in place on items of `classes` (n,), numbers from 0; return the margins of TCM.
+    """Train `net` in place; `classes` (n,): of the items, from 0. Return the margins of TCM, None: without.
 
-    `progress` is told the share done and the loss. Raises InputError where the loss cannot be used.
+    `progress` is called with the share done and the loss. Raises InputError where the loss cannot be used.
     """
     torch.manual_seed(plan.seed)
     draw = Batches(classes, *_shape(plan), plan.seed)
@@ -81,7 +81,7 @@ def fit(
         loss = _loss(objective, emb, labels, plan.loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        # ArcFace's gradient is infinite where a point lies in its class's direction: leave the batch out.
+        # ArcFace's gradient is infinite where an embedding equals its class vector: skip such a batch.
         if torch.isfinite(nn.utils.clip_grad_norm_(weights, 5.0)):
             optimizer.step()
         else:
@@ -95,10 +95,10 @@ def fit(
 
 
 def measured_margins(batches: list[tuple[Tensor, Tensor]]) -> Margins:
-    """The margins that the calibration range of some batches' negative pairs suggests.
+    """Return the ends of the calibration range, as similarities, of the negative pairs in some batches.
 
-    At its ends a share of 1% and 10% of the negative pairs are accepted: positive pairs are to be nearer
-    than the first, negative ones farther than the second.
+    They accept 1% and 10% of the negative pairs: positive pairs are to exceed the first, negative ones to
+    stay below the second.
     """
     emb = torch.cat([emb for emb, _ in batches])
     labels = torch.cat([labels for _, labels in batches])
@@ -109,7 +109,7 @@ def measured_margins(batches: list[tuple[Tensor, Tensor]]) -> Margins:
 
 
 class Batches:
-    """Random batches of `count` classes with `each` items, sorted by class. Small classes repeat some."""
+    """Random batches of `count` classes with `each` items, sorted by class. Small classes repeat items."""
 
     def __init__(self, classes: Int64, count: int, each: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ class Batches:
         self.queue: list[int] = []
 
     def next(self) -> Int64:
-        """Items (count * each,); fewer where there are fewer classes. Each class comes once a round."""
+        """Return items (count * each,), fewer where there are fewer classes; each class once an epoch."""
         count = min(self.count, len(self.members))
         if len(self.queue) < count:
             self.queue = [*self.rng.permutation(len(self.members)).tolist()]
@@ -136,7 +136,7 @@ class Batches:
 
 
 def _shape(plan: Plan) -> tuple[int, int]:
-    """Classes in a batch, and items of each."""
+    """Return the number of classes in a batch, and of items per class."""
     if plan.loss == "SmoothAPLoss":
         side = max(round(plan.batch**0.5), 2)
         return side, side

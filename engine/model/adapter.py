@@ -1,13 +1,13 @@
-"""An adapter: a learned map of embeddings to embeddings, exact to the bit and without torch.
+"""Applies an adapter, a learned map of embeddings to embeddings, bit for bit and without torch.
 
-With x a vector on the grid of `engine.vectors` and all weights integers in steps of 2^-shift,
+With x a vector on the grid of `engine.vectors` and all weights integers in steps of 2^-shift, the output
 
     linear   y = x V + b
     mlp      y = x V + b + round(relu(x W + a)) U        U, V: (., out), W: (d, hidden)
 
-is a sum of integers. The products run in float64, in blocks of one size, and every sum stays below 2^53: the
-result is the same whatever the order, the number of rows, or the machine. It is scaled to unit length and
-rounded to the grid row by row, as embeddings that come in are.
+is a sum of integers. The products run in float64, in blocks of one size, and every sum stays below 2^53. So
+the result does not depend on the order, the number of rows or the machine. It is scaled to unit length and
+rounded to the grid row by row, like incoming embeddings.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _SHAPES = {"direct": 2, "bias": 1, "inner": 2, "inner_bias": 1, "outer": 2}  # V
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The weights as they are applied: integers held in float64; `about` is free."""
+    """Weights as integers in float64; `about` is free."""
 
     weights: Mapping[str, Float64]
     shift: int
     about: Mapping[str, Any]
-    sha256: str = field(init=False)  # a name of everything that the result depends on
+    sha256: str = field(init=False)  # digest of everything that the result depends on
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256(f"{FORMAT} {self.shift} {SCALE}".encode())
@@ -51,12 +51,12 @@ class Adapter:
 
     @property
     def dim_in(self) -> int:
-        """Components of the embeddings that it takes."""
+        """Components of its input."""
         return int(self.weights["direct"].shape[0])
 
     @property
     def dim_out(self) -> int:
-        """Components of the embeddings that it makes."""
+        """Components of its output."""
         return int(self.weights["direct"].shape[1])
 
     @property
@@ -66,9 +66,9 @@ class Adapter:
 
     @classmethod
     def of(cls, weights: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Adapter:
-        """Round real weights to integers of 15 bits, all in the same steps.
+        """Quantise real weights to 15 bits, all in the same steps.
 
-        Raises InputError where they are no adapter or not finite.
+        Raises InputError where they are not those of an adapter, or not finite.
         """
         largest = max((float(np.abs(each).max(initial=0.0)) for each in weights.values()), default=0.0)
         if not 0.0 < largest < np.inf:
@@ -82,7 +82,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: Path) -> Adapter:
-        """Read a file that `save` wrote. Raises InputError where it is none."""
+        """Read a file that `save` wrote. Raises InputError where it is no such file."""
         try:
             raw = path.read_bytes()
             tensors = safetensors.numpy.load(raw)
@@ -98,9 +98,9 @@ class Adapter:
             raise InputError(f"{path} is no adapter of Shoal, or it is damaged: {problem}") from None
 
     def save(self, path: Path) -> None:
-        """Write weights and card to one safetensors file. Raises InputError where that cannot be."""
+        """Write weights and card to one safetensors file. Raises InputError where that fails."""
         card = json.dumps({"format": FORMAT, "shift": self.shift, "about": dict(self.about)})
-        # safetensors writes an array's memory as it lies: columns first would be another array.
+        # safetensors writes an array's memory as it is: it has to be C-contiguous.
         tensors = {name: np.ascontiguousarray(values, np.int32) for name, values in self.weights.items()}
         try:
             path.write_bytes(safetensors.numpy.save(tensors, {"shoal": card}))
@@ -110,8 +110,8 @@ class Adapter:
     def apply(self, grid: Int16) -> Int16:
         """Map grid vectors (n, dim_in) to grid vectors (n, dim_out).
 
-        A vector that the adapter maps to zero becomes the first direction, for want of another. Raises
-        InputError for vectors of another dimension.
+        A vector that is mapped to zero becomes the first unit vector. Raises InputError for vectors of
+        another dimension.
         """
         if grid.shape[1] != self.dim_in:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Work in blocks of one size, shared among the cores: which core does a block changes no bits."""
+"""Divides work into blocks of one size among the cores; which core takes a block does not change its bits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ WORKERS = os.cpu_count() or 1
 
 
 def parts(rows: int, size: int) -> list[slice]:
-    """Return the blocks of so many rows; the last one may be shorter."""
+    """Return rows 0 .. `rows` - 1 as blocks of `size`; the last one may be shorter."""
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def share_out(blocks: Sequence[slice], work: Callable[[Sequence[slice]], None]) -> None:
-    """Do the blocks on all cores, one thread each.
+    """Call `work` with shares of the blocks on all cores, one thread each.
 
-    The kernels between the products let go of the interpreter's lock; threads inside one small product
-    would gain less than they cost, and on busy cores wait for each other.
+    The kernels between the products release the GIL. Threads inside one small product would gain less than
+    they cost, and on busy cores would wait for each other.
     """
 
     def with_one_thread(share: Sequence[slice]) -> None:
         with torch.inference_mode():
             work(share)
 
-    if len(blocks) < 2 * WORKERS and torch.get_num_threads() == 1:  # a question need not wait behind a batch
+    if (
+        len(blocks) < 2 * WORKERS and torch.get_num_threads() == 1
+    ):  # an `assign` must not queue behind a batch
         work(blocks)
         return
     shares = min(len(blocks), WORKERS)
@@ -36,8 +38,8 @@ def share_out(blocks: Sequence[slice], work: Callable[[Sequence[slice]], None]) 
 
 
 def use_one_thread() -> None:
-    """Torch works on one thread in this thread from now on."""
-    torch.get_num_threads()  # in a new thread the first call takes over what another thread set last
+    """Make torch run single-threaded when called from this thread."""
+    torch.get_num_threads()  # in a new thread, the first call adopts what another thread set last
     torch.set_num_threads(1)
 
 

@@ -1,7 +1,8 @@
-"""What the model reads of the evidence between supernodes, beside the features of all levels.
+"""Features of the evidence between supernodes, which the upper network reads beside those of all levels.
 
-A supernode's own entries and totals, and for an edge the entries of both ends for each other: nothing of
-further partners, so the receptive field stays that of `engine.model.features`.
+A node's features use its own totals and number of partners, an edge's the totals of both ends and their
+entries for each other. Other partners have no part, so the receptive field stays that of
+`engine.model.features`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from numba import njit
 from engine.types import EVIDENCE_SCALE, EvidenceArrays, Float64
 
 STEP = 1.0 / EVIDENCE_SCALE  # of p and of similarities in the sums
-MOST_DEVIATIONS = 8.0
-LEAST_SPREAD = 2.0**-9
-FLOOR = 2.0**-14  # of distances: the grid's step
+MOST_DEVIATIONS = 8.0  # bound of a standardised difference
+LEAST_SPREAD = 2.0**-9  # least standard deviation of similarities within a supernode
+FLOOR = 2.0**-14  # least distance: the grid's step
 BEND = 12.0  # standardised similarities are squashed into (-BEND, BEND)
 
 NODE_EVIDENCE = (
@@ -73,14 +74,14 @@ def log_distance(s: float) -> float:
 
 @njit(cache=True, nogil=True, inline="always")
 def _ratio(a: Any, b: Any) -> float:
-    """a / b, 0 where b is 0."""
+    """Return a / b, 0 where b is 0."""
     ratio: float = a / b if b > 0 else 0.0
     return ratio
 
 
 @njit(cache=True, nogil=True)
 def _spread(totals: Any) -> float:
-    """Deviation of the similarities within a supernode; totals as in `engine.clustering.evidence`."""
+    """Return the standard deviation of the similarities within a supernode; `totals` of EvidenceArrays."""
     mean = _ratio(totals[2] * STEP, totals[0])
     square = _ratio(totals[3] * (STEP * STEP), totals[0])
     return max(math.sqrt(max(square - mean * mean, 0.0)), LEAST_SPREAD)
@@ -88,7 +89,7 @@ def _spread(totals: Any) -> float:
 
 @njit(cache=True, nogil=True)
 def _entry(i: int, j: int, evidence: EvidenceArrays) -> int:
-    """Where i's entry for j is, -1: there is none."""
+    """Return the index of i's entry for j, -1: there is none."""
     low = evidence.starts[i]
     high = low + evidence.counts[i]
     stop = high

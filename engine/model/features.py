@@ -1,13 +1,12 @@
-"""From neighbour lists to what the model reads: node features and edge features.
+"""Computes the node and edge features of a k-NN graph from its neighbour lists.
 
-Receptive field, the contract that keeps updates local: a node's features read its own list, size
-and mean; an edge's features read the lists, sizes and means of its two ends; the model carries one
-round of messages. Nothing reads row numbers, the number of items, or anything else of the collection
-than its calibration epoch. So a feature is the same bits wherever and beside whatever it is
-computed (the kernels are scalar loops without fast-math: no reordering).
+The receptive field keeps updates local. A node's features depend on its own list, size and mean, an edge's
+on the lists, sizes and means of its two ends; the model adds one round of messages. Of the rest of the
+collection, only the calibration epoch has a part: neither row numbers nor the number of items do. The
+kernels are scalar loops without fast-math, so a feature has the same bits wherever it is computed.
 
-Every feature is clipped to its range in training and standardised: new kinds of collections never
-drive the network where it has not been.
+Every feature is clipped to its range in training and standardised, so that inputs from new kinds of
+collections stay within the training domain.
 """
 
 from __future__ import annotations
@@ -28,11 +27,22 @@ from engine.model.evidence_features import (
     squash,
 )
 from engine.model.ranges import Ranges
-from engine.types import Bool, Epoch, EvidenceArrays, Float32, Float64, Int16, Int32, Int64, Kept, KnnGraph
+from engine.types import (
+    Bool,
+    Cache,
+    Epoch,
+    EvidenceArrays,
+    Float32,
+    Float64,
+    Int16,
+    Int32,
+    Int64,
+    KnnGraph,
+)
 from engine.vectors import DOT_STEP, dot
 
 MIN_DEVIATION = 2.0**-10
-KEPT = 256  # summaries of lists that the edge kernel keeps: neighbours share them
+KEPT = 256  # list summaries that the edge kernel caches: edges of one tree share targets
 
 _EDGE_FEATURES = (
     "similarity",
@@ -88,15 +98,15 @@ def _node_feature_names(k: int) -> tuple[str, ...]:
         "size",
         "tightness",
         "inner",  # standardised mean similarity between two items of the node
-        "base",
+        "base",  # 1 at level 0
         "cone",  # of the epoch, on an absolute scale: log(1 - mean); -9.7 where all vectors are alike
-        "dispersion",  # log(deviation / (1 - mean)): low where no pair is closer than others
-        "isotropy",  # the same against 1 / sqrt(d), that of random directions: 0 where nothing has a form
+        "dispersion",  # log(deviation / (1 - mean)): low where all pairs are about equally similar
+        "isotropy",  # dispersion minus that of random directions, log(1 / sqrt(d)); 0 without structure
     )
 
 
 class _Graph(NamedTuple):
-    """The columns of a `KnnGraph` that the kernels read."""
+    """The columns of a `KnnGraph` for the kernels."""
 
     k: int
     neighbors: Int32
@@ -125,11 +135,11 @@ class _Ranges(NamedTuple):
     scale: Float64
 
 
-class _Cache(NamedTuple):
-    """Edge features computed before: by source and rank, and where they still hold."""
+class _EdgeCache(NamedTuple):
+    """Edge features computed before: by source and rank, and which are valid."""
 
     features: Float32
-    holds: Bool
+    valid: Bool
 
 
 _NO_EVIDENCE = EvidenceArrays(
@@ -139,12 +149,12 @@ _NO_EVIDENCE = EvidenceArrays(
     np.empty((0, 4), np.int64),
     np.empty((0, 7), np.int64),
 )
-_NO_CACHE = _Cache(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_))
+_NO_CACHE = _EdgeCache(np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.bool_))
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _dot(a: Any, b: Any) -> Any:
-    """Exact: an integer of 32 bits fits a float64."""
+    """Return the similarity of two grid vectors, exact: a 32-bit integer fits a float64."""
     return dot(a, b) * DOT_STEP
 
 
@@ -156,7 +166,7 @@ def _standardise(row: Float32, raw: Float64, ranges: _Ranges) -> None:
 
 @njit(cache=True, nogil=True)
 def _inner(size: int, tightness: float) -> float:
-    """Mean similarity of two different items of a node, from the norm of their mean vector."""
+    """Return the mean similarity of two different items of a node, from the norm of their mean vector."""
     return (size * tightness * tightness - 1.0) / (size - 1.0)
 
 
@@ -214,7 +224,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
 
 @njit(cache=True, nogil=True)
 def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) -> None:
-    """First, mean and last of a list: standardised similarities, then log-distances."""
+    """Write the first, mean and last standardised similarity of a list to `out`, then the log-distances."""
     s_sum = 0.0
     for r in range(n):
         s_sum += row[r] * DOT_STEP
@@ -235,13 +245,13 @@ def _edge_kernel(
     graph: _Graph,
     scale: _Scale,
     ranges: _Ranges,
-    cache: _Cache,
+    cache: _EdgeCache,
 ) -> None:
     k, neighbors, dots, degree, size = graph.k, graph.neighbors, graph.dots, graph.degree, graph.size
     identity, average, is_base = graph.identity, graph.average, graph.is_base
     mean, deviation = scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
-    keeps = cache.holds.shape[1] > 0
+    keeps = cache.valid.shape[1] > 0
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
     tight = np.ones(2)
@@ -250,7 +260,7 @@ def _edge_kernel(
     kept, kept_tight, kept_of = np.empty((KEPT, 6)), np.empty(KEPT), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
         i, r = sources[t], ranks[t]
-        if keeps and cache.holds[i, r]:
+        if keeps and cache.valid[i, r]:
             out[t] = cache.features[i, r]
             continue
         j = neighbors[i, r]
@@ -319,7 +329,7 @@ def _edge_kernel(
         _standardise(out[t], raw, ranges)
         if keeps:
             cache.features[i, r] = out[t]
-            cache.holds[i, r] = True
+            cache.valid[i, r] = True
 
 
 def node_features(graph: KnnGraph, epoch: Epoch, rows: Int32, ranges: Ranges, out: Float32) -> None:
@@ -334,15 +344,15 @@ def edge_features(
     ranks: Int32,
     ranges: Ranges,
     out: Float32,
-    kept: Kept | None = None,
+    cache: Cache | None = None,
 ) -> None:
     """Write the features of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
     `out` is (e, G) float32, see `edge_feature_names`. Fastest with edges of one source side by side. Features
-    in `kept` must be of these ranges.
+    in `cache` must be of these ranges.
     """
-    cache = _Cache(kept.edges, kept.edge_holds) if kept else _NO_CACHE
-    _edge_kernel(out, sources, ranks, _graph(graph), _scale(epoch), _ranges(ranges), cache)
+    edges = _EdgeCache(cache.edges, cache.edge_valid) if cache else _NO_CACHE
+    _edge_kernel(out, sources, ranks, _graph(graph), _scale(epoch), _ranges(ranges), edges)
 
 
 def _graph(graph: KnnGraph) -> _Graph:
@@ -359,7 +369,7 @@ def _ranges(ranges: Ranges) -> _Ranges:
 
 
 def raw_features(graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> tuple[Float32, Float32]:
-    """Return the features of all nodes (n, F) and of some edges (e, G), neither clipped nor scaled."""
+    """Return the features of all nodes (n, F) and some edges (e, G) float32, neither clipped nor scaled."""
     rows = np.arange(len(graph.degree), dtype=np.int32)
     of_node, of_edge = len(node_feature_names(graph.k, graph.is_base)), len(edge_feature_names(graph.is_base))
     x = np.empty((len(rows), of_node), dtype=np.float32)

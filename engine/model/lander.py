@@ -1,4 +1,4 @@
-"""The paper's own model, `lander`: which neighbours belong to the same class, seen from embeddings.
+"""The paper's own linkage model, `lander`, which reads embeddings.
 
 LANDER (Xing et al., ICCV 2021, arXiv 2107.01319) reads the embeddings themselves, so it is bound to one
 embedding space. With x_i the identity feature (the peak's vector) beside the average feature (the mean of the
@@ -9,10 +9,10 @@ tree), s_ij the similarity, floored at 0, and N(i) the neighbours of i:
            c_ij = softmax_{j in N(i)} leaky(l W x_j + r W x_i)   (Velickovic et al., arXiv 1710.10903)
     q_ij = prelu(S h_j + T h_i),   z_ij = Q prelu(R q_ij),   p_ij = softmax(z_ij), second component
 
-`engine.training.lander_network` is the same network in DGL, for training. `LanderModel` is what the engine
-uses: products of one node's features are computed once per node, and every dense layer runs over blocks of
-one size, so that its answers are a function of the graph's content to the bit. At level 0 the two features
-are one vector, and their weights are added.
+`engine.training.lander_network` is the same network in DGL, for training. The engine uses `LanderModel`. It
+computes the products of a node's features once per node, and runs every dense layer over blocks of one
+size, so that its output is a function of the graph's content, bit for bit. At level 0 both features are the
+same vector, so their weights are added.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from engine.model import files
 from engine.model import lander_kernels as kernels
 from engine.model.blocks import parts, share_out
 from engine.model.features import mark_missing
-from engine.types import Bool, Epoch, Float32, Int32, Kept, KnnGraph
+from engine.types import Bool, Cache, Epoch, Float32, Int32, KnnGraph
 
 import safetensors  # isort: skip
 import safetensors.torch  # isort: skip
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
-BLOCK = 64  # rows of every dense layer: one item's question is padded to it
+BLOCK = 64  # rows of every dense layer; an `assign` of one vector fills one block
 VARIANTS = ("mean", "gat")
 MAX_HIDDEN = 4096
 FORMAT = "shoal-lander-1"
@@ -46,7 +46,7 @@ FORMAT = "shoal-lander-1"
 
 @dataclass(frozen=True, slots=True)
 class LanderCard:
-    """What a user of the weights has to know. `about` is free: training sets, scores, seed."""
+    """Hyperparameters and defaults, stored beside the weights. `about`: training sets, scores, seed ..."""
 
     dim: int  # components of the embeddings
     variant: str = "mean"  # `mean` or `gat`
@@ -70,7 +70,7 @@ class LanderCard:
 
 
 def shapes(card: LanderCard) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every weight; they are those of the authors' code with one convolution."""
+    """Return name and shape of every weight, those of the authors' code with one convolution."""
     features, hidden, half = card.features, card.hidden, card.half
     layer = "conv.0.gcn_layer"
     if card.variant == "mean":
@@ -103,9 +103,9 @@ def shapes(card: LanderCard) -> dict[str, tuple[int, ...]]:
 class LanderModel:
     """Trained weights with their card, as the engine runs them; see `engine.model.linkage.LinkageModel`."""
 
-    dim: int | None  # of the embeddings that it takes
+    dim: int | None  # of its input
     base_tau: float | None = None  # one tau for all levels
-    reads_vectors = True  # also at level 0, where other models read neighbour lists alone
+    reads_vectors = True  # at level 0 too, where the universal model reads neighbour lists only
 
     def __init__(self, weights: Mapping[str, Tensor], card: LanderCard) -> None:
         """`weights` as in `shapes(card)`. Raises InputError where they are not."""
@@ -116,7 +116,7 @@ class LanderModel:
         self.k, self.tau, self.max_levels = card.k, card.tau, card.max_levels
         self.hidden = 2 * card.half
         width = 2 * card.hidden if card.variant == "mean" else card.heads * (card.hidden + 2)
-        self.keeps = width, 0  # of a node: U x | V x, or W x | l W x | r W x
+        self.cache_widths = width, 0  # of a node: U x | V x, or W x | l W x | r W x
         self.default_epoch = Epoch(0.0, 1.0, 0)  # it reads no calibration
         self.sha256 = _digest(self._bytes(), card)
         node, self._bias = _node_layer(self.weights, card)
@@ -142,15 +142,16 @@ class LanderModel:
         return self
 
     @torch.inference_mode()
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
-        """Return what the edge head reads of the nodes `rows` (m,), distinct: (m, hidden) float32.
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32:
+        """Return the edge head's terms T h_i | S h_i of the distinct nodes `rows` (m,): (m, hidden) float32.
 
-        Columns are T h_i | S h_i. Reads the lists of `rows`, and their vectors and those of their neighbours.
-        Valid results are read from `kept`, missing ones added; should that fail, discard it.
+        Reads the lists of `rows`, and the vectors of `rows` and their neighbours. Valid results are read
+        from `cache`, missing ones added; discard the cache if the call fails. Raises InputError: another
+        dimension.
         """
         if graph.identity.shape[1] != self.card.dim:
             raise InputError(f"the model {wrong_dim(self.card.dim, graph.identity.shape[1])}")
-        products, holds = self._kept(graph, kept)
+        products, holds = self._cached(graph, cache)
         near = graph.neighbors[rows, : self.k]
         seen = np.concatenate([rows, near[np.arange(self.k) < graph.degree[rows][:, None]]])
         self._project(graph, mark_missing(seen.astype(np.int32), holds), products)
@@ -179,11 +180,11 @@ class LanderModel:
         hidden: Float32,
         sources: Int32,
         ranks: Int32,
-        kept: Kept | None = None,
+        cache: Cache | None = None,
     ) -> Float32:
         """Return p (e,) float32 of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-        `hidden` (n, hidden) holds `embed` of every node at either end, by row.
+        `hidden` (n, hidden): output of `embed`, by row, at least for the nodes at both ends.
         """
         out = np.empty(len(sources), np.float32)
         targets = graph.neighbors[sources, ranks]
@@ -203,11 +204,11 @@ class LanderModel:
         share_out(parts(len(sources), BLOCK), work)
         return out
 
-    def _kept(self, graph: KnnGraph, kept: Kept | None) -> tuple[Float32, Bool]:
-        if kept:
-            return kept.nodes, kept.node_holds
+    def _cached(self, graph: KnnGraph, cache: Cache | None) -> tuple[Float32, Bool]:
+        if cache:
+            return cache.nodes, cache.node_valid
         count = len(graph.degree)
-        return np.empty((count, self.keeps[0]), np.float32), np.zeros(count, np.bool_)
+        return np.empty((count, self.cache_widths[0]), np.float32), np.zeros(count, np.bool_)
 
     def _project(self, graph: KnnGraph, nodes: Int32, products: Float32) -> None:
         """Write the products of the features of `nodes` to their rows of `products`."""
@@ -261,12 +262,12 @@ class LanderModel:
 
 
 def wrong_dim(takes: int, given: int) -> str:
-    """Say that embeddings are of another dimension than the model's."""
+    """Return the end of a sentence: embeddings have another dimension than the model's."""
     return f"takes embeddings of {takes} components, these have {given}: it is bound to one embedding space"
 
 
 def _check(weights: Mapping[str, Tensor], card: LanderCard) -> None:
-    """Raise InputError where a card makes no sense or weights do not fit it."""
+    """Raise InputError where a card is invalid or weights do not fit it."""
     if card.variant not in VARIANTS:
         raise InputError(f"the variant of a lander is one of {', '.join(VARIANTS)}, not {card.variant!r}")
     for name, most in (("dim", MAX_DIM), ("hidden", MAX_HIDDEN), ("heads", 64), ("k", 256)):
@@ -305,6 +306,6 @@ def _node_layer(weights: Mapping[str, Tensor], card: LanderCard) -> tuple[Tensor
 
 
 def _digest(weights: bytes, card: LanderCard) -> str:
-    """Name everything that answers depend on; `tau` and `max_levels` are the user's to choose."""
+    """Return a digest of all that the output depends on; users choose `tau` and `max_levels`."""
     facts = (FORMAT, card.dim, card.variant, card.hidden, card.heads, card.average, card.k)
     return hashlib.sha256(weights + repr(facts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Loops of `engine.model.lander`, without fast-math: a row's bits depend on nothing beside it."""
+"""Kernels of `engine.model.lander`, without fast-math: the bits of a row do not depend on other rows."""
 
 from __future__ import annotations
 

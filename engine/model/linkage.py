@@ -1,7 +1,7 @@
-"""The universal linkage model: which neighbours belong to the same class, seen from relations alone.
+"""The universal linkage model, which reads relations in place of embeddings and so fits any space.
 
-Two networks of `engine.model.network`: one for level 0, one for the levels above it, which also reads the
-evidence between supernodes. A file of weights holds both; its card lies beside it.
+It has two networks of `engine.model.network`: one for level 0, and one for the levels above it, which also
+reads the evidence between supernodes. One file holds the weights of both; its card is beside it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ UPPER = "upper."  # before the names of the upper network's tensors
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a user of the weights has to know. `about` is free: training sets, scores, seed."""
+    """Hyperparameters and defaults, stored beside the weights. `about`: training sets, scores, seed ..."""
 
     k: int = 10
-    hidden: int = 48  # of the network of level 0
-    upper_hidden: int = 48  # of the other one
+    hidden: int = 48  # width of the level-0 network
+    upper_hidden: int = 48  # width of the upper network
     tau: float = 0.6
     base_tau: float | None = None  # level 0's; None: tau
     max_levels: int = 2
@@ -46,12 +46,12 @@ class Card:
 class LinkageModel:
     """Both networks with their card. `k`, `tau`, `base_tau` and `max_levels` are the card's.
 
-    `default_epoch` serves collections too small to be measured; `sha256` names the weights and
-    everything else that its answers depend on.
+    `default_epoch` is the calibration of collections too small to be measured. `sha256` is a digest of the
+    weights and everything else that the output depends on.
     """
 
-    dim: int | None = None  # of the embeddings that it takes: any
-    reads_vectors = False  # at level 0: lists alone
+    dim: int | None = None  # of its input: any
+    reads_vectors = False  # at level 0 it reads neighbour lists only
 
     def __init__(self, base: Linkage, upper: Linkage, card: Card) -> None:
         self.base, self.upper, self.card = base, upper, card
@@ -69,7 +69,7 @@ class LinkageModel:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], card: Card) -> LinkageModel:
-        """Return the model of what `tensors` gave. Raises KeyError or RuntimeError for others."""
+        """Return the model that `tensors` was called on. Raises KeyError, RuntimeError for other tensors."""
         own = {name: value for name, value in tensors.items() if not name.startswith(UPPER)}
         above = {name.removeprefix(UPPER): tensors[name] for name in tensors.keys() - own.keys()}
         base = Linkage.of(own, UniversalConfig(card.k, card.hidden))
@@ -123,7 +123,7 @@ def _digest(weights: bytes, card: Card) -> str:
 
 
 def upper_of(base: Linkage) -> Linkage:
-    """Return a network for the levels above 0 that answers as `base`: evidence is read, and of no weight."""
+    """Return an upper network that computes what `base` does: the weights of evidence features are zero."""
     weights = dict(base.net.state_dict())
     added = {
         "node_ends": len(NODE_EVIDENCE),

@@ -1,6 +1,6 @@
-"""The network of the universal model, and how the engine runs it.
+"""The network of the universal model, for training and as the engine runs it.
 
-A LANDER network (Xing et al., ICCV 2021, arXiv 2107.01319) whose inputs are the relations of
+It is a LANDER network (Xing et al., ICCV 2021, arXiv 2107.01319) whose inputs are the relations of
 `engine.model.features` in place of embeddings, so that it fits any embedding space. With node features x,
 edge features e, and N(i) the neighbours of i:
 
@@ -9,11 +9,10 @@ edge features e, and N(i) the neighbours of i:
     q_ij = relu(A h_i + B h_j + C e_ij)                 the edge head
     p_ij = sigmoid(w relu(Q q_ij))                      probability of one class; the logit is bounded
 
-First layers are factored: the terms of one node are computed once per node, not once per edge.
+The first layers are factored: the terms of a node are computed once per node, not once per edge.
 
-`Linkage` is what the engine uses. Its answers are a function of the graph's content to the bit:
-every dense layer runs over blocks of one fixed, padded size, because a matrix product may add in
-another order at another size.
+The engine uses `Linkage`. Its output is a function of the graph's content, bit for bit: every dense layer
+runs over padded blocks of one size, because a matrix product may add in another order at another size.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from engine.model.features import (
     node_features,
 )
 from engine.model.ranges import Ranges
-from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
+from engine.types import Cache, Epoch, Float32, Int32, Int64, KnnGraph
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
-BLOCK = 1024  # rows of every dense layer: a buffer of 48 columns stays in the L2 cache
-CHUNK = 512  # nodes that are embedded at once: so are their sums
+BLOCK = 1024  # rows of every dense layer over edges: a buffer of 48 columns stays in the L2 cache
+CHUNK = 512  # rows of every dense layer over nodes
 MOST_LOGIT = 4.0  # beyond it the digits of p are noise, which would order the densities of near-copies
 _LOCAL = threading.local()
 
@@ -54,7 +53,7 @@ class UniversalConfig:
     k: int = 10  # length of the neighbour lists
     hidden: int = 48
     dropout: float = 0.0  # training only
-    is_base: bool = True  # for level 0; else for the levels above, which read evidence, too
+    is_base: bool = True  # for level 0; the network of the levels above also reads evidence
 
 
 class Universal(nn.Module):
@@ -77,8 +76,8 @@ class Universal(nn.Module):
     def forward(self, x: Tensor, e: Tensor, degrees: Tensor, tails: Tensor) -> Tensor:
         """Return the logits (e,) of all edges of a graph, for training.
 
-        `x` (n, F); `e` (e, G) and `tails` (e,) by the edges' other ends, of which node i has
-        `degrees[i]`, (n,), side by side.
+        `x` (n, F): node features. `e` (e, G), `tails` (e,): features and target nodes of the edges, which are
+        side by side by source node; `degrees` (n,): edges of each node.
         """
         heads = torch.repeat_interleave(degrees)
         x, e = self.drop(x), self.drop(e)
@@ -92,8 +91,9 @@ class Universal(nn.Module):
 
 
 def mean_messages(degrees: Tensor, messages: Tensor) -> Tensor:
-    """Return the mean (n, hidden) of each node's messages, 0 for none. `degrees` (n,) int64 of them are side
-    by side; their order is the order of the sum.
+    """Return the mean (n, hidden) of each node's messages, 0 without messages.
+
+    `messages` (e, hidden): side by side by node, summed in their order; `degrees` (n,) int64: of each node.
     """
     import dgl.ops  # training only: the engine, which starts sooner without it, sums in `add_messages`
 
@@ -104,9 +104,9 @@ def mean_messages(degrees: Tensor, messages: Tensor) -> Tensor:
 
 
 class Linkage:
-    """A trained network with the ranges of its inputs, as the engine runs it on the levels it is for.
+    """A trained network with the ranges of its inputs, as the engine runs it.
 
-    `hidden` is the width of what `embed` returns; `keeps`: floats of a node and of an edge in `Kept`.
+    `hidden`: width of what `embed` returns. `cache_widths`: floats of a node and of an edge in `Cache`.
     """
 
     def __init__(self, net: Universal, nodes: Ranges, edges: Ranges) -> None:
@@ -114,7 +114,7 @@ class Linkage:
         self.width = net.config.hidden
         self.hidden = 2 * self.width
         self._features = len(nodes.low), len(edges.low)
-        self.keeps = self.width, len(edges.low)  # W2 x of a node, features of an edge
+        self.cache_widths = self.width, len(edges.low)  # W2 x of a node, features of an edge
         # (inputs, outputs) and contiguous, as the products below read them
         self._weights = {name: value.detach().t().contiguous() for name, value in net.named_parameters()}
         near, far, update = self._weights["node_ends.weight"].chunk(3, dim=1)
@@ -124,15 +124,15 @@ class Linkage:
         self._weights["far"] = far.contiguous()
 
     @torch.inference_mode()
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
-        """Return what the edge head reads of the nodes `rows` (m,), distinct: (m, hidden) float32.
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32:
+        """Return the edge head's terms A h_i | B h_i of the distinct nodes `rows` (m,): (m, hidden) float32.
 
-        Columns are the head's two factors, A h_i | B h_i. Reads the lists of `rows` and of their
-        neighbours. Valid results are read from `kept`, missing ones added; should that fail, discard it.
+        Reads the lists of `rows` and of their neighbours. Valid results are read from `cache`, missing ones
+        added; discard the cache if the call fails.
         """
         sources, ranks = list_edges(graph, rows)
         tails = graph.neighbors[sources, ranks]
-        far = self._far(graph, epoch, tails, kept)
+        far = self._far(graph, epoch, tails, cache)
         degrees = graph.degree[rows]
         heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
@@ -145,7 +145,7 @@ class Linkage:
                 part = slice(stops[chunk.start // CHUNK], stops[chunk.start // CHUNK + 1])
                 edges = _Edges(sources[part], ranks[part], heads[part] - chunk.start, tails[part])
                 self._near(graph, epoch, rows[chunk], buffers)
-                self._sum(graph, epoch, edges, far, buffers, kept)
+                self._sum(graph, epoch, edges, far, buffers, cache)
                 buffers.mean.numpy()[: len(degrees[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
@@ -160,21 +160,22 @@ class Linkage:
         hidden: Float32,
         sources: Int32,
         ranks: Int32,
-        kept: Kept | None = None,
+        cache: Cache | None = None,
     ) -> Float32:
         """Return p (e,) float32 of the edges from `sources` to their neighbours at `ranks`, (e,) each.
 
-        `hidden` (n, hidden) holds `embed` of every node at either end, by row. `kept`: as in `embed`.
+        `hidden` (n, hidden): output of `embed`, by row, at least for the nodes at both ends. `cache`: as
+        there.
         """
         w, out = self._weights, np.empty(len(sources), dtype=np.float32)
         targets = graph.neighbors[sources, ranks]
 
         def work(share: Sequence[slice]) -> None:
-            features, q, inner, p = _buffers(self.keeps[1], self.width, self.width, 1)
+            features, q, inner, p = _buffers(self.cache_widths[1], self.width, self.width, 1)
             for part in share:
                 m = part.stop - part.start
                 own = features.numpy()[:m]
-                edge_features(graph, epoch, sources[part], ranks[part], self.edges, own, kept)
+                edge_features(graph, epoch, sources[part], ranks[part], self.edges, own, cache)
                 torch.mm(features, w["head_edge.weight"], out=q)
                 add_ends(q.numpy(), hidden, sources[part], targets[part])
                 torch.addmm(w["head_inner.bias"], q, w["head_inner.weight"], out=inner).relu_()
@@ -187,21 +188,22 @@ class Linkage:
 
     @torch.inference_mode()
     def probabilities(self, x: Float32, e: Float32, degrees: Int32, tails: Int64) -> Float32:
-        """Return p (e,) float32 of all edges of a graph, for training: raw features as `raw_features` gives
-        them, the rest as in `Universal.forward`.
+        """Return p (e,) float32 of all edges of a graph, for training.
+
+        `x`, `e`: raw features, of `raw_features`; the rest as in `Universal.forward`.
         """
         features = torch.from_numpy(self.nodes.apply(x)), torch.from_numpy(self.edges.apply(e))
         logits = self.net(*features, torch.from_numpy(degrees).long(), torch.from_numpy(tails))
         p: Float32 = torch.sigmoid(logits.clamp(-MOST_LOGIT, MOST_LOGIT)).numpy()
         return p
 
-    def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32, kept: Kept | None) -> Float32:
-        """W2 x of the nodes `tails`, which may be named repeatedly: (n, hidden), by row of the graph.
+    def _far(self, graph: KnnGraph, epoch: Epoch, tails: Int32, cache: Cache | None) -> Float32:
+        """Return W2 x of the nodes `tails`, which may repeat: (n, hidden), by row of the graph.
 
-        Marks what it is about to compute.
+        Marks nodes as valid in the cache before it computes them.
         """
-        if kept:
-            far, holds = kept.nodes, kept.node_holds
+        if cache:
+            far, holds = cache.nodes, cache.node_valid
         else:
             far = np.empty((len(graph.degree), self.width), np.float32)
             holds = np.zeros(len(far), np.bool_)
@@ -219,7 +221,7 @@ class Linkage:
         return far
 
     def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> None:
-        """W1 x | U x of a chunk's nodes, with the biases, to `buffers.near`."""
+        """Write W1 x | U x of a chunk's nodes, with the biases, to `buffers.near`."""
         node_features(graph, epoch, rows, self.nodes, buffers.x.numpy()[: len(rows)])
         torch.addmm(self._weights["near.bias"], buffers.x, self._weights["near"], out=buffers.near)
 
@@ -230,21 +232,21 @@ class Linkage:
         edges: _Edges,
         far: Float32,
         buffers: _Buffers,
-        kept: Kept | None,
+        cache: Cache | None,
     ) -> None:
-        """The sums of a chunk's m_ij, a row for each of its nodes, to `buffers.mean`."""
+        """Write the sums of a chunk's messages, a row for each of its nodes, to `buffers.mean`."""
         features, products, sums = buffers.features, buffers.products, buffers.mean.numpy()
         sums[:] = 0.0
         for part in parts(len(edges.sources), BLOCK):
             m = part.stop - part.start
             own = features.numpy()[:m]
-            edge_features(graph, epoch, edges.sources[part], edges.ranks[part], self.edges, own, kept)
+            edge_features(graph, epoch, edges.sources[part], edges.ranks[part], self.edges, own, cache)
             torch.mm(features, self._weights["message_edge.weight"], out=products)
             near = buffers.near.numpy()
             add_messages(sums, products.numpy(), near, far, edges.heads[part], edges.tails[part])
 
     def _update(self, out: Tensor, buffers: _Buffers) -> None:
-        """A h | B h of a chunk's nodes to `out`, from U x (in `buffers.near`) and the mean messages."""
+        """Write A h | B h of a chunk's nodes to `out`, from U x (in `buffers.near`) and the mean messages."""
         w, m = self._weights, len(out)
         h = torch.mm(buffers.mean, w["update.weight"], out=buffers.h)
         h += buffers.near[:, self.width :]
@@ -260,7 +262,7 @@ class Linkage:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], config: UniversalConfig) -> Linkage:
-        """Return the network of what `tensors` gave. Raises KeyError or RuntimeError for others."""
+        """Return the network that gave `tensors`. Raises KeyError, RuntimeError for other tensors."""
         tensors = dict(tensors)
         nodes, edges = (
             Ranges(*(tensors.pop(f"{kind}.{name}").numpy() for name in ("low", "high", "center", "scale")))
@@ -282,7 +284,7 @@ class _Edges:
 
 
 class _Buffers:
-    """What one thread needs to embed a chunk of nodes."""
+    """Work arrays of one thread for embedding a chunk of nodes."""
 
     def __init__(self, width: int, node_features: int, edge_features: int) -> None:
         self.x = torch.zeros((CHUNK, node_features))
@@ -294,7 +296,7 @@ class _Buffers:
 
     @classmethod
     def own(cls, *shape: int) -> _Buffers:
-        """Those of this thread, kept from its last call: for a few nodes, making them is half of the work."""
+        """Return this thread's buffers. Their reuse halves the cost for a few nodes."""
         kept: dict[tuple[int, ...], _Buffers] = _LOCAL.__dict__.setdefault("buffers", {})
         if shape not in kept:
             kept[shape] = cls(*shape)
@@ -302,7 +304,7 @@ class _Buffers:
 
 
 def _buffers(*widths: int) -> list[Tensor]:
-    """Padded blocks. What a block's last rows hold from before does not touch its other rows."""
+    """Return this thread's padded blocks. Leftovers in the last rows of a block do not affect other rows."""
     kept: dict[tuple[int, ...], list[Tensor]] = _LOCAL.__dict__.setdefault("blocks", {})
     if widths not in kept:
         kept[widths] = [torch.zeros((BLOCK, width)) for width in widths]

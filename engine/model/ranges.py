@@ -1,4 +1,4 @@
-"""The ranges of a network's inputs: clipped to what training has seen, then standardised."""
+"""Input ranges of a network: features are clipped to their training range, then standardised."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import numpy as np
 
 from engine.types import Float32, Float64
 
-LEAST_SCALE = 0.02  # of a feature's deviation: one that never differs stays finite
+LEAST_SCALE = 0.02  # least standard deviation, so that a constant feature stays finite
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Per feature: clipped to [low, high], then (x - center) / scale. Each (features,) float64."""
+    """Clipping and standardisation of features: clip to [low, high], then (x - center) / scale.
+
+    Each (features,) float64.
+    """
 
     low: Float64
     high: Float64
@@ -22,7 +25,7 @@ class Ranges:
 
     @classmethod
     def measured(cls, raw: Float32, tail: float = 0.001) -> Ranges:
-        """Return the ranges of raw features (rows, features): quantiles, mean and deviation."""
+        """Return the ranges of raw features (rows, features): `tail` quantiles, mean and deviation."""
         wide = raw.astype(np.float64)
         low, high = np.quantile(wide, (tail, 1.0 - tail), axis=0)
         inside = np.clip(wide, low, high)
@@ -30,14 +33,14 @@ class Ranges:
 
     @classmethod
     def none(cls, features: int) -> Ranges:
-        """Return ranges that leave features as they are."""
+        """Return ranges that do not change features."""
         ones = np.ones(features)
         return cls(-np.inf * ones, np.inf * ones, 0.0 * ones, ones)
 
     def widened(self, other: Ranges) -> Ranges:
-        """Return ranges that hold both, standardised as by these.
+        """Return ranges that include both, standardised as these.
 
-        The other's where a feature is unbounded here, or was never seen to differ.
+        Features that are unbounded or constant here take the other's range and standardisation.
         """
         own = np.isfinite(self.low) & (self.scale > LEAST_SCALE)
         low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
@@ -49,11 +52,11 @@ class Ranges:
         )
 
     def beside(self, other: Ranges) -> Ranges:
-        """Return the ranges of these features, followed by the other ones."""
+        """Return the ranges of these features followed by the other's."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("low", "high", "center", "scale"))
         return Ranges(*(np.concatenate(pair) for pair in pairs))
 
     def apply(self, raw: Float32) -> Float32:
-        """Return raw features (rows, features) in these ranges, as the kernels write them."""
+        """Clip and standardise raw features (rows, features), with the bits of the kernels."""
         inside: Float32 = ((np.clip(raw, self.low, self.high) - self.center) / self.scale).astype(np.float32)
         return inside

@@ -1,4 +1,4 @@
-"""A model of any kind, and reading one: its card says which it is."""
+"""Reads a model of either kind; its card says which it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How models are trained: data sets, generated topics, roll-outs, the two networks' courses, reports.
+"""Training of both kinds of models: data sets, generated collections, roll-outs, training runs, reports.
 
 It may import the contracts, `system`, `index`, `model`, `clustering` and `evaluation`. Begin with `train`.
 """

@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on: its whole state in one file, tensors and plain values alone."""
+"""Checkpoints: the whole state of a training in one file, of tensors and plain values only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dictionaries; the file is never half written."""
+    """Write tensors, numbers, strings, lists and dictionaries, atomically. Raises InputError."""
     fresh = path.with_name(path.name + ".saving")
     try:
         torch.save({"format": FORMAT, "state": state}, fresh)
@@ -30,7 +30,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote; nothing else is unpickled. Raises InputError where it is none."""
+    """Read what `save` wrote; nothing else is unpickled. Raises InputError where it is no checkpoint."""
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def packed(record: object) -> dict[str, Any]:
-    """Return a frozen record of arrays and numbers as `save` takes it."""
+    """Return a record of arrays and numbers as a dictionary that `save` takes."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -55,7 +55,7 @@ def packed(record: object) -> dict[str, Any]:
 
 
 def unpacked(kind: type[T], found: dict[str, Any]) -> T:
-    """Return the record that `packed` was given."""
+    """Return the record of type `kind` that `packed` was given."""
     return kind(
         **{name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
     )

@@ -1,9 +1,8 @@
-"""Collections to train on: labelled files seen in many ways, and generated mixtures.
+"""Collections to train on: labelled files, augmented, and generated mixtures.
 
-A model that is to fit embedding spaces it has never seen has to be trained on many. So each file
-counts as several collections (texts embedded again by other n-grams, drawings as pixels), each is
-drawn in a random view (projected, whitened, thinned, noisy), and generated mixtures fill the gaps:
-clusters of all shapes and sizes, and large classes on curved manifolds.
+A model for unknown embedding spaces has to be trained on many spaces. So a file gives several collections
+(its texts embedded by other n-grams, its drawings as pixels), each draw is augmented at random (projected,
+whitened, thinned, noisy), and generated mixtures add clusters of all shapes and classes on curved manifolds.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from engine.vectors import quantize
 
 Rng = np.random.Generator
 LEAST_DIM = 4
-SIDE = 28  # of pictures that are seen as drawings
-MOST_TEXTS = 6000  # of a file, embedded again
+SIDE = 28  # pixels a side, to which pictures are scaled
+MOST_TEXTS = 6000  # of a file that are embedded by n-grams
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Labelled embeddings: (n, d) float32 and (n,) int64."""
+    """Labelled embeddings: `emb` (n, d) and `labels` (n,)."""
 
     name: str
     emb: Float32
@@ -38,7 +37,7 @@ class Collection:
 
 
 def read_labelled(path: Path) -> Collection:
-    """Read a labelled set. Raises InputError where the file is none."""
+    """Read a labelled file; classes get numbers from 0. Raises InputError where it is none."""
     return collection_of(path.stem, read_file(path))
 
 
@@ -47,8 +46,8 @@ def collection_of(name: str, file: LabelledFile) -> Collection:
     return Collection(name, file.emb.astype(np.float32), file.classes()[1])
 
 
-def doubts(collection: Collection) -> list[str]:
-    """Say what is odd about the labels, a sentence each: it is taken as it is."""
+def label_warnings(collection: Collection) -> list[str]:
+    """Return warnings about implausible labels, as sentences; the collection is used nevertheless."""
     found = []
     labels, sizes = np.unique(collection.labels, return_counts=True)
     alone = int((sizes == 1).sum())
@@ -65,13 +64,13 @@ def doubts(collection: Collection) -> list[str]:
 
 
 def distinct(collection: Collection) -> Collection:
-    """The collection without copies of a vector, as the engine sees it: identical on the grid."""
+    """Return the collection without duplicates: vectors that are identical on the grid."""
     _, first = np.unique(quantize(collection.emb)[0], axis=0, return_index=True)
     rows = np.sort(first)
     return replace(collection, emb=collection.emb[rows], labels=collection.labels[rows])
 
 
-def embedded_again(collection: Collection, file: LabelledFile, seed: int) -> list[Collection]:
+def other_embeddings(collection: Collection, file: LabelledFile, seed: int) -> list[Collection]:
     """Return other embeddings of the same items, where their file has `text` or `images`."""
     rng = np.random.default_rng(seed)
     if file.texts is not None:
@@ -83,7 +82,7 @@ def embedded_again(collection: Collection, file: LabelledFile, seed: int) -> lis
 
 
 def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Collection]:
-    """Character and word n-grams: TF-IDF, then a random projection or the leading components (LSA)."""
+    """Embed texts by character and word n-grams: TF-IDF, then a random projection or truncated SVD (LSA)."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -116,7 +115,7 @@ def _texts(collection: Collection, texts: Sequence[str], rng: Rng) -> list[Colle
 
 
 def _drawings(images: NDArray[Any]) -> Float32 | None:
-    """Pictures of any size and colour as grey ones, (n, SIDE, SIDE); None where they are no pictures."""
+    """Scale pictures of any size and colour to grey ones, (n, SIDE, SIDE); None: they are no pictures."""
     if images.ndim < 3 or min(images.shape[1:3]) < 2:
         return None
     grey = images.astype(np.float32).reshape(*images.shape[:3], -1).mean(axis=3)
@@ -126,7 +125,7 @@ def _drawings(images: NDArray[Any]) -> Float32 | None:
 
 
 def _pixels(collection: Collection, images: Float32, rng: Rng) -> list[Collection]:
-    """Drawings as coarse pixels, each jittered many times: few, large, curved classes."""
+    """Return drawings as coarse pixels, each jittered many times: few, large, curved classes."""
     out = []
     for side in (8, 14):
         chosen = rng.permutation(np.unique(collection.labels))[:150]
@@ -156,7 +155,7 @@ def _jitter(image: Float32, rng: Rng, amount: float) -> Float32:
 
 
 def _coarse(image: Float32, side: int) -> Float32:
-    """Mean over tiles, (side * side,)."""
+    """Return the means over square tiles, (side * side,)."""
     tile = image.shape[0] // side
     edge = (image.shape[0] - tile * side) // 2
     cut = image[edge : edge + tile * side, edge : edge + tile * side]
@@ -164,8 +163,8 @@ def _coarse(image: Float32, side: int) -> Float32:
     return pixels
 
 
-def view(collection: Collection, rng: Rng) -> Collection:
-    """The same items as another encoder might show them; unchanged in half of the draws."""
+def augmented(collection: Collection, rng: Rng) -> Collection:
+    """Return the same items as another encoder might embed them; unchanged in half of the draws."""
     emb = collection.emb / np.maximum(np.linalg.norm(collection.emb, axis=1, keepdims=True), 1e-9)
     n, d = emb.shape
     choice = rng.random()
@@ -192,8 +191,8 @@ def view(collection: Collection, rng: Rng) -> Collection:
     return Collection(collection.name, emb[usable], collection.labels[usable])
 
 
-def sizes(rng: Rng, n: int) -> Int64:
-    """Class sizes that add up to n: equal, log-normal, Zipf's, or with many singletons."""
+def class_sizes(rng: Rng, n: int) -> Int64:
+    """Draw class sizes that sum to about n: equal, log-normal, Zipf's, or with many singletons."""
     typical = float(np.exp(rng.uniform(np.log(2), np.log(max(n / 3, 3)))))
     kind = rng.integers(4)
     share: Float64
@@ -211,9 +210,9 @@ def sizes(rng: Rng, n: int) -> Int64:
 
 
 def _mixture(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Clusters round centres that may have centres of their own; heavy tails, modes, unequal spreads."""
+    """Draw a mixture; its centres may form families: heavy tails, modes, unequal spreads."""
     d = int(rng.choice([8, 16, 32, 64, 128, 256, 384]))
-    counts = sizes(rng, n)
+    counts = class_sizes(rng, n)
     c = len(counts)
     labels = np.repeat(np.arange(c), counts)
     spectrum = np.arange(1, d + 1) ** -rng.uniform(0.0, 1.0)
@@ -236,7 +235,7 @@ def _mixture(rng: Rng, n: int) -> tuple[Float32, Int64]:
 
 
 def _manifolds(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Few large classes, each a smooth curved sheet: random waves of a few hidden coordinates."""
+    """Draw few large classes, each a smooth manifold: random waves of a few latent coordinates."""
     d, q = int(rng.choice([16, 32, 64, 128, 256])), int(rng.integers(1, 7))
     c = int(rng.integers(2, 25))
     share = rng.lognormal(0.0, rng.uniform(0.0, 0.8), c)
@@ -261,7 +260,7 @@ def _manifolds(rng: Rng, n: int) -> tuple[Float32, Int64]:
 
 
 def _shapes(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Strokes drawn again and again by an unsteady hand, as coarse pixels: like handwriting."""
+    """Draw classes of jittered strokes as coarse pixels, like handwriting."""
     side = int(rng.choice([8, 10, 12]))
     c = int(rng.integers(3, 26))
     share = rng.lognormal(0.0, rng.uniform(0.0, 0.6), c)
@@ -295,7 +294,7 @@ def _segments(points: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def generated(rng: Rng, n: int) -> Collection:
-    """A mixture of about `n` items, never the same twice."""
+    """Draw a mixture of about `n` items."""
     kinds: list[tuple[str, float, Callable[[Rng, int], tuple[Float32, Int64]]]] = [
         ("mixture", 0.45, _mixture),
         ("manifolds", 0.25, _manifolds),
@@ -315,7 +314,7 @@ def generated(rng: Rng, n: int) -> Collection:
 
 
 def subset(collection: Collection, rng: Rng, most: int) -> Collection:
-    """A part of a collection: some classes, some items of each, 2 to `most` items in random order."""
+    """Draw 2 to `most` items of some classes of a collection, in random order."""
     labels = collection.labels
     n = (
         int(np.exp(rng.uniform(np.log(30), np.log(most))))
@@ -338,7 +337,7 @@ def subset(collection: Collection, rng: Rng, most: int) -> Collection:
 
 
 def large_part(collection: Collection, rng: Rng, least: int = 1_200, most: int = 12_000) -> Collection:
-    """A large part of a collection, as it is or in a view: all classes or a third of them and more."""
+    """Draw a large part of a collection, augmented or not: all classes, or 30 % of them and more."""
     labels = collection.labels
     rows = rng.permutation(len(labels))
     if rng.random() < 0.5:
@@ -347,4 +346,4 @@ def large_part(collection: Collection, rng: Rng, least: int = 1_200, most: int =
         rows = rows[np.isin(labels[rows], kept)]
     rows = rows[: int(np.exp(rng.uniform(np.log(least), np.log(most))))]
     part = Collection(collection.name, collection.emb[rows], labels[rows])
-    return view(part, rng) if rng.random() < 0.5 else part
+    return augmented(part, rng) if rng.random() < 0.5 else part

@@ -1,4 +1,4 @@
-"""Terms that the losses on training graphs share."""
+"""Terms of the losses on training graphs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def density(p: Tensor, similarity: Tensor, heads: Tensor, degrees: Tensor) -> Te
 
 
 def importance(smaller: Float32, edges: Sequence[int], power: float) -> Float32:
-    """Return the weight of each edge of several graphs side by side, which have `edges` each.
+    """Return the weight (e,) of each edge of a batch; `edges`: the number of edges of each of its graphs.
 
-    `smaller` (e,): the items of an edge's smaller end, since a wrong link moves as many; to a power.
-    A graph counts by the root of its edges.
+    `smaller` (e,): the items at an edge's smaller end: a wrong link moves that many. The weight is
+    proportional to `smaller`**`power`; the weights of a graph sum to the root of its number of edges.
     """
     weight = smaller**power
     for part in np.split(weight, np.cumsum(edges)[:-1]):  # views

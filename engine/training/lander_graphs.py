@@ -20,7 +20,7 @@ from engine.clustering.level import Level, Model
 from engine.evaluation.bulk import hierarchy
 from engine.model.features import list_edges
 from engine.training.rollout import chances, side_by_side
-from engine.types import Epoch, Float32, Int16, Int32, Int64, Kept, KnnGraph
+from engine.types import Cache, Epoch, Float32, Int16, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE, SCALE, quantize
 
 DEPTHS = {10: 2, 5: 3, 3: 4}  # of levels from true labels, by k
@@ -62,7 +62,7 @@ class TrueLinks:
     A supernode's label is its peak's.
     """
 
-    hidden, keeps = 1, (0, 0)
+    hidden, cache_widths = 1, (0, 0)
 
     def __init__(self, emb: Float32, labels: Int64, k: int) -> None:
         grid, _ = quantize(emb)
@@ -70,7 +70,7 @@ class TrueLinks:
         self.base = self.upper = self
         self._label = {vector.tobytes(): float(label) for vector, label in zip(grid, labels, strict=True)}
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32:
         """The labels, (m, 1)."""
         return np.array([[self._label[graph.identity[row].tobytes()]] for row in rows], np.float32)
 
@@ -81,7 +81,7 @@ class TrueLinks:
         hidden: Float32,
         sources: Int32,
         ranks: Int32,
-        kept: Kept | None = None,
+        cache: Cache | None = None,
     ) -> Float32:
         """Above 1/2 within a class, 0 across."""
         same = hidden[sources, 0] == hidden[graph.neighbors[sources, ranks], 0]

@@ -20,14 +20,14 @@ from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
-from engine.training.course import Checkpoint, Course, Length, fingerprint, judge_of
 from engine.training.datasets import Collection, distinct, read_labelled, subset
-from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
 from engine.training.lander_graphs import LevelGraph, joined, levels, true_levels
 from engine.training.lander_network import Lander
+from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
 from engine.training.progress import Progress
+from engine.training.training_run import Checkpoint, Schedule, TrainingRun, fingerprint, held_out_scores
 from engine.types import Bool
 
 import torch  # isort: skip
@@ -66,9 +66,9 @@ class LanderPlan:
     save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
 
     @property
-    def length(self) -> Length:
+    def length(self) -> Schedule:
         """When the training ends."""
-        return Length(self.minutes, self.steps, self.checks, 0.2, self.patience, self.save_every)
+        return Schedule(self.minutes, self.steps, self.checks, 0.2, self.patience, self.save_every)
 
 
 def train(
@@ -101,14 +101,14 @@ def train(
     trainer = Trainer(sources, plan, start)
     trainer.model()  # refuses a plan that makes no model, before the work
     mark = fingerprint([*sources, *judges], plan, start and start.sha256)
-    course = Course(trainer, judge_of(judges, evaluate), plan.length, mark)
-    best = course.run(progress, checkpoint)
+    run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
+    best = run.run(progress, checkpoint)
     card = _tuned(best, whole)
     about = {
         "trained_on": [Path(path).stem for path in files],
         "held_out": [Path(path).stem for path in held_out] or "classes",
-        "checkpoint_chosen_on": course.chosen_on,
-        "history": course.history,
+        "checkpoint_chosen_on": run.chosen_on,
+        "history": run.history,
         "plan": asdict(plan),
         "steps": trainer.steps,
         "started_from": start and start.sha256,
@@ -200,26 +200,26 @@ class Trainer:
         net = Lander(start.card if start else card, plan.dropout)
         if start:
             net.load_state_dict(start.weights)
-        self.descent = Descent(net, Pace(plan.rate, plan.decay, plan.average, WARM))
+        self.optimization = Optimization(net, OptimizerPlan(plan.rate, plan.decay, plan.average, WARM))
         self.pool: list[LevelGraph] = []
         self.started = start is not None
 
     @property
     def net(self) -> Lander:
         """The network as the last step left it."""
-        return self.descent.net
+        return self.optimization.net
 
     @property
     def steps(self) -> int:
         """Steps so far."""
-        return self.descent.steps
+        return self.optimization.steps
 
     @one_thread()
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
         if self.steps % self.plan.fresh_every == 0:
             self._refresh(share)
-        return self.descent.step(lambda net: graph_loss(net, self._drawn(), self.plan), share)
+        return self.optimization.step(lambda net: graph_loss(net, self._drawn(), self.plan), share)
 
     def _drawn(self) -> list[LevelGraph]:
         parts: list[LevelGraph] = []
@@ -230,7 +230,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return everything that the next steps depend on."""
         return {
-            **self.descent.state(),
+            **self.optimization.state(),
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
             "pool": [packed(each) for each in self.pool],
@@ -238,14 +238,14 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.descent.restore(state)
+        self.optimization.restore(state)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
         self.pool = [unpacked(LevelGraph, each) for each in state["pool"]]
 
     def model(self) -> LanderModel:
         """Return the average of the weights so far, as the engine runs it."""
-        found: LanderModel = self.descent.mean_net.model()
+        found: LanderModel = self.optimization.ema_net.model()
         return found
 
     def tensors(self, model: LanderModel) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""A network in training: its average over the last steps, the ranges of its inputs, and a pool of scenes.
+"""One network in training, with its input ranges and its pools of training graphs.
 
-The loss is that of Hi-LANDER, linkage and density together.
+The loss is Hi-LANDER's: cross-entropy of the linkage plus squared error of the density.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from engine.model.network import MOST_LOGIT, Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
 from engine.training.checkpoint import packed, unpacked
-from engine.training.descent import Descent, Pace
 from engine.training.graph_loss import density, importance
+from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
-from engine.training.rollout import Scene, Twins, joined
+from engine.training.rollout import TrainingGraph, VersionPair, joined
 from engine.types import Float32
 
 import torch  # isort: skip
@@ -26,117 +26,120 @@ from torch import Tensor  # isort: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Regime:
-    """How one network learns."""
+class LearnerPlan:
+    """Hyperparameters of one network's training."""
 
     rate: float = 3e-3  # Adam's, cosine to 1/30 of it
     average: float = 0.998  # EMA's decay
-    edges: int = 8_000  # a step's, or one scene's where that has more
-    pool: int = 500  # scenes kept for replay, of each of two kinds
-    few: float = 0.35  # of a step's scenes: of few topics
-    warm: int = 200  # steps
-    noise: float = 0.0  # deviation of what is added to the standardised features
-    steadiness: float = 0.0  # weight of the difference between successive versions' logits
-    twins: int = 80  # pairs of versions kept
+    edges: int = 8_000  # of a step's batch; a larger graph is a batch of its own
+    pool: int = 500  # graphs kept for replay in each of the two pools
+    few: float = 0.35  # share of the graphs of few topics in a batch
+    warm: int = 200  # steps of linear warm-up
+    noise: float = 0.0  # standard deviation of the Gaussian noise added to the standardised features
+    consistency: float = 0.0  # weight of `consistency_loss`
+    version_pairs: int = 80  # kept for replay
 
 
 class Learner:
-    """One network, its average, and two pools of scenes that are drawn from again and again."""
+    """One network, the moving average of its weights, and two replay pools of training graphs."""
 
     def __init__(
         self,
         config: UniversalConfig,
-        regime: Regime,
+        plan: LearnerPlan,
         rng: np.random.Generator,
-        scenes: tuple[Sequence[Scene], Sequence[Scene]],
+        graphs: tuple[Sequence[TrainingGraph], Sequence[TrainingGraph]],
         start: Linkage | None = None,
     ) -> None:
-        """`scenes`: the first ones, raw, of most collections and of few topics: they set the ranges."""
-        self.regime, self.rng = regime, rng
+        """`graphs`: the first ones, with raw features, of most collections and of few topics. They set the
+        ranges.
+        """
+        self.plan, self.rng = plan, rng
         net = Universal(config)
         if start:
             net.load_state_dict(start.net.state_dict())
-        self.descent = Descent(net, Pace(regime.rate, 0.01, regime.average, regime.warm))
-        both = [*scenes[0], *scenes[1]]
-        self.nodes = Ranges.measured(np.concatenate([_thin(scene.x, rng) for scene in both]))
-        self.edges = Ranges.measured(np.concatenate([_thin(scene.e, rng) for scene in both]))
+        self.optimization = Optimization(net, OptimizerPlan(plan.rate, 0.01, plan.average, plan.warm))
+        both = [*graphs[0], *graphs[1]]
+        self.nodes = Ranges.measured(np.concatenate([_thin(graph.x, rng) for graph in both]))
+        self.edges = Ranges.measured(np.concatenate([_thin(graph.e, rng) for graph in both]))
         if start:
             self.nodes, self.edges = start.nodes.widened(self.nodes), start.edges.widened(self.edges)
-        self.pool: list[Scene] = []
-        self.few: list[Scene] = []
-        self.twins: list[Twins] = []
-        self.keep(scenes[0], self.pool)
-        self.keep(scenes[1], self.few)
+        self.pool: list[TrainingGraph] = []
+        self.few: list[TrainingGraph] = []
+        self.version_pairs: list[VersionPair] = []
+        self.keep(graphs[0], self.pool)
+        self.keep(graphs[1], self.few)
 
     @property
     def net(self) -> Universal:
         """The network as the last step left it."""
-        return self.descent.net
+        return self.optimization.net
 
-    def keep(self, raw: Sequence[Scene], pool: list[Scene]) -> None:
-        """Put scenes with raw features into a pool."""
-        for scene in raw:
-            keep(pool, self._ready(scene), self.regime.pool, self.rng)
+    def keep(self, raw: Sequence[TrainingGraph], pool: list[TrainingGraph]) -> None:
+        """Put graphs with raw features into a pool."""
+        for graph in raw:
+            keep(pool, self._ready(graph), self.plan.pool, self.rng)
 
-    def keep_twins(self, raw: Sequence[Twins]) -> None:
-        """Keep pairs of versions with raw features."""
+    def keep_pairs(self, raw: Sequence[VersionPair]) -> None:
+        """Put pairs of versions with raw features into their pool."""
         for pair in raw:
             ready = replace(pair, before=self._ready(pair.before), after=self._ready(pair.after))
-            keep(self.twins, ready, self.regime.twins, self.rng)
+            keep(self.version_pairs, ready, self.plan.version_pairs, self.rng)
 
-    def _ready(self, raw: Scene) -> Scene:
+    def _ready(self, raw: TrainingGraph) -> TrainingGraph:
         return replace(raw, x=self.nodes.apply(raw.x), e=self.edges.apply(raw.e))
 
     def step(self, share: float) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
-        return self.descent.step(self._loss, share)
+        return self.optimization.step(self._loss, share)
 
     def _loss(self, net: Universal) -> Tensor:
-        loss = scene_loss(net, self._drawn(), self.regime.noise)
-        if self.twins and self.regime.steadiness:
-            pair = self.twins[self.rng.integers(len(self.twins))]
-            loss = loss + self.regime.steadiness * unsteadiness(net, pair)
+        loss = training_loss(net, self._drawn(), self.plan.noise)
+        if self.version_pairs and self.plan.consistency:
+            pair = self.version_pairs[self.rng.integers(len(self.version_pairs))]
+            loss = loss + self.plan.consistency * consistency_loss(net, pair)
         return loss
 
-    def _drawn(self) -> list[Scene]:
-        parts: list[Scene] = []
+    def _drawn(self) -> list[TrainingGraph]:
+        parts: list[TrainingGraph] = []
         edges = 0
-        while edges < self.regime.edges and len(parts) < 40:
-            pool = self.few if self.few and self.rng.random() < self.regime.few else self.pool
+        while edges < self.plan.edges and len(parts) < 40:
+            pool = self.few if self.few and self.rng.random() < self.plan.few else self.pool
             parts.append(pool[self.rng.integers(len(pool))])
             edges += len(parts[-1].e)
         return parts
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next steps depend on."""
+        """Return the state of the training, for a checkpoint."""
         return {
-            "descent": self.descent.state(),
+            "descent": self.optimization.state(),
             "ranges": [packed(self.nodes), packed(self.edges)],
-            "pools": [[packed(scene) for scene in pool] for pool in (self.pool, self.few)],
-            "twins": [
+            "pools": [[packed(graph) for graph in pool] for pool in (self.pool, self.few)],
+            "version_pairs": [
                 packed(replace(pair, before=packed(pair.before), after=packed(pair.after)))  # type: ignore[arg-type]
-                for pair in self.twins
+                for pair in self.version_pairs
             ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.descent.restore(state["descent"])
+        """Restore what `state` returned."""
+        self.optimization.restore(state["descent"])
         self.nodes, self.edges = (unpacked(Ranges, each) for each in state["ranges"])
-        self.pool, self.few = ([unpacked(Scene, each) for each in pool] for pool in state["pools"])
-        pairs = [unpacked(Twins, each) for each in state["twins"]]
-        self.twins = [
-            replace(pair, before=unpacked(Scene, pair.before), after=unpacked(Scene, pair.after))  # type: ignore[arg-type]
-            for pair in pairs
-        ]
+        self.pool, self.few = ([unpacked(TrainingGraph, each) for each in pool] for pool in state["pools"])
+        self.version_pairs = [_unpacked_pair(each) for each in state["version_pairs"]]
 
     def linkage(self) -> Linkage:
-        """Return the average of the weights so far, as the engine runs it."""
-        return Linkage(copy.deepcopy(self.descent.mean_net), self.nodes, self.edges)
+        """Return the network with the averaged weights, as the engine runs it."""
+        return Linkage(copy.deepcopy(self.optimization.ema_net), self.nodes, self.edges)
 
 
-def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Tensor:
-    """Return the linkage loss plus the density loss of some scenes; each counts by the root of its edges."""
+def _unpacked_pair(found: dict[str, Any]) -> VersionPair:
+    ends = {name: unpacked(TrainingGraph, found[name]) for name in ("before", "after")}
+    return unpacked(VersionPair, found | ends)
+
+
+def training_loss(net: Universal, parts: Sequence[TrainingGraph], noise: float = 0.0) -> Tensor:
+    """Return the linkage loss plus the density loss of a batch; a graph's weight is the root of its edges."""
     whole = joined(parts)
     heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
     x, e, counts = torch.from_numpy(whole.x), torch.from_numpy(whole.e), torch.from_numpy(whole.degrees)
@@ -152,12 +155,12 @@ def scene_loss(net: Universal, parts: Sequence[Scene], noise: float = 0.0) -> Te
     return (weight * linkage).sum() / weight.sum() + ((densities - truth) ** 2).mean()
 
 
-def edge_weights(whole: Scene, edges: Sequence[int], logits: Tensor, densities: Tensor) -> Tensor:
-    """Return the weight of each edge of some scenes side by side, which have `edges` each.
+def edge_weights(whole: TrainingGraph, edges: Sequence[int], logits: Tensor, densities: Tensor) -> Tensor:
+    """Return the weight (e,) of each edge of a batch; `edges`: the number of edges of each of its graphs.
 
-    An edge counts by its smaller end's items, since a wrong link moves as many; four times as much where
-    decoding would consider it (d_j > d_i), and four times more where it would choose it: the p that
-    decide are the highest of several, so errors upwards gather in them.
+    The weight grows with the number of items at the smaller end, because a wrong link moves that many. It is
+    four times as large where decoding considers the edge (d_j > d_i), and four times larger still where
+    decoding chooses it: the chosen p is the maximum of several candidates, so upward errors gather there.
     """
     heads, tails = torch.from_numpy(whole.heads), torch.from_numpy(whole.tails)
     upward = densities[tails] > densities[heads]
@@ -166,15 +169,15 @@ def edge_weights(whole: Scene, edges: Sequence[int], logits: Tensor, densities: 
     return weight * torch.where(_chosen(logits, upward, heads, len(densities)), 4.0, 1.0)
 
 
-def unsteadiness(net: Universal, pair: Twins) -> Tensor:
-    """Return the mean squared difference of the logits of edges that two successive versions have.
+def consistency_loss(net: Universal, pair: VersionPair) -> Tensor:
+    """Return the mean squared difference between the logits of the edges that two versions share.
 
-    Edges count by the root of their smaller end's items, and most where p is near 1/2: what moves there moves
-    items between clusters and, a few batches on, back again.
+    An edge's weight is the root of the items at its smaller end. It is largest where p is near 1/2: a change
+    there moves items between clusters, and often back again a few batches later.
     """
     logits = [
-        net(*(torch.from_numpy(column) for column in (scene.x, scene.e)), _counts(scene), _tails(scene))
-        for scene in (pair.before, pair.after)
+        net(*(torch.from_numpy(column) for column in (graph.x, graph.e)), _counts(graph), _tails(graph))
+        for graph in (pair.before, pair.after)
     ]
     old, new = logits[0][torch.from_numpy(pair.edges_before)], logits[1][torch.from_numpy(pair.edges_after)]
     heads, tails = pair.before.heads[pair.edges_before], pair.before.tails[pair.edges_before]
@@ -185,16 +188,16 @@ def unsteadiness(net: Universal, pair: Twins) -> Tensor:
     return mean
 
 
-def _counts(scene: Scene) -> Tensor:
-    return torch.from_numpy(scene.degrees).long()
+def _counts(graph: TrainingGraph) -> Tensor:
+    return torch.from_numpy(graph.degrees).long()
 
 
-def _tails(scene: Scene) -> Tensor:
-    return torch.from_numpy(scene.tails)
+def _tails(graph: TrainingGraph) -> Tensor:
+    return torch.from_numpy(graph.tails)
 
 
 def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:
-    """The edges (e,) that decoding would choose at some tau: of each node's upward ones the most probable."""
+    """Mark the edges (e,) that decoding chooses at some tau: the most probable upward edge of each node."""
     least = torch.full((nodes,), -MOST_LOGIT * 100)
     candidates = torch.where(upward, logits, least[0])
     best = least.scatter_reduce(0, heads, candidates, "amax")

@@ -1,4 +1,4 @@
-"""How the universal model is trained, and the models that a training begins with."""
+"""Hyperparameters of the universal model's training, and the models that it starts from."""
 
 from __future__ import annotations
 
@@ -7,58 +7,58 @@ from dataclasses import dataclass, field, replace
 from engine.errors import InputError
 from engine.model.linkage import Card, LinkageModel
 from engine.model.network import UniversalConfig
-from engine.training.course import Length
-from engine.training.learner import Regime
+from engine.training.learner import LearnerPlan
+from engine.training.training_run import Schedule
 
 MOST_ITEMS = 2500  # of most training graphs
 BASE_TAU = 0.6
 CARD = Card(tau=0.42, base_tau=BASE_TAU, max_levels=3)  # pure pieces first, then joined
-UPPER_LEVELS = 3  # grown in training, level 0 included
+UPPER_LEVELS = 3  # levels of a roll-out, level 0 included
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train. What the weights that ship took is on their card."""
+    """Hyperparameters. Those of the shipped weights are on their card."""
 
     minutes: float = 20.0
-    steps: int | None = None  # instead of minutes: repeatable
+    steps: int | None = None  # instead of minutes; repeatable
     seed: int = 0
     hidden: int = 48
     upper_hidden: int = 48
-    upper_share: float = 0.5  # of the steps: of the network above level 0, where both are trained
+    upper_share: float = 0.5  # share of the steps for the upper network, where both are trained
     dropout: float = 0.05
-    regime: Regime = field(default_factory=Regime)
-    oracle_share: float = 0.15  # of the time, before roll-outs
-    generated_share: float = 0.35  # of the other collections drawn
-    large_share: float = 0.25  # of parts of files: of thousands of items, whose levels have more nodes
-    first: int = 60  # collections drawn before the first step; they set the features' ranges
+    learner: LearnerPlan = field(default_factory=LearnerPlan)
+    oracle_share: float = 0.15  # share of the training on the oracle's levels, before roll-outs
+    generated_share: float = 0.35  # share of generated collections among those not of few topics
+    large_share: float = 0.25  # share of large parts (thousands of items) among parts of files
+    first: int = 60  # collections of each kind drawn before the first step; they set the feature ranges
     fresh_every: int = 12  # steps between new collections
-    fresh_topics: int = 6  # so too, of few topics: they are small and vary more
-    upper_noise: float = 0.12  # see `Regime`
+    fresh_topics: int = 6  # steps between new collections of few topics, which are small and vary more
+    upper_noise: float = 0.12  # the upper network's; see `LearnerPlan`
     upper_rate: float = 2e-3
-    steadiness: float = 0.5
-    twins_every: int = 10  # steps between new pairs of successive versions
-    regrow_every: int = 4  # so too, levels grown anew from a level 0 that is there
-    rooted: int = 250  # of those
+    consistency: float = 0.5
+    pairs_every: int = 10  # steps between new pairs of successive versions
+    regrow_every: int = 4  # steps between two reclusterings of the upper levels of a kept collection
+    grown: int = 250  # collections kept for that
     checks: int = 6  # evaluations on the held-out collections, in the second half
-    patience: int = 4  # checks without a better score after which the training ends
-    save_every: float = 300.0  # seconds between checkpoints, if a file is named for them: they are large
-    imitation: float = 0.5  # the teacher's part in the targets, where there is one
+    patience: int = 4  # evaluations without improvement before early stopping
+    save_every: float = 300.0  # seconds between checkpoints, which are large
+    imitation: float = 0.5  # weight of the teacher's p in the targets, where there is a teacher
 
     @property
-    def length(self) -> Length:
-        """When the training ends."""
-        return Length(self.minutes, self.steps, self.checks, 0.5, self.patience, self.save_every)
+    def length(self) -> Schedule:
+        """Duration, evaluations and checkpoints."""
+        return Schedule(self.minutes, self.steps, self.checks, 0.5, self.patience, self.save_every)
 
     @classmethod
     def of_a_space(cls) -> Plan:
-        """Return how to go on from a model on many labelled classes of one embedding space alone."""
-        regime = Regime(rate=1e-3, warm=50, average=0.99, few=0.0)
+        """Return the plan for fine-tuning both networks on many labelled classes of one embedding space."""
+        learner = LearnerPlan(rate=1e-3, warm=50, average=0.99, few=0.0)
         return cls(
             steps=300,
-            regime=regime,
-            upper_rate=regime.rate,
-            steadiness=0.0,
+            learner=learner,
+            upper_rate=learner.rate,
+            consistency=0.0,
             generated_share=0.0,
             large_share=0.5,
             first=20,
@@ -66,27 +66,27 @@ class Plan:
             fresh_topics=60,
         )
 
-    def after(self, given: Given) -> Plan:
-        """Return the plan with what follows from the given models."""
+    def after(self, initial: InitialModels) -> Plan:
+        """Return the plan with the widths and targets that the initial models imply."""
         plan = self
-        if given.start:
-            own = given.start.card
+        if initial.start:
+            own = initial.start.card
             plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden)
-        if given.base:
-            width = given.base.base.net.config.hidden
+        if initial.base:
+            width = initial.base.base.net.config.hidden
             plan = replace(plan, hidden=width, upper_hidden=width)
-        if given.start or given.base:
+        if initial.start or initial.base:
             plan = replace(plan, oracle_share=0.0)
-        return plan if given.teacher else replace(plan, imitation=0.0)
+        return plan if initial.teacher else replace(plan, imitation=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Models that a training begins with."""
+class InitialModels:
+    """Models that a training starts from, all of them optional."""
 
-    start: LinkageModel | None = None  # to go on from, on roll-outs alone
-    base: LinkageModel | None = None  # its level 0 stays; a network that begins as its copy is trained above
-    teacher: LinkageModel | None = None  # its probabilities are learned in place of the labels
+    start: LinkageModel | None = None  # both networks continue from it, on roll-outs alone
+    base: LinkageModel | None = None  # its level-0 network stays fixed; the upper one starts as a copy
+    teacher: LinkageModel | None = None  # its p are distilled into the level-0 network
 
     def __post_init__(self) -> None:
         k = UniversalConfig().k
@@ -97,6 +97,6 @@ class Given:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Return what tells these models from others."""
+        """The digests of these models, by role."""
         models = {"start": self.start, "base": self.base, "teacher": self.teacher}
         return {name: model.sha256 for name, model in models.items() if model}

@@ -1,4 +1,4 @@
-"""Pools of training examples that are drawn from again and again."""
+"""Replay pools of training examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def keep(pool: list[T], example: T, most: int, rng: np.random.Generator) -> None:
-    """Put an example into a pool, in the place of a random one where it holds `most` already."""
+    """Add an example to a pool; a full pool, of `most`, loses a random one."""
     if len(pool) < most:
         pool.append(example)
     else:

@@ -1,4 +1,4 @@
-"""What a training tells while it runs."""
+"""Progress reports of a training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a callback learns now and then."""
+    """State of a training, passed to its callback about every 50 steps and at each check."""
 
-    share: float  # of the training
+    share: float  # of the whole training, 0 to 1
     step: int
     loss: float
     held_out: Mapping[str, float] = field(default_factory=dict)  # BCubed F; empty: not judged at this step

@@ -1,7 +1,7 @@
-"""Weights that were trained with the authors' public code, as a `lander` of Shoal.
+"""Imports weights that the authors' public code trained, as a `lander` of Shoal.
 
 That code (dmlc/dgl, examples/pytorch/hilander) saves a state dict with torch.save. Its names are those of
-`engine.model.lander.shapes`: a table of them is in the guide on models. Nothing but tensors is unpickled.
+`engine.model.lander.shapes`; the guide on models has a table of them. Nothing but tensors is unpickled.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, levels: int) -> LanderModel:
-    """Return weights of the authors' names as a model.
+    """Return weights under the authors' names as a model.
 
-    `average`: they were trained with average features beside identity features (`--use_cluster_feat`), which
-    their shapes do not tell. Raises InputError where they are no such weights.
+    `average`: they were trained with average features beside identity features (`--use_cluster_feat`); their
+    shapes do not show it. Raises InputError where they are no such weights.
     """
     deep = {name.split(".")[1] for name in weights if name.startswith("conv.")}
     if len(deep) > 1:

@@ -1,9 +1,8 @@
-"""Training graphs: the levels that a model makes of a labelled collection, with soft targets.
+"""Training graphs: the levels that a model builds of a labelled collection, with soft targets.
 
-Supernodes of a real hierarchy are impure, so a model trained on pure ones fails above level 0.
-Here the hierarchy is built by the model itself (a roll-out), and the target of an edge between two
-supernodes is the probability that a random pair of items across them is of one class:
-sum_c n_ic n_jc / (n_i n_j).
+Supernodes of a real hierarchy are impure, and a model trained on pure ones fails above level 0. So the model
+in training builds the hierarchy itself (a roll-out). The target of an edge between two supernodes i and j is
+the probability that a random pair of items, one of each, is of one class: sum_c n_ic n_jc / (n_i n_j).
 """
 
 from __future__ import annotations
@@ -16,38 +15,38 @@ import numpy as np
 import scipy.sparse
 
 from engine.clustering.level import Level
-from engine.evaluation.bulk import Built, places
+from engine.evaluation.bulk import BulkClustering, places
 from engine.model.features import list_edges, raw_features
-from engine.types import Epoch, Float32, Int32, Int64, Kept, KnnGraph
+from engine.types import Cache, Epoch, Float32, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One level of one hierarchy, as the network reads it. n nodes, e edges."""
+class TrainingGraph:
+    """One level of a hierarchy as the network reads it: n nodes, and e edges side by side by source."""
 
-    x: Float32  # (n, F) raw, then standardised
-    e: Float32  # (e, G)
-    degrees: Int32  # (n,)
-    heads: Int64  # (e,) rows of x
-    tails: Int64
-    target: Float32  # (e,) probability of one class
+    x: Float32  # (n, F) node features, raw or standardised
+    e: Float32  # (e, G) edge features
+    degrees: Int32  # (n,) edges of each node
+    heads: Int64  # (e,) the source of each edge, the node whose list it is in
+    tails: Int64  # (e,) its target, the neighbour
+    target: Float32  # (e,) probability that both ends are of one class
     similarity: Float32  # (e,)
-    size: Float32  # (n,) items
+    size: Float32  # (n,) items of each node
     level: int
 
 
 class Oracle:
-    """Links by true labels, wrong now and then: makes impure supernodes before there is a model."""
+    """A linkage model that knows the labels and errs at random: impure supernodes before there is a model."""
 
     def __init__(self, labels: Int64, rng: np.random.Generator, k: int = 10) -> None:
-        """`labels`: of the nodes, (n,): each vector occurs once."""
-        self.labels, self.rng, self.k, self.hidden, self.keeps = labels, rng, k, 1, (0, 0)
+        """`labels` (n,): of the nodes of level 0; no vector may occur twice."""
+        self.labels, self.rng, self.k, self.hidden, self.cache_widths = labels, rng, k, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
         self.base = self.upper = self
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept | None = None) -> Float32:
-        """Nothing to see: zeros (m, 1)."""
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32:
+        """Return zeros (m, 1)."""
         return np.zeros((len(rows), 1), np.float32)
 
     def link(
@@ -57,9 +56,9 @@ class Oracle:
         hidden: Float32,
         sources: Int32,
         ranks: Int32,
-        kept: Kept | None = None,
+        cache: Cache | None = None,
     ) -> Float32:
-        """p (e,): above 1/2 for edges within a class, at level 0; 0 above it."""
+        """Return p (e,): at level 0 mostly above 1/2 for edges within a class; 0 above level 0."""
         if not graph.is_base:
             return np.zeros(len(sources), np.float32)
         same = self.labels[sources] == self.labels[graph.neighbors[sources, ranks]]
@@ -68,40 +67,46 @@ class Oracle:
         return p
 
 
-def scenes(built: Built, labels: Int64, epoch: Epoch, lowest: int = 0) -> list[Scene]:
-    """Return the levels from `lowest` up as training graphs; features raw. `labels`: of the items."""
+def training_graphs(
+    built: BulkClustering, labels: Int64, epoch: Epoch, lowest: int = 0
+) -> list[TrainingGraph]:
+    """Return the levels from `lowest` up, features raw; `labels` (n,): of the items."""
     levels = zip(built.levels, places(built), strict=True)
     return [
-        _scene(level, counts_of(place, labels, level.nodes.rows), epoch, depth)
+        _training_graph(level, counts_of(place, labels, level.nodes.rows), epoch, depth)
         for depth, (level, place) in enumerate(levels)
         if depth >= lowest and level.nodes.live > 1
     ]
 
 
 def counts_of(place: Int64, labels: Int64, nodes: int) -> scipy.sparse.csr_matrix:
-    """Return the items of each node and class, (nodes, classes), of the nodes and labels of items (n,)."""
+    """Count the items of each node by class, (nodes, classes); `place`, `labels` (n,): of the items."""
     _, of = np.unique(labels, return_inverse=True)
     return scipy.sparse.csr_matrix((np.ones(len(of)), (place, of)), (nodes, int(of.max(initial=-1)) + 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
-    """A level of two successive versions of a collection, and where the edges are that both have."""
+class VersionPair:
+    """One level of two successive versions of a collection, and the edges that both have."""
 
-    before: Scene
-    after: Scene
-    edges_before: Int64  # (m,) of the edges of `before`
-    edges_after: Int64  # (m,), the same ones of `after`
+    before: TrainingGraph
+    after: TrainingGraph
+    edges_before: Int64  # (m,) indices of the shared edges in `before`
+    edges_after: Int64  # (m,) and in `after`, in the same order
 
 
-def twins(before: Built, after: Built, labels: Int64, epoch: Epoch) -> list[Twins]:
-    """Return the levels above 0 that both versions have. `labels`: of the items of `after`.
+def version_pairs(
+    before: BulkClustering, after: BulkClustering, labels: Int64, epoch: Epoch
+) -> list[VersionPair]:
+    """Pair the upper levels of two versions. `labels` (n,): of the items of `after`; `before` has the first.
 
-    `before` is made of the first ones of these. Supernodes are the same if their peaks are.
+    Supernodes of both versions are the same if their peaks are.
     """
     found = []
     levels = [
-        zip(scenes(built, labels[: len(built.node_of)], epoch, lowest=1), _peaks(built), strict=False)
+        zip(
+            training_graphs(built, labels[: len(built.node_of)], epoch, lowest=1), _peaks(built), strict=False
+        )
         for built in (before, after)
     ]
     for (old, old_peaks), (new, new_peaks) in zip(*levels, strict=False):
@@ -109,12 +114,12 @@ def twins(before: Built, after: Built, labels: Int64, epoch: Epoch) -> list[Twin
         places = [at.get(edge, -1) for edge in _named(new, new_peaks)]
         both = np.flatnonzero(np.array(places, np.int64) >= 0)
         if len(both):
-            found.append(Twins(old, new, np.array(places, np.int64)[both], both))
+            found.append(VersionPair(old, new, np.array(places, np.int64)[both], both))
     return found
 
 
-def _peaks(built: Built) -> list[list[bytes]]:
-    """The vectors of each upper level's peaks, by row."""
+def _peaks(built: BulkClustering) -> list[list[bytes]]:
+    """Return the vectors of each upper level's nodes, by row."""
     out, at = [], np.arange(built.levels[0].nodes.rows)
     vectors = built.levels[0].nodes.vectors
     for level in built.levels[1:]:
@@ -123,12 +128,12 @@ def _peaks(built: Built) -> list[list[bytes]]:
     return out
 
 
-def _named(scene: Scene, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """The ends of each edge."""
-    return [(names[i], names[j]) for i, j in zip(scene.heads.tolist(), scene.tails.tolist(), strict=True)]
+def _named(graph: TrainingGraph, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the names of both ends of each edge."""
+    return [(names[i], names[j]) for i, j in zip(graph.heads.tolist(), graph.tails.tolist(), strict=True)]
 
 
-def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> Scene:
+def _training_graph(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> TrainingGraph:
     graph, n = level.graph(), level.nodes.rows
     rows = np.arange(n, dtype=np.int32)
     sources, ranks = list_edges(graph, rows)
@@ -140,16 +145,16 @@ def _scene(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: i
     )  # fmt: skip
     x, e = raw_features(cut, epoch, sources, ranks)
     similarity = (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32)
-    return Scene(
+    return TrainingGraph(
         x, e, cut.degree.astype(np.int32), sources.astype(np.int64), tails.astype(np.int64),
         target.astype(np.float32), similarity, size.astype(np.float32), depth,
     )  # fmt: skip
 
 
 def chances(counts: scipy.sparse.csr_matrix, heads: Int32, tails: Int32) -> tuple[Any, Any]:
-    """Return the items of each node (n,), and per edge the chance that a pair across is of one class (e,).
+    """Return the items of each node (n,), and the target (e,) of each edge; see the module.
 
-    `counts` (n, classes): items of the nodes.
+    `counts` (n, classes): items of the nodes, by class.
     """
     size = np.asarray(counts.sum(axis=1)).ravel()
     both = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
@@ -157,7 +162,7 @@ def chances(counts: scipy.sparse.csr_matrix, heads: Int32, tails: Int32) -> tupl
 
 
 def side_by_side(parts: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return columns of graphs put together as one graph's; `heads` and `tails` are rows of its nodes."""
+    """Concatenate these columns of several graphs, with `heads` and `tails` as rows of the joint graph."""
     offsets = np.concatenate([[0], np.cumsum([len(part.degrees) for part in parts])[:-1]])
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     ends = {
@@ -167,7 +172,7 @@ def side_by_side(parts: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     return columns | ends
 
 
-def joined(parts: Sequence[Scene]) -> Scene:
-    """Scenes side by side as one graph."""
+def joined(parts: Sequence[TrainingGraph]) -> TrainingGraph:
+    """Return several graphs side by side as one disconnected graph."""
     names = ("x", "e", "degrees", "target", "similarity", "size")
-    return Scene(**side_by_side(parts, names), level=0)
+    return TrainingGraph(**side_by_side(parts, names), level=0)

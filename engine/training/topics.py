@@ -1,8 +1,7 @@
-"""Generated collections of few topics, of none, in narrow cones, and of near-copies.
+"""Generates collections that labelled files do not cover.
 
-What labelled files do not show: all of one topic or two, without a gap between near and far; random
-directions, where nothing belongs together; encoders whose random pairs are .5 to .95 similar; hundreds
-of vectors a step or two of the grid apart.
+These are one to eight topics without a gap between near and far, random directions, narrow cones (encoders
+whose random pairs have a similarity of .5 to .95), and hundreds of near-copies, a few grid steps apart.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def _unit(x: Float64) -> Float64:
 
 
 def _noise(rng: Rng, n: int, d: int, decay: float) -> Float64:
-    """Rows of length about 1; the higher `decay`, the fewer dimensions they really have."""
+    """Draw rows of length about 1; the higher `decay`, the lower their effective dimension."""
     spectrum = np.arange(1, d + 1) ** -decay
     spectrum /= np.sqrt((spectrum**2).sum())
     noise: Float64 = rng.normal(size=(n, d)) * spectrum[rng.permutation(d)]
@@ -37,7 +36,7 @@ def _noise(rng: Rng, n: int, d: int, decay: float) -> Float64:
 
 
 def _apart(rng: Rng, count: int, d: int) -> Float64:
-    """Directions well apart: the best of some draws, by the nearest pair."""
+    """Draw well-separated directions: of 20 draws the one whose nearest pair is farthest apart."""
     draws = [_unit(rng.normal(size=(count, d))) for _ in range(20 if count > 1 else 1)]
     if d == 2 and rng.random() < 0.5:
         turns = 2 * np.pi * (np.arange(count) / count + rng.random())
@@ -53,7 +52,7 @@ def _nearest(centers: Float64) -> float:
 
 
 def blobs(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """One topic to eight, each without a gap: an item's noise is .002 to .6 of the distance of centres."""
+    """Draw one to eight topics; the noise is .002 to .6 of the distance between centres."""
     d = 2 if rng.random() < 0.12 else int(_between(rng, 2, 800))
     count = int(rng.choice([1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8]))
     centers = _apart(rng, min(count, 2 * d), d)
@@ -71,14 +70,14 @@ def blobs(rng: Rng, n: int) -> tuple[Float32, Int64]:
     return x.astype(np.float32), labels
 
 
-def strangers(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Random directions: every item a class of its own."""
+def random_directions(rng: Rng, n: int) -> tuple[Float32, Int64]:
+    """Draw random directions; every item is a class of its own."""
     d = int(_between(rng, 28, 1100))
     return rng.normal(size=(n, d)).astype(np.float32), np.arange(n)
 
 
 def cone(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Many small classes whose items are .4 to .95 similar to any other, as some encoders have it."""
+    """Draw many small classes in a narrow cone: random pairs have a similarity of .4 to .95."""
     d = int(rng.choice([48, 96, 128, 256, 384, 768]))
     typical = _between(rng, 1.2, 12)
     sizes = np.maximum(1, np.round(typical * rng.lognormal(-0.3, 0.8, int(n / typical) + 2))).astype(int)
@@ -96,7 +95,7 @@ def cone(rng: Rng, n: int) -> tuple[Float32, Int64]:
 
 
 def copies(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Groups of near-copies, some steps of the grid to 2 % apart; in half of the draws among strangers."""
+    """Draw groups of near-copies, some grid steps to 2 % apart; in half of the draws among random vectors."""
     d = int(_between(rng, 4, 800))
     each = _between(rng, 15, 800)
     count = max(1, min(int(n / each), 60))
@@ -115,20 +114,20 @@ def copies(rng: Rng, n: int) -> tuple[Float32, Int64]:
 
 KINDS: tuple[tuple[str, float, Callable[[Rng, int], tuple[Float32, Int64]]], ...] = (
     ("blobs", 0.5, blobs),
-    ("strangers", 0.15, strangers),
+    ("random directions", 0.15, random_directions),
     ("cone", 0.15, cone),
     ("copies", 0.2, copies),
 )
 
 
 def drawn(rng: Rng, n: int) -> Collection:
-    """One of these of about `n` items."""
+    """Draw one of these kinds, of about `n` items."""
     name, _, make = KINDS[int(rng.choice(len(KINDS), p=[share for _, share, _ in KINDS]))]
     return Collection(name, *make(rng, n))
 
 
 def in_cone(rng: Rng, collection: Collection) -> Collection:
-    """The items with a direction in common, .1 to .95 of their length."""
+    """Return the items moved into a cone: with a random common direction added."""
     similar = rng.uniform(0.1, 0.9)
     emb = collection.emb
     length = float(np.sqrt((emb**2).sum(axis=1).mean() * similar / (1 - similar)))
@@ -136,8 +135,8 @@ def in_cone(rng: Rng, collection: Collection) -> Collection:
     return replace(collection, emb=emb + common.astype(np.float32))
 
 
-def planted(rng: Rng, collection: Collection) -> Collection:
-    """The items, and near-copies of some of them by the hundred, in their item's class."""
+def with_near_copies(rng: Rng, collection: Collection) -> Collection:
+    """Return the items, and 20 to 300 near-copies of up to three of them in the same class."""
     emb, labels = collection.emb, collection.labels
     rows = rng.integers(0, len(emb), int(rng.integers(1, 4)))
     times = rng.integers(20, max(21, min(300, len(emb) // 3 + 1)), len(rows))

@@ -1,9 +1,8 @@
 """Meta-training of the universal model: `shoal train`.
 
-First on levels that a nearly perfect oracle makes of many collections, then on roll-outs: levels that the
-model itself makes (`engine.training.rollout`). A student learns its teacher's probabilities instead of
-labels. The weights that are kept are an average over the last steps (EMA), and of several such averages
-the one that does best on collections held out for choosing.
+It trains on the levels of many collections: first on those that a nearly perfect oracle builds, then on
+roll-outs of the model itself (`engine.training.rollout`). A student also learns its teacher's probabilities.
+The kept weights are an exponential moving average (EMA), taken at the check with the best held-out score.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
-from engine.training.course import Checkpoint, Course, fingerprint, judge_of
 from engine.training.datasets import Collection, read_labelled
-from engine.training.draws import versions
-from engine.training.plan import Given, Plan
+from engine.training.draws import embeddings_of
+from engine.training.plan import InitialModels, Plan
 from engine.training.progress import Progress
 from engine.training.trainer import Trainer
+from engine.training.training_run import Checkpoint, TrainingRun, fingerprint, held_out_scores
 
 import torch  # isort: skip
 
@@ -36,36 +35,35 @@ def train(
     plan: Plan | None = None,
     held_out: Sequence[Path] = (),
     progress: Callable[[Progress], None] = lambda _: None,
-    given: Given | None = None,
+    initial: InitialModels | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> LinkageModel:
-    """Train on labelled `files` (.npz) and generated mixtures; write weights and card to `out`.
+    """Train on labelled `files` and generated mixtures; write weights and card to `out`.
 
-    `held_out` files choose the checkpoint and are not trained on; without them the last average is
-    kept. `checkpoint`: where the state is kept meanwhile, and whether to go on from it. Learning a
-    teacher's probabilities is distillation: Hinton et al., arXiv 1503.02531. Raises InputError where a
-    file cannot be used.
+    `held_out`: files that select the weights and are not trained on; without them the last average is
+    kept. `checkpoint`: where the state is saved meanwhile, and whether to resume from it. The teacher of
+    `initial` is distilled (Hinton et al., arXiv 1503.02531). Raises InputError where a file cannot be used.
     """
-    given = given or Given()
-    plan = (plan or Plan()).after(given)
+    initial = initial or InitialModels()
+    plan = (plan or Plan()).after(initial)
     if not files:
         raise InputError("name at least one labelled .npz file to train on")
-    sources = [versions(Path(path), plan.seed) for path in files]
+    sources = [embeddings_of(Path(path), plan.seed) for path in files]
     if all(len(np.unique(each[0].labels)) < 2 for each in sources):
         names = ", ".join(each[0].name for each in sources)
         raise InputError(f"{names}: one class only, there is nothing to tell apart")
     judges = [read_labelled(Path(path)) for path in held_out]
-    trainer = Trainer(sources, plan, given)
-    mark = fingerprint([each[0] for each in sources] + judges, plan, given.sha256)
-    course = Course(trainer, judge_of(judges, evaluate), plan.length, mark)
-    best = course.run(progress, checkpoint)
+    trainer = Trainer(sources, plan, initial)
+    mark = fingerprint([each[0] for each in sources] + judges, plan, initial.sha256)
+    run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
+    best = run.run(progress, checkpoint)
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
-        "checkpoint_chosen_on": course.chosen_on,
-        "history": course.history,
+        "checkpoint_chosen_on": run.chosen_on,
+        "history": run.history,
         "plan": asdict(plan),
         "steps": trainer.steps,
-        "given": given.sha256,
+        "given": initial.sha256,
         "torch": torch.__version__,
     }
     model = best.with_card(replace(best.card, about=about))
@@ -88,7 +86,7 @@ def read_model(path: Path | None) -> LinkageModel | None:
 def evaluate(
     model: LinkageModel, collection: Collection, tau: float | None = None, max_levels: int | None = None
 ) -> dict[str, float]:
-    """Cluster a collection in bulk; its Fb, Fp, NMI, ARI and clusters, and Fb after each level."""
+    """Cluster a collection in bulk; return Fb, Fp, NMI, ARI, the cluster count, and Fb after each level."""
     tau, depth = model.tau if tau is None else tau, max_levels or model.max_levels
     built = hierarchy(collection.emb, model, tau, depth, base_tau=model.base_tau)
     found = partitions(built)

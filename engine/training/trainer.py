@@ -1,4 +1,4 @@
-"""Both networks of the universal model in training, and the hierarchies that they are trained on."""
+"""Trains both networks of the universal model on hierarchies that it draws and clusters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.evaluation.bulk import Built, hierarchy, measured_epoch, regrown
+from engine.evaluation.bulk import BulkClustering, hierarchy, measure_epoch, recluster_upper_levels
 from engine.model.linkage import Card, LinkageModel, upper_of
 from engine.model.network import Linkage, UniversalConfig
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection
 from engine.training.draws import collection, few_topics
 from engine.training.learner import Learner
-from engine.training.plan import BASE_TAU, CARD, UPPER_LEVELS, Given, Plan
+from engine.training.plan import BASE_TAU, CARD, UPPER_LEVELS, InitialModels, Plan
 from engine.training.pool import keep
-from engine.training.rollout import Oracle, Scene, scenes, twins
+from engine.training.rollout import Oracle, TrainingGraph, training_graphs, version_pairs
 from engine.types import Epoch, Float32, Int64
 
 import torch  # isort: skip
@@ -25,36 +25,36 @@ from torch import Tensor  # isort: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Rooted:
-    """A drawn collection with its levels; those above level 0 are grown again and again."""
+class GrownCollection:
+    """A drawn collection with its levels; those above level 0 are clustered again from time to time."""
 
-    built: Built
+    built: BulkClustering
     labels: Int64
     epoch: Epoch
-    few: bool  # of few topics
+    few: bool  # whether it is of few topics
     seed: int  # of the draw
-    maker: Linkage | None  # of level 0; None: an oracle
+    maker: Linkage | None  # the network that clustered level 0; None: an oracle
 
 
-Levels = tuple[list[Scene], list[Scene]]  # level 0, the levels above it
+Levels = tuple[list[TrainingGraph], list[TrainingGraph]]  # of level 0, of the levels above it
 
 
 class Trainer:
-    """Both networks in training, and the collections that they are trained on."""
+    """Both networks in training; see `engine.training.training_run.Trainer`."""
 
     def __init__(
         self,
         sources: Sequence[Sequence[Collection]],
         plan: Plan,
-        given: Given | None = None,
+        initial: InitialModels | None = None,
     ) -> None:
-        self.sources, self.plan, self.given = sources, plan, given or Given()
+        self.sources, self.plan, self.initial = sources, plan, initial or InitialModels()
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         self.steps = 0
-        self.rooted: list[Rooted] = []
-        start, base = self.given.start, self.given.base
-        maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # nothing is known above level 1 yet
+        self.grown: list[GrownCollection] = []
+        start, base = self.initial.start, self.initial.base
+        maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # `base` is untrained above level 1
         drawn = tuple([self._draw(maker, few, levels) for _ in range(plan.first)] for few in (False, True))
         self.base = None if base else self._learner(drawn, 0, plan.hidden, start.base if start else None)
         above = start.upper if start else upper_of(base.base) if base else None
@@ -63,18 +63,18 @@ class Trainer:
     def _learner(
         self, drawn: Sequence[Sequence[Levels]], at: int, hidden: int, start: Linkage | None
     ) -> Learner:
-        """`drawn`: the first scenes, of most collections and of few topics; `at`: 0: level 0, 1: above it."""
+        """`drawn`: the first graphs, of most collections and of few topics; `at`: 0: level 0, 1: above it."""
         config = UniversalConfig(hidden=hidden, dropout=self.plan.dropout, is_base=at == 0)
-        most, few = ([scene for levels in kind for scene in levels[at]] for kind in drawn)
-        regime = self.plan.regime
+        most, few = ([graph for levels in kind for graph in levels[at]] for kind in drawn)
+        learner_plan = self.plan.learner
         if at == 1:
-            regime = replace(
-                regime,
+            learner_plan = replace(
+                learner_plan,
                 rate=self.plan.upper_rate,
                 noise=self.plan.upper_noise,
-                steadiness=self.plan.steadiness,
+                consistency=self.plan.consistency,
             )
-        return Learner(config, regime, self.rng, (most, few), start)
+        return Learner(config, learner_plan, self.rng, (most, few), start)
 
     @one_thread()
     def step(self, share: float) -> float:
@@ -85,7 +85,7 @@ class Trainer:
         return (self.upper if upper or self.base is None else self.base).step(share)
 
     def _refresh(self, share: float) -> None:
-        """Draw new collections, or grow levels anew, where it is due."""
+        """Draw new collections, or cluster upper levels again, where that is due."""
         plan = self.plan
 
         def due(every: int) -> bool:
@@ -93,44 +93,44 @@ class Trainer:
 
         kinds = [few for few, every in ((False, plan.fresh_every), (True, plan.fresh_topics)) if due(every)]
         regrow = due(plan.regrow_every)
-        pair = plan.steadiness > 0 and due(plan.twins_every)
+        pair = plan.consistency > 0 and due(plan.pairs_every)
         if not (kinds or regrow or pair):
             return
         maker = None if share < plan.oracle_share else self.model()
         for few in kinds:
             self._keep(*self._draw(maker, few), few)
-        if maker and regrow and self.rooted:
+        if maker and regrow and self.grown:
             self._regrow(maker)
         if maker and pair:
             self._draw_twins(maker)
 
     def _draw_twins(self, model: LinkageModel) -> None:
-        """Two versions of a collection: with its last items, 1.5 to 7 % of them, and before they came."""
+        """Draw a collection before and after its last 1.5 to 7 % of items came."""
         drawn = collection(self.sources, self.rng, self.plan)
         first = max(2, int(len(drawn.emb) * self.rng.uniform(0.93, 0.985)))
-        epoch, seed = measured_epoch(drawn.emb), int(self.rng.integers(1 << 31))
+        epoch, seed = measure_epoch(drawn.emb), int(self.rng.integers(1 << 31))
         tau, base_tau = _tau(self.rng), _base_tau(self.rng)
         before, after = (
             hierarchy(emb, model, tau, UPPER_LEVELS, epoch, seed, base_tau)
             for emb in (drawn.emb[:first], drawn.emb)
         )
-        self.upper.keep_twins(twins(before, after, drawn.labels, epoch))
+        self.upper.keep_pairs(version_pairs(before, after, drawn.labels, epoch))
 
     def _regrow(self, model: LinkageModel) -> None:
-        """Grow other levels from a level 0 that is there."""
-        at = self.rooted[self.rng.integers(len(self.rooted))]
-        built = regrown(at.built, model, _tau(self.rng), UPPER_LEVELS, at.epoch)
-        self._keep([], scenes(built, at.labels, at.epoch, lowest=1), at.few)
+        """Cluster the upper levels of a kept collection again."""
+        at = self.grown[self.rng.integers(len(self.grown))]
+        built = recluster_upper_levels(at.built, model, _tau(self.rng), UPPER_LEVELS, at.epoch)
+        self._keep([], training_graphs(built, at.labels, at.epoch, lowest=1), at.few)
 
-    def _keep(self, base: Sequence[Scene], upper: Sequence[Scene], few: bool) -> None:
+    def _keep(self, base: Sequence[TrainingGraph], upper: Sequence[TrainingGraph], few: bool) -> None:
         for learner, drawn in ((self.base, base), (self.upper, upper)):
             if learner:
                 learner.keep(drawn, learner.few if few else learner.pool)
 
     def model(self) -> LinkageModel:
-        """Return the averages of the weights so far, as the engine runs them."""
-        given = self.given.base.base if self.given.base else None
-        base = self.base.linkage() if self.base else given
+        """Return the model with the averaged weights."""
+        fixed = self.initial.base.base if self.initial.base else None
+        base = self.base.linkage() if self.base else fixed
         assert base is not None
         return LinkageModel(base, self.upper.linkage(), self._card())
 
@@ -138,38 +138,38 @@ class Trainer:
         return replace(CARD, hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
 
     def _draw(self, maker: LinkageModel | None, few: bool, levels: int = UPPER_LEVELS) -> Levels:
-        """Return level 0 and the levels above it of a new collection, made by `maker` or else by an oracle.
+        """Return the training graphs of a new collection, clustered by `maker` or else by an oracle.
 
-        `few`: one of few topics and their like, whose labels are right, whatever a teacher thinks.
+        `few`: draw one of few topics. Its labels are exact, so the teacher has no part in its targets.
         """
-        drawn = self._grown(int(self.rng.integers(1 << 62)), few, maker, levels)
+        drawn = self._rolled_out(int(self.rng.integers(1 << 62)), few, maker, levels)
         if maker:
-            keep(self.rooted, drawn, self.plan.rooted, self.rng)
-        base, *upper = scenes(drawn.built, drawn.labels, drawn.epoch)
+            keep(self.grown, drawn, self.plan.grown, self.rng)
+        base, *upper = training_graphs(drawn.built, drawn.labels, drawn.epoch)
         return [base if few else replace(base, target=self._target(base))], upper
 
-    def _grown(self, seed: int, few: bool, maker: LinkageModel | None, levels: int) -> Rooted:
-        """Return the collection of a draw with its levels: the same for the same seed and level 0."""
+    def _rolled_out(self, seed: int, few: bool, maker: LinkageModel | None, levels: int) -> GrownCollection:
+        """Draw and cluster a collection: a function of the seed and the level-0 network."""
         rng = np.random.default_rng(seed)
         drawn = few_topics(rng) if few else collection(self.sources, rng, self.plan)
-        epoch = measured_epoch(drawn.emb)
-        drift = 0.07 * rng.normal(size=2)  # the engine's epoch lags behind the collection
+        epoch = measure_epoch(drawn.emb)
+        drift = 0.07 * rng.normal(size=2)  # as the engine's epoch lags behind the collection
         epoch = Epoch(
             epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1])), epoch.items
         )
         model, levels = (maker, levels) if maker else (Oracle(drawn.labels, rng), 2)
         tau, base_tau, ties = _tau(rng), _base_tau(rng), int(rng.integers(1 << 31))
         built = hierarchy(drawn.emb, model, tau, levels, epoch, ties, base_tau)
-        return Rooted(built, drawn.labels, epoch, few, seed, maker.base if maker else None)
+        return GrownCollection(built, drawn.labels, epoch, few, seed, maker.base if maker else None)
 
     @one_thread()
-    def _target(self, scene: Scene) -> Float32:
-        """What the network is to say of the edges of a scene with raw features."""
-        if self.given.teacher is None:
-            return scene.target
-        told = self.given.teacher.base.probabilities(scene.x, scene.e, scene.degrees, scene.tails)
+    def _target(self, graph: TrainingGraph) -> Float32:
+        """Return the targets (e,) of a level-0 graph with raw features: of its labels and the teacher's p."""
+        if self.initial.teacher is None:
+            return graph.target
+        p = self.initial.teacher.base.probabilities(graph.x, graph.e, graph.degrees, graph.tails)
         share = np.float32(self.plan.imitation)
-        target: Float32 = share * told + (1 - share) * scene.target
+        target: Float32 = share * p + (1 - share) * graph.target
         return target
 
     def tensors(self, model: LinkageModel) -> dict[str, Tensor]:
@@ -181,8 +181,8 @@ class Trainer:
         return LinkageModel.of(tensors, self._card())
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next steps depend on; of a kept level 0, how it is made again."""
-        makers = {id(each.maker): each.maker for each in self.rooted if each.maker}
+        """Return the state of the training, for a checkpoint; kept collections as what draws them again."""
+        makers = {id(each.maker): each.maker for each in self.grown if each.maker}
         place = {name: at for at, name in enumerate(makers)}
         return {
             "steps": self.steps,
@@ -191,11 +191,11 @@ class Trainer:
             "base": self.base.state() if self.base else {},
             "upper": self.upper.state(),
             "makers": [maker.tensors() for maker in makers.values()],
-            "rooted": [[each.seed, each.few, place[id(each.maker)]] for each in self.rooted],
+            "grown": [[each.seed, each.few, place[id(each.maker)]] for each in self.grown],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self.steps = state["steps"]
         if self.base:
             self.base.restore(state["base"])
@@ -205,7 +205,7 @@ class Trainer:
             LinkageModel(Linkage.of(each, config), self.upper.linkage(), self._card())
             for each in state["makers"]
         ]
-        self.rooted = [self._grown(seed, few, makers[at], 1) for seed, few, at in state["rooted"]]
+        self.grown = [self._rolled_out(seed, few, makers[at], 1) for seed, few, at in state["grown"]]
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
 

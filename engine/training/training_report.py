@@ -1,4 +1,4 @@
-"""The report of a training, beside its weights: Markdown, and curves where matplotlib is installed."""
+"""Writes a training report beside the weights: Markdown, and curves where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.model.trained import Trained
 from engine.system import files
 from engine.training.progress import Progress
 
-SMOOTH = 10  # reports of the loss that are averaged in the picture
+SMOOTH = 10  # reports in the moving average of the loss
 
 
 def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[str]) -> None:
@@ -105,5 +105,5 @@ def row_of(path: Path, file: LabelledFile) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name that breaks no table and is no formula."""
+    """Return a name that neither breaks a Markdown table nor is a formula to matplotlib."""
     return "".join(c for c in text if c.isprintable()).replace("|", "/").replace("$", "")

@@ -10,7 +10,7 @@ from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
-from engine.types import Epoch, EvidenceArrays, Float32, Int32, Kept, KnnGraph
+from engine.types import Cache, Epoch, EvidenceArrays, Float32, Int32, KnnGraph
 from tests.support.random_models import random_model
 from tests.support.sequences import Pinned, World, take
 
@@ -25,19 +25,19 @@ class Recorder:
     """A network that writes down what it is asked for."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.hidden, self.keeps = model, model.hidden, model.keeps
+        self.model, self.hidden, self.cache_widths = model, model.hidden, model.cache_widths
         self.embedded: list[Int32] = []
         self.linked: list[tuple[Int32, Int32]] = []
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, kept: Kept) -> Float32:
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache) -> Float32:
         self.embedded.append(rows.copy())
-        return self.model.embed(graph, epoch, rows, kept)
+        return self.model.embed(graph, epoch, rows, cache)
 
     def link(
-        self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32, kept: Kept
+        self, graph: KnnGraph, epoch: Epoch, hidden: Float32, sources: Int32, ranks: Int32, cache: Cache
     ) -> Float32:
         self.linked.append((sources.copy(), ranks.copy()))
-        return self.model.link(graph, epoch, hidden, sources, ranks, kept)
+        return self.model.link(graph, epoch, hidden, sources, ranks, cache)
 
 
 class RecordingModel:

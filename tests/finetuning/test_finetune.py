@@ -11,16 +11,16 @@ import torch
 
 from engine.errors import InputError
 from engine.evaluation import scores
-from engine.finetuning.finetune import FinePlan, Material, finetune, read_grounds, tuned
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base, labelled_level
+from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
 from engine.finetuning.folds import Fold, Folds, class_scores, f_of, folds_of, verdict
-from engine.finetuning.ground import UNKNOWN, Ground, ground_of, known
-from engine.finetuning.tuner import known_loss
+from engine.finetuning.tuner import labelled_loss
 from engine.model.linkage import LinkageModel
-from engine.training.course import Checkpoint
 from engine.training.progress import Progress
+from engine.training.training_run import Checkpoint
 
 START = LinkageModel.load()
-QUICK = FinePlan(steps=12, folds=3, checks=2)
+QUICK = FinetunePlan(steps=12, folds=3, checks=2)
 
 
 def spread(seed: int, classes: int = 40, each: int = 15) -> tuple[np.ndarray, np.ndarray]:
@@ -32,80 +32,80 @@ def spread(seed: int, classes: int = 40, each: int = 15) -> tuple[np.ndarray, np
     return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def among(seed: int, told: int) -> tuple[Ground, np.ndarray]:
-    """A ground of which some classes are labelled, and all labels."""
+def among(seed: int, told: int) -> tuple[FinetuneCollection, np.ndarray]:
+    """A collection of which some classes are labelled, and all labels."""
     emb, labels = spread(seed)
     chosen = np.random.default_rng(seed).permutation(np.unique(labels))[:told]
-    return ground_of("spread", emb, np.where(np.isin(labels, chosen), labels, UNKNOWN), START), labels
+    return cluster_base("spread", emb, np.where(np.isin(labels, chosen), labels, UNKNOWN), START), labels
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pair_with_a_labelled_end_is_known(seed: int) -> None:
-    ground, _ = among(seed, 10)
-    for grown in ground.levels(START, 0.42):
-        level, place = known(grown, ground.labels), grown.place
-        scene = level.scene
-        for edge in np.random.default_rng(seed).permutation(len(scene.heads))[:60]:
-            one, other = (ground.labels[place == end[edge]] for end in (scene.heads, scene.tails))
+    collection, _ = among(seed, 10)
+    for grown in collection.levels(START, 0.42):
+        level, place = labelled_level(grown, collection.labels), grown.place
+        graph = level.graph
+        for edge in np.random.default_rng(seed).permutation(len(graph.heads))[:60]:
+            one, other = (collection.labels[place == end[edge]] for end in (graph.heads, graph.tails))
             told = (one[:, None] != UNKNOWN) | (other != UNKNOWN)
-            assert level.known[edge] == pytest.approx(told.mean(), abs=1e-6)
+            assert level.coverage[edge] == pytest.approx(told.mean(), abs=1e-6)
             if told.any():
                 same = (one[:, None] == other)[told].mean()
-                assert scene.target[edge] == pytest.approx(same, abs=1e-6)
+                assert graph.target[edge] == pytest.approx(same, abs=1e-6)
 
 
 def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
-    ground, _ = among(0, 6)
-    level = known(ground.levels(START, 0.42)[0], ground.labels)
+    collection, _ = among(0, 6)
+    level = labelled_level(collection.levels(START, 0.42)[0], collection.labels)
     net, ranges = START.upper.net, START.upper
-    scene = replace(level.scene, x=ranges.nodes.apply(level.scene.x), e=ranges.edges.apply(level.scene.e))
-    assert (level.known == 0).any()
-    assert (level.known == 1).any()
-    other = replace(scene, target=np.where(level.known == 0, 1 - scene.target, scene.target))
-    losses = [known_loss(net, replace(level, scene=each)) for each in (scene, other)]
+    graph = replace(level.graph, x=ranges.nodes.apply(level.graph.x), e=ranges.edges.apply(level.graph.e))
+    assert (level.coverage == 0).any()
+    assert (level.coverage == 1).any()
+    other = replace(graph, target=np.where(level.coverage == 0, 1 - graph.target, graph.target))
+    losses = [labelled_loss(net, replace(level, graph=each)) for each in (graph, other)]
     assert torch.equal(losses[0], losses[1])
-    flipped = replace(scene, target=np.where(level.known == 1, 1 - scene.target, scene.target))
-    assert known_loss(net, replace(level, scene=flipped)) > losses[0] + 0.1
+    flipped = replace(graph, target=np.where(level.coverage == 1, 1 - graph.target, graph.target))
+    assert labelled_loss(net, replace(level, graph=flipped)) > losses[0] + 0.1
 
 
 def test_folds_share_out_the_labelled_classes_of_two_items_or_more() -> None:
-    ground, _ = among(1, 11)
-    labels = ground.labels.copy()
+    collection, _ = among(1, 11)
+    labels = collection.labels.copy()
     labels[np.flatnonzero(labels == UNKNOWN)[0]] = 999
-    folds = folds_of(replace(ground, labels=labels), 4, 0)
+    folds = folds_of(replace(collection, labels=labels), 4, 0)
     unseen = np.concatenate([fold.unseen for fold in folds])
-    assert sorted(unseen) == sorted(set(ground.labels.tolist()) - {UNKNOWN})
+    assert sorted(unseen) == sorted(set(collection.labels.tolist()) - {UNKNOWN})
     assert len(folds) == 4
-    hidden = ground.hiding(folds[0].unseen)
-    assert set(hidden.labels) == set(ground.labels) - set(folds[0].unseen.tolist())
+    hidden = collection.hiding(folds[0].unseen)
+    assert set(hidden.labels) == set(collection.labels) - set(folds[0].unseen.tolist())
 
 
 def test_a_fold_does_not_know_the_classes_that_judge_it() -> None:
-    ground, _ = among(4, 9)
-    folds = folds_of(ground, 3, 0)
-    *of_folds, of_all = Folds([ground], folds, START, QUICK.pitch, 0).tuners
+    collection, _ = among(4, 9)
+    folds = folds_of(collection, 3, 0)
+    *of_folds, of_all = Folds([collection], folds, START, QUICK.tuner, 0).tuners
     for tuner, fold in zip(of_folds, folds, strict=True):
-        (own,) = tuner.grounds
-        assert set(own.labels) == set(ground.labels) - set(fold.unseen.tolist())
-    assert (of_all.grounds[0].labels == ground.labels).all()
+        (own,) = tuner.collections
+        assert set(own.labels) == set(collection.labels) - set(fold.unseen.tolist())
+    assert (of_all.collections[0].labels == collection.labels).all()
 
 
 def test_scores_of_classes_are_those_of_their_items() -> None:
-    ground, labels = among(2, 12)
-    classes = np.unique(ground.labels[ground.labels != UNKNOWN])
-    clusters = ground.clusters(START)
-    found = class_scores(clusters, Fold(ground, classes))
-    every = class_scores(clusters, Fold(replace(ground, labels=labels), np.unique(labels)))
+    collection, labels = among(2, 12)
+    classes = np.unique(collection.labels[collection.labels != UNKNOWN])
+    clusters = collection.clusters(START)
+    found = class_scores(clusters, Fold(collection, classes))
+    every = class_scores(clusters, Fold(replace(collection, labels=labels), np.unique(labels)))
     assert f_of(every)[0] == pytest.approx(scores.bcubed_f(labels, clusters))
-    assert found[:, 0].sum() == (ground.labels != UNKNOWN).sum()
+    assert found[:, 0].sum() == (collection.labels != UNKNOWN).sum()
 
 
 def test_better_on_held_out_classes_is_taken_and_better_on_others() -> None:
-    ground, labels = among(3, 12)
-    model, about = tuned([ground], [], START, FinePlan(folds=3))
+    collection, labels = among(3, 12)
+    model, about = tuned([collection], [], START, FinetunePlan(folds=3))
     assert not about["kept_start"], about["verdict"]
-    rest = Fold(replace(ground, labels=labels), np.unique(labels[ground.labels == UNKNOWN]))
-    after, before = (float(f_of(class_scores(ground.clusters(each), rest))[0]) for each in (model, START))
+    rest = Fold(replace(collection, labels=labels), np.unique(labels[collection.labels == UNKNOWN]))
+    after, before = (float(f_of(class_scores(collection.clusters(each), rest))[0]) for each in (model, START))
     assert after > before + 0.02
 
 
@@ -114,7 +114,7 @@ def test_the_start_is_kept_where_labels_mean_nothing(seed: int, tmp_path: Path) 
     emb, labels = spread(seed)
     path, out = tmp_path / "noise.npz", tmp_path / "tuned.safetensors"
     np.savez(path, emb=emb, labels=np.random.default_rng(seed).permutation(labels))
-    model = finetune(Material([path]), out, START, QUICK)
+    model = finetune(FinetuneData([path]), out, START, QUICK)
     assert model.card.about["kept_start"]
     assert "The start is kept unchanged" in model.card.about["said"]
     own, start = LinkageModel.load(out).tensors(), START.tensors()
@@ -138,9 +138,9 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bits(tmp_path: Path) -> None:
     emb, labels = spread(5)
     np.savez(tmp_path / "some.npz", emb=emb[:180], labels=labels[:180])
     np.savez(tmp_path / "all.npz", emb=emb, labels=np.zeros(len(emb), np.int64))
-    material = Material([tmp_path / "some.npz"], tmp_path / "all.npz")
+    data = FinetuneData([tmp_path / "some.npz"], tmp_path / "all.npz")
     plan = replace(QUICK, save_every=0.0)
-    whole = finetune(material, tmp_path / "whole.safetensors", START, plan)
+    whole = finetune(data, tmp_path / "whole.safetensors", START, plan)
     kept = tmp_path / "cut.checkpoint"
 
     def cut(progress: Progress) -> None:
@@ -148,9 +148,9 @@ def test_a_resumed_fine_tuning_ends_with_the_same_bits(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(material, tmp_path / "cut.safetensors", START, plan, cut, Checkpoint(kept))
+        finetune(data, tmp_path / "cut.safetensors", START, plan, cut, Checkpoint(kept))
     again = Checkpoint(kept, resume=True)
-    resumed = finetune(material, tmp_path / "cut.safetensors", START, plan, checkpoint=again)
+    resumed = finetune(data, tmp_path / "cut.safetensors", START, plan, checkpoint=again)
     assert resumed.sha256 == whole.sha256
     assert resumed.card.about["verdict"] == whole.card.about["verdict"]
     assert not kept.exists()
@@ -161,10 +161,12 @@ def test_labelled_items_of_a_collection_are_one_item_each(tmp_path: Path) -> Non
     np.savez(tmp_path / "some.npz", emb=emb[:150], labels=labels[:150])
     np.savez(tmp_path / "more.npz", emb=emb[150:300], labels=labels[150:300])
     np.savez(tmp_path / "all.npz", emb=emb, labels=labels)
-    (ground,) = read_grounds([tmp_path / "some.npz", tmp_path / "more.npz"], tmp_path / "all.npz", START)
-    assert len(ground.labels) == len(emb)
-    assert (ground.labels != UNKNOWN).sum() == 300
-    assert len(np.unique(ground.labels)) == 21
+    (collection,) = read_collections(
+        [tmp_path / "some.npz", tmp_path / "more.npz"], tmp_path / "all.npz", START
+    )
+    assert len(collection.labels) == len(emb)
+    assert (collection.labels != UNKNOWN).sum() == 300
+    assert len(np.unique(collection.labels)) == 21
 
 
 def test_what_cannot_be_fine_tuned_on_is_said(tmp_path: Path) -> None:
@@ -173,9 +175,9 @@ def test_what_cannot_be_fine_tuned_on_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "narrow.npz", emb=emb[:, :7], labels=labels)
     out = tmp_path / "out.safetensors"
     with pytest.raises(InputError, match="three has 3 labelled classes"):
-        finetune(Material([tmp_path / "three.npz"]), out, START, QUICK)
+        finetune(FinetuneData([tmp_path / "three.npz"]), out, START, QUICK)
     with pytest.raises(InputError, match=r"not of one space: they have \[7, 24\] components"):
-        finetune(Material([tmp_path / "three.npz"], tmp_path / "narrow.npz"), out, START, QUICK)
+        finetune(FinetuneData([tmp_path / "three.npz"], tmp_path / "narrow.npz"), out, START, QUICK)
     with pytest.raises(InputError, match="at least one labelled file"):
-        finetune(Material([]), out, START, QUICK)
+        finetune(FinetuneData([]), out, START, QUICK)
     assert not out.exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from connectors.files.labelled import read_labelled
-from engine.training.datasets import Collection, collection_of, doubts, embedded_again
+from engine.training.datasets import Collection, collection_of, label_warnings, other_embeddings
 
 
 def file_of(path: Path, **more: np.ndarray) -> Path:
@@ -19,7 +19,7 @@ def file_of(path: Path, **more: np.ndarray) -> Path:
 
 def again(path: Path) -> list[Collection]:
     file = read_labelled(path)
-    return embedded_again(collection_of(path.stem, file), file, 0)
+    return other_embeddings(collection_of(path.stem, file), file, 0)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (20, 30, 3), (5, 40), (64, 64, 4)])
@@ -46,9 +46,9 @@ def test_odd_labels_are_told() -> None:
     emb = np.random.default_rng(3).normal(size=(12, 4)).astype(np.float32)
     emb[5] = emb[4]
     labels = np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 5])
-    assert doubts(Collection("a", emb, labels)) == [
+    assert label_warnings(Collection("a", emb, labels)) == [
         "a: 1 of 6 classes have one item only",
         "a: 1 vectors occur with several labels",
     ]
-    assert doubts(Collection("b", emb[:4], labels[:4])) == []
-    assert doubts(Collection("c", emb[:2], labels[:2])) == ["c: all items are of one class"]
+    assert label_warnings(Collection("b", emb[:4], labels[:4])) == []
+    assert label_warnings(Collection("c", emb[:2], labels[:2])) == ["c: all items are of one class"]

@@ -14,7 +14,6 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel, shapes
-from engine.training.course import Checkpoint, Course
 from engine.training.lander_graphs import joined, levels, true_levels
 from engine.training.lander_network import Lander
 from engine.training.lander_train import (
@@ -25,6 +24,7 @@ from engine.training.lander_train import (
     graph_loss,
     train,
 )
+from engine.training.training_run import Checkpoint, TrainingRun
 from engine.types import Epoch
 from tests.support import plain_lander
 from tests.support.random_models import random_lander
@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 def test_a_training_ends_where_the_score_has_stopped_rising(scored: Sequence[float], steps: int) -> None:
     """Three checks below the best end it; otherwise it goes on to the last step."""
     data, plan = clusters(11, 60), replace(SMALL, steps=3, patience=3, edges=200)
-    course = Course(Trainer([data], plan), None, plan.length, "")
-    course.history, course.score = [[at, score] for at, score in enumerate(scored)], max(scored)
-    course.run(lambda _: None, None)
-    assert course.trainer.steps == steps
+    run = TrainingRun(Trainer([data], plan), None, plan.length, "")
+    run.history, run.score = [[at, score] for at, score in enumerate(scored)], max(scored)
+    run.run(lambda _: None, None)
+    assert run.trainer.steps == steps

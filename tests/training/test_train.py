@@ -10,24 +10,38 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from engine.evaluation.bulk import Built, hierarchy, measured_epoch, partitions, regrown
+from engine.evaluation.bulk import (
+    BulkClustering,
+    hierarchy,
+    measure_epoch,
+    partitions,
+    recluster_upper_levels,
+)
 from engine.model.linkage import LinkageModel
 from engine.model.ranges import LEAST_SCALE
 from engine.training import topics
-from engine.training.course import Checkpoint
-from engine.training.datasets import Collection, distinct, generated, large_part, read_labelled, subset, view
-from engine.training.learner import Regime, scene_loss, unsteadiness
-from engine.training.plan import Given, Plan
+from engine.training.datasets import (
+    Collection,
+    augmented,
+    distinct,
+    generated,
+    large_part,
+    read_labelled,
+    subset,
+)
+from engine.training.learner import LearnerPlan, consistency_loss, training_loss
+from engine.training.plan import InitialModels, Plan
 from engine.training.progress import Progress
-from engine.training.rollout import Oracle, joined, scenes, twins
+from engine.training.rollout import Oracle, joined, training_graphs, version_pairs
 from engine.training.train import evaluate, train
 from engine.training.trainer import Trainer
+from engine.training.training_run import Checkpoint
 from engine.vectors import quantize
 from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = Regime(rate=0.03, edges=2000)
-SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, regime=replace(QUICK, rate=0.003), first=12)
+QUICK = LearnerPlan(rate=0.03, edges=2000)
+SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, learner=replace(QUICK, rate=0.003), first=12)
 
 
 def clusters(seed: int, n: int = 300, classes: int = 12) -> Collection:
@@ -46,7 +60,7 @@ def file_of(collection: Collection, path: Path, **more: np.ndarray) -> Path:
 def test_generated_collections_are_usable(seed: int) -> None:
     rng = np.random.default_rng(seed)
     collection = generated(rng, int(rng.integers(100, 1200)))
-    part = view(subset(collection, rng, 400), rng)
+    part = augmented(subset(collection, rng, 400), rng)
     for each in (collection, part, large_part(collection, rng, 100, 900)):
         assert np.isfinite(each.emb).all(), f"{seed=}"
         assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
@@ -57,7 +71,7 @@ def test_generated_collections_are_usable(seed: int) -> None:
 def test_collections_of_few_topics_are_usable(seed: int) -> None:
     rng = np.random.default_rng(seed)
     drawn = topics.drawn(rng, int(rng.integers(16, 1200)))
-    for each in (drawn, topics.planted(rng, clusters(seed)), topics.in_cone(rng, clusters(seed))):
+    for each in (drawn, topics.with_near_copies(rng, clusters(seed)), topics.in_cone(rng, clusters(seed))):
         assert np.isfinite(each.emb).all(), f"{seed=}"
         assert len(each.emb) == len(each.labels) > 0, f"{seed=}"
         assert len(np.unique(quantize(distinct(each).emb)[0], axis=0)) == len(distinct(each).emb)
@@ -65,21 +79,21 @@ def test_collections_of_few_topics_are_usable(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_cone_makes_strangers_similar(seed: int) -> None:
-    drawn = Collection("strangers", *topics.strangers(np.random.default_rng(seed), 200))
-    epoch = measured_epoch(topics.in_cone(np.random.default_rng(seed), drawn).emb)
+    drawn = Collection("random_directions", *topics.random_directions(np.random.default_rng(seed), 200))
+    epoch = measure_epoch(topics.in_cone(np.random.default_rng(seed), drawn).emb)
     assert 0.08 < epoch.mean < 0.95
     emb, labels = topics.cone(np.random.default_rng(seed), 400)
     assert len(np.unique(labels)) > 30
-    assert 0.3 < measured_epoch(emb).mean < 0.97
+    assert 0.3 < measure_epoch(emb).mean < 0.97
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_targets_are_the_chance_that_a_pair_across_is_of_one_class(seed: int) -> None:
     collection = clusters(seed)
-    epoch = measured_epoch(collection.emb)
+    epoch = measure_epoch(collection.emb)
     oracle = Oracle(collection.labels, np.random.default_rng(seed))
     built = hierarchy(collection.emb, oracle, 0.5, 2, epoch)
-    base, upper = scenes(built, collection.labels, epoch)
+    base, upper = training_graphs(built, collection.labels, epoch)
     same = collection.labels[base.heads] == collection.labels[base.tails]
     assert (base.target == same).all()
     peaks = partitions(built)[0]
@@ -102,7 +116,7 @@ def test_copies_are_one_node_and_targets_count_them() -> None:
     for part in partitions(built):
         assert len(part) == len(emb)
         assert np.array_equal(part[-7:], part[:7])
-    [base, *_] = scenes(built, labels, measured_epoch(emb))
+    [base, *_] = training_graphs(built, labels, measure_epoch(emb))
     assert base.size[:8].tolist() == [3] * 7 + [1]
     for edge in np.flatnonzero(base.heads == 0).tolist():
         assert base.target[edge] == pytest.approx(
@@ -114,10 +128,10 @@ def test_copies_are_one_node_and_targets_count_them() -> None:
                 ]
             )
         )
-    assert measured_epoch(emb) == measured_epoch(collection.emb)
+    assert measure_epoch(emb) == measure_epoch(collection.emb)
 
 
-def labels_of(built: Built, labels: np.ndarray, node: int) -> np.ndarray:
+def labels_of(built: BulkClustering, labels: np.ndarray, node: int) -> np.ndarray:
     return labels[built.node_of == node]
 
 
@@ -135,15 +149,15 @@ def test_scenes_side_by_side_have_the_loss_of_each() -> None:
     assert (both.heads[len(a.e) :] == b.heads + len(a.x)).all()
     with torch.no_grad():
         trainer.base.net.eval()
-        alone = [float(scene_loss(trainer.base.net, [part])) for part in (a, b)]
-        assert min(alone) - 0.2 < float(scene_loss(trainer.base.net, [a, b])) < max(alone) + 0.2
+        alone = [float(training_loss(trainer.base.net, [part])) for part in (a, b)]
+        assert min(alone) - 0.2 < float(training_loss(trainer.base.net, [a, b])) < max(alone) + 0.2
 
 
 def test_training_learns() -> None:
     """Some steps on one kind of collection: it clusters another of the kind."""
     trainer = Trainer(
         [[clusters(seed)] for seed in range(3)],
-        replace(SMALL, generated_share=0.0, regime=QUICK, upper_rate=QUICK.rate),
+        replace(SMALL, generated_share=0.0, learner=QUICK, upper_rate=QUICK.rate),
     )
     before = evaluate(trainer.model(), clusters(77))["Fb"]
     for _ in range(80):
@@ -155,12 +169,16 @@ def test_training_learns() -> None:
 def test_a_student_comes_nearer_to_its_teacher() -> None:
     """It begins as another model, knows no labels, and ends with the teacher's probabilities."""
     teacher, start = random_model(1), random_model(2)
-    plan = replace(SMALL, generated_share=0.0, regime=replace(QUICK, few=0.0), imitation=1.0, upper_share=0.0)
-    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, Given(start=start, teacher=teacher))
+    plan = replace(
+        SMALL, generated_share=0.0, learner=replace(QUICK, few=0.0), imitation=1.0, upper_share=0.0
+    )
+    trainer = Trainer(
+        [[clusters(seed)] for seed in range(3)], plan, InitialModels(start=start, teacher=teacher)
+    )
     collection = clusters(77)
-    epoch = measured_epoch(collection.emb)
-    scene = scenes(hierarchy(collection.emb, teacher, 0.5, 1), collection.labels, epoch)[0]
-    seen = scene.x, scene.e, scene.degrees, scene.tails
+    epoch = measure_epoch(collection.emb)
+    graph = training_graphs(hierarchy(collection.emb, teacher, 0.5, 1), collection.labels, epoch)[0]
+    seen = graph.x, graph.e, graph.degrees, graph.tails
 
     def distance() -> float:
         return float(
@@ -175,7 +193,7 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
 
 def test_training_goes_on_from_a_model() -> None:
     start = random_model(2)
-    trainer = Trainer([[clusters(0)]], SMALL, Given(start=start))
+    trainer = Trainer([[clusters(0)]], SMALL, InitialModels(start=start))
     for learner, part in ((trainer.base, start.base), (trainer.upper, start.upper)):
         for own, other in zip(learner.linkage().net.parameters(), part.net.parameters(), strict=True):
             assert (own == other).all()
@@ -184,7 +202,7 @@ def test_training_goes_on_from_a_model() -> None:
 
 def test_the_upper_network_is_trained_anew_above_a_given_level_0() -> None:
     base = random_model(2)
-    trainer = Trainer([[clusters(0)]], replace(SMALL, oracle_share=0.0), Given(base=base))
+    trainer = Trainer([[clusters(0)]], replace(SMALL, oracle_share=0.0), InitialModels(base=base))
     before = trainer.model().upper.tensors()["head_inner.weight"].clone()
     for _ in range(3):
         trainer.step(0.5)
@@ -192,11 +210,11 @@ def test_the_upper_network_is_trained_anew_above_a_given_level_0() -> None:
     for own, other in zip(model.base.net.parameters(), base.base.net.parameters(), strict=True):
         assert (own == other).all()
     assert model.upper.tensors()["head_inner.weight"].ne(before).any()
-    assert trainer.rooted
+    assert trainer.grown
     with pytest.raises(InputError, match="name one"):
-        Given(start=base, base=base)
+        InitialModels(start=base, base=base)
     with pytest.raises(InputError, match="k = 10"):
-        Given(base=random_model(2, k=5))
+        InitialModels(base=random_model(2, k=5))
 
 
 class Stopped(Exception):
@@ -206,13 +224,15 @@ class Stopped(Exception):
 @pytest.mark.parametrize("above", [False, True])
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: bool, long: bool) -> None:
     """Also of the upper network alone; what has been drawn, grown and averaged is all restored."""
-    whole, part = (70, 50) if long else (34, 24)  # new collections, twins and a check come before and after
+    whole, part = (
+        (70, 50) if long else (34, 24)
+    )  # new collections, version_pairs and a check come before and after
     file, out = file_of(clusters(9, 250, 20), tmp_path / "a.npz"), tmp_path / "m.safetensors"
     plan = replace(
         SMALL, steps=whole, save_every=0.0, checks=3, oracle_share=0.2, first=6, generated_share=0.0
     )
-    given = Given(base=random_model(2)) if above else Given()
-    wanted = train([file], out, plan, [file], given=given)
+    initial = InitialModels(base=random_model(2)) if above else InitialModels()
+    wanted = train([file], out, plan, [file], initial=initial)
     kept = tmp_path / "m.checkpoint"
 
     def stop(progress: Progress) -> None:
@@ -220,10 +240,10 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: 
             raise Stopped
 
     with pytest.raises(Stopped):
-        train([file], out, plan, [file], stop, given, Checkpoint(kept))
+        train([file], out, plan, [file], stop, initial, Checkpoint(kept))
     steps: list[int] = []
     again = train(
-        [file], out, plan, [file], lambda p: steps.append(p.step), given, Checkpoint(kept, resume=True)
+        [file], out, plan, [file], lambda p: steps.append(p.step), initial, Checkpoint(kept, resume=True)
     )
     assert min(steps) >= part - 1  # what was done is not done again
     assert (again.sha256, again.card) == (wanted.sha256, wanted.card)
@@ -232,40 +252,40 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: 
 
 def test_twins_are_the_edges_that_two_versions_have() -> None:
     collection, model = clusters(3), random_model(4)
-    epoch = measured_epoch(collection.emb)
+    epoch = measure_epoch(collection.emb)
     versions = [hierarchy(emb, model, 0.4, 3, epoch) for emb in (collection.emb[:280], collection.emb)]
-    found = twins(*versions, collection.labels, epoch)
+    found = version_pairs(*versions, collection.labels, epoch)
     assert found
     for depth, pair in enumerate(found, 1):
         vectors = [
-            [v.levels[depth].nodes.vectors[ends] for ends in (scene.heads[at], scene.tails[at])]
-            for v, scene, at in zip(
+            [v.levels[depth].nodes.vectors[ends] for ends in (graph.heads[at], graph.tails[at])]
+            for v, graph, at in zip(
                 versions, (pair.before, pair.after), (pair.edges_before, pair.edges_after), strict=True
             )
         ]
         assert np.array_equal(*vectors)
         assert 0 < len(pair.edges_before) <= len(pair.before.e)
-    same = twins(versions[1], versions[1], collection.labels, epoch)[0]
+    same = version_pairs(versions[1], versions[1], collection.labels, epoch)[0]
     assert np.array_equal(same.edges_before, np.arange(len(same.before.e)))
-    trainer = Trainer([[clusters(0)]], SMALL, Given(start=random_model(1)))
+    trainer = Trainer([[clusters(0)]], SMALL, InitialModels(start=random_model(1)))
     net = trainer.upper.net.eval()
-    trainer.upper.keep_twins([same, found[0]])
+    trainer.upper.keep_pairs([same, found[0]])
     with torch.no_grad():
-        steady, moved = (float(unsteadiness(net, pair)) for pair in trainer.upper.twins[-2:])
+        steady, moved = (float(consistency_loss(net, pair)) for pair in trainer.upper.version_pairs[-2:])
     assert steady == 0.0 < moved
 
 
 def test_training_makes_successive_versions_alike() -> None:
     plan = replace(
-        SMALL, generated_share=0.0, upper_share=1.0, steadiness=20.0, regime=QUICK, upper_rate=QUICK.rate
+        SMALL, generated_share=0.0, upper_share=1.0, consistency=20.0, learner=QUICK, upper_rate=QUICK.rate
     )
-    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, Given(start=random_model(2)))
+    trainer = Trainer([[clusters(seed)] for seed in range(3)], plan, InitialModels(start=random_model(2)))
     trainer.step(0.5)
-    pairs = list(trainer.upper.twins)
+    pairs = list(trainer.upper.version_pairs)
 
     def moved() -> float:
         with torch.no_grad():
-            return float(np.mean([float(unsteadiness(trainer.upper.net.eval(), pair)) for pair in pairs]))
+            return float(np.mean([float(consistency_loss(trainer.upper.net.eval(), pair)) for pair in pairs]))
 
     before = moved()
     for _ in range(60):
@@ -275,14 +295,14 @@ def test_training_makes_successive_versions_alike() -> None:
 
 def test_levels_are_grown_anew_as_from_scratch() -> None:
     collection, model = clusters(3), random_model(4)
-    epoch = measured_epoch(collection.emb)
+    epoch = measure_epoch(collection.emb)
     built = hierarchy(collection.emb, model, 0.4, 1, epoch)
-    again = regrown(built, model, 0.4, 3, epoch)
+    again = recluster_upper_levels(built, model, 0.4, 3, epoch)
     whole = hierarchy(collection.emb, model, 0.4, 3, epoch)
     for one, other in zip(partitions(again), partitions(whole), strict=True):
         assert np.array_equal(one, other)
-    upper = scenes(again, collection.labels, epoch, lowest=1)
-    for one, other in zip(upper, scenes(whole, collection.labels, epoch)[1:], strict=True):
+    upper = training_graphs(again, collection.labels, epoch, lowest=1)
+    for one, other in zip(upper, training_graphs(whole, collection.labels, epoch)[1:], strict=True):
         assert np.array_equal(one.x, other.x)
         assert np.array_equal(one.e, other.e)
         assert one.level == other.level > 0

@@ -1,7 +1,7 @@
-"""One training from its first step to its end: checks on what is held out, early stopping, checkpoints.
+"""Runs a training: evaluation on held-out data, early stopping, checkpoints.
 
-With `steps` the schedule counts steps, and a training that was interrupted and resumed ends with the same
-bits; with `minutes` it goes on where it was, and ends with weights as good.
+With `steps` the schedule counts steps, and a resumed training ends with the same bits as one that was not
+interrupted. With `minutes` it resumes where it was, but its weights differ.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ M = TypeVar("M")
 
 
 class Trainer(Protocol[M]):
-    """A model in training."""
+    """A model in training, which `TrainingRun` drives."""
 
     @property
     def steps(self) -> int: ...
 
     def step(self, share: float) -> float:
-        """Do one step at `share` of the whole training; return the loss."""
+        """Do one optimizer step at `share` (0 to 1) of the whole training; return the loss."""
         ...
 
     def model(self) -> M:
-        """Return the average of the weights so far, as the engine runs it."""
+        """Return the model with the averaged weights, as the engine runs it."""
         ...
 
     def tensors(self, model: M) -> dict[str, Tensor]: ...
@@ -45,43 +45,43 @@ class Trainer(Protocol[M]):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next steps depend on."""
+        """Return everything that the next steps depend on, as `engine.training.checkpoint` takes it."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """When a training ends, and what it does on the way."""
+class Schedule:
+    """Duration of a training, its evaluations and its checkpoints."""
 
     minutes: float
-    steps: int | None  # instead of minutes: the same seed gives the same weights
-    checks: int  # evaluations on what is held out
-    checked_from: float  # share of the training at the first one
-    patience: int  # checks without a better score after which the training ends
-    save_every: float  # seconds between checkpoints, if a file is named for them
+    steps: int | None  # instead of minutes; the same seed then gives the same weights
+    checks: int  # evaluations on held-out data
+    checked_from: float  # share of the training before the first one
+    patience: int  # evaluations without improvement before early stopping
+    save_every: float  # seconds between checkpoints
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the state of a training is kept; `resume`: go on from it."""
+    """The file of a training's state; `resume`: continue from it."""
 
     path: Path
     resume: bool = False
 
 
-class Course(Generic[M]):
-    """A training: where it is, and the best model so far with its scores."""
+class TrainingRun(Generic[M]):
+    """A training in progress, and the best model so far with its scores."""
 
     def __init__(
         self,
         trainer: Trainer[M],
         judge: Callable[[M], Mapping[str, float]] | None,
-        length: Length,
+        length: Schedule,
         mark: str,
     ) -> None:
-        """`judge`: BCubed F of what is held out, by name. `mark`: tells the checkpoints of this training."""
+        """`judge` returns the held-out BCubed F by name; `mark` identifies the training in checkpoints."""
         self.trainer, self.judge, self.length, self.mark = trainer, judge, length, mark
         self.share = self.passed = 0.0  # of the training; seconds
         self.best: M | None = None
@@ -90,15 +90,18 @@ class Course(Generic[M]):
         self.score = -1.0
 
     def run(self, progress: Callable[[Progress], None], checkpoint: Checkpoint | None = None) -> M:
-        """Train to the end, or until the held-out score has stopped rising; return the best model."""
+        """Train to the end, or until early stopping; return the model with the best held-out score.
+
+        Raises InputError where the checkpoint is of another training.
+        """
         if checkpoint and checkpoint.resume:
             self._restore(checkpoints.load(checkpoint.path))
         before, saved = time.monotonic() - self.passed, time.monotonic()
-        while self.share < 1.0 and not self._tired():
+        while self.share < 1.0 and not self._has_converged():
             loss = self.trainer.step(self.share)
             self.passed = time.monotonic() - before
             self.share = self._share()
-            due = self._due()
+            due = self._check_is_due()
             found = self._check() if due else {}
             if due or self.trainer.steps % 50 == 0:
                 progress(Progress(self.share, self.trainer.steps, loss, found))
@@ -112,12 +115,12 @@ class Course(Generic[M]):
         passed = self.passed / max(60.0 * length.minutes, 1e-3)
         return min(1.0, self.trainer.steps / length.steps if length.steps else passed)
 
-    def _due(self) -> bool:
+    def _check_is_due(self) -> bool:
         first = self.length.checked_from
         early = self.share > first + (1.0 - first) * len(self.history) / self.length.checks
         return self.share >= 1.0 or (self.judge is not None and early)
 
-    def _tired(self) -> bool:
+    def _has_converged(self) -> bool:
         scored = [score for _, score in self.history]
         return len(scored) > self.length.patience and max(scored[-self.length.patience :]) < self.score
 
@@ -152,17 +155,17 @@ class Course(Generic[M]):
         self.chosen_on, self.history, self.score = state["chosen_on"], state["history"], state["score"]
 
 
-def judge_of(
+def held_out_scores(
     judges: Sequence[Collection], evaluate: Callable[[M, Collection], Mapping[str, float]]
 ) -> Callable[[M], dict[str, float]] | None:
-    """Return what tells the BCubed F of each held-out collection; None without any."""
+    """Return a function that scores a model by BCubed F on each held-out collection; None without any."""
     if not judges:
         return None
     return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
 
 
 def fingerprint(collections: Sequence[Collection], *settings: object) -> str:
-    """Name what a training depends on. `settings`: of a plan; their representations tell them apart."""
+    """Return a digest of the data and settings that a training depends on."""
     digest = hashlib.sha256(repr(settings).encode())
     for each in collections:
         digest.update(each.emb.tobytes() + each.labels.tobytes())

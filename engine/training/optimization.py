@@ -1,4 +1,4 @@
-"""How a network descends: AdamW with a warm-up and a cosine rate, and the average of its weights (EMA)."""
+"""AdamW with warm-up, a cosine learning rate and clipped gradients, and an average of the weights (EMA)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-LAST_RATE = 1 / 30  # of the first one
-MOST_GRADIENT = 1.0  # norm
+LAST_RATE = 1 / 30  # final learning rate, as a share of the highest
+MOST_GRADIENT = 1.0  # norm beyond which gradients are clipped
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Rate, decay of the weights, decay of their average, and steps of warm-up."""
+class OptimizerPlan:
+    """Hyperparameters of the optimizer."""
 
-    rate: float
-    decay: float
-    average: float
-    warm: int
+    rate: float  # the highest learning rate
+    decay: float  # weight decay
+    average: float  # decay of the exponential moving average of the weights
+    warm: int  # steps of warm-up
 
 
-class Descent(Generic[Net]):
-    """One network in training and the average of its weights over the last steps."""
+class Optimization(Generic[Net]):
+    """One network with its optimizer and the moving average of its weights."""
 
-    def __init__(self, net: Net, pace: Pace) -> None:
+    def __init__(self, net: Net, pace: OptimizerPlan) -> None:
         self.net, self.pace, self.steps = net, pace, 0
-        self.mean_net = copy.deepcopy(net).eval()
+        self.ema_net = copy.deepcopy(net).eval()
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=pace.rate, weight_decay=pace.decay)
 
     def step(self, loss_of: Callable[[Net], Tensor], share: float) -> float:
@@ -50,7 +50,7 @@ class Descent(Generic[Net]):
         self.steps += 1
         decay = min(self.pace.average, self.steps / (self.steps + 20))
         with torch.no_grad():
-            for mean, value in zip(self.mean_net.parameters(), self.net.parameters(), strict=True):
+            for mean, value in zip(self.ema_net.parameters(), self.net.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
         return float(loss.detach())
 
@@ -58,7 +58,7 @@ class Descent(Generic[Net]):
         """Return everything that the next steps depend on."""
         return {
             "net": self.net.state_dict(),
-            "mean": self.mean_net.state_dict(),
+            "mean": self.ema_net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
         }
@@ -66,6 +66,6 @@ class Descent(Generic[Net]):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.net.load_state_dict(state["net"])
-        self.mean_net.load_state_dict(state["mean"])
+        self.ema_net.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: F against tau, sizes of clusters and classes, churn along the stream."""
+"""Plots an evaluation: F against tau, sizes of clusters and classes, churn along the stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.types import Int64
 
 
 def draw(runs: Sequence[Run], labelled: Labelled, path: Path) -> None:
-    """Draw the runs of one labelled set; sizes and churn are those of the run of the best Fb.
+    """Plot the runs of one labelled set to a PNG file; sizes and churn are of the run with the best Fb.
 
     Raises InputError where matplotlib is missing or the file cannot be written.
     """
@@ -28,7 +28,7 @@ def draw(runs: Sequence[Run], labelled: Labelled, path: Path) -> None:
 
 
 def _scores(axes: Any, runs: Sequence[Run]) -> None:
-    """Against tau; of a single run, against the level."""
+    """Plot scores against tau, or for a single run against the level."""
     if len(runs) > 1:
         at, figures, label = [run.tau for run in runs], [run.figures for run in runs], "tau"
     else:

@@ -1,0 +1,91 @@
+"""A partly labelled collection for fine-tuning, clustered at level 0.
+
+Every item of a labelled class has its label, so an unlabelled item belongs to none of these classes: a pair
+of a labelled and an unlabelled item is a negative. Whether two unlabelled items are of one class is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.evaluation.bulk import (
+    BulkClustering,
+    hierarchy,
+    measure_epoch,
+    partitions,
+    places,
+    recluster_upper_levels,
+)
+from engine.model.linkage import LinkageModel
+from engine.training.rollout import TrainingGraph, counts_of, training_graphs
+from engine.types import Epoch, Float32, Int64
+
+UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
+
+
+@dataclass(frozen=True, slots=True)
+class UpperLevel:
+    """A level above 0 of a roll-out."""
+
+    graph: TrainingGraph  # its targets are not to be used
+    place: Int64  # (n,) the node of each item
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledLevel:
+    """A level with targets from the item pairs of which it is known whether they are of one class."""
+
+    graph: TrainingGraph  # its targets are means over those pairs
+    coverage: Float32  # (e,) share of those pairs among the pairs across each edge
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneCollection:
+    """A partly labelled collection with its level 0, which fine-tuning does not change."""
+
+    name: str
+    emb: Float32  # (n, d)
+    labels: Int64  # (n,), UNKNOWN for some
+    built: BulkClustering
+    epoch: Epoch
+
+    def hiding(self, labels: Int64) -> FinetuneCollection:
+        """Return the collection without the labels of some classes."""
+        return replace(self, labels=np.where(np.isin(self.labels, labels), UNKNOWN, self.labels))
+
+    def clusters(self, model: LinkageModel, tau: float | None = None) -> Int64:
+        """Return the final clusters (n,), with upper levels by this model."""
+        return partitions(self._rolled_out(model, model.tau if tau is None else tau))[-1]
+
+    def levels(self, model: LinkageModel, tau: float) -> list[UpperLevel]:
+        """Return the upper levels by this model, with features."""
+        built = self._rolled_out(model, tau)
+        found, at = training_graphs(built, self.labels, self.epoch, lowest=1), places(built)
+        return [UpperLevel(graph, at[graph.level]) for graph in found]
+
+    def _rolled_out(self, model: LinkageModel, tau: float) -> BulkClustering:
+        return recluster_upper_levels(self.built, model, tau, model.max_levels, self.epoch)
+
+
+def cluster_base(name: str, emb: Float32, labels: Int64, start: LinkageModel) -> FinetuneCollection:
+    """Cluster embeddings (n, d) at level 0 with the start's network. `labels` (n,), UNKNOWN for some."""
+    epoch = measure_epoch(emb, start.default_epoch)
+    built = hierarchy(emb, start, start.tau, start.max_levels, epoch, base_tau=start.base_tau)
+    return FinetuneCollection(name, emb, labels, built, epoch)
+
+
+def labelled_level(level: UpperLevel, labels: Int64) -> LabelledLevel:
+    """Return a level with targets; `labels` (n,) of the items, UNKNOWN for some."""
+    graph, is_labelled = level.graph, labels != UNKNOWN
+    nodes, heads, tails = len(graph.degrees), graph.heads, graph.tails
+    counts = counts_of(level.place[is_labelled], labels[is_labelled], nodes)
+    items, unlabelled = (
+        np.bincount(place, minlength=nodes) for place in (level.place, level.place[~is_labelled])
+    )
+    pairs = items[heads] * items[tails]
+    known = pairs - unlabelled[heads] * unlabelled[tails]
+    same = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
+    target = (same / np.maximum(known, 1)).astype(np.float32)
+    return LabelledLevel(replace(graph, target=target), (known / pairs).astype(np.float32))
