@@ -12,21 +12,11 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.cli.spaces import AdaptOptions
     from engine.learning.adapt import Adapter, AdapterConfig
     from engine.learning.judge import Judgement
     from engine.learning.labelled import LabelledSet
     from engine.learning.training import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the user asks for."""
-
-    out: Path
-    loss: str | None  # None: the best of the defaults
-    search: bool  # among more margins, on held-out classes
-    held_out: float  # share of the classes
-    keep: bool  # write it although it is worse
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +28,36 @@ class _Candidate:
 
 
 def adapt(
-    files: Sequence[Path], wish: Wish, shape: AdapterConfig, plan: Plan, settings: Settings, as_json: bool
+    files: Sequence[Path], out: Path, wish: AdaptOptions, plan: Plan, settings: Settings, as_json: bool
 ) -> None:
     """Train candidates, choose one, print its figures, and write it unless it makes the space worse."""
-    from engine.learning.adapt import adapted
+    from engine.learning.adapt import AdapterConfig, adapted
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
-    need_folder(wish.out)
+    need_folder(out)
     labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
     complain(
         f"{len(training.names):,} classes to train on, {len(choosing.names):,} to choose on, "
         f"{len(reporting.names):,} to report on"
     )
+    shape = AdapterConfig(wish.kind, wish.dim)
     found = [_train(each, shape, training, choosing, settings) for each in _plans(wish, plan)]
     taken = found[best(judge(choosing, settings), [each.chosen_by for each in found])]
     before, after = judge(reporting, settings), judge(adapted(taken.adapter, reporting), settings)
     worse = drawbacks(before, after)
     if not worse or wish.keep:
-        taken.adapter.save(wish.out)
-    _report(wish, taken, before, after, worse, as_json)
+        taken.adapter.save(out)
+    _report(out, taken, before, after, worse, as_json)
     if worse and not wish.keep:
         raise InputError(
-            f"{wish.out} is not written: on held-out classes {' and '.join(worse)}. "
+            f"{out} is not written: on held-out classes {' and '.join(worse)}. "
             "Try another --loss, --kind or --steps; --keep writes it nevertheless."
         )
 
 
-def _plans(wish: Wish, plan: Plan) -> list[Plan]:
+def _plans(wish: AdaptOptions, plan: Plan) -> list[Plan]:
     """What is tried: losses, each with the margins of the calibration range and fixed ones."""
     from engine.learning.losses import DEFAULTS, FIXED_MARGINS, Margins
 
@@ -97,7 +88,7 @@ def _train(
 
 
 def _report(
-    wish: Wish, taken: _Candidate, before: Judgement, after: Judgement, worse: list[str], as_json: bool
+    out: Path, taken: _Candidate, before: Judgement, after: Judgement, worse: list[str], as_json: bool
 ) -> None:
     if as_json:
         document: dict[str, Any] = {
@@ -124,4 +115,4 @@ def _report(
         rows,
     )
     if not worse:
-        print(f"{wish.out}: SHA-256 {taken.adapter.sha256[:16]}...")
+        print(f"{out}: SHA-256 {taken.adapter.sha256[:16]}...")

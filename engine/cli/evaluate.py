@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from engine.config import Settings
 from engine.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.cli.models import EvaluateOptions
     from engine.evaluation.evaluate import Figures, Labelled, Run
     from engine.evaluation.scores import ClassScore
 
@@ -24,21 +25,9 @@ UNEVEN = 0.1  # difference of precision and recall that is worth a word
 COLUMNS = ("Fb", "Fb_precision", "Fb_recall", "Fp", "NMI", "ARI_labels", "clusters", "singletons")
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What to do, and what to print."""
-
-    stream: bool
-    seed: int
-    levels: bool
-    taus: str | None
-    as_json: bool
-    png: Path | None
-
-
-def evaluate(settings: Settings, file: Path, wish: Wish) -> None:
+def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
     """Cluster a labelled set, at each tau, and print the figures."""
-    taus = read_taus(wish.taus)
+    taus = read_taus(wish.tau)
     if wish.png:
         from engine.evaluation.drawing import need_matplotlib
 
@@ -53,7 +42,7 @@ def evaluate(settings: Settings, file: Path, wish: Wish) -> None:
         from engine.evaluation.plots import draw
 
         draw(runs, labelled, wish.png)
-    if wish.as_json:
+    if wish.json:
         documents = [_document(run, labelled, wish.levels) for run in runs]
         print_json({"runs": documents} if len(runs) > 1 else documents[0])
     else:
@@ -76,7 +65,9 @@ def read_taus(text: str | None) -> list[float | None]:
     return found
 
 
-def _runs(settings: Settings, labelled: Labelled, taus: Sequence[float | None], wish: Wish) -> list[Run]:
+def _runs(
+    settings: Settings, labelled: Labelled, taus: Sequence[float | None], wish: EvaluateOptions
+) -> list[Run]:
     from engine.evaluation import evaluate
 
     if not wish.stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from connectors.chunks import Chunk
-from connectors.files.source import FileSource
+from connectors.files.source import FileSource, Options
 from engine.cli.console import Interrupted, Stop, complain, print_json, printable
-from engine.config import BULK_BATCH, Settings
+from engine.config import Settings
 from engine.errors import InputError
 from engine.types import Applied
 
@@ -35,27 +35,25 @@ class Rate(ProgressColumn):
 def ingest(
     settings: Settings,
     paths: Sequence[Path],
-    open_source: Callable[[Path, int], FileSource],
-    strict: bool,
+    options: Options,
     as_json: bool,
 ) -> None:
-    """Take the files in order. `open_source(path, batch size)` raises `InputError`.
+    """Take the files in order.
 
-    Raises `InputError` at the end where a file could not be used, at once if `strict`.
+    Raises `InputError` at the end where a file could not be used, at once if `options.strict`.
     """
-    size = settings.batch.size or BULK_BATCH
     sources, unusable = [], []
     for path in paths:
         try:
-            sources.append(open_source(path, size))
+            sources.append(FileSource(path, options))
         except InputError as problem:
-            if strict or len(paths) == 1:
+            if options.strict or len(paths) == 1:
                 raise
             complain(f"shoal: {problem}")
             unusable.append(str(path))
     work = _Work(settings, as_json)
     if sources:
-        unusable += work.run(sources, strict)
+        unusable += work.run(sources, options.strict)
     work.tell(unusable)
     if work.stopped:
         raise Interrupted(work.stopped, f"{work.place}; the same command goes on from there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +12,14 @@ from engine.cli.console import complain, need_folder
 from engine.errors import InputError
 
 if TYPE_CHECKING:
+    from engine.cli.models import TrainOptions
     from engine.training.progress import Progress
 
 
 KINDS = ("universal", "lander")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to train, how long, and from which models, all of them optional."""
-
-    kind: str
-    minutes: float | None
-    seed: int
-    variant: str = "mean"
-    hidden: int | None = None
-    start: Path | None = None
-    base: Path | None = None
-    teacher: Path | None = None
-    steps: int | None = None
-    resume: bool = False
-    among: Path | None = None
-    both: bool = False
-
-
-def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request) -> None:
+def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Train and write the model."""
     if request.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
@@ -47,7 +30,7 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
         raise InputError("--both is for going on from a universal model: name it with --start")
     from engine.training import training_report
 
-    data = [_looked_at(file, request, file in files) for file in (*files, *choose)]
+    data = [_looked_at(file, request, file in files) for file in (*files, *(request.choose or ()))]
     data += [_looked_at(request.among, request, False)] if request.among else []
     start = time.monotonic()
     curve: list[Progress] = []
@@ -62,13 +45,13 @@ def train(files: Sequence[Path], out: Path, choose: Sequence[Path], request: Req
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    model = (_lander if request.kind == "lander" else _universal)(files, out, choose, request, report)
+    model = (_lander if request.kind == "lander" else _universal)(files, out, request, report)
     training_report.write(out, model, curve, data)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {out.with_suffix('.md')}.")
 
 
-def _looked_at(file: Path, request: Request, is_trained_on: bool) -> str:
+def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
     """Say what is odd about the labels that are trained on; return the file's row in the report."""
     from connectors.files.labelled import read_labelled
     from engine.training import datasets, training_report
@@ -81,7 +64,7 @@ def _looked_at(file: Path, request: Request, is_trained_on: bool) -> str:
     return training_report.row_of(file, found)
 
 
-def _is_tuning(request: Request) -> bool:
+def _is_tuning(request: TrainOptions) -> bool:
     """Whether the universal model is to be fine-tuned on a few classes."""
     return request.kind == "universal" and request.start is not None and not request.both
 
@@ -89,15 +72,13 @@ def _is_tuning(request: Request) -> bool:
 Report = Callable[["Progress"], None]
 
 
-def _universal(
-    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
-) -> Any:
+def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
     from engine.training.plan import InitialModels, Plan
     from engine.training.train import read_model, train
     from engine.training.training_run import Checkpoint
 
     if _is_tuning(request):
-        return _finetuned(files, out, choose, request, report)
+        return _finetuned(files, out, request, report)
     initial = InitialModels(*(read_model(path) for path in (request.start, request.base, request.teacher)))
     plan = Plan.of_a_space() if request.both else Plan()
     plan = replace(
@@ -108,12 +89,10 @@ def _universal(
         hidden=request.hidden or plan.hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
-    return train(files, out, plan, choose, report, initial, kept)
+    return train(files, out, plan, request.choose or (), report, initial, kept)
 
 
-def _finetuned(
-    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
-) -> Any:
+def _finetuned(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
     from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune
     from engine.training.train import read_model
     from engine.training.training_run import Checkpoint
@@ -126,14 +105,12 @@ def _finetuned(
     assert start
     plan = FinetunePlan(request.steps or FinetunePlan().steps, request.minutes, request.seed)
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
-    model = finetune(FinetuneData(files, request.among, choose), out, start, plan, report, kept)
+    model = finetune(FinetuneData(files, request.among, request.choose or ()), out, start, plan, report, kept)
     complain(f"shoal: {model.card.about['said']}")
     return model
 
 
-def _lander(
-    files: Sequence[Path], out: Path, choose: Sequence[Path], request: Request, report: Report
-) -> Any:
+def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
     from engine.training.lander_train import LanderPlan, read_model, train
     from engine.training.training_run import Checkpoint
 
@@ -150,7 +127,7 @@ def _lander(
         hidden=request.hidden or LanderPlan().hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
-    return train(files, out, plan, choose, report, start, kept)
+    return train(files, out, plan, request.choose or (), report, start, kept)
 
 
 def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import home_path, print_json, print_table
+from engine.cli.console import print_json, print_table
+from engine.cli.options import Chosen, Json, Model, path_argument, path_option, takes_records
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,21 +19,78 @@ if TYPE_CHECKING:
     from engine.learning.opis import Consistency
     from engine.learning.training import Plan
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Png = Annotated[
-    Path | None,
-    typer.Option("--png", metavar="FILE", parser=home_path, help="Draw utility against threshold."),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
-
-Tcm = Annotated[float, typer.Option("--tcm", min=0.0, help="Weight of the margin loss; 0: without.")]
 MarginPair = Annotated[
     tuple[float, float] | None,
-    typer.Option("--margins", metavar="POS NEG", help="Similarities at which the margin loss begins."),
+    typer.Option(metavar="POS NEG", help="Similarities at which the margin loss begins."),
 ]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Batches to train on.")]
+Steps = Annotated[int, typer.Option(min=1, help="Batches to train on.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
 
 WORST = 10  # classes that are named
+
+
+@dataclass(frozen=True, slots=True)
+class OpisOptions:
+    """What `opis` measures, and how it shows it."""
+
+    range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="D_MIN D_MAX", help="Distances. Default: from --rates."),
+    ] = None
+    rates: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="False-acceptance rates at the range's ends."),
+    ] = (0.01, 0.10)
+    epsilon: Annotated[float, typer.Option(help="The worst share of the classes.")] = 0.10
+    json: Json = False
+    png: Annotated[
+        Path | None, path_option("--png", metavar="FILE", about="Draw utility against threshold.")
+    ] = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """How an adapter is trained."""
+
+    tcm: Annotated[float, typer.Option(min=0.0, help="Weight of the margin loss; 0: without.")] = 16.0
+    margins: MarginPair = None
+    steps: Steps = 300
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOptions(TrainingOptions):
+    """How an encoder is trained."""
+
+    margins: MarginPair = (0.9, 0.4)
+    steps: Steps = 600
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptOptions:
+    """What adapter is made, and when it is written."""
+
+    kind: Annotated[str, typer.Option(help="linear or mlp.")] = "linear"
+    dim: Annotated[int, typer.Option(min=2, max=1024, help="Components that it makes.")] = 128
+    loss: Annotated[
+        str | None,
+        typer.Option(help="Of pytorch-metric-learning. Default: the best of three on held-out classes."),
+    ] = None
+    search: Annotated[
+        bool, typer.Option("--search", help="Choose among six margins on held-out classes, not two.")
+    ] = False
+    held_out: Annotated[
+        float, typer.Option("--held-out", min=0.05, max=0.9, help="Share of the classes, not trained on.")
+    ] = 0.4
+    keep: Annotated[bool, typer.Option("--keep", help="Write it although it makes the space worse.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptSettings(Chosen):
+    """Settings of the engine that judges an adapter."""
+
+    model: Model = None
 
 
 def register(app: typer.Typer) -> None:
@@ -46,27 +104,14 @@ def register(app: typer.Typer) -> None:
     app.add_typer(encode, name="encode")
 
 
+@takes_records
 def opis(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.npz]", parser=home_path, help="Labelled embeddings.")
-    ] = None,
+    wish: OpisOptions,
+    file: Annotated[Path | None, path_argument("[FILE.npz]", "Labelled embeddings.")] = None,
     store: Annotated[
-        Path | None,
-        typer.Option("--store", metavar="DIR", parser=home_path, help="Instead: payloads with labels."),
+        Path | None, path_option("--store", metavar="DIR", about="Instead: payloads with labels.")
     ] = None,
-    label: Annotated[str, typer.Option("--label", help="Their field, with --store.")] = "label",
-    range_: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--range", metavar="D_MIN D_MAX", help="Distances. Default: from --rates."),
-    ] = None,
-    rates: Annotated[
-        tuple[float, float],
-        typer.Option("--rates", metavar="LOW HIGH", help="False-acceptance rates at the range's ends."),
-    ] = (0.01, 0.10),
-    epsilon: Annotated[float, typer.Option("--epsilon", help="The worst share of the classes.")] = 0.10,
-    json: Json = False,
-    png: Png = None,
-    seed: Seed = 0,
+    label: Annotated[str, typer.Option(help="Their field, with --store.")] = "label",
 ) -> None:
     """Measure how consistent one threshold is over the classes of a labelled set.
 
@@ -78,18 +123,18 @@ def opis(
     from engine.learning.labelled import read_labelled
     from engine.learning.opis import Request, check, measure
 
-    request = Request(false_acceptance=rates, range=range_, epsilon=epsilon, seed=seed)
+    request = Request(wish.rates, wish.range, epsilon=wish.epsilon, seed=wish.seed)
     check(request)
-    if png:
+    if wish.png:
         need_matplotlib()
     if (file is None) == (store is None):
         raise InputError("name a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
-    if png:
-        plots.plot_utility(found, labelled.names, png)
-    print_json(_document(found, labelled)) if json else _print(found, labelled, epsilon)
+    if wish.png:
+        plots.plot_utility(found, labelled.names, wish.png)
+    print_json(_document(found, labelled)) if wish.json else _print(found, labelled, wish.epsilon)
 
 
 def _stored(store: Path | None, label: str) -> LabelledSet:
@@ -113,35 +158,14 @@ def _stored(store: Path | None, label: str) -> LabelledSet:
     return labelled_set(vectors[rows], np.array([str(found[row]) for row in rows]))
 
 
+@takes_records
 def adapt(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE.npz...", parser=home_path, help="Labelled embeddings.")
-    ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE", parser=home_path, help="Where the adapter goes.")
-    ],
-    kind: Annotated[str, typer.Option("--kind", help="linear or mlp.")] = "linear",
-    dim: Annotated[int, typer.Option("--dim", min=2, max=1024, help="Components that it makes.")] = 128,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            "--loss", help="Of pytorch-metric-learning. Default: the best of three on held-out classes."
-        ),
-    ] = None,
-    tcm: Tcm = 16.0,
-    margins: MarginPair = None,
-    search: Annotated[
-        bool, typer.Option("--search", help="Choose among six margins on held-out classes, not two.")
-    ] = False,
-    steps: Steps = 300,
-    held_out: Annotated[
-        float, typer.Option("--held-out", min=0.05, max=0.9, help="Share of the classes, not trained on.")
-    ] = 0.4,
-    keep: Annotated[bool, typer.Option("--keep", help="Write it although it makes the space worse.")] = False,
-    model: Annotated[Path | None, typer.Option("-m", "--model", metavar="MODEL", parser=home_path)] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", parser=home_path)] = None,
+    files: Annotated[list[Path], path_argument("FILE.npz...", "Labelled embeddings.")],
+    out: Annotated[Path, path_option("-o", "--out", metavar="FILE", about="Where the adapter goes.")],
+    wish: AdaptOptions,
+    training: TrainingOptions,
+    chosen: AdaptSettings,
     json: Json = False,
-    seed: Seed = 0,
 ) -> None:
     """Learn an adapter that makes one threshold fit all classes.
 
@@ -149,51 +173,34 @@ def adapt(
     clusters before and after, on held-out classes; an adapter that makes them worse is not written.
     """
     from engine.cli import adapt as command
-    from engine.config import load
-    from engine.learning.adapt import KINDS, AdapterConfig
+    from engine.learning.adapt import KINDS
 
-    if kind not in KINDS:
-        raise InputError(f"an adapter is {' or '.join(KINDS)}, not {kind}.")
-    chosen = load(config, {"model.path": str(model) if model else None})
-    wish = command.Wish(out, loss, search, held_out, keep)
-    command.adapt(files, wish, AdapterConfig(kind, dim), _plan(loss, steps, seed, tcm, margins), chosen, json)
+    if wish.kind not in KINDS:
+        raise InputError(f"an adapter is {' or '.join(KINDS)}, not {wish.kind}.")
+    command.adapt(files, out, wish, _plan(training, wish.loss), chosen.settings(), json)
 
 
+@takes_records
 def encode_train(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PICTURES", parser=home_path, help="A folder of a folder per class, or an .npz of images."
-        ),
+        Path, path_argument("PICTURES", "A folder of a folder per class, or an .npz of images.")
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE", parser=home_path, help="Where the encoder goes.")
-    ],
-    kind: Annotated[str, typer.Option("--kind", help="convolutional or transformer.")] = "convolutional",
-    dim: Annotated[int, typer.Option("--dim", help="Components of an embedding.")] = 64,
-    loss: Annotated[str, typer.Option("--loss", help="Of pytorch-metric-learning.")] = "MultiSimilarityLoss",
-    tcm: Tcm = 16.0,
-    margins: MarginPair = (0.9, 0.4),
-    steps: Steps = 600,
-    seed: Seed = 0,
+    out: Annotated[Path, path_option("-o", "--out", metavar="FILE", about="Where the encoder goes.")],
+    training: EncoderOptions,
+    kind: Annotated[str, typer.Option(help="convolutional or transformer.")] = "convolutional",
+    dim: Annotated[int, typer.Option(help="Components of an embedding.")] = 64,
+    loss: Annotated[str, typer.Option(help="Of pytorch-metric-learning.")] = "MultiSimilarityLoss",
 ) -> None:
     """Train a small encoder on labelled pictures."""
     from engine.cli import encode as command
 
-    command.train(source, out, kind, dim, _plan(loss, steps, seed, tcm, margins))
+    command.train(source, out, kind, dim, _plan(training, loss))
 
 
 def encode_apply(
-    encoder: Annotated[
-        Path, typer.Argument(metavar="ENCODER", parser=home_path, help="Made by `shoal encode train`.")
-    ],
-    source: Annotated[
-        Path, typer.Argument(metavar="PICTURES", parser=home_path, help="As for `encode train`; any classes.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("-o", "--out", metavar="FILE.npz", parser=home_path, help="Where the embeddings go."),
-    ],
+    encoder: Annotated[Path, path_argument("ENCODER", "Made by `shoal encode train`.")],
+    source: Annotated[Path, path_argument("PICTURES", "As for `encode train`; any classes.")],
+    out: Annotated[Path, path_option("-o", "--out", metavar="FILE.npz", about="Where the embeddings go.")],
 ) -> None:
     """Embed pictures; `shoal ingest` takes the file."""
     from engine.cli import encode as command
@@ -202,28 +209,25 @@ def encode_apply(
 
 
 def encode_adapt(
-    adapter: Annotated[
-        Path, typer.Argument(metavar="ADAPTER", parser=home_path, help="Made by `shoal adapt`.")
-    ],
-    source: Annotated[Path, typer.Argument(metavar="FILE.npz", parser=home_path, help="Embeddings.")],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE.npz", parser=home_path, help="Where they go.")
-    ],
+    adapter: Annotated[Path, path_argument("ADAPTER", "Made by `shoal adapt`.")],
+    source: Annotated[Path, path_argument("FILE.npz", "Embeddings.")],
+    out: Annotated[Path, path_option("-o", "--out", metavar="FILE.npz", about="Where they go.")],
 ) -> None:
-    """AdapterNet embeddings with an adapter; `shoal ingest` takes the file."""
+    """Map embeddings with an adapter; `shoal ingest` takes the file."""
     from engine.cli import encode as command
 
     command.adapt(adapter, source, out)
 
 
-def _plan(loss: str | None, steps: int, seed: int, tcm: float, margins: tuple[float, float] | None) -> Plan:
+def _plan(options: TrainingOptions, loss: str | None) -> Plan:
     from engine.learning.losses import Margins
     from engine.learning.training import Plan
 
-    if margins and not all(-1.0 <= each <= 1.0 for each in margins):
-        raise InputError(f"margins are similarities from -1 to 1, not {margins[0]:g} and {margins[1]:g}.")
-    given = Margins(*margins) if margins else None
-    plan = Plan(steps=steps, seed=seed, tcm=tcm, margins=given)
+    ends = options.margins
+    if ends and not all(-1.0 <= each <= 1.0 for each in ends):
+        raise InputError(f"margins are similarities from -1 to 1, not {ends[0]:g} and {ends[1]:g}.")
+    margins = Margins(*ends) if ends else None
+    plan = Plan(steps=options.steps, seed=options.seed, tcm=options.tcm, margins=margins)
     return replace(plan, loss=loss) if loss else plan
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from engine.config import BULK_BATCH, Settings, StoreSettings
 from engine.errors import InputError, Undecided
 
 if TYPE_CHECKING:
+    from engine.cli.models import TuneOptions
     from engine.collection.sweep import Sweep
     from engine.evaluation.judgements import Labels, Pairs
     from engine.evaluation.tuning import Choice
@@ -30,20 +31,7 @@ TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What to do, and what to print. `propose`: pairs to print instead of choosing."""
-
-    pairs: Path | None
-    labels: Path | None
-    field: str  # of payloads, where neither is given
-    propose: int | None
-    taus: str | None
-    seed: int
-    as_json: bool
-
-
-def tune(settings: Settings, file: Path | None, wish: Wish) -> None:
+def tune(settings: Settings, file: Path | None, wish: TuneOptions) -> None:
     """Choose tau for a store, or a file, by judgements; or print pairs to judge.
 
     Raises Undecided where the judgements do not tell, InputError where they cannot be used.
@@ -87,7 +75,7 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
         yield made
 
 
-def _propose(sweep: Sweep, count: int, wish: Wish) -> None:
+def _propose(sweep: Sweep, count: int, wish: TuneOptions) -> None:
     """Print pairs as CSV, or with --json as JSON lines; --pairs reads both when they are judged."""
     from engine.evaluation.granularity import tree_of
     from engine.evaluation.proposal import propose
@@ -110,7 +98,7 @@ def _propose(sweep: Sweep, count: int, wish: Wish) -> None:
         }
         for one, other, stratum, items in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    if wish.as_json:
+    if wish.json:
         for record in records:
             sys.stdout.write(orjson.dumps(record).decode() + "\n")
         return
@@ -131,17 +119,17 @@ def _shown(payload: bytes) -> str:
     return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
 
 
-def _judged(sweep: Sweep, wish: Wish) -> Pairs | Labels:
+def _judged(sweep: Sweep, wish: TuneOptions) -> Pairs | Labels:
     from engine.evaluation import judgements
 
     if wish.pairs:
         return judgements.read_pairs(wish.pairs, sweep.keys)
     if wish.labels:
         return judgements.read_labels(wish.labels, sweep.keys)
-    return judgements.labels_of(sweep.payloads, wish.field)
+    return judgements.labels_of(sweep.payloads, wish.label)
 
 
-def _choose(sweep: Sweep, settings: Settings, file: Path | None, wish: Wish) -> None:
+def _choose(sweep: Sweep, settings: Settings, file: Path | None, wish: TuneOptions) -> None:
     from engine.evaluation.tuning import choose, require_gain
 
     choice = choose(sweep, _judged(sweep, wish), wish.seed)
@@ -151,7 +139,7 @@ def _choose(sweep: Sweep, settings: Settings, file: Path | None, wish: Wish) -> 
     except Undecided as problem:
         reason = problem
     command = None if reason else _command(choice, settings, file)
-    if wish.as_json:
+    if wish.json:
         print_json(_document(choice, reason, command))
     else:
         _print(choice, reason, command)

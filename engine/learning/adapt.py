@@ -90,7 +90,7 @@ def adapted(adapter: Adapter, labelled: LabelledSet) -> LabelledSet:
 
 
 def map_embeddings(adapter: Adapter, emb: NDArray[Any]) -> Float32:
-    """AdapterNet embeddings (n, d) of any number type to unit vectors (n, dim_out).
+    """Map embeddings (n, d) of any number type to unit vectors (n, dim_out).
 
     Raises InputError for another dimension or shape, NaN, infinity, or a zero vector.
     """

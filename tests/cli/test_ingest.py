@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 import pytest
 
-from connectors.files.source import FileSource, Options
+from connectors.files.source import Options
 from engine.cli.ingest import ingest
 from engine.collection.collection import Engine
-from engine.config import Settings
+from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
 from tests.conftest import environment, warm_command
 
@@ -38,12 +38,10 @@ def take(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Take:
     def run(
         *paths: Path, chosen: Settings = settings, strict: bool = False, **options: Any
     ) -> dict[str, Any]:
-        def open_source(path: Path, size: int) -> FileSource:
-            return FileSource(path, Options(size, chosen.limits, strict=strict, **options))
-
+        reading = Options(chosen.batch.size or BULK_BATCH, chosen.limits, strict=strict, **options)
         error = ""
         try:
-            ingest(chosen, list(paths), open_source, strict, as_json=True)
+            ingest(chosen, list(paths), reading, as_json=True)
         except InputError as problem:
             error = str(problem)
         out, err = capsys.readouterr()
