@@ -13,7 +13,7 @@ from engine.errors import InputError
 
 if TYPE_CHECKING:
     from engine.cli.models import TrainOptions
-    from engine.training.progress import Progress
+    from engine.training.training_run import Progress
 
 
 KINDS = ("universal", "lander")

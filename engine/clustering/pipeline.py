@@ -2,7 +2,7 @@
 
     batch -> inserts, updates and deletes by key                       (`_sort_out`)
           -> items and nodes in memory, calibration                    (`State.take`)
-          -> lists, linkage, density, parents, roots, level by level   (`State.recluster`)
+          -> lists, linkage, density, parents, roots, level by level   (`Hierarchy.update`)
           -> stable ids, events                                        (`engine.clustering.lineage`)
           -> one `Change` for the store                                (`step`)
 
@@ -76,7 +76,8 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
     recalibrated = state.calibration.advance()
     watch.lap("vectors")
 
-    clustered = state.recluster(turnover, recalibrated, watch)
+    epoch = state.calibration.epoch
+    clustered = state.hierarchy.update(turnover.new, turnover.gone, epoch, recalibrated, watch)
     named = _name(state, turnover, clustered, removed, version)
     state.adopt(named.found.names, version)
     watch.lap("lineage")
@@ -85,7 +86,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
     change = Change(
         version=version,
         time_ms=now_ms,
-        epoch=state.calibration.epoch,
+        epoch=epoch,
         counters=state.counters,
         positions=batch.positions,
         upserts=_upserts(state, batch),

@@ -12,7 +12,7 @@ from engine.clustering.calibration import Calibration
 from engine.clustering.distinct import Distinct
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.items import ItemTable
-from engine.clustering.level import Clustered, Model, Shape
+from engine.clustering.level import Model, Shape
 from engine.clustering.lineage import NO_NAMES, Names
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
@@ -119,7 +119,7 @@ class State:
     def take(self, arrivals: Arrivals, leaving: Int32) -> Turnover:
         """Insert or move items and delete others (`leaving`: rows); create and remove nodes accordingly.
 
-        The caller must call `recluster` next.
+        The caller must update the hierarchy next.
         """
         items, nodes = self.items, self.hierarchy.base.nodes
         rows = items.find(arrivals.keys)
@@ -148,11 +148,6 @@ class State:
         new, gone = np.concatenate([new, replacing]), np.concatenate([gone, replaced])
         nodes.remove(gone)
         return Turnover(rows, before, left, new, gone, replaced, replacing)
-
-    def recluster(self, turnover: Turnover, everything: bool, watch: Stopwatch) -> Clustered:
-        """Recluster after `take`, at the current calibration; `everything`: all nodes (a new one)."""
-        epoch = self.calibration.epoch
-        return self.hierarchy.update(turnover.new, turnover.gone, epoch, everything, watch)
 
     def recluster_all(self) -> None:
         """Cluster all nodes from scratch, after `of`."""

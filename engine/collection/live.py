@@ -164,11 +164,8 @@ class LiveCollection(Closing):
             change, applied = pipeline.step(
                 state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
             )
-            if anew:
-                config = store_config(self.settings, self.model, self.adapter)
-                self.store.replace(change, {**config, "dim": dim})
-            else:
-                self.store.commit(change)
+            config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
+            self.store.commit(change, config)
             watch.lap("store")
             self._broken = ""
             self._since_snapshot += applied.stats["nodes"]
@@ -263,7 +260,7 @@ class LiveCollection(Closing):
             self.store.check_room(change, renumbered is not None)  # raises before anything has changed
             self._broken = "a rebuild was cut short"
             config = store_config(settings, model, adapter)
-            self.store.replace(change, {**config, "dim": dim if adapter else self.dim}, renumbered)
+            self.store.commit(change, {**config, "dim": dim if adapter else self.dim}, renumbered)
             self._state, self.settings, self.model = generation.state, settings, model
             self.adapter = adapter  # last: see `assign_grid`
             self._broken = ""

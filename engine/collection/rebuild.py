@@ -118,7 +118,7 @@ class Generation:
         turnover = state.take(self.spaces.mapped(change.arrivals), change.gone)
         if first:
             state.calibration.begin()
-        state.recluster(turnover, False, Stopwatch())
+        state.hierarchy.update(turnover.new, turnover.gone, state.calibration.epoch, False, Stopwatch())
         self._begun = True
 
     def finish(self, live: State, now_ms: int) -> Change:
@@ -175,7 +175,7 @@ def rebuild_store(
         snapshots = Snapshots(store.path)
         if store.format == schema.REBUILT_FROM:
             snapshots.clear()  # they are of items, no snapshots of nodes
-        store.replace(change, {**store_config(settings, model, adapter), "dim": dim}, moved)
+        store.commit(change, {**store_config(settings, model, adapter), "dim": dim}, moved)
         snapshots.begin(state, model)
         return rebuilt(state, change)
 

@@ -20,8 +20,7 @@ from engine.finetuning.folds import Fold, Folds, Models, class_scores, f_of, fol
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import Collection
-from engine.training.progress import Progress
-from engine.training.training_run import Checkpoint, Schedule, TrainingRun, fingerprint
+from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 

@@ -161,18 +161,44 @@ class Store(Closing):
         with self.snapshot() as tables:
             yield from tables.raw[table].rows()
 
-    def commit(self, change: Change) -> None:
-        """Make a change durable, atomically. Raises StoreFull, StoreError."""
-        self._write(change, None, None)
-
-    def replace(
-        self, change: Change, config: Mapping[str, Any], renumbered: Renumbered | None = None
+    def commit(
+        self,
+        change: Change,
+        config: Mapping[str, Any] | None = None,
+        renumbered: Renumbered | None = None,
     ) -> None:
-        """Replace the derived tables by a new generation: its `lists`, `places`, `trees` are complete.
+        """Make a change durable, atomically. Raises StoreFull, StoreError.
 
-        `renumbered`: with another adapter, items have other nodes.
+        With a `config` it is a new generation: its `lists`, `places` and `trees` are complete and replace the
+        derived tables. `renumbered`: with another adapter, items have other nodes.
         """
-        self._write(change, config, renumbered)
+        if self._failed:
+            raise StoreError(f"{self.path}: the last commit failed; open the store again")
+        assert change.version == self.version + 1, f"version {change.version} after {self.version}"
+        self.check_room(change, renumbered is not None)
+        kept = {**self.config, **(config or {}), "format": schema.FORMAT}
+        if kept["dim"] is None:
+            kept["dim"] = change.vectors.vectors.shape[1] if len(change.vectors.ids) else self.config["dim"]
+        limits, before = self._limits, _bytes_written()
+
+        def write(tables: Tables) -> None:
+            if self.format == schema.REBUILT_FROM:
+                upgrade(tables)
+            if config is not None:
+                commit.clear_derived(tables)
+            if renumbered is not None:
+                commit.renumber(tables, renumbered)
+            commit.apply(tables, change)
+            commit.write_history(
+                tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
+            )
+            if self.stale or kept != self.config or self.format != schema.FORMAT:
+                tables.meta.put_config(kept)
+
+        self._transact(write)
+        self.version, self.config, self.stale = change.version, kept, False
+        self.format = schema.FORMAT
+        self.bytes_written += _bytes_written() - before
 
     @contextmanager
     def snapshot(self) -> Iterator[Tables]:
@@ -244,35 +270,6 @@ class Store(Closing):
             tables.meta.put_identity(self.identity)
 
         self._transact(make)
-
-    def _write(self, change: Change, config: Mapping[str, Any] | None, renumbered: Renumbered | None) -> None:
-        if self._failed:
-            raise StoreError(f"{self.path}: the last commit failed; open the store again")
-        assert change.version == self.version + 1, f"version {change.version} after {self.version}"
-        self.check_room(change, renumbered is not None)
-        kept = {**self.config, **(config or {}), "format": schema.FORMAT}
-        if kept["dim"] is None:
-            kept["dim"] = change.vectors.vectors.shape[1] if len(change.vectors.ids) else self.config["dim"]
-        limits, before = self._limits, _bytes_written()
-
-        def write(tables: Tables) -> None:
-            if self.format == schema.REBUILT_FROM:
-                upgrade(tables)
-            if config is not None:
-                commit.clear_derived(tables)
-            if renumbered is not None:
-                commit.renumber(tables, renumbered)
-            commit.apply(tables, change)
-            commit.write_history(
-                tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
-            )
-            if self.stale or kept != self.config or self.format != schema.FORMAT:
-                tables.meta.put_config(kept)
-
-        self._transact(write)
-        self.version, self.config, self.stale = change.version, kept, False
-        self.format = schema.FORMAT
-        self.bytes_written += _bytes_written() - before
 
     def _transact(self, work: Callable[[Tables], T]) -> T:
         """Run work in a durable transaction. After a disk error, refuse further writes."""

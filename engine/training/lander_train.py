@@ -26,8 +26,14 @@ from engine.training.lander_graphs import LevelGraph, joined, levels, true_level
 from engine.training.lander_network import Lander
 from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
-from engine.training.progress import Progress
-from engine.training.training_run import Checkpoint, Schedule, TrainingRun, fingerprint, held_out_scores
+from engine.training.training_run import (
+    Checkpoint,
+    Progress,
+    Schedule,
+    TrainingRun,
+    fingerprint,
+    held_out_scores,
+)
 from engine.types import Bool
 
 import torch  # isort: skip

@@ -20,9 +20,8 @@ from engine.model.linkage import LinkageModel
 from engine.training.datasets import Collection, read_labelled
 from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
-from engine.training.progress import Progress
 from engine.training.trainer import Trainer
-from engine.training.training_run import Checkpoint, TrainingRun, fingerprint, held_out_scores
+from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, held_out_scores
 
 import torch  # isort: skip
 

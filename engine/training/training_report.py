@@ -15,7 +15,7 @@ from engine.errors import InputError
 from engine.evaluation.drawing import figure
 from engine.model.trained import Trained
 from engine.system import files
-from engine.training.progress import Progress
+from engine.training.training_run import Progress
 
 SMOOTH = 10  # reports in the moving average of the loss
 

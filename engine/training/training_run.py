@@ -19,7 +19,6 @@ from torch import Tensor
 from engine.errors import InputError
 from engine.training import checkpoint as checkpoints
 from engine.training.datasets import Collection
-from engine.training.progress import Progress
 
 M = TypeVar("M")
 
@@ -61,6 +60,16 @@ class Schedule:
     checked_from: float  # share of the training before the first one
     patience: int  # evaluations without improvement before early stopping
     save_every: float  # seconds between checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a training, passed to its callback about every 50 steps and at each check."""
+
+    share: float  # of the whole training, 0 to 1
+    step: int
+    loss: float
+    held_out: Mapping[str, float]  # BCubed F; empty: not judged at this step
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,7 @@ from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, rea
 from engine.finetuning.folds import Fold, Folds, class_scores, f_of, folds_of, verdict
 from engine.finetuning.tuner import labelled_loss
 from engine.model.linkage import LinkageModel
-from engine.training.progress import Progress
-from engine.training.training_run import Checkpoint
+from engine.training.training_run import Checkpoint, Progress
 
 START = LinkageModel.load()
 QUICK = FinetunePlan(steps=12, folds=3, checks=2)

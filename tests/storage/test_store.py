@@ -139,7 +139,7 @@ def test_a_new_generation_replaces_what_is_derived(tmp_path: Path) -> None:
         for _ in range(4):
             store.commit(toy.step())
         change = toy.rebuild()
-        store.replace(change, {**CONFIG, "k": 5})
+        store.commit(change, {**CONFIG, "k": 5})
         assert_loaded(store.load(), toy)
     assert derived(tmp_path) == toy.derived()
     with pytest.raises(ConfigMismatch):

@@ -31,11 +31,10 @@ from engine.training.datasets import (
 )
 from engine.training.learner import LearnerPlan, consistency_loss, training_loss
 from engine.training.plan import InitialModels, Plan
-from engine.training.progress import Progress
 from engine.training.rollout import Oracle, joined, training_graphs, version_pairs
 from engine.training.train import evaluate, train
 from engine.training.trainer import Trainer
-from engine.training.training_run import Checkpoint
+from engine.training.training_run import Checkpoint, Progress
 from engine.vectors import quantize
 from tests.support.random_models import random_model
 
@@ -226,7 +225,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: 
     """Also of the upper network alone; what has been drawn, grown and averaged is all restored."""
     whole, part = (
         (70, 50) if long else (34, 24)
-    )  # new collections, version_pairs and a check come before and after
+    )  # new collections, pairs of versions and a check come before and after
     file, out = file_of(clusters(9, 250, 20), tmp_path / "a.npz"), tmp_path / "m.safetensors"
     plan = replace(
         SMALL, steps=whole, save_every=0.0, checks=3, oracle_share=0.2, first=6, generated_share=0.0
