@@ -1,4 +1,4 @@
-"""Queries on one version of a store: items, clusters, members and levels.
+"""Queries on one version of a store: items, clusters, members and levels; `reader.View` documents them.
 
 `level` asks for another granularity than the final clusters: 0 is the finest, and a level above the
 top one means the final clusters. A page continues at the `cursor` of the page before.
@@ -88,7 +88,7 @@ class Snapshot:
         return {**self.stamp, **self._item(item, level)}
 
     def lookup(self, keys: Sequence[bytes], level: int | None, payload_bytes: int) -> Lookup:
-        """Return items in the order of `keys`. Raises InputError: their payloads exceed `payload_bytes`."""
+        """See `View.lookup`."""
         found = [self._stored(key) for key in keys]
         size = sum(len(item.payload) for item in found if item)
         if size > payload_bytes:
@@ -124,7 +124,7 @@ class Snapshot:
         return {**self.stamp, **self._row(cluster), "children": sorted(finer), "now": now}
 
     def clusters(self, level: int | None, order: str, cursor: str | None, limit: int) -> ClusterPage:
-        """Return a page of the clusters of a level: largest first, newest first, or by rising id."""
+        """See `View.clusters`."""
         if order not in ORDERS:
             raise InputError(
                 f"clusters are ordered by 'size' or by 'id', or 'newest' first, not by {order!r}"
@@ -150,10 +150,7 @@ class Snapshot:
         return list(islice(living, limit))
 
     def members(self, cluster: int, cursor: str | None, limit: int, payload_bytes: int | None) -> MemberPage:
-        """Return a page of a cluster's items, tree by tree. Raises NotFound.
-
-        `payload_bytes`: with their payloads; the page ends where these exceed so many bytes.
-        """
+        """See `View.members`."""
         size = self._cluster(cluster).size
         start = _numbers(cursor, 3) if cursor else (0, 0, 0)
         rows = islice(self._members(cluster, start), page_size(limit) + 1)
