@@ -22,7 +22,8 @@ from benchmarks.report import arguments, finish, print_table
 from engine.api.app import make_app
 from engine.api.context import Context
 from engine.api.middleware.authentication import Keys
-from engine.config import Settings, freeze
+from engine.config import Settings
+from engine.config_transfer import freeze
 from tests.support.asgi import Asked, scope_of
 from tests.support.large_store import fill
 from tests.support.live_api import settings_of
@@ -39,10 +40,10 @@ WHEN = """selector => new Promise((done, failed) => {
 })"""
 API = """
 import sys
-from engine import config
+from engine import config_transfer
 from engine.api import server
 from engine.daemon import supervisor
-settings = config.thaw(sys.stdin.read())
+settings = config_transfer.thaw(sys.stdin.read())
 with supervisor.listen(settings.api) as listening:
     print(supervisor.url_of(listening), flush=True)
     server.serve(settings, listening)

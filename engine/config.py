@@ -5,7 +5,6 @@ A file is TOML with the sections below. In the environment `SHOAL_INDEX__EF=100`
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -377,32 +376,6 @@ def with_options(options: Mapping[str, Any]) -> Settings:
         flags[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     file = flags.pop("config", None)
     return load(Path(str(file)) if file is not None else None, flags, "the keywords")
-
-
-def freeze(settings: Settings) -> str:
-    """For another process of ours: JSON, secrets included."""
-    return json.dumps(settings.model_dump(), default=_plain)
-
-
-def thaw(text: str) -> Settings:
-    """What was frozen; the environment must have no settings: see `without_settings`."""
-    return Settings(**json.loads(text))
-
-
-def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if not (name.upper().startswith(ENV_PREFIX) and ENV_DELIMITER in name)
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, Path):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} is no setting")
 
 
 def _read(path: Path) -> dict[str, Any]:

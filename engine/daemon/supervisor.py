@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine import config, errors
+from engine import config_transfer, errors
 from engine.backoff import Backoff
 from engine.config import ApiSettings, Settings
 from engine.daemon.control import Control
@@ -55,7 +55,7 @@ class Child:
 
     def __init__(self, part: Part, settings: Settings, log: Any) -> None:
         self.part, self._limits, self._log = part, settings.limits, log.bind(part=part.name)
-        self._frozen = config.freeze(settings)
+        self._frozen = config_transfer.freeze(settings)
         self._failures: deque[float] = deque()
         self._backoff = Backoff(*BACKOFF_S)
         self._process: subprocess.Popen[str] | None = None
@@ -74,7 +74,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # its last words: see `work_as`
             text=True,
-            env=config.without_settings(os.environ),
+            env=config_transfer.without_settings(os.environ),
             pass_fds=self.part.handles,
         )
         self.started = time.monotonic()
@@ -239,7 +239,7 @@ def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
     os.dup2(2, 1)  # nothing else may be printed there
     logs.configure(name)
     try:
-        work(config.thaw(sys.stdin.read()))
+        work(config_transfer.thaw(sys.stdin.read()))
     except ShoalError as problem:
         logs.get().error("cannot go on", error=type(problem).__name__, reason=str(problem))
         with contextlib.suppress(BrokenPipeError), last_words:

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import config
+from engine import config, config_transfer
 from engine.cli.serve import TEMPLATE
 from engine.config import Settings
 from engine.daemon.control import Control
@@ -327,10 +327,10 @@ def test_settings_pass_to_a_part_as_they_are(tmp_path: Path, monkeypatch: pytest
     )
     chosen = config.load(file, {"api.port": 7})
     assert "hidden" not in repr(chosen)
-    assert config.thaw(config.freeze(chosen)) == chosen
+    assert config_transfer.thaw(config_transfer.freeze(chosen)) == chosen
     monkeypatch.setenv("SHOAL_API__PORT", "8")
     monkeypatch.setenv("SHOAL_HOME", "stays")
-    left = config.without_settings(os.environ)
+    left = config_transfer.without_settings(os.environ)
     assert "SHOAL_API__PORT" not in left
     assert left["SHOAL_HOME"] == "stays"
 

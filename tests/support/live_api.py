@@ -26,9 +26,9 @@ from tests.support.waiting import until
 _WRITER = """
 import sys
 from connectors.http import HttpSource
-from engine import config
+from engine import config_transfer
 from engine.daemon import writer
-settings = config.thaw(sys.stdin.read())
+settings = config_transfer.thaw(sys.stdin.read())
 writer.run(settings, HttpSource)
 """
 
@@ -91,7 +91,7 @@ def api(settings: Settings) -> Iterator[Api]:
 @contextmanager
 def writer(settings: Settings) -> Iterator[subprocess.Popen[str]]:
     """A writer that takes what comes over HTTP, ready."""
-    from engine.config import freeze
+    from engine.config_transfer import freeze
 
     with subprocess.Popen(
         [warm_python.executable(threads=True), "-c", _WRITER],

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import BrowserContext, Page, expect
 
-from engine.config import Settings, freeze
+from engine.config import Settings
+from engine.config_transfer import freeze
 from tests.conftest import ROOT, environment
 from tests.support import warm_python
 from tests.support.live_api import Api
@@ -128,10 +129,10 @@ class Tab:
 
 API = """
 import sys
-from engine import config
+from engine import config_transfer
 from engine.api import server
 from engine.daemon import supervisor
-settings = config.thaw(sys.stdin.read())
+settings = config_transfer.thaw(sys.stdin.read())
 with supervisor.listen(settings.api) as listening:
     print(supervisor.url_of(listening), flush=True)
     server.serve(settings, listening)
