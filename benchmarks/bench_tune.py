@@ -17,7 +17,7 @@ from benchmarks.report import arguments, finish, print_markdown
 from engine import Engine
 from engine.cli.evaluate import read_taus
 from engine.cli.tune import TAUS
-from engine.collection.sweep import Sweep, sweep_of
+from engine.collection.sweep import Sweep, Sweeper
 from engine.config import load
 from engine.errors import Undecided
 from engine.evaluation import scores
@@ -63,7 +63,7 @@ def swept(labelled: Labelled, index: str, model: str | None) -> Sweep:
         settings = load(None, {"store.path": f"{folder}/store", "index.kind": index, "model.path": model})
         with Engine.open(settings) as engine:
             engine.upsert(labelled.keys, labelled.emb)
-        return sweep_of(settings, taus)
+        return Sweeper(settings).sweep(taus)
 
 
 def judged(sweep: Sweep, labelled: Labelled, pairs: int, seeds: int, wrong: float) -> dict[str, Any]:

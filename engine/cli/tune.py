@@ -6,9 +6,9 @@ import csv
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from engine.errors import InputError, Undecided
 
 if TYPE_CHECKING:
     from engine.cli.models import TuneOptions
-    from engine.collection.sweep import Sweep
+    from engine.collection.sweep import Sweep, Sweeper
+    from engine.evaluation.base_tuning import BaseChoice
     from engine.evaluation.judgements import Labels, Pairs
     from engine.evaluation.tuning import Choice
 
@@ -41,14 +42,36 @@ def tune(settings: Settings, file: Path | None, wish: TuneOptions) -> None:
     taus = [tau for tau in read_taus(wish.taus or TAUS) if tau is not None]
     if min(taus) <= 0.0:
         raise InputError("--taus: a tau to choose from lies between 0 and 1")
-    from engine.collection.sweep import sweep_of
+    from engine.collection.sweep import Sweeper
 
     with _store(settings, file) as chosen:
-        sweep = sweep_of(chosen, taus)
+        sweeper = Sweeper(chosen)
     if wish.propose is not None:
-        _propose(sweep, wish.propose, wish)
+        _propose(sweeper.sweep(taus), wish.propose, wish)
+        return
+    found = _choose(sweeper, taus, wish)
+    command = None if found.reason else _command(found, settings, file)
+    if wish.json:
+        print_json(_document(found, command))
     else:
-        _choose(sweep, settings, file, wish)
+        _print(found, command)
+    if found.reason:
+        raise found.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What to set. `reason`: why nothing."""
+
+    choice: Choice
+    base: BaseChoice | None  # None: level 0's tau stays
+    base_now: float | None  # level 0's; None: the model's
+    measured: bool  # so many labels that level 0's tau was chosen, too
+    reason: Undecided | None
+
+    @property
+    def tau(self) -> float:
+        return self.base.tau if self.base else self.choice.taus[self.choice.chosen]
 
 
 @contextmanager
@@ -129,35 +152,42 @@ def _judged(sweep: Sweep, wish: TuneOptions) -> Pairs | Labels:
     return judgements.labels_of(sweep.payloads, wish.label)
 
 
-def _choose(sweep: Sweep, settings: Settings, file: Path | None, wish: TuneOptions) -> None:
-    from engine.evaluation.tuning import choose, require_gain
+def _choose(sweeper: Sweeper, taus: Sequence[float], wish: TuneOptions) -> Found:
+    from engine.evaluation.base_tuning import BASE_TAUS, choose_base
+    from engine.evaluation.judgements import Labels
+    from engine.evaluation.tuning import choose, covers, require_gain
 
-    choice = choose(sweep, _judged(sweep, wish), wish.seed)
-    try:
-        require_gain(choice)
-        reason = None
-    except Undecided as problem:
-        reason = problem
-    command = None if reason else _command(choice, settings, file)
-    if wish.json:
-        print_json(_document(choice, reason, command))
-    else:
-        _print(choice, reason, command)
-    if reason:
-        raise reason
+    sweep = sweeper.sweep(taus)
+    judged = _judged(sweep, wish)
+    choice = choose(sweep, judged, wish.seed)
+    base, measured = None, isinstance(judged, Labels) and covers(sweep, judged)
+    if isinstance(judged, Labels) and measured:
+        others = (sweeper.sweep(taus, base) for base in BASE_TAUS if base != sweeper.shape.base_tau)
+        base = choose_base(sweep, others, judged, choice, wish.seed)
+    reason = None
+    if base is None:
+        try:
+            require_gain(choice)
+        except Undecided as problem:
+            reason = problem
+    return Found(choice, base, sweep.base_tau, measured, reason)
 
 
-def _command(choice: Choice, settings: Settings, file: Path | None) -> str:
-    """What applies the chosen tau."""
-    words = ["--tau", f"{choice.taus[choice.chosen]:g}"]
-    if settings.model.path:
-        words += ["-m", str(settings.model.path)]
+def _command(found: Found, settings: Settings, file: Path | None) -> str:
+    """What applies the chosen taus."""
+    base = found.base.base_tau if found.base else found.base_now
+    told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
+    model = ["-m", str(settings.model.path)] if settings.model.path else []
     if file is not None:
-        return shlex.join(["SHOAL_MODEL__TAU=" + words[1], "shoal", "ingest", str(file), *words[2:]])
-    return shlex.join(["shoal", "rebuild", *words, "--store", str(settings.store.path)])
+        names = {"--tau": "SHOAL_MODEL__TAU", "--base-tau": "SHOAL_MODEL__BASE_TAU"}
+        variables = [f"{names[flag]}={tau:g}" for flag, tau in told.items()]
+        return shlex.join([*variables, "shoal", "ingest", str(file), *model])
+    flags = [word for name, tau in told.items() for word in (name, f"{tau:g}")]
+    return shlex.join(["shoal", "rebuild", *flags, *model, "--store", str(settings.store.path)])
 
 
-def _document(choice: Choice, reason: Undecided | None, command: str | None) -> dict[str, Any]:
+def _document(found: Found, command: str | None) -> dict[str, Any]:
+    choice, reason = found.choice, found.reason
     facts = asdict(choice)
     columns = {name: facts.pop(name) for name in ("taus", "f", "low", "high")}
     table = [
@@ -167,15 +197,17 @@ def _document(choice: Choice, reason: Undecided | None, command: str | None) -> 
     return {
         **facts,
         "current": choice.taus[choice.current],
-        "chosen": None if reason else choice.taus[choice.chosen],
+        "chosen": None if reason else found.tau,
         "best": choice.taus[choice.chosen],
+        "base": found.base and asdict(found.base),
         "reason": reason and str(reason),
         "command": command,
         "taus": table,
     }
 
 
-def _print(choice: Choice, reason: Undecided | None, command: str | None) -> None:
+def _print(found: Found, command: str | None) -> None:
+    choice, base = found.choice, found.base
     marks = {choice.chosen: "best", choice.current: "current"}
     rows = [
         [f"{tau:g}", f"{f:.3f}", f"{low:.3f} to {high:.3f}", marks.get(at, "")]
@@ -185,12 +217,26 @@ def _print(choice: Choice, reason: Undecided | None, command: str | None) -> Non
     ]
     columns = {"tau": "right", "Fb": "right", "80 of 100 draws": "left", "": "left"}
     print_table(f"Expected BCubed F by {choice.told:,} judgements:", columns, rows)
-    if reason:
+    if found.reason:
         return
-    print(
-        f"\ntau {choice.taus[choice.chosen]:g} instead of {choice.taus[choice.current]:g}: expected gain "
-        f"{choice.gain:+.3f} ({choice.gain_low:+.3f} to {choice.gain_high:+.3f}), "
-        f"better with probability {choice.sure:.2f}."
-    )
-    print("One tau is chosen, for the levels above level 0.")
-    print(f"To apply it: {command}")
+    print()
+    if choice.chosen != choice.current:
+        print(
+            f"tau {choice.taus[choice.chosen]:g} instead of {choice.taus[choice.current]:g}: expected gain "
+            f"{_gain(choice)}."
+        )
+    if base:
+        print(
+            f"Level 0's own tau {base.base_tau:g}, and tau {base.tau:g} above it: a further gain of "
+            f"{_gain(base)}."
+        )
+    elif found.measured:
+        print("Level 0's own tau stays: no other one gains surely.")
+    else:
+        print("Level 0's own tau stays: to choose that too, label half of the items.")
+    print(f"To apply {'both' if base else 'it'}: {command}")
+
+
+def _gain(of: Choice | BaseChoice) -> str:
+    low, high = f"{of.gain_low:+.3f}", f"{of.gain_high:+.3f}"
+    return f"{of.gain:+.3f} ({low} to {high}), better with probability {of.sure:.2f}"

@@ -46,9 +46,9 @@ class Hierarchy:
         found = self.base.recluster(delta, delta.new, epoch, watch)
         return [*found.work, *self._climb(delta, found, epoch, True, watch)]
 
-    def retune(self, tau: float, epoch: Epoch) -> None:
-        """Cluster anew at another tau; level 0, if it has none of its own, from the linkage that it has."""
-        self.shape = replace(self.shape, tau=tau)
+    def retune(self, tau: float, base_tau: float | None, epoch: Epoch) -> None:
+        """Cluster anew at other taus, `base_tau` that of level 0: it has its linkage already."""
+        self.shape = replace(self.shape, tau=tau, base_tau=base_tau)
         self.base.retune(self.shape)
         self.climb(epoch)
 

@@ -64,8 +64,8 @@ def choose(sweep: Sweep, judged: Pairs | Labels, seed: int = 0) -> Choice:
     Raises Undecided, with the reason: too few judgements, all of one kind, or no sure gain.
     """
     rng = np.random.default_rng(seed)
-    if isinstance(judged, Labels) and len(judged.rows) >= WHOLE * len(sweep.keys):
-        told, f = len(judged.rows), _measured(sweep, judged, rng)
+    if isinstance(judged, Labels) and covers(sweep, judged):
+        told, f = len(judged.rows), measured(sweep, judged, rng)
     else:
         tree = tree_of(sweep.taus, sweep.clusters)
         evidence = _of_labels(tree, judged) if isinstance(judged, Labels) else _of_pairs(tree, judged)
@@ -73,6 +73,11 @@ def choose(sweep: Sweep, judged: Pairs | Labels, seed: int = 0) -> Choice:
         _check(evidence, tree)
         f = _expected(tree, evidence, rng)
     return _decide(sweep, f, told)
+
+
+def covers(sweep: Sweep, labels: Labels) -> bool:
+    """Return whether so many items have labels that their own BCubed F is used."""
+    return len(labels.rows) >= WHOLE * len(sweep.keys)
 
 
 def _decide(sweep: Sweep, f: Float64, told: int) -> Choice:
@@ -248,7 +253,7 @@ def _unevenness(tree: Tree, rows: Int64) -> Float64:
     return out
 
 
-def _measured(sweep: Sweep, labels: Labels, rng: np.random.Generator) -> Float64:
+def measured(sweep: Sweep, labels: Labels, rng: np.random.Generator) -> Float64:
     """BCubed F of the labelled items at each tau, (draws, T): items are drawn again with weights."""
     parts = [_by_item(labels.labels, part[labels.rows]) for part in sweep.clusters]
     precision, recall = zip(*parts, strict=True)

@@ -73,7 +73,14 @@ def test_from_a_proposal_to_a_rebuild(shoal: Run, data: Path, tmp_path: Path) ->
     assert len(found["taus"]) == 10
     printed = shoal("tune", "--pairs", "judged.csv")
     assert printed.returncode == 0, printed.stderr
-    for words in ("Expected BCubed F", "current", "best", "expected gain", found["command"], "One tau"):
+    for words in (
+        "Expected BCubed F",
+        "current",
+        "best",
+        "expected gain",
+        found["command"],
+        "Level 0's own tau stays",
+    ):
         assert words in printed.stdout
     words = shlex.split(found["command"])
     assert words[0] == "shoal"
@@ -95,6 +102,27 @@ def test_all_labels_give_what_evaluate_gives(shoal: Run, data: Path) -> None:
     runs = told(shoal("evaluate", data, "--tau", "0.2,0.9", "--json"))["runs"]
     for run in runs:
         assert found[run["tau"]] == pytest.approx(run["Fb"], abs=0.02)
+
+
+def test_labels_of_all_items_choose_level_0_too(shoal: Run, data: Path) -> None:
+    """A level 0 that joins nothing: only another tau of its own helps, and the printed command applies it."""
+    assert shoal("ingest", data, env={"SHOAL_MODEL__BASE_TAU": "0.99999"}).returncode == 0
+    found = told(shoal("tune", "--json"))
+    assert found["base"]["base_tau"] >= 0.5
+    assert found["chosen"] == found["base"]["tau"]
+    assert 0.05 < found["base"]["gain_low"] <= found["base"]["gain"]
+    printed = shoal("tune")
+    assert f"Level 0's own tau {found['base']['base_tau']:g}" in printed.stdout
+    assert f"To apply both: {found['command']}" in printed.stdout
+    done = shoal(*shlex.split(found["command"])[1:])
+    assert done.returncode == 0, done.stderr
+    flags = ("--tau", str(found["chosen"]), "--base-tau", str(found["base"]["base_tau"]))
+    assert shoal("check", *flags).returncode == 0
+    after = shoal("tune", "--json")
+    again = json.loads(after.stdout)
+    assert again["current"] == found["chosen"]
+    assert again["base"] is None
+    assert after.returncode == 13 or f"--base-tau {found['base']['base_tau']:g}" in again["command"]
 
 
 def test_a_proposal_of_json_lines_is_read_back(shoal: Run, data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from engine.collection.sweep import Sweep
 from engine.errors import Undecided
 from engine.evaluation import scores
+from engine.evaluation.base_tuning import choose_base
 from engine.evaluation.granularity import tree_of
 from engine.evaluation.judgements import Labels, Pairs
 from engine.evaluation.proposal import propose
@@ -59,6 +60,26 @@ def test_labels_of_most_items_are_measured() -> None:
     exact = [scores.bcubed_f(labels[rows], part[rows]) for part in one.clusters]
     assert choice.f == pytest.approx(exact, abs=0.01)
     assert choice.chosen == 3
+
+
+def test_level_0_changes_only_where_that_gains_surely() -> None:
+    one, labels = sweep(3)
+    rows = np.arange(1000)
+    measured = Labels(rows, labels[rows])
+    choice = choose(one, measured)
+    items = np.arange(1536)
+    apart = np.stack([*one.clusters[:3], np.where(labels % 8, labels, 10_000 + items), items])
+    worse, same, better = (
+        Sweep(one.keys, one.payloads, TAUS, clusters, 2, base)
+        for clusters, base in ((apart, 0.5), (one.clusters.copy(), 0.7), (one.clusters, 0.8))
+    )
+    assert choose_base(one, [worse, same], measured, choice) is None
+    off = Sweep(one.keys, one.payloads, TAUS, apart, 2)
+    found = choose_base(off, [better, worse], measured, choose(off, measured))
+    assert found is not None
+    assert (found.base_tau, found.tau) == (0.8, 0.6)
+    assert 0 < found.gain_low <= found.gain <= found.gain_high
+    assert found.sure == 1.0
 
 
 def test_the_current_tau_stays_where_it_is_best() -> None:
