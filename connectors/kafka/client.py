@@ -6,6 +6,7 @@ Every workaround for kafka-python (3.0) stands here, each with what it does upst
   log is listened to, and nothing of it goes further: Shoal says itself what is wrong, once.
 - `KafkaCluster.connect`: a consumer or producer whose constructor raises keeps its thread and sockets, and
   nobody has a reference to close them by. So the network client is made here.
+- `_Connections`: a refused login or certificate is tried again until the time for bootstrapping is up.
 - `commit`: `KafkaProducer.commit_transaction` waits without an end for a broker that was killed.
 - `let_go`: `KafkaProducer.close(timeout=0)` raises where a record could not be sent, and goes on trying.
 - `Watch`: a consumer has been seen to poll for ever, without an error and without a record.
@@ -37,6 +38,8 @@ from kafka.errors import (
     for_code,
 )
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from engine.closing import Closing
 from engine.config import KafkaSettings
@@ -72,6 +75,26 @@ _log.addHandler(_reason)
 _log.propagate = False
 
 
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Connections that stop bootstrapping once each of the servers refused in a way that lasts."""
+
+    def __init__(self, net: NetworkSelector, **configs: Any) -> None:
+        super().__init__(net, **configs)
+        self._refused: dict[str, BaseException] = {}  # by the server's id
+
+    def get_connection(self, node_id: Any, *arguments: Any, **options: Any) -> Any:
+        servers = {each.node_id for each in self.cluster.bootstrap_brokers()}
+        if servers <= self._refused.keys() and not self.bootstrapped:
+            raise self._refused[node_id]
+        connection = super().get_connection(node_id, *arguments, **options)
+        connection.init_future.add_errback(lambda error: self._note(node_id, error))
+        return connection
+
+    def _note(self, server: str, error: BaseException) -> None:
+        if _is_final(error):
+            self._refused[server] = error
+
+
 @dataclass(frozen=True, slots=True)
 class Topic:
     """A topic as it is now. One that is deleted and made again has another id."""
@@ -102,13 +125,14 @@ class KafkaCluster(Closing):
         opened: list[KafkaNetClient] = []
 
         def remember(**configs: Any) -> KafkaNetClient:
-            opened.append(KafkaNetClient(**configs))
+            net = NetworkSelector(**configs)
+            opened.append(KafkaNetClient(net, _Connections(net, **configs), **configs))
             return opened[-1]
 
         try:
             return make(**self.options, **options, kafka_client=remember)
-        except (KafkaTimeoutError, KafkaConnectionError) as error:
-            reason = _reason.last or error
+        except (KafkaTimeoutError, KafkaConnectionError, *_REFUSALS) as error:
+            reason = error if _is_final(error) else _reason.last or error
             for each in opened:  # or its thread and its sockets stay for ever
                 each.close()
             raise self.refusal(reason) or KafkaConnectionError(brief(reason)) from error

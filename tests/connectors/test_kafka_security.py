@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 from kafka.errors import KafkaConnectionError
+from pydantic import SecretStr
 
 from connectors.kafka.client import KafkaCluster
 from engine.config import KafkaSettings
-from engine.errors import ConfigError
+from engine.errors import BrokerError, ConfigError
 from tests.broker import PASSWORD, USER, Broker
 from tests.broker.topics import Topics
 from tests.support.kafka import Open, numbered
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal ends connecting, not the time for it, which is longer than a test waits."""
+    monkeypatch.setattr("connectors.kafka.client.BOOTSTRAP_TIMEOUT_MS", 600_000)
+
+
+@pytest.mark.usefixtures("patient")
 def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Path) -> None:
     topic = topics.make()
     topics.produce(topic, numbered(3))
@@ -34,6 +42,7 @@ def test_credentials(topics: Topics, broker: Broker, reading: Open, tmp_path: Pa
         reading(topic, **sasl, kafka__username=USER, kafka__password_file=tmp_path / "none")
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) -> None:
     topic = topics.make()
     topics.produce(topic, numbered(3))
@@ -56,6 +65,26 @@ def test_an_encrypted_connection(topics: Topics, broker: Broker, reading: Open) 
     words = reading(topic, **elsewhere, kafka__password=PASSWORD).fail(120)
     assert "not trusted" in words
     assert "name it in bootstrap" in words
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_server_that_refuses_is_one_of_several(broker: Broker) -> None:
+    """Connecting goes on until another one answers, and ends when each refused."""
+    settings = KafkaSettings(
+        bootstrap=f"localhost:{broker.tls_port},127.0.0.1:{broker.tls_port}",
+        topic="t",
+        security="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        username=USER,
+        password=PASSWORD,
+        tls_ca_file=broker.certificate,  # of 127.0.0.1
+    )
+    for _ in range(4):  # the client begins with any of them
+        with KafkaCluster(settings) as cluster:
+            assert cluster.topic("no-such-topic") is None
+    wrong = settings.model_copy(update={"password": SecretStr("wrong")})
+    with KafkaCluster(wrong) as cluster, pytest.raises(BrokerError, match=r"refuses user|not trusted"):
+        cluster.topic("t")
 
 
 @pytest.mark.parametrize(("code", "is_final"), [(9, False), (10, False), (18, True), (62, True)])
