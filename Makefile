@@ -6,11 +6,13 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Or each of the many processes compiles every module anew.
+export PYTHONDONTWRITEBYTECODE :=
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
 	"$$name" -c '$(FITS)' 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: demo demo-kafka unit test test-long check bench simulate kills clean
+.PHONY: demo demo-kafka unit test test-long lint check bench simulate kills clean
 
 demo: $(STAMP)
 	$(BIN)/shoal demo $(ARGS)
@@ -25,18 +27,21 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 test test-long: JOBS ?= $(shell echo $$(($(CORES) + 1)))
 unit: JOBS ?= $(CORES)
 
-test: check
+# Types are checked by a test, beside the others.
+test: lint
 	$(PYTEST) $(ARGS)
 
-test-long: check
+test-long: lint
 	$(PYTEST) --long $(ARGS)
 
 # A minute, without a broker, a browser or other processes, and without long sequences.
 unit: $(STAMP)
 	$(PYTEST) -m "not process and not slow" $(ARGS)
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
+
+check: lint
 	@# NumPy's types for Python 3.10 are older than those the code is written against.
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 		echo $(BIN)/mypy; $(BIN)/mypy; else echo "Types are checked with Python 3.11 only."; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -60,6 +61,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Sch
     """Keep together what shares a fixture."""
     config.option.loadscopereorder = False
     return schedule.Schedule(config, log)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin when the kernels are compiled, once for all workers of the session.
+
+    What has been imported stays: to look through it in every collection of garbage takes seconds.
+    """
+    gc.freeze()
+    if hasattr(session.config, "workerinput"):
+        warm_python.wait()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ from tests.support.records import NDJSON, blobs, lines
 
 EXAMPLES, LONG_EXAMPLES = 10, 300
 SEED = 5
+pytestmark = pytest.mark.usefixtures("warm")  # an export is a process
 ANY_TEXT = "POST /v1/items"  # its lines are refused one by one, in an answer that is none of an error
 NOTHING_TO_VIOLATE = {
     "GET /livez",

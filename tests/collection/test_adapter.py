@@ -22,7 +22,7 @@ from engine.vectors import quantize
 from tests.support.collections import DIM, draw, labels, names, settings_of, stored
 from tests.support.random_models import random_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 
 Make = Callable[..., Settings]
 A = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]

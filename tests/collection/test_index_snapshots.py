@@ -18,7 +18,7 @@ from engine.vectors import quantize
 from tests.support import reference
 from tests.support.sequences import hash_names
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 8
 PARTS = ("hnsw", "json", "npz")
 

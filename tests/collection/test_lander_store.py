@@ -16,7 +16,7 @@ from engine.model.lander import LanderModel
 from engine.types import Float64
 from tests.support.random_models import random_lander, random_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 DIM = 8
 
 

@@ -20,7 +20,7 @@ from tests.support.collections import draw, labels, members, names, settings_of
 from tests.support.random_models import random_model
 from tests.support.sequences import differences
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 
 
 def test_rebuild_with_another_tau_is_a_new_generation(opened: Open, weights: LinkageModel) -> None:

@@ -22,7 +22,7 @@ from tests.collection.conftest import Open
 from tests.support.collections import draw, labels, names, settings_of, stored
 from tests.support.random_models import random_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "warm")
 
 
 def test_nothing_is_possible_after_close(opened: Open) -> None:

@@ -22,6 +22,7 @@ TOGETHER = {  # what shares the one broker, or the one page
 }
 FIRST = (  # workers end together if what takes longest begins first
     *TOGETHER,
+    "tests/test_types",
     "tests/faults/",
     "tests/training/",
     "tests/daemon/test_supervisor",
@@ -68,6 +69,7 @@ PROCESSES = (  # they start processes, the engine's readers of what may be damag
     "tests/storage/test_backup",
     "tests/storage/test_damage",
     "tests/system/",
+    "tests/test_types",
     "tests/training/test_published",
 )
 STARTERS = {"broker", "browser", "shoal", "warm"}  # fixtures that do

@@ -161,6 +161,12 @@ def share() -> None:
     os.environ[_SHARED] = _start().folder
 
 
+def wait() -> None:
+    """Until the processes that a session's workers share are warm, if it has any."""
+    if _SHARED in os.environ:
+        executable()
+
+
 def executable(threads: bool = False) -> str:
     """The path of a Python that starts warm; the processes behind it start with the first call."""
     folder = os.environ.get(_SHARED) or (_running[0] if _running else _start()).folder
