@@ -6,7 +6,8 @@ Every workaround for kafka-python (3.0) stands here, each with what it does upst
   log is listened to, and nothing of it goes further: Shoal says itself what is wrong, once.
 - `KafkaCluster.connect`: a consumer or producer whose constructor raises keeps its thread and sockets, and
   nobody has a reference to close them by. So the network client is made here.
-- `_Connections`: a refused login or certificate is tried again until the time for bootstrapping is up.
+- `_Connections`: a refused login or certificate is tried again until the time for bootstrapping is up. And
+  what arrives together with the end of a connection, as a refusal does on a busy machine, is thrown away.
 - `commit`: `KafkaProducer.commit_transaction` waits without an end for a broker that was killed.
 - `let_go`: `KafkaProducer.close(timeout=0)` raises where a record could not be sent, and goes on trying.
 - `Watch`: a consumer has been seen to poll for ever, without an error and without a record.
@@ -76,7 +77,7 @@ _log.propagate = False
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
-    """Connections that stop bootstrapping once each of the servers refused in a way that lasts."""
+    """Connections that are read to their end, and not tried once each server has refused for good."""
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
@@ -89,6 +90,17 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
         connection = super().get_connection(node_id, *arguments, **options)
         connection.init_future.add_errback(lambda error: self._note(node_id, error))
         return connection
+
+    async def _build_transport(self, *arguments: Any, **options: Any) -> Any:
+        transport = await super()._build_transport(*arguments, **options)
+        receive = transport._sock_recv
+
+        def receive_first() -> tuple[bytes, BaseException | None]:
+            data, error = receive()
+            return data, None if data else error  # which comes again
+
+        transport._sock_recv = receive_first
+        return transport
 
     def _note(self, server: str, error: BaseException) -> None:
         if _is_final(error):

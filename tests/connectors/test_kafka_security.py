@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
 from kafka.errors import KafkaConnectionError
+from kafka.net.selector import NetworkSelector
 from pydantic import SecretStr
 
-from connectors.kafka.client import KafkaCluster
+from connectors.kafka.client import KafkaCluster, _Connections
 from engine.config import KafkaSettings
 from engine.errors import BrokerError, ConfigError
 from tests.broker import PASSWORD, USER, Broker
@@ -85,6 +88,26 @@ def test_a_server_that_refuses_is_one_of_several(broker: Broker) -> None:
     wrong = settings.model_copy(update={"password": SecretStr("wrong")})
     with KafkaCluster(wrong) as cluster, pytest.raises(BrokerError, match=r"refuses user|not trusted"):
         cluster.topic("t")
+
+
+def test_what_arrives_with_the_end_of_a_connection_is_read() -> None:
+    """A broker says why it refuses a login and closes the connection at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        net = NetworkSelector()
+        connections = _Connections(net, bootstrap_servers=f"127.0.0.1:{server.getsockname()[1]}")
+        transport = net.run(connections._build_transport, connections.cluster.bootstrap_brokers()[0])
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.sendall(b"why")
+        select.select([transport._sock], [], [], 60)
+        assert transport._sock_recv() == (b"why", None)
+        select.select([transport._sock], [], [], 60)
+        data, error = transport._sock_recv()
+        assert data == b""
+        assert isinstance(error, KafkaConnectionError)
+        transport._sock.close()
+        connections.close()
+        net.close()
 
 
 @pytest.mark.parametrize(("code", "is_final"), [(9, False), (10, False), (18, True), (62, True)])
