@@ -43,8 +43,8 @@ def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
     `at`: the byte at which reading begins. The last line may lack its break.
     """
     rest, dropped = b"", 0  # `dropped`: bytes of a long line that are not held
-    while piece := _next(read):
-        if piece is _NOTHING:
+    while (piece := read()) != b"":
+        if piece is None:
             yield None
             continue
         *whole, rest = (rest + piece).split(b"\n")
@@ -56,14 +56,6 @@ def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
             dropped, rest = dropped + len(rest), b""
     if rest or dropped:
         yield Line(None if dropped else rest, at + dropped + len(rest))
-
-
-_NOTHING = b"\0"  # told apart by identity
-
-
-def _next(read: Read) -> bytes:
-    piece = read()
-    return _NOTHING if piece is None else piece
 
 
 def is_pipe(path: Path) -> bool:

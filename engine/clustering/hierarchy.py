@@ -8,8 +8,10 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from engine.clustering.level import Clustered, Delta, Level, Model, Shape, Work
 from engine.clustering.supernodes import lift
@@ -17,7 +19,15 @@ from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import NO_ROWS, Epoch, Int32
+from engine.types import NO_ROWS, Epoch, Int32, Int64
+
+
+def places(levels: Sequence[Level], rows: Int64) -> list[Int64]:
+    """Return for each level the rows of the nodes that contain these nodes of level 0, (n,) each."""
+    out = [rows]
+    for level in levels[:-1]:
+        out.append(level.above[level.root[out[-1]]].astype(np.int64))
+    return out
 
 
 class Hierarchy:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from engine.clustering.hierarchy import places
 from engine.clustering.resume import resume
 from engine.collection import snapshots
 from engine.collection.build import load_model, own_base_tau, unclustered
@@ -62,21 +62,17 @@ class Sweeper:
     def sweep(self, taus: Sequence[float], base_tau: float | None = None) -> Sweep:
         """Return the clusters at these taus and the store's own. `base_tau`: level 0's; None: the store's."""
         every = sorted({*taus, self.shape.tau})
-        nodes = self.state.items.nodes[self.state.items.all_rows()]
         base = self.shape.base_tau if base_tau is None else base_tau
-        clusters = np.stack([self._clusters_at(each, base)[nodes] for each in every])
+        clusters = np.stack([self._clusters_at(each, base) for each in every])
         keys = [key.decode(errors="replace") for key in self.items.keys]
         told = self.base_tau if base_tau is None else base_tau
         return Sweep(keys, self.items.payloads, every, clusters, every.index(self.shape.tau), told)
 
     def _clusters_at(self, tau: float, base_tau: float | None) -> Int64:
-        """Return the final cluster of each row of level 0."""
-        hierarchy = self.state.hierarchy
-        hierarchy.retune(tau, base_tau, self.state.calibration.epoch)
-        roots = np.asarray(hierarchy.base.root[: hierarchy.base.nodes.rows])
-        for lower, upper in pairwise(hierarchy.levels):
-            roots = upper.root[lower.above[roots]]
-        return roots.astype(np.int64)
+        """Return the final cluster of each item (n,); the state's levels are then those of these taus."""
+        self.state.hierarchy.retune(tau, base_tau, self.state.calibration.epoch)
+        levels, nodes = self.state.hierarchy.levels, self.state.items.nodes[self.state.items.all_rows()]
+        return levels[-1].root[places(levels, nodes.astype(np.int64))[-1]].astype(np.int64)
 
 
 def _at_its_taus(settings: Settings, config: Mapping[str, Any]) -> Settings:

@@ -66,9 +66,9 @@ class Control(Closing):
         too many at once) and whatever the handler raised: InputError, StoreError ...
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        request = {"op": op, "body": body or {}, "timeout_s": limit_s, "blob": blob is not None}
-        frames = [request if vectors is None else {**request, "shape": vectors.shape}]
-        raw = [orjson.dumps(frame, option=orjson.OPT_SERIALIZE_NUMPY) for frame in frames]
+        request: Body = {"op": op, "body": body or {}, "timeout_s": limit_s, "blob": blob is not None}
+        request["shape"] = None if vectors is None else vectors.shape
+        raw = [orjson.dumps(request, option=orjson.OPT_SERIALIZE_NUMPY)]
         if vectors is not None:
             raw.append(np.ascontiguousarray(vectors, "<f4").tobytes())
         if blob is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.clustering import hierarchy as hierarchies
 from engine.clustering.calibration import LEAST_ITEMS, Calibration
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level, Model, Shape
@@ -82,10 +83,7 @@ def _distinct(emb: Float32) -> tuple[Int16, Int64]:
 
 def places(built: BulkClustering) -> list[Int64]:
     """Return the row of each item's node (n,) at each level."""
-    out = [built.node_of]
-    for level in built.levels[:-1]:
-        out.append(level.above[level.root[out[-1]]].astype(np.int64))
-    return out
+    return hierarchies.places(built.levels, built.node_of)
 
 
 def partitions(built: BulkClustering) -> list[Int64]:

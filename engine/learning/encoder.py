@@ -18,6 +18,7 @@ from engine.learning.losses import Margins
 from engine.learning.networks import KINDS, make_encoder
 from engine.learning.pictures import LARGEST, Pictures
 from engine.learning.training import Plan, fit
+from engine.model import files
 from engine.types import Float32
 
 import safetensors  # isort: skip
@@ -46,10 +47,7 @@ class Encoder:
         try:
             raw = path.read_bytes()
             tensors = safetensors.torch.load(raw)
-            head = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-            card = json.loads(head["__metadata__"]["shoal"])
-            if card["format"] != FORMAT:
-                raise ValueError(f"its format is {card['format']}, not {FORMAT}")
+            card = files.tagged_card(raw, FORMAT)
             kind, size, dim = card["kind"], int(card["size"]), int(card["dim"])
             if kind not in KINDS or not 8 <= size <= LARGEST or not 1 <= dim <= MOST_COMPONENTS:
                 raise ValueError(f"there is no {kind} encoder of {size} pixels and {dim} components")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from engine.config import MAX_DIM
 from engine.errors import InputError
+from engine.model import files
 from engine.types import Float64, Int16
 from engine.vectors import SCALE, quantize
 
@@ -86,10 +87,7 @@ class Adapter:
         try:
             raw = path.read_bytes()
             tensors = safetensors.numpy.load(raw)
-            head = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {})
-            card = json.loads(head["shoal"])
-            if card["format"] != FORMAT:
-                raise ValueError(f"its format is {card['format']}, not {FORMAT}")
+            card = files.tagged_card(raw, FORMAT)
             weights = {name: values.astype(np.float64) for name, values in tensors.items()}
             return _checked(cls(weights, int(card["shift"]), card["about"]))
         except OSError as problem:

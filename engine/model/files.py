@@ -40,6 +40,15 @@ def foreign(path: Path, reason: object, kind: str = "Shoal") -> InputError:
     return InputError(f"{path} and its .json are not a {kind} model: {words}")
 
 
+def tagged_card(raw: bytes, form: str) -> dict[str, Any]:
+    """Return the card in the metadata of a safetensors file. Raises KeyError, ValueError: another format."""
+    head = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    card: dict[str, Any] = json.loads(head["__metadata__"]["shoal"])
+    if card["format"] != form:
+        raise ValueError(f"its format is {card['format']}, not {form}")
+    return card
+
+
 def write(path: Path, card: Mapping[str, Any], weights: bytes) -> None:
     """Write weights and card. Raises OSError."""
     path.write_bytes(weights)

@@ -175,10 +175,7 @@ def consistency_loss(net: Universal, pair: VersionPair) -> Tensor:
     An edge's weight is the root of the items at its smaller end. It is largest where p is near 1/2: a change
     there moves items between clusters, and often back again a few batches later.
     """
-    logits = [
-        net(*(torch.from_numpy(column) for column in (graph.x, graph.e)), _counts(graph), _tails(graph))
-        for graph in (pair.before, pair.after)
-    ]
+    logits = [net(*_inputs(graph)) for graph in (pair.before, pair.after)]
     old, new = logits[0][torch.from_numpy(pair.edges_before)], logits[1][torch.from_numpy(pair.edges_after)]
     heads, tails = pair.before.heads[pair.edges_before], pair.before.tails[pair.edges_before]
     smaller = np.minimum(pair.before.size[heads], pair.before.size[tails]) ** 0.5
@@ -188,12 +185,10 @@ def consistency_loss(net: Universal, pair: VersionPair) -> Tensor:
     return mean
 
 
-def _counts(graph: TrainingGraph) -> Tensor:
-    return torch.from_numpy(graph.degrees).long()
-
-
-def _tails(graph: TrainingGraph) -> Tensor:
-    return torch.from_numpy(graph.tails)
+def _inputs(graph: TrainingGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the arguments of `Universal.forward`."""
+    x, e, tails = (torch.from_numpy(column) for column in (graph.x, graph.e, graph.tails))
+    return x, e, torch.from_numpy(graph.degrees).long(), tails
 
 
 def _chosen(logits: Tensor, upward: Tensor, heads: Tensor, nodes: int) -> Tensor:

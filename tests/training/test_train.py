@@ -141,7 +141,7 @@ def test_partitions_are_nested() -> None:
         assert len(set(zip(fine, coarse, strict=True))) == len(set(fine))
 
 
-def test_scenes_side_by_side_have_the_loss_of_each() -> None:
+def test_joined_graphs_have_the_loss_of_each() -> None:
     trainer = Trainer([[clusters(2)]], replace(SMALL, generated_share=0.0))
     a, b = trainer.base.pool[0], trainer.base.pool[3]
     both = joined([a, b])
@@ -249,7 +249,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: 
     assert not kept.exists()
 
 
-def test_twins_are_the_edges_that_two_versions_have() -> None:
+def test_version_pairs_are_the_edges_of_both_versions() -> None:
     collection, model = clusters(3), random_model(4)
     epoch = measure_epoch(collection.emb)
     versions = [hierarchy(emb, model, 0.4, 3, epoch) for emb in (collection.emb[:280], collection.emb)]
