@@ -28,6 +28,10 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise InputError("--among is for fine-tuning the universal model: name a model with --start")
     if request.both and not (request.kind == "universal" and request.start):
         raise InputError("--both is for going on from a universal model: name it with --start")
+    if request.adapter:
+        if not request.both:
+            raise InputError("--adapter is for learning a space with --start and --both")
+        need_folder(request.adapter)
     from engine.training import training_report
 
     data = [_looked_at(file, request, file in files) for file in (*files, *(request.choose or ()))]
@@ -77,10 +81,10 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
     from engine.training.train import read_model, train
     from engine.training.training_run import Checkpoint
 
-    if _is_tuning(request):
-        return _finetuned(files, out, request, report)
+    if request.start:
+        return (_tuned_to_space if request.both else _finetuned)(files, out, request, report)
     initial = InitialModels(*(read_model(path) for path in (request.start, request.base, request.teacher)))
-    plan = Plan.of_a_space() if request.both else Plan()
+    plan = Plan()
     plan = replace(
         plan,
         minutes=request.minutes or plan.minutes,
@@ -94,20 +98,38 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
 
 def _finetuned(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
     from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune
-    from engine.training.train import read_model
     from engine.training.training_run import Checkpoint
 
-    if request.base or request.teacher or request.hidden:
-        raise InputError(
-            "fine-tuning goes on from --start alone: name no --base, --teacher or --hidden with it"
-        )
-    start = read_model(request.start)
-    assert start
+    start = _start(request)
     plan = FinetunePlan(request.steps or FinetunePlan().steps, request.minutes, request.seed)
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
     model = finetune(FinetuneData(files, request.among, request.choose or ()), out, start, plan, report, kept)
     complain(f"shoal: {model.card.about['said']}")
     return model
+
+
+def _tuned_to_space(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
+    from engine.finetuning.space import SpaceFiles, SpacePlan, tune_to_space
+    from engine.training.training_run import Checkpoint
+
+    start = _start(request)
+    plan = SpacePlan(request.steps or SpacePlan().steps, request.minutes, request.seed)
+    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    named = SpaceFiles(files, request.choose or (), request.adapter)
+    model = tune_to_space(named, out, start, plan, report, kept)
+    complain(f"shoal: {model.card.about['said']}")
+    return model
+
+
+def _start(request: TrainOptions) -> Any:
+    """The model that a fine-tuning goes on from. Raises InputError beside options of other trainings."""
+    from engine.training.train import read_model
+
+    if request.base or request.teacher or request.hidden:
+        raise InputError(
+            "fine-tuning goes on from --start alone: name no --base, --teacher or --hidden with it"
+        )
+    return read_model(request.start)
 
 
 def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:

@@ -52,6 +52,10 @@ class TrainOptions:
         bool,
         typer.Option("--both", help="With --start: both networks, on many labelled classes of one space."),
     ] = False
+    adapter: Annotated[
+        Path | None,
+        path_option("--adapter", metavar="FILE", about="With --both: learn an adapter too, and write it."),
+    ] = None
     base: Annotated[
         Path | None, path_option("--base", metavar="MODEL", about="Keep its level 0, train what is above it.")
     ] = None

@@ -97,6 +97,16 @@ def by_class(labels: Int64, clusters: Int64) -> list[ClassScore]:
     return sorted(found, key=lambda score: -score.items * (1.0 - score.f))
 
 
+def bcubed_f_of(labels: Int64, clusters: Int64, classes: Int64) -> float:
+    """Return BCubed F over the items of some classes; precision counts all items of their clusters."""
+    chosen = set(classes.tolist())
+    found = [each for each in by_class(labels, clusters) if each.label in chosen]
+    items = np.array([each.items for each in found], np.float64)
+    precision = items @ [each.precision for each in found] / items.sum()
+    recall = items @ [each.recall for each in found] / items.sum()
+    return float(2.0 * precision * recall / (precision + recall))
+
+
 def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Return the mutual information, normalised by the mean of both entropies."""
     return float(normalized_mutual_info_score(np.asarray(labels), np.asarray(clusters)))

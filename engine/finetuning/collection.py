@@ -26,8 +26,8 @@ UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
 
 
 @dataclass(frozen=True, slots=True)
-class UpperLevel:
-    """A level above 0 of a roll-out."""
+class RolloutLevel:
+    """A level of a roll-out."""
 
     graph: TrainingGraph  # its targets are not to be used
     place: Int64  # (n,) the node of each item
@@ -59,11 +59,11 @@ class FinetuneCollection:
         """Return the final clusters (n,), with upper levels by this model."""
         return partitions(self._rolled_out(model, model.tau if tau is None else tau))[-1]
 
-    def levels(self, model: LinkageModel, tau: float) -> list[UpperLevel]:
+    def levels(self, model: LinkageModel, tau: float) -> list[RolloutLevel]:
         """Return the upper levels by this model, with features."""
         built = self._rolled_out(model, tau)
         found, at = training_graphs(built, self.labels, self.epoch, lowest=1), places(built)
-        return [UpperLevel(graph, at[graph.level]) for graph in found]
+        return [RolloutLevel(graph, at[graph.level]) for graph in found]
 
     def _rolled_out(self, model: LinkageModel, tau: float) -> BulkClustering:
         return recluster_upper_levels(self.built, model, tau, model.max_levels, self.epoch)
@@ -76,7 +76,7 @@ def cluster_base(name: str, emb: Float32, labels: Int64, start: LinkageModel) ->
     return FinetuneCollection(name, emb, labels, built, epoch)
 
 
-def labelled_level(level: UpperLevel, labels: Int64) -> LabelledLevel:
+def labelled_level(level: RolloutLevel, labels: Int64) -> LabelledLevel:
     """Return a level with targets; `labels` (n,) of the items, UNKNOWN for some."""
     graph, is_labelled = level.graph, labels != UNKNOWN
     nodes, heads, tails = len(graph.degrees), graph.heads, graph.tails

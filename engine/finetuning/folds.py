@@ -81,7 +81,7 @@ class Folds:
     @property
     def steps(self) -> int:
         """Steps of each model so far."""
-        return self.tuners[-1].optimization.steps
+        return self.tuners[-1].upper.optimization.steps
 
     def step(self, share: float) -> float:
         """Do one step of each model; return the loss of that of all classes."""
@@ -108,13 +108,13 @@ class Folds:
         return {
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
-            "tuners": [tuner.state() for tuner in self.tuners],
+            "tuners": [tuner.upper.state() for tuner in self.tuners],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         for tuner, each in zip(self.tuners, state["tuners"], strict=True):
-            tuner.restore(each)
+            tuner.upper.restore(each)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
 

@@ -1,4 +1,4 @@
-"""Fine-tunes the upper network of the universal model on its own roll-outs and those of the start."""
+"""Fine-tunes networks of the universal model on partly labelled levels: roll-outs of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.finetuning.collection import FinetuneCollection, LabelledLevel, UpperLevel, labelled_level
+from engine.finetuning.collection import FinetuneCollection, LabelledLevel, RolloutLevel, labelled_level
 from engine.model.linkage import LinkageModel
 from engine.model.network import Linkage, Universal
 from engine.system.determinism import one_thread
@@ -38,47 +38,33 @@ class TunerPlan:
     fresh_every: int = 20  # steps between new roll-outs
 
 
-class Tuner:
-    """The upper network in fine-tuning on the labelled classes of some collections."""
+class NetworkTuner:
+    """One network in fine-tuning, the average of its weights, and the levels that it learns from."""
 
-    def __init__(
-        self,
-        collections: Sequence[FinetuneCollection],
-        start: LinkageModel,
-        plan: TunerPlan,
-        rng: np.random.Generator,
-    ) -> None:
-        self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
-        net = Universal(replace(start.upper.net.config))
-        net.load_state_dict(start.upper.net.state_dict())
-        self.optimization = Optimization(net, plan.pace)
+    def __init__(self, start: Linkage, plan: OptimizerPlan, pool_size: int) -> None:
+        self.start, self.pool_size = start, pool_size
+        net = Universal(replace(start.net.config))
+        net.load_state_dict(start.net.state_dict())
+        self.optimization = Optimization(net, plan)
         self.pool: list[LabelledLevel] = []
 
+    def take(self, level: LabelledLevel, rng: np.random.Generator) -> None:
+        """Add a level with raw features to the pool, if labels bear on it."""
+        if level.coverage.any():
+            x, e = self.start.nodes.apply(level.graph.x), self.start.edges.apply(level.graph.e)
+            keep(self.pool, replace(level, graph=replace(level.graph, x=x, e=e)), self.pool_size, rng)
+
     @one_thread()
-    def step(self, share: float) -> float:
+    def step(self, share: float, rng: np.random.Generator) -> float:
         """Do one step of the optimizer at `share` of the whole training; return the loss."""
-        if self.optimization.steps and self.optimization.steps % self.plan.fresh_every == 0:
-            at = int(self.rng.integers(len(self.collections)))
-            self.take(at, self.collections[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
         if not self.pool:
             return 0.0
-        level = self.pool[int(self.rng.integers(len(self.pool)))]
+        level = self.pool[int(rng.integers(len(self.pool)))]
         return self.optimization.step(lambda net: labelled_loss(net, level), share)
 
-    def model(self) -> LinkageModel:
-        """Return the start with the average of the upper network's weights so far."""
-        start = self.start.upper
-        upper = Linkage(copy.deepcopy(self.optimization.ema_net), start.nodes, start.edges)
-        return LinkageModel(self.start.base, upper, self.start.card)
-
-    def take(self, at: int, levels: Sequence[UpperLevel]) -> None:
-        """Add the levels of collection number `at` on which its labels bear to the pool."""
-        ranges = self.start.upper
-        for level in levels:
-            found = labelled_level(level, self.collections[at].labels)
-            if found.coverage.any():
-                x, e = ranges.nodes.apply(found.graph.x), ranges.edges.apply(found.graph.e)
-                keep(self.pool, replace(found, graph=replace(found.graph, x=x, e=e)), POOL, self.rng)
+    def linkage(self) -> Linkage:
+        """Return the average of the weights so far, as the engine runs it."""
+        return Linkage(copy.deepcopy(self.optimization.ema_net), self.start.nodes, self.start.edges)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the training, for a checkpoint, without the random generators."""
@@ -95,6 +81,37 @@ class Tuner:
             LabelledLevel(unpacked(TrainingGraph, each["graph"]), each["coverage"].numpy())
             for each in state["pool"]
         ]
+
+
+class Tuner:
+    """The upper network in fine-tuning on the labelled classes of some collections."""
+
+    def __init__(
+        self,
+        collections: Sequence[FinetuneCollection],
+        start: LinkageModel,
+        plan: TunerPlan,
+        rng: np.random.Generator,
+    ) -> None:
+        self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
+        self.upper = NetworkTuner(start.upper, plan.pace, POOL)
+
+    def step(self, share: float) -> float:
+        """Do one step of the optimizer at `share` of the whole training; return the loss."""
+        steps = self.upper.optimization.steps
+        if steps and steps % self.plan.fresh_every == 0:
+            at = int(self.rng.integers(len(self.collections)))
+            self.take(at, self.collections[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
+        return self.upper.step(share, self.rng)
+
+    def model(self) -> LinkageModel:
+        """Return the start with the average of the upper network's weights so far."""
+        return LinkageModel(self.start.base, self.upper.linkage(), self.start.card)
+
+    def take(self, at: int, levels: Sequence[RolloutLevel]) -> None:
+        """Add the levels of collection number `at` on which its labels bear to the pool."""
+        for level in levels:
+            self.upper.take(labelled_level(level, self.collections[at].labels), self.rng)
 
 
 def labelled_loss(net: Universal, level: LabelledLevel) -> Tensor:

@@ -336,6 +336,19 @@ def subset(collection: Collection, rng: Rng, most: int) -> Collection:
     return Collection(collection.name, collection.emb[rows], labels[rows])
 
 
+def whole_classes(collection: Collection, rng: Rng, share: tuple[float, float], most: int) -> Collection:
+    """Some classes of a collection, each with all its items: a `share` (range) of the items, `most` at most.
+
+    At least two classes. A sample of its items would make a class look sparser than it is.
+    """
+    _, of, counts = np.unique(collection.labels, return_inverse=True, return_counts=True)
+    wanted = min(most, len(of) * rng.uniform(*share))
+    order = rng.permutation(len(counts))
+    fitting = int(np.searchsorted(np.cumsum(counts[order]), wanted, side="right"))
+    rows = rng.permutation(np.flatnonzero(np.isin(of, order[: max(2, fitting)])))
+    return Collection(collection.name, collection.emb[rows], collection.labels[rows])
+
+
 def large_part(collection: Collection, rng: Rng, least: int = 1_200, most: int = 12_000) -> Collection:
     """Draw a large part of a collection, augmented or not: all classes, or 30 % of them and more."""
     labels = collection.labels

@@ -20,7 +20,7 @@ from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
-from engine.training.datasets import Collection, distinct, read_labelled, subset
+from engine.training.datasets import Collection, distinct, read_labelled, whole_classes
 from engine.training.graph_loss import density, importance
 from engine.training.lander_graphs import LevelGraph, joined, levels, true_levels
 from engine.training.lander_network import Lander
@@ -34,13 +34,14 @@ from engine.training.training_run import (
     fingerprint,
     held_out_scores,
 )
-from engine.types import Bool
+from engine.types import Int64
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 KS = (10, 10, 10, 5, 3)  # of training graphs, drawn from
 WARM = 50  # steps
+WHOLE = (0.1, 1.0)  # range of the share of a file's items in a draw
 TAUS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried on the classes held out
 
 
@@ -64,7 +65,7 @@ class LanderPlan:
     oracle_share: float = 0.1  # of the training, on levels from true labels
     pool: int = 80  # hierarchies kept for replay
     fresh_every: int = 15  # steps between new hierarchies
-    most_items: int = 2_000  # of most training graphs
+    most_items: int = 6_000  # of training graphs, in whole classes
     average: float = 0.995  # EMA's decay
     held_out: float = 0.2  # of the classes, for choosing, where no file is named for it
     checks: int = 8  # evaluations on what is held out, in the last four fifths
@@ -98,12 +99,12 @@ def train(
     sources = [distinct(read_labelled(Path(path))) for path in files]
     judges = [distinct(read_labelled(Path(path))) for path in held_out]
     _check(sources, judges, start)
-    whole = [(judge, np.ones(len(judge.emb), np.bool_)) for judge in judges]
+    whole = [(judge, judge.labels) for judge in judges]
     if not judges:
-        masks = [_held_out(source, plan) for source in sources]
-        whole = [(source, held) for source, held in zip(sources, masks, strict=True) if held.any()]
-        judges = [_part(source, held) for source, held in whole]
-        sources = [_part(source, ~held) for source, held in zip(sources, masks, strict=True)]
+        held = [_held_out(source, plan) for source in sources]
+        whole = [(source, classes) for source, classes in zip(sources, held, strict=True) if len(classes)]
+        judges = [_part(source, classes, True) for source, classes in whole]
+        sources = [_part(source, classes, False) for source, classes in zip(sources, held, strict=True)]
     trainer = Trainer(sources, plan, start)
     trainer.model()  # refuses a plan that makes no model, before the work
     mark = fingerprint([*sources, *judges], plan, start and start.sha256)
@@ -137,16 +138,16 @@ def evaluate(
     judge: Collection,
     tau: float | None = None,
     depth: int | None = None,
-    scored: Bool | None = None,
+    classes: Int64 | None = None,
 ) -> dict[str, float]:
-    """Cluster a collection in bulk; BCubed F after the last level and each; of the `scored` items."""
+    """Cluster a collection in bulk; BCubed F after the last level and each, over some `classes` or all."""
     built = hierarchy(judge.emb, model, model.tau if tau is None else tau, depth or model.max_levels)
-    rows = slice(None) if scored is None else scored
-    by_level = [scores.bcubed_f(judge.labels[rows], part[rows]) for part in partitions(built)]
+    counted = judge.labels if classes is None else classes
+    by_level = [scores.bcubed_f_of(judge.labels, part, counted) for part in partitions(built)]
     return {"Fb": by_level[-1]} | {f"Fb_{at}": value for at, value in enumerate(by_level)}
 
 
-def _tuned(model: LanderModel, whole: Sequence[tuple[Collection, Bool]]) -> LanderCard:
+def _tuned(model: LanderModel, whole: Sequence[tuple[Collection, Int64]]) -> LanderCard:
     """Return the card with the tau and the number of levels that do best on what is held out.
 
     Among the items of all classes, whose number matters: in larger collections p is greater.
@@ -180,15 +181,15 @@ def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: L
             raise InputError(f"{each.name} has one class only: there is nothing to tell apart")
 
 
-def _held_out(collection: Collection, plan: LanderPlan) -> Bool:
-    """Mark the items of some classes (n,); of none where there are fewer than eight."""
+def _held_out(collection: Collection, plan: LanderPlan) -> Int64:
+    """Choose the classes that are held out; none where there are fewer than eight."""
     classes = np.unique(collection.labels)
     count = int(len(classes) * plan.held_out) if len(classes) >= 8 else 0
-    chosen = np.random.default_rng(plan.seed).permutation(classes)[:count]
-    return np.isin(collection.labels, chosen)
+    return np.random.default_rng(plan.seed).permutation(classes)[:count]
 
 
-def _part(collection: Collection, rows: Bool) -> Collection:
+def _part(collection: Collection, classes: Int64, is_of_them: bool) -> Collection:
+    rows = np.isin(collection.labels, classes, invert=not is_of_them)
     return Collection(collection.name, collection.emb[rows], collection.labels[rows])
 
 
@@ -265,8 +266,7 @@ class Trainer:
     def _refresh(self, share: float) -> None:
         """Put the levels of a new hierarchy into the pool."""
         source = self.sources[int(self.rng.integers(len(self.sources)))]
-        large = len(source.emb) if self.rng.random() < 0.05 else self.plan.most_items
-        drawn = _dense(subset(source, self.rng, large))
+        drawn = _dense(whole_classes(source, self.rng, WHOLE, self.plan.most_items))
         if len(drawn.emb) < 2:
             return self._refresh(share) if not self.pool else None
         k = int(self.rng.choice(KS))

@@ -50,22 +50,6 @@ class Plan:
         """Duration, evaluations and checkpoints."""
         return Schedule(self.minutes, self.steps, self.checks, 0.5, self.patience, self.save_every)
 
-    @classmethod
-    def of_a_space(cls) -> Plan:
-        """Return the plan for fine-tuning both networks on many labelled classes of one embedding space."""
-        learner = LearnerPlan(rate=1e-3, warm=50, average=0.99, few=0.0)
-        return cls(
-            steps=300,
-            learner=learner,
-            upper_rate=learner.rate,
-            consistency=0.0,
-            generated_share=0.0,
-            large_share=0.5,
-            first=20,
-            fresh_every=10,
-            fresh_topics=60,
-        )
-
     def after(self, initial: InitialModels) -> Plan:
         """Return the plan with the widths and targets that the initial models imply."""
         plan = self

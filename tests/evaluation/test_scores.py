@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.evaluation.scores import ari, bcubed_f, nmi, pairwise_f
+from engine.evaluation.scores import ari, bcubed_f, bcubed_f_of, nmi, pairwise_f
 
 
 def by_definition(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
@@ -28,6 +28,21 @@ def test_f_scores_are_their_definitions(seed: int) -> None:
     pairwise, bcubed = by_definition(labels, clusters)
     assert pairwise_f(labels, clusters) == pytest.approx(pairwise), f"{seed=}"
     assert bcubed_f(labels, clusters) == pytest.approx(bcubed), f"{seed=}"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_f_over_some_classes_counts_all_items_of_their_clusters(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(20, 120))
+    labels, clusters = rng.integers(0, 6, n), rng.integers(0, 5, n)
+    classes = np.unique(labels)[:3]
+    items = np.flatnonzero(np.isin(labels, classes))
+    both = [((labels == labels[item]) & (clusters == clusters[item])).sum() for item in items]
+    precision = np.mean([x / (clusters == clusters[item]).sum() for x, item in zip(both, items, strict=True)])
+    recall = np.mean([x / (labels == labels[item]).sum() for x, item in zip(both, items, strict=True)])
+    expected = 2 * precision * recall / (precision + recall)
+    assert bcubed_f_of(labels, clusters, classes) == pytest.approx(expected), f"{seed=}"
+    assert bcubed_f_of(labels, clusters, labels) == pytest.approx(bcubed_f(labels, clusters)), f"{seed=}"
 
 
 def test_perfect_and_renamed_clusters_score_one() -> None:

@@ -1,0 +1,46 @@
+"""A linear map of a space that brings items of one class together, in closed form.
+
+Linear discriminant analysis with a shrunk covariance within classes: it scales down the directions in which
+items of one class differ, and moderately up those in which class means do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.model.adapter import Adapter
+from engine.types import Float32, Float64, Int64
+
+SHRINKAGE = 1.0  # of the covariance within classes, in mean variances, towards a sphere
+BETWEEN = 0.3  # so too, of that of class means
+POWER = 0.25  # of the variance of class means along a direction, by which it is scaled
+
+
+def discriminant(emb: Float32, labels: Int64, about: Mapping[str, Any]) -> Adapter:
+    """Return the map that labelled unit vectors (n, d), (n,) teach; it keeps all d components.
+
+    For n vectors x with class means m_c and their mean m, S = cov(x - m_c), B = cov((m_c - m) S'^(-1/2)):
+    y = (x - m) S'^(-1/2) B'^POWER, where ' adds the shrinkage.
+    """
+    x = emb.astype(np.float64)
+    _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.zeros((len(counts), x.shape[1]))
+    np.add.at(means, of, x)
+    means /= counts[:, None]
+    centre = x.mean(axis=0)
+    within = _power((x - means[of]).T @ (x - means[of]) / len(x), SHRINKAGE, -0.5)
+    apart = (means - centre) @ within
+    onto = within @ _power(apart.T @ apart / len(apart), BETWEEN, POWER)
+    return Adapter.of({"direct": onto, "bias": -(centre @ onto)}, about)
+
+
+def _power(covariance: Float64, shrinkage: float, power: float) -> Float64:
+    """The power of a symmetric matrix (d, d) whose eigenvalues are raised by a share of their mean."""
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 0.0)
+    raised = np.maximum(values + shrinkage * values.mean(), 1e-12)
+    power_of: Float64 = (vectors * raised**power) @ vectors.T
+    return power_of
