@@ -9,7 +9,7 @@ from engine.clustering.level import Shape
 from engine.clustering.state import State
 from engine.collection.space import space_dim
 from engine.config import Settings
-from engine.errors import ConfigMismatch
+from engine.errors import ConfigMismatch, InputError
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
@@ -91,7 +91,16 @@ def unclustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -
 
 
 def store_config(settings: Settings, model: Trained, adapter: Adapter | None) -> dict[str, Any]:
-    """Return what the stored clusters depend on, as the store compares it."""
+    """Return what the stored clusters depend on, as the store compares it.
+
+    Raises InputError: the model is for what another adapter makes of embeddings.
+    """
+    behind = model.card.about.get("adapter")
+    if behind and (adapter is None or adapter.sha256 != behind):
+        raise InputError(
+            f"the model was trained behind the adapter {behind[:16]}..., which shoal train --adapter wrote: "
+            "name its file with [model] adapter"
+        )
     shape = shape_of(settings, model, 1)
     return {
         "collection": settings.collection.name,

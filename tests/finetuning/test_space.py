@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.collection.build import load_adapter, load_model, store_config
+from engine.config import ModelSettings, Settings
 from engine.errors import InputError
 from engine.finetuning.discriminant import discriminant
 from engine.finetuning.space import (
@@ -111,6 +113,12 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
     assert about["kept_start"] or model.sha256 != START.sha256
     assert set(told[-1].held_out) == {"a"}
     assert about["started_from"] == START.sha256
+    behind = Settings(model=ModelSettings(path=out))
+    with pytest.raises(InputError, match="trained behind the adapter"):
+        store_config(behind, load_model(behind), load_adapter(behind))
+    beside = Settings(model=ModelSettings(path=out, adapter=adapter))
+    wanted = store_config(beside, load_model(beside), load_adapter(beside))
+    assert (wanted["adapter"], wanted["dim"]) == (about["adapter"], 24)
 
 
 @pytest.mark.parametrize("rate", [0.001, 30.0])
