@@ -83,7 +83,8 @@ def covers(sweep: Sweep, labels: Labels) -> bool:
 def _decide(sweep: Sweep, f: Float64, told: int) -> Choice:
     """`f`: (draws, T)."""
     gains = f - f[:, [sweep.current]]
-    best = int(gains.mean(axis=0).argmax())
+    mean = gains.mean(axis=0)
+    best = int(mean.argmax()) if mean.max() > 0 else sweep.current
     low, high = np.percentile(f, PERCENTILES, axis=0)
     of_gain = np.percentile(gains[:, best], PERCENTILES)
     sure = float((gains[:, best] > 0).mean())

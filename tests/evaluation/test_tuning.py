@@ -62,6 +62,15 @@ def test_labels_of_most_items_are_measured() -> None:
     assert choice.chosen == 3
 
 
+def test_where_all_taus_are_as_good_the_current_one_stays() -> None:
+    one, labels = sweep(3)
+    same = Sweep(one.keys, one.payloads, TAUS, np.stack([labels] * 5), 2)
+    choice = choose(same, Labels(np.arange(1000), labels[:1000]))
+    assert choice.chosen == 2
+    with pytest.raises(Undecided, match="no tau is expected to be better"):
+        require_gain(choice)
+
+
 def test_level_0_changes_only_where_that_gains_surely() -> None:
     one, labels = sweep(3)
     rows = np.arange(1000)
