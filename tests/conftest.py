@@ -63,12 +63,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.Sch
     return schedule.Schedule(config, log)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin when the kernels are compiled, once for all workers of the session.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: to look through it for garbage takes seconds, now and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
-    What has been imported stays: to look through it in every collection of garbage takes seconds.
-    """
-    gc.freeze()
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin when the kernels are compiled, once for all workers of the session."""
     if hasattr(session.config, "workerinput"):
         warm_python.wait()
 
