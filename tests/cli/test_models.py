@@ -10,8 +10,6 @@ from engine.model.linkage import LinkageModel
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run
 
-import torch  # isort: skip
-
 
 def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     emb, labels = mixture()
@@ -76,13 +74,20 @@ def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> 
     refused(shoal("train", "few.npz", "-o", "x.safetensors", "--among", "all.npz"), 3, "--start")
 
 
-def test_both_networks_go_on_from_a_model(tmp_path: Path, shoal: Run) -> None:
+def test_both_networks_learn_a_space(tmp_path: Path, shoal: Run) -> None:
     emb, labels = mixture()
     np.savez(tmp_path / "many.npz", emb=emb, labels=labels)
     command = ("train", "many.npz", "-o", "mine.safetensors", "--both")
     refused(shoal(*command), 3, "--start")
-    done = shoal(*command, "--start", "universal", "--steps", "8")
+    refused(shoal("train", "many.npz", "-o", "x.safetensors", "--adapter", "a"), 3, "--both")
+    refused(shoal(*command, "--start", "universal", "--teacher", "universal"), 3, "--teacher")
+    refused(shoal(*command, "--start", "universal", "--adapter", "none/a"), 3, "none")
+    done = shoal(*command, "--start", "universal", "--steps", "8", "--adapter", "a.safetensors")
     assert done.returncode == 0, done.stderr
-    start, mine = LinkageModel.load(), LinkageModel.load(tmp_path / "mine.safetensors")
-    for before, now in ((start.base, mine.base), (start.upper, mine.upper)):
-        assert not torch.equal(before.tensors()["head_out.weight"], now.tensors()["head_out.weight"])
+    about = LinkageModel.load(tmp_path / "mine.safetensors").card.about
+    assert f"shoal: {about['said']}" in done.stderr
+    assert not (tmp_path / "mine.checkpoint").exists()
+    refused(shoal("evaluate", "many.npz", "-m", "mine.safetensors"), 3, "trained behind the adapter")
+    (tmp_path / "mine.toml").write_text('[model]\npath = "mine.safetensors"\nadapter = "a.safetensors"\n')
+    done = shoal("evaluate", "many.npz", "-c", "mine.toml")
+    assert done.returncode == 0, done.stderr
