@@ -129,36 +129,38 @@ def tune_to_space(
     held = np.empty(0, np.int64) if others else held_out_classes(source.labels, plan)
     learned = np.setdiff1d(np.unique(source.labels), held)
     views, mapped = views_of(source, learned, plan, files.adapter is not None)
-    judges = [_judge(source, held, mapped)] if len(held) else []
-    judges += [_judge(each, np.unique(each.labels), mapped) for each in others]
+    counted = [(source, held)] if len(held) else [(each, np.unique(each.labels)) for each in others]
+    judges = [_judge(each, classes, mapped) for each, classes in counted]
+    as_they_come = [_judge(each, classes, None) for each, classes in counted]
+    before = float(np.mean([judge.score(start) for judge in as_they_come]))
+    mark = fingerprint([source, *others], plan, start.sha256, mapped and mapped.sha256)
     trainer = SpaceTrainer(views, start, plan)
 
     def judged(model: LinkageModel) -> dict[str, float]:
         return {judge.name: judge.score(model) for judge in judges}
 
-    before = float(np.mean([*judged(start).values()]))
-    mark = fingerprint([source, *others], plan, start.sha256, mapped and mapped.sha256)
     run = TrainingRun(trainer, judged, plan.length, mark)
     best = run.run(progress, checkpoint)
     kept = run.score < before
     model = start if kept else _with_tau(best, judges)
+    adapter = None if kept else mapped
     about = {
         "started_from": start.sha256,
         "kept_start": kept,
-        "said": words(before, run.score, kept),
+        "said": words(before, run.score, kept) + (" No adapter is written." if kept and mapped else ""),
         "trained_on": [path.stem for path in files.labelled],
         "held_out": [path.stem for path in files.choose] or "classes",
         "checkpoint_chosen_on": run.chosen_on,
         "history": [[0.0, before], *run.history],
         "plan": asdict(plan),
         "steps": trainer.steps,
-        "adapter": mapped and mapped.sha256,
+        "adapter": adapter and adapter.sha256,
         "torch": torch.__version__,
     }
     model = model.with_card(replace(model.card, about=about))
     model.save(out)
-    if mapped and files.adapter:
-        mapped.save(files.adapter)
+    if adapter and files.adapter:
+        adapter.save(files.adapter)
     if checkpoint:
         checkpoint.path.unlink(missing_ok=True)
     return model
