@@ -141,7 +141,7 @@ def tune_to_space(
 
     run = TrainingRun(trainer, judged, plan.length, mark)
     best = run.run(progress, checkpoint)
-    kept = run.score < before
+    kept = run.score <= before
     model = start if kept else _with_tau(best, judges)
     adapter = None if kept else mapped
     about = {

@@ -122,7 +122,7 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rate", "misleading"), [(0.001, 1.5), (30.0, 0.1)])
-def test_the_start_stays_where_training_makes_it_worse(
+def test_the_start_stays_where_training_makes_it_no_better(
     rate: float, misleading: float, tmp_path: Path
 ) -> None:
     plan = replace(QUICK, optimizer=OptimizerPlan(rate, 0.01, 0.5, 1))
@@ -132,7 +132,7 @@ def test_the_start_stays_where_training_makes_it_worse(
     about = model.card.about
     assert about["kept_start"] == (not adapter.exists()) == (about["adapter"] is None)
     before, *after = (score for _, score in about["history"])
-    assert about["kept_start"] == (max(after) < before)
+    assert about["kept_start"] == (max(after) <= before)
     assert (model.sha256 == START.sha256) == about["kept_start"]
     assert about["kept_start"] == (rate > 1)
 
