@@ -285,6 +285,7 @@ class LimitsSettings(_Section):
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
     assign_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
     assign_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
+    switch_wait_s: float = Field(10.0, gt=0)  # that these wait for a rebuild to be put in place
     theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # that are grouped into themes, all pairs
     theme_share: float = Field(0.1, gt=0, le=1)  # of the time that grouping them again may take
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close

@@ -41,7 +41,6 @@ from engine.types import Applied, Batch, Int16, Loaded, Themes
 Key = str | bytes | int | UUID
 SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
 CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
-SWITCH_WAIT_S = 2.0  # that `assign` waits for a rebuild to be put in place
 FEW = 512  # changes that a rebuild takes while batches wait
 
 
@@ -190,11 +189,11 @@ class LiveCollection(Closing):
     def assign_grid(self, grid: Int16) -> tuple[int, list[Answer]]:
         """Return the version, and the cluster of each incoming grid vector (m, d), were it inserted.
 
-        Does not wait for a batch that another thread applies. Raises WriterBusy while a rebuild is put in
-        place, if that takes long.
+        Does not wait for a batch that another thread applies. Raises WriterBusy where a rebuild takes longer
+        than `[limits] switch_wait_s` to be put in place.
         """
         self._check_process()
-        deadline = time.monotonic() + SWITCH_WAIT_S
+        deadline = time.monotonic() + self.settings.limits.switch_wait_s
         while True:
             # A rebuild sets the state first and the adapter last: never is this one newer than the state.
             adapter = self.adapter

@@ -45,7 +45,7 @@ CLEARLY = 0.005  # F by which another tau has to be better than the start's
 class SpacePlan:
     """How to fine-tune."""
 
-    steps: int | None = 300
+    steps: int | None = 700
     minutes: float | None = None  # instead of steps
     seed: int = 0
     optimizer: OptimizerPlan = field(
