@@ -83,7 +83,7 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
 
     if request.start:
         return (_tuned_to_space if request.both else _finetuned)(files, out, request, report)
-    initial = InitialModels(*(read_model(path) for path in (request.start, request.base, request.teacher)))
+    initial = InitialModels(base=read_model(request.base), teacher=read_model(request.teacher))
     plan = Plan()
     plan = replace(
         plan,

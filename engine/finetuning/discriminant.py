@@ -20,7 +20,7 @@ POWER = 0.25  # of the variance of class means along a direction, by which it is
 
 
 def discriminant(emb: Float32, labels: Int64, about: Mapping[str, Any]) -> Adapter:
-    """Return the map that labelled unit vectors (n, d), (n,) teach; it keeps all d components.
+    """Learn the map from labelled unit vectors (n, d), (n,); it keeps all d components.
 
     For n vectors x with class means m_c and their mean m, S = cov(x - m_c), B = cov((m_c - m) S'^(-1/2)):
     y = (x - m) S'^(-1/2) B'^POWER, where ' adds the shrinkage.

@@ -1,9 +1,9 @@
-"""Fine-tuning of both networks on many labelled classes of one embedding space: `shoal train --both`.
+"""Fine-tunes both networks on many labelled classes of one embedding space: `shoal train --both`.
 
-Whole classes are drawn, neither thinned nor mixed with other data, for what a class looks like is learned.
-Some classes are held out: they lie among the others without their labels, and choose the checkpoint and tau.
-With an adapter (`engine.finetuning.discriminant`) the networks see each class through a map that other
-classes have taught, as they will see classes that nobody has labelled.
+Training draws whole classes as they are, since the networks learn how large and how dense a class is. Some
+classes are held out: unlabelled among the others, they choose the checkpoint and tau. With an adapter
+(`engine.finetuning.discriminant`) training sees each class through a map that was learned on other classes,
+as the classes of a stream will be seen.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection, distinct, read_labelled, whole_classes
+from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
 from engine.training.rollout import training_graphs
 from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
-from engine.types import Epoch, Float32, Int64
+from engine.types import Float32, Int64
 from engine.vectors import as_float, quantize
 
 import torch  # isort: skip
@@ -70,11 +71,11 @@ class SpacePlan:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Labelled embeddings as the networks see them, and the classes of which training may know."""
+    """Labelled embeddings as the networks see them."""
 
     emb: Float32  # (n, d)
     labels: Int64  # (n,)
-    told: Int64  # (classes,)
+    visible: Int64  # (classes,) whose labels training may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +194,8 @@ class SpaceTrainer:
         if self.steps and self.steps % self.plan.fresh_every == 0:
             self._draw(self.model())
         self.steps += 1
-        side = self.base if self.rng.random() < 0.5 else self.upper
-        return side.step(share, self.rng)
+        tuner = self.base if self.rng.random() < 0.5 else self.upper
+        return tuner.step(share, self.rng)
 
     def model(self) -> LinkageModel:
         """Return the averages of the weights so far."""
@@ -214,14 +215,14 @@ class SpaceTrainer:
             "steps": self.steps,
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
-            "sides": [self.base.state(), self.upper.state()],
+            "tuners": [self.base.state(), self.upper.state()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.steps = state["steps"]
-        for side, each in zip((self.base, self.upper), state["sides"], strict=True):
-            side.restore(each)
+        for tuner, each in zip((self.base, self.upper), state["tuners"], strict=True):
+            tuner.restore(each)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
 
@@ -232,21 +233,14 @@ class SpaceTrainer:
         drawn = whole_classes(
             Collection("", view.emb, view.labels), self.rng, self.plan.share, self.plan.most_items
         )
-        epoch = _drifted(measure_epoch(drawn.emb), self.rng)
+        epoch = lagging(measure_epoch(drawn.emb), self.rng)
         base_tau = (model.base_tau or model.tau) + float(self.rng.uniform(-SPREAD, SPREAD))
         tau, ties = float(self.rng.uniform(*GROWN_AT)), int(self.rng.integers(1 << 31))
         built = hierarchy(drawn.emb, model, tau, model.max_levels, epoch, ties, base_tau)
-        at, told = places(built), np.where(np.isin(drawn.labels, view.told), drawn.labels, UNKNOWN)
+        at, labels = places(built), np.where(np.isin(drawn.labels, view.visible), drawn.labels, UNKNOWN)
         for graph in training_graphs(built, drawn.labels, epoch):
-            side = self.upper if graph.level else self.base
-            side.take(labelled_level(RolloutLevel(graph, at[graph.level]), told), self.rng)
-
-
-def _drifted(epoch: Epoch, rng: np.random.Generator) -> Epoch:
-    """A calibration that lags behind the collection, as the engine's does."""
-    drift = 0.07 * rng.normal(size=2)
-    mean, deviation = epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1]))
-    return Epoch(mean, deviation, epoch.items)
+            tuner = self.upper if graph.level else self.base
+            tuner.take(labelled_level(RolloutLevel(graph, at[graph.level]), labels), self.rng)
 
 
 def views_of(
@@ -254,17 +248,16 @@ def views_of(
 ) -> tuple[list[View], Adapter | None]:
     """Return what the networks train on, and the map taught by all `learned` classes, if one is asked for.
 
-    Through a map its own classes look closer than others will; each view tells of those alone that its map
-    has not seen.
+    A map makes the classes that it was learned on denser than others; a view shows the labels of others only.
     """
     if not is_mapped:
         return [View(source.emb, source.labels, learned)], None
     shuffled = np.random.default_rng(plan.seed).permutation(learned)
     views = []
     for at in range(plan.folds):
-        told = shuffled[at :: plan.folds]
+        visible = shuffled[at :: plan.folds]
         views.append(
-            View(_through(_map(source, np.setdiff1d(learned, told)), source.emb), source.labels, told)
+            View(_through(_map(source, np.setdiff1d(learned, visible)), source.emb), source.labels, visible)
         )
     return views, _map(source, learned)
 

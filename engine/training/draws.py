@@ -21,6 +21,7 @@ from engine.training.datasets import (
     subset,
 )
 from engine.training.plan import MOST_ITEMS, Plan
+from engine.types import Epoch
 
 
 def embeddings_of(path: Path, seed: int) -> list[Collection]:
@@ -62,3 +63,10 @@ def few_topics(rng: np.random.Generator) -> Collection:
     """Draw a generated collection of `engine.training.topics`."""
     least = 16 if rng.random() < 0.7 else MOST_ITEMS // 3
     return distinct(topics.drawn(rng, int(np.exp(rng.uniform(np.log(least), np.log(MOST_ITEMS))))))
+
+
+def lagging(epoch: Epoch, rng: np.random.Generator) -> Epoch:
+    """Return a calibration that differs a little from a collection's own, as the engine's lags behind."""
+    drift = 0.07 * rng.normal(size=2)
+    mean, deviation = epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1]))
+    return Epoch(mean, deviation, epoch.items)

@@ -13,7 +13,7 @@ from engine.model.linkage import Card, LinkageModel, upper_of
 from engine.model.network import Linkage, UniversalConfig
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection
-from engine.training.draws import collection, few_topics
+from engine.training.draws import collection, few_topics, lagging
 from engine.training.learner import Learner
 from engine.training.plan import BASE_TAU, CARD, UPPER_LEVELS, InitialModels, Plan
 from engine.training.pool import keep
@@ -152,11 +152,7 @@ class Trainer:
         """Draw and cluster a collection: a function of the seed and the level-0 network."""
         rng = np.random.default_rng(seed)
         drawn = few_topics(rng) if few else collection(self.sources, rng, self.plan)
-        epoch = measure_epoch(drawn.emb)
-        drift = 0.07 * rng.normal(size=2)  # as the engine's epoch lags behind the collection
-        epoch = Epoch(
-            epoch.mean + drift[0] * epoch.deviation, epoch.deviation * float(np.exp(drift[1])), epoch.items
-        )
+        epoch = lagging(measure_epoch(drawn.emb), rng)
         model, levels = (maker, levels) if maker else (Oracle(drawn.labels, rng), 2)
         tau, base_tau, ties = _tau(rng), _base_tau(rng), int(rng.integers(1 << 31))
         built = hierarchy(drawn.emb, model, tau, levels, epoch, ties, base_tau)

@@ -69,24 +69,24 @@ def test_a_discriminant_map_brings_classes_together_that_it_has_not_seen(seed: i
     assert found.sha256 == discriminant(source.emb[seen], source.labels[seen], {}).sha256
 
 
-def test_a_view_tells_only_of_classes_that_its_map_has_not_seen() -> None:
+def test_a_view_shows_labels_only_of_classes_that_its_map_was_not_learned_on() -> None:
     source = spread(0)
     held = held_out_classes(source.labels, QUICK)
     learned = np.setdiff1d(source.labels, held)
     views, adapter = views_of(source, learned, QUICK, True)
     assert adapter is not None
-    assert sorted(np.concatenate([view.told for view in views])) == learned.tolist()
+    assert sorted(np.concatenate([view.visible for view in views])) == learned.tolist()
     for view in views:
-        taught = np.setdiff1d(learned, view.told)
+        taught = np.setdiff1d(learned, view.visible)
         rows = np.isin(source.labels, taught)
         own = discriminant(source.emb[rows], source.labels[rows], {})
         assert np.array_equal(view.emb, as_float(own.apply(quantize(source.emb)[0])))
     [plain], nothing = views_of(source, learned, QUICK, False)
     assert nothing is None
-    assert np.array_equal(plain.told, learned)
+    assert np.array_equal(plain.visible, learned)
 
 
-def test_training_does_not_depend_on_labels_that_it_is_not_told() -> None:
+def test_training_does_not_depend_on_hidden_labels() -> None:
     """Other labels of the held-out classes, of the same sizes and among themselves, change no bit."""
     source = spread(1)
     held = held_out_classes(source.labels, QUICK)
