@@ -88,7 +88,7 @@ class BrokerError(ShoalError):
 
 
 class Undecided(ShoalError):
-    """The judgements do not tell which granularity is meant: judge more pairs. Nothing was changed."""
+    """The judgements do not tell which granularity is meant: more of them may. Nothing was changed."""
 
     exit_code = 13
 

@@ -111,7 +111,7 @@ def require_gain(choice: Choice) -> None:
     if choice.sure < SURE:
         raise Undecided(
             f"the {choice.told:,} judgements do not tell: tau {choice.taus[choice.chosen]:g} is better than "
-            f"{now:g} with probability {choice.sure:.2f}, and {SURE:g} is wanted; judge more pairs"
+            f"{now:g} with probability {choice.sure:.2f}, and {SURE:g} is wanted; more judgements may tell"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from engine.model.linkage import LinkageModel
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run
+from tests.finetuning.test_space import spread
 
 
 def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
@@ -75,8 +76,8 @@ def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> 
 
 
 def test_both_networks_learn_a_space(tmp_path: Path, shoal: Run) -> None:
-    emb, labels = mixture()
-    np.savez(tmp_path / "many.npz", emb=emb, labels=labels)
+    source = spread(0)
+    np.savez(tmp_path / "many.npz", emb=source.emb, labels=source.labels)
     command = ("train", "many.npz", "-o", "mine.safetensors", "--both")
     refused(shoal(*command), 3, "--start")
     refused(shoal("train", "many.npz", "-o", "x.safetensors", "--adapter", "a"), 3, "--both")
