@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import arguments, finish, print_markdown
+from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection
 from engine.finetuning.finetune import FinetunePlan, read_collections, tuned
-from engine.finetuning.folds import Fold, class_scores, f_of
+from engine.finetuning.folds import Fold
 from engine.model.linkage import LinkageModel
 
 COLUMNS = ("set", "items", "start", "gains", "mean", "better", "taken", "seconds")
@@ -55,7 +56,7 @@ def drawn(
     model, about = tuned([replace(collection, labels=labels)], [], start, FinetunePlan(seed=seed))
     seconds = time.process_time() - began
     before, after = (
-        float(f_of(class_scores(collection.clusters(each), others))[0]) for each in (start, model)
+        float(f_of_classes(others.scores(collection.clusters(each)))[0]) for each in (start, model)
     )
     return {
         "labelled": int((labels != UNKNOWN).sum()),

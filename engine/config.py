@@ -64,7 +64,7 @@ class Options(TypedDict, total=False):
     name: str | None  # of the collection
     dim: int | None
     index: Literal["hnsw", "exact"] | None
-    adapter: str | os.PathLike[str] | None  # file of `shoal adapt`
+    adapter: str | os.PathLike[str] | None  # file of `shoal adapt` or `train`
     tau: float | None
     base_tau: float | None  # level 0's
     max_levels: int | None

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_folder, print_json, print_table
+from engine.cli.console import complain, need_outputs, print_json, print_table
 from engine.config import Settings
 from engine.errors import InputError
 
@@ -35,7 +35,7 @@ def adapt(
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
-    need_folder(out)
+    need_outputs([out], files)
     labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
     complain(

@@ -29,10 +29,20 @@ def home_path(text: str) -> Path:
         raise InputError(f"{text} cannot be used: {problem}") from None
 
 
-def need_folder(out: Path) -> None:
-    """Raise InputError where the folder of a file to write is missing: before the work, not after it."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")
+def need_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise InputError where files cannot be written, or would replace another one of these: before the work.
+
+    Outputs' folders have to exist.
+    """
+    taken = {each.resolve() for each in inputs}
+    for out in outputs:
+        if not out.parent.is_dir():
+            raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")
+        if out.is_dir():
+            raise InputError(f"{out} is a folder: name a file.")
+        if out.resolve() in taken:
+            raise InputError(f"{out} is read or written by this command already: name another file.")
+        taken.add(out.resolve())
 
 
 def complain(sentence: str) -> None:

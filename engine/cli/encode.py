@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, need_folder
+from engine.cli.console import complain, need_outputs
 from engine.cli.spaces import progress_bar
 from engine.errors import InputError
 
@@ -31,7 +31,7 @@ def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
     from engine.learning.encoder import train_encoder
     from engine.learning.pictures import read_pictures
 
-    need_folder(out)
+    need_outputs([out], [source])
     pictures = read_pictures(source)
     size = pictures.grey.shape[1]
     complain(
@@ -49,7 +49,7 @@ def apply(encoder_file: Path, source: Path, out: Path) -> None:
     from engine.learning.encoder import Encoder
     from engine.learning.pictures import read_pictures
 
-    need_folder(out)
+    need_outputs([out], [encoder_file, source])
     encoder = Encoder.load(encoder_file)
     pictures = read_pictures(source, encoder.size)
     with progress_bar("pictures") as advance:
@@ -68,7 +68,7 @@ def adapt(adapter_file: Path, source: Path, out: Path) -> None:
     from engine.learning.adapt import Adapter, map_embeddings
     from engine.learning.labelled import read_arrays
 
-    need_folder(out)
+    need_outputs([out], [adapter_file, source])
     adapter = Adapter.load(adapter_file)
     arrays = read_arrays(source, *NPZ)
     if "emb" not in arrays:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_folder
+from engine.cli.console import complain, need_outputs
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
+BESIDE = (".json", ".md", ".png", ".checkpoint")  # of the weights
 
 
 def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Train and write the model."""
     if request.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
-    need_folder(out)
     if request.among and not _is_tuning(request):
-        raise InputError("--among is for fine-tuning the universal model: name a model with --start")
+        raise InputError("--among is for fine-tuning on a few classes: with --start, without --both")
+    if request.steps and request.minutes:
+        raise InputError("--steps and --minutes both say how long to train: name one")
     if request.both and not (request.kind == "universal" and request.start):
         raise InputError("--both is for going on from a universal model: name it with --start")
-    if request.adapter:
-        if not request.both:
-            raise InputError("--adapter is for learning a space with --start and --both")
-        need_folder(request.adapter)
+    if request.adapter and not request.both:
+        raise InputError("--adapter is for learning a space with --start and --both")
+    written = [out, *(out.parent / (out.stem + ending) for ending in BESIDE)]
+    read = [*files, *(request.choose or ()), *([request.among] if request.among else [])]
+    need_outputs([*written, request.adapter] if request.adapter else written, read)
     from engine.training import training_report
 
     data = [_looked_at(file, request, file in files) for file in (*files, *(request.choose or ()))]
@@ -156,7 +159,7 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
     """Write weights of the authors' code as a model."""
     from engine.training import published
 
-    need_folder(out)
+    need_outputs([out, out.parent / f"{out.stem}.json"], [file])
     model = published.model_of(published.read(file), average, k, tau, levels)
     model.save(out)
     card = model.card

@@ -109,7 +109,7 @@ def demo(
         Path | None,
         path_option("--store", metavar="DIR", about="Keep it here. Default: a temporary one."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the shuffle.")] = 0,
     rate: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Digits a second. Default: 60; with --exit all at once."),
@@ -301,7 +301,7 @@ def check(
     sample: Annotated[
         int, typer.Option("--sample", min=0, help="Lists compared with exact search; 0: all.")
     ] = 1_000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
     json: Json = False,
 ) -> None:
     """Look at everything that has to hold of a store.

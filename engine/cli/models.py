@@ -36,10 +36,15 @@ class TrainOptions:
     )
     variant: Annotated[str, typer.Option(help="Of a lander: mean or gat.")] = "mean"
     hidden: Annotated[int | None, typer.Option(min=2, help="Width of the network.")] = None
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="How long to train; default: 20.")] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of minutes: repeatable.")] = None
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="How long to train; default: 20, with --start a number of steps."),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of minutes: the same seed gives the same weights.")
+    ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was interrupted.")] = False
-    seed: Annotated[int, typer.Option(help="Of the training.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0
     start: Annotated[
         Path | None,
         path_option("--start", metavar="MODEL", about="Fine-tune this model; `universal` ships."),
@@ -80,7 +85,7 @@ class EvaluateOptions:
     stream: Annotated[
         bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
     ] = False
-    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0
     levels: Annotated[bool, typer.Option("--levels", help="Figures after each level.")] = False
     tau: Annotated[
         str | None,
@@ -111,7 +116,7 @@ class TuneOptions:
     taus: Annotated[
         str | None, typer.Option(metavar="T,T...", help="To choose from. Default: 0.2 to 0.99.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0
     json: Json = False
 
 

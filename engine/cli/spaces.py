@@ -24,7 +24,7 @@ MarginPair = Annotated[
     typer.Option(metavar="POS NEG", help="Similarities at which the margin loss begins."),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Batches to train on.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 
 WORST = 10  # classes that are named
 

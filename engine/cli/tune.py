@@ -178,12 +178,13 @@ def _command(found: Found, settings: Settings, file: Path | None) -> str:
     base = found.base.base_tau if found.base else found.base_now
     told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
     model = ["-m", str(settings.model.path)] if settings.model.path else []
+    adapter = [f"SHOAL_MODEL__ADAPTER={settings.model.adapter}"] if settings.model.adapter else []
     if file is not None:
         names = {"--tau": "SHOAL_MODEL__TAU", "--base-tau": "SHOAL_MODEL__BASE_TAU"}
         variables = [f"{names[flag]}={tau:g}" for flag, tau in told.items()]
-        return shlex.join([*variables, "shoal", "ingest", str(file), *model])
+        return shlex.join([*adapter, *variables, "shoal", "ingest", str(file), *model])
     flags = [word for name, tau in told.items() for word in (name, f"{tau:g}")]
-    return shlex.join(["shoal", "rebuild", *flags, *model, "--store", str(settings.store.path)])
+    return shlex.join([*adapter, "shoal", "rebuild", *flags, *model, "--store", str(settings.store.path)])
 
 
 def _document(found: Found, command: str | None) -> dict[str, Any]:

@@ -22,7 +22,20 @@ from engine.types import Loaded
 
 def load_model(settings: Settings) -> Trained:
     """Return the settings' model, or the one that ships with Shoal. Raises InputError."""
-    return load(settings.model.path)
+    model = load(settings.model.path)
+    if settings.model.adapter is None:
+        _require_adapter(model, None)
+    return model
+
+
+def _require_adapter(model: Trained, adapter: str | None) -> None:
+    """Raise InputError where the model is for what another adapter, named by its hash, makes."""
+    behind = model.card.about.get("adapter")
+    if behind and adapter != behind:
+        raise InputError(
+            f"the model was trained behind the adapter {behind[:16]}..., which shoal train --adapter wrote: "
+            "name its file with [model] adapter"
+        )
 
 
 def load_adapter(settings: Settings) -> Adapter | None:
@@ -95,12 +108,7 @@ def store_config(settings: Settings, model: Trained, adapter: Adapter | None) ->
 
     Raises InputError: the model is for what another adapter makes of embeddings.
     """
-    behind = model.card.about.get("adapter")
-    if behind and (adapter is None or adapter.sha256 != behind):
-        raise InputError(
-            f"the model was trained behind the adapter {behind[:16]}..., which shoal train --adapter wrote: "
-            "name its file with [model] adapter"
-        )
+    _require_adapter(model, adapter.sha256 if adapter else None)
     shape = shape_of(settings, model, 1)
     return {
         "collection": settings.collection.name,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from engine.types import Int64
+from engine.types import Float64, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +97,22 @@ def by_class(labels: Int64, clusters: Int64) -> list[ClassScore]:
     return sorted(found, key=lambda score: -score.items * (1.0 - score.f))
 
 
+def class_scores(labels: Int64, clusters: Int64, classes: Int64) -> Float64:
+    """Return items, BCubed precision and recall of some classes, (m, 3) by rising label, among all items."""
+    rows = {each.label: (each.items, each.precision, each.recall) for each in by_class(labels, clusters)}
+    return np.array([rows[label] for label in np.unique(classes).tolist()], np.float64)
+
+
+def f_of_classes(rows: Float64, weights: Float64 | None = None) -> Float64:
+    """Return BCubed F (draws,) over classes with these scores (m, 3), weighted by `weights` (draws, m)."""
+    counts = rows[:, 0] * (np.ones((1, len(rows))) if weights is None else weights)
+    p, r = (counts @ rows[:, 1:] / counts.sum(axis=1, keepdims=True)).T
+    return np.asarray(2.0 * p * r / (p + r))
+
+
 def bcubed_f_of(labels: Int64, clusters: Int64, classes: Int64) -> float:
     """Return BCubed F over the items of some classes; precision counts all items of their clusters."""
-    chosen = set(classes.tolist())
-    found = [each for each in by_class(labels, clusters) if each.label in chosen]
-    items = np.array([each.items for each in found], np.float64)
-    precision = items @ [each.precision for each in found] / items.sum()
-    recall = items @ [each.recall for each in found] / items.sum()
-    return float(2.0 * precision * recall / (precision + recall))
+    return float(f_of_classes(class_scores(labels, clusters, classes))[0])
 
 
 def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:

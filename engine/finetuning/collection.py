@@ -6,10 +6,12 @@ of a labelled and an unlabelled item is a negative. Whether two unlabelled items
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from connectors.files.labelled import LabelledFile
 from engine.evaluation.bulk import (
     BulkClustering,
     hierarchy,
@@ -20,7 +22,7 @@ from engine.evaluation.bulk import (
 )
 from engine.model.linkage import LinkageModel
 from engine.training.rollout import TrainingGraph, counts_of, training_graphs
-from engine.types import Epoch, Float32, Int64
+from engine.types import Epoch, Float32, Float64, Int64
 
 UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
 
@@ -67,6 +69,23 @@ class FinetuneCollection:
 
     def _rolled_out(self, model: LinkageModel, tau: float) -> BulkClustering:
         return recluster_upper_levels(self.built, model, tau, model.max_levels, self.epoch)
+
+
+def shared_classes(files: Sequence[LabelledFile]) -> list[Int64]:
+    """Number the classes of several files, (n,) each: the same label is the same class; UNKNOWN: no label."""
+    numbers: dict[str, int] = {}
+    found = []
+    for file in files:
+        names, of = file.classes()
+        own = [numbers.setdefault(name, len(numbers)) for name in names]
+        found.append(np.array([*own, UNKNOWN], np.int64)[of])  # -1, without a label, is the last one
+    return found
+
+
+def unit(emb: Float64) -> Float32:
+    """Return vectors (n, d) scaled to unit length."""
+    scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def cluster_base(name: str, emb: Float32, labels: Int64, start: LinkageModel) -> FinetuneCollection:

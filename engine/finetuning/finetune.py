@@ -15,8 +15,9 @@ import numpy as np
 
 from connectors.files.labelled import read_labelled
 from engine.errors import InputError
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base
-from engine.finetuning.folds import Fold, Folds, Models, class_scores, f_of, folds_of, verdict
+from engine.evaluation.scores import f_of_classes
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base, shared_classes, unit
+from engine.finetuning.folds import Fold, Folds, Models, folds_of, verdict
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import Collection
@@ -121,12 +122,10 @@ def tuned(
         """Return the scores of each held-out class by the model that was not trained on it."""
         able = models[:-1] if folds else [models[-1]] * len(held)
         found = zip(able, held, strict=True)
-        return np.concatenate(
-            [class_scores(clusters_of(each, fold.collection), fold) for each, fold in found]
-        )
+        return np.concatenate([fold.scores(clusters_of(each, fold.collection)) for each, fold in found])
 
     def judged(models: Models) -> dict[str, float]:
-        return {"held-out classes": float(f_of(scored(models))[0])}
+        return {"held-out classes": float(f_of_classes(scored(models))[0])}
 
     before = scored((start,) * (len(folds) + 1))
     used = [
@@ -166,32 +165,21 @@ def read_collections(
     labelled: Sequence[Path], among: Path | None, start: LinkageModel
 ) -> list[FinetuneCollection]:
     """Return a collection for each labelled file, or one of all of them within the collection `among`."""
-    found = [_read(path) for path in labelled]
+    files = [read_labelled(path, partly=True) for path in labelled]
     if among is None:
         return [
-            cluster_base(path.stem, *_distinct(*each), start)
-            for path, each in zip(labelled, found, strict=True)
+            cluster_base(path.stem, *_distinct(unit(file.emb), file.classes()[1]), start)
+            for path, file in zip(labelled, files, strict=True)
         ]
-    emb, labels = _read(among)
-    found.append((emb, np.full(len(labels), UNKNOWN)))
-    dims = {each.shape[1] for each, _ in found}
+    others = read_labelled(among, partly=True)
+    emb = [*(unit(file.emb) for file in files), unit(others.emb)]
+    labels = [*shared_classes(files), np.full(len(others.labels), UNKNOWN)]
+    dims = {each.shape[1] for each in emb}
     if len(dims) > 1:
         raise InputError(
             f"{among} and the labelled files are not of one space: they have {sorted(dims)} components"
         )
-    shifted, classes = [], 0
-    for _, own in found:
-        shifted.append(np.where(own == UNKNOWN, UNKNOWN, own + classes))
-        classes += int(own.max(initial=-1)) + 1
-    both = _distinct(np.concatenate([each for each, _ in found]), np.concatenate(shifted))
-    return [cluster_base(among.stem, *both, start)]
-
-
-def _read(path: Path) -> tuple[Float32, Int64]:
-    """Return unit vectors (n, d), and labels (n,) from 0, UNKNOWN where there is none."""
-    file = read_labelled(path, partly=True)
-    emb = file.emb / np.linalg.norm(file.emb, axis=1, keepdims=True)
-    return emb.astype(np.float32), file.classes()[1]
+    return [cluster_base(among.stem, *_distinct(np.concatenate(emb), np.concatenate(labels)), start)]
 
 
 def _distinct(emb: Float32, labels: Int64) -> tuple[Float32, Int64]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.evaluation import scores
+from engine.evaluation.scores import class_scores, f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection
 from engine.finetuning.tuner import TAUS, Tuner, TunerPlan
 from engine.model.linkage import LinkageModel
@@ -32,6 +32,10 @@ class Fold:
 
     collection: FinetuneCollection
     unseen: Int64
+
+    def scores(self, clusters: Int64) -> Float64:
+        """Return the scores of these classes as clustered (n,): see `class_scores`."""
+        return class_scores(self.collection.labels, clusters, self.unseen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +127,8 @@ def _hiding(collections: Sequence[FinetuneCollection], fold: Fold) -> list[Finet
     return [each.hiding(fold.unseen) if each is fold.collection else each for each in collections]
 
 
-def class_scores(clusters: Int64, fold: Fold) -> Float64:
-    """Return items, BCubed precision and recall of each unseen class, (classes, 3), among all items."""
-    found = scores.by_class(fold.collection.labels, clusters)
-    rows = {each.label: (each.items, each.precision, each.recall) for each in found}
-    return np.array([rows[label] for label in sorted(fold.unseen.tolist())], np.float64)
-
-
-def f_of(classes: Float64, weights: Float64 | None = None) -> Float64:
-    """Return BCubed F (draws,) over classes with these scores (m, 3), weighted by `weights` (draws, m)."""
-    counts = classes[:, 0] * (np.ones((1, len(classes))) if weights is None else weights)
-    p, r = (counts @ classes[:, 1:] / counts.sum(axis=1, keepdims=True)).T
-    return np.asarray(2.0 * p * r / (p + r))
-
-
 def verdict(before: Float64, after: Float64, seed: int) -> Verdict:
     """Compare scores of the same classes (m, 3) by a Bayesian bootstrap over classes (Rubin, 1981)."""
     weights = np.random.default_rng(seed).exponential(size=(DRAWS, len(before)))
-    gains = f_of(after, weights) - f_of(before, weights)
-    return Verdict(float(f_of(before)[0]), float(f_of(after)[0]), float((gains > 0.0).mean()))
+    gains = f_of_classes(after, weights) - f_of_classes(before, weights)
+    return Verdict(float(f_of_classes(before)[0]), float(f_of_classes(after)[0]), float((gains > 0.0).mean()))

@@ -15,21 +15,24 @@ from typing import Any
 
 import numpy as np
 
+from connectors.files.labelled import read_labelled
 from engine.errors import InputError
-from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, measure_epoch, partitions, places, recluster_upper_levels
-from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level
+from engine.evaluation.scores import class_scores, f_of_classes
+from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level, shared_classes, unit
 from engine.finetuning.discriminant import discriminant
+from engine.finetuning.finetune import words
+from engine.finetuning.folds import verdict
 from engine.finetuning.tuner import NetworkTuner
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
-from engine.training.datasets import Collection, distinct, read_labelled, whole_classes
+from engine.training.datasets import Collection, distinct, whole_classes
 from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
 from engine.training.rollout import training_graphs
 from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
-from engine.types import Float32, Int64
+from engine.types import Float32, Float64, Int64
 from engine.vectors import as_float, quantize
 
 import torch  # isort: skip
@@ -87,19 +90,15 @@ class Judge:
     labels: Int64
     classes: Int64
 
-    def score(self, model: LinkageModel) -> float:
-        """BCubed F over the items of the classes that count, in bulk."""
-        return self.by_tau(model, (model.tau,))[0]
-
-    def by_tau(self, model: LinkageModel, taus: Sequence[float]) -> list[float]:
-        """The same at several taus, over one level 0."""
+    def scores(self, model: LinkageModel, taus: Sequence[float]) -> Float64:
+        """Return items, precision and recall of each class at several taus, (taus, classes, 3), in bulk."""
         epoch = measure_epoch(self.emb, model.default_epoch)
         built = hierarchy(self.emb, model, model.tau, 1, epoch, base_tau=model.base_tau)
         found = []
         for tau in taus:
             clusters = partitions(recluster_upper_levels(built, model, tau, model.max_levels, epoch))[-1]
-            found.append(scores.bcubed_f_of(self.labels, clusters, self.classes))
-        return found
+            found.append(class_scores(self.labels, clusters, self.classes))
+        return np.array(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,46 +132,42 @@ def tune_to_space(
     counted = [(source, held)] if len(held) else [(each, np.unique(each.labels)) for each in others]
     judges = [_judge(each, classes, mapped) for each, classes in counted]
     as_they_come = [_judge(each, classes, None) for each, classes in counted]
-    before = float(np.mean([judge.score(start) for judge in as_they_come]))
+    before = _scored(start, as_they_come, (start.tau,))[0]
     mark = fingerprint([source, *others], plan, start.sha256, mapped and mapped.sha256)
     trainer = SpaceTrainer(views, start, plan)
 
     def judged(model: LinkageModel) -> dict[str, float]:
-        return {judge.name: judge.score(model) for judge in judges}
+        return {"held-out classes": float(f_of_classes(_scored(model, judges, (model.tau,))[0])[0])}
 
     run = TrainingRun(trainer, judged, plan.length, mark)
-    best = run.run(progress, checkpoint)
-    kept = run.score <= before
-    model = start if kept else _with_tau(best, judges)
-    adapter = None if kept else mapped
-    about = {
+    best, after = _with_tau(run.run(progress, checkpoint), judges)
+    found = verdict(before, after, plan.seed)
+    model, adapter = (best, mapped) if found.better else (start, None)
+    about: dict[str, Any] = {
         "started_from": start.sha256,
-        "kept_start": kept,
-        "said": words(before, run.score, kept) + (" No adapter is written." if kept and mapped else ""),
+        "kept_start": not found.better,
+        "verdict": asdict(found),
         "trained_on": [path.stem for path in files.labelled],
         "held_out": [path.stem for path in files.choose] or "classes",
         "checkpoint_chosen_on": run.chosen_on,
-        "history": [[0.0, before], *run.history],
+        "history": [[0.0, found.before], *run.history],
         "plan": asdict(plan),
         "steps": trainer.steps,
         "adapter": adapter and adapter.sha256,
         "torch": torch.__version__,
     }
-    model = model.with_card(replace(model.card, about=about))
-    model.save(out)
+    about["said"] = words(about)
+    if mapped and not adapter:
+        about["said"] += " No adapter is written: leave [model] adapter as it was."
+    if model.tau != start.tau:
+        about["said"] += f" Its tau is {model.tau:g}, not {start.tau:g}."
     if adapter and files.adapter:
         adapter.save(files.adapter)
+    model = model.with_card(replace(model.card, about=about))
+    model.save(out)
     if checkpoint:
         checkpoint.path.unlink(missing_ok=True)
     return model
-
-
-def words(before: float, after: float, kept: bool) -> str:
-    """Say in a sentence which model was taken, and why."""
-    figures = f"F of held-out classes {before:.3f} before, {after:.3f} after"
-    if kept:
-        return f"The start is kept unchanged: training made it no better ({figures})."
-    return f"The fine-tuned model is taken ({figures})."
 
 
 class SpaceTrainer:
@@ -276,30 +271,29 @@ def _judge(collection: Collection, classes: Int64, adapter: Adapter | None) -> J
     return Judge(collection.name, _through(adapter, collection.emb), collection.labels, classes)
 
 
-def _with_tau(model: LinkageModel, judges: Sequence[Judge]) -> LinkageModel:
-    """The model with the tau that does best on what is held out, if it is clearly better."""
+def _scored(model: LinkageModel, judges: Sequence[Judge], taus: Sequence[float]) -> Float64:
+    """The scores of all judges' classes, (taus, classes, 3)."""
+    return np.concatenate([judge.scores(model, taus) for judge in judges], axis=1)
+
+
+def _with_tau(model: LinkageModel, judges: Sequence[Judge]) -> tuple[LinkageModel, Float64]:
+    """The model with the tau that does best on what is held out, if clearly better; its scores by class."""
     taus = (model.tau, *TAUS)
-    found = np.mean([judge.by_tau(model, taus) for judge in judges], axis=0)
-    best = int(found.argmax())
-    tau = taus[best] if found[best] > found[0] + CLEARLY else model.tau
-    return model.with_card(replace(model.card, tau=tau))
+    rows = _scored(model, judges, taus)
+    f = [float(f_of_classes(each)[0]) for each in rows]
+    best = int(np.argmax(f)) if max(f) > f[0] + CLEARLY else 0
+    return model.with_card(replace(model.card, tau=taus[best])), rows[best]
 
 
-def _read(files: Sequence[Path]) -> Collection:
-    """Files of one space side by side, each with classes of its own: distinct unit vectors."""
-    found = [read_labelled(Path(file)) for file in files]
-    dims = sorted({each.emb.shape[1] for each in found})
+def _read(paths: Sequence[Path]) -> Collection:
+    """Files of one space together: distinct unit vectors."""
+    files = [read_labelled(Path(path)) for path in paths]
+    dims = sorted({file.emb.shape[1] for file in files})
     if len(dims) > 1:
         raise InputError(f"--both learns one embedding space: the files have {dims} components")
-    shifted, classes = [], 0
-    for each in found:
-        shifted.append(each.labels + classes)
-        classes += int(each.labels.max(initial=-1)) + 1
-    emb = np.concatenate([each.emb for each in found])
-    norms = np.linalg.norm(emb, axis=1, keepdims=True)
-    usable = norms[:, 0] > 1e-6
-    name = "+".join(each.name for each in found)
-    return distinct(Collection(name, emb[usable] / norms[usable], np.concatenate(shifted)[usable]))
+    emb, labels = [unit(file.emb) for file in files], shared_classes(files)
+    name = "+".join(Path(path).stem for path in paths)
+    return distinct(Collection(name, np.concatenate(emb), np.concatenate(labels)))
 
 
 def _check(source: Collection, others: Sequence[Collection]) -> None:

@@ -10,14 +10,16 @@ from engine.model.lander import LanderModel, wrong_dim
 from engine.model.linkage import PRETRAINED, LinkageModel
 
 Trained = LinkageModel | LanderModel
+SHIPPED = Path("universal")  # the name of the model that ships with Shoal
 
 
 def load(path: Path | None = None) -> Trained:
-    """Read a model with its card; by default the one that ships with Shoal.
+    """Read a model with its card; by default, and by the name `universal`, the one that ships with Shoal.
 
     Raises InputError where the files are missing, broken, or not of one model.
     """
-    path = path or PRETRAINED
+    if path is None or (path == SHIPPED and not path.exists()):
+        path = PRETRAINED
     card, weights = files.read(path)
     return (LanderModel if "variant" in card else LinkageModel).parse(path, card, weights)
 

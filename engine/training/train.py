@@ -17,6 +17,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
+from engine.model.trained import SHIPPED
 from engine.training.datasets import Collection, read_labelled
 from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
@@ -24,8 +25,6 @@ from engine.training.trainer import Trainer
 from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, held_out_scores
 
 import torch  # isort: skip
-
-SHIPPED = Path("universal")  # the name of the model that ships
 
 
 def train(
@@ -79,7 +78,13 @@ def read_model(path: Path | None) -> LinkageModel | None:
     """
     if path is None:
         return None
-    return LinkageModel.load() if path == SHIPPED and not path.exists() else LinkageModel.load(path)
+    model = LinkageModel.load() if path == SHIPPED and not path.exists() else LinkageModel.load(path)
+    if model.card.about.get("adapter"):
+        raise InputError(
+            f"{path} was trained behind an adapter: training cannot go on from it. Begin with the model that "
+            "it began with"
+        )
+    return model
 
 
 def evaluate(

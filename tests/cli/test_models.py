@@ -89,6 +89,18 @@ def test_both_networks_learn_a_space(tmp_path: Path, shoal: Run) -> None:
     assert f"shoal: {about['said']}" in done.stderr
     assert not (tmp_path / "mine.checkpoint").exists()
     refused(shoal("evaluate", "many.npz", "-m", "mine.safetensors"), 3, "trained behind the adapter")
+    refused(shoal("train", "many.npz", "--start", "mine.safetensors", "-o", "x"), 3, "behind an adapter")
+    began = ("train", "many.npz", "--start", "universal", "--both")
+    for flags, words in (
+        (("-o", "many.npz"), "many.npz is read or written by this command already"),
+        (("-o", "x", "--adapter", "x"), "x is read or written by this command already"),
+        (("-o", "x", "--adapter", "x.json"), "x.json is read or written"),
+        (("-o", "."), "is a folder"),
+        (("-o", "x", "--steps", "3", "--minutes", "1"), "name one"),
+        (("-o", "x", "--among", "many.npz"), "without --both"),
+    ):
+        refused(shoal(*began, *flags), 3, words)
+    assert shoal(*began, "-o", "x", "--seed", "-1").returncode == 2
     (tmp_path / "mine.toml").write_text('[model]\npath = "mine.safetensors"\nadapter = "a.safetensors"\n')
     done = shoal("evaluate", "many.npz", "-c", "mine.toml")
     assert done.returncode == 0, done.stderr

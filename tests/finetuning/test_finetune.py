@@ -11,9 +11,10 @@ import torch
 
 from engine.errors import InputError
 from engine.evaluation import scores
+from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base, labelled_level
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
-from engine.finetuning.folds import Fold, Folds, class_scores, f_of, folds_of, verdict
+from engine.finetuning.folds import Fold, Folds, folds_of, verdict
 from engine.finetuning.tuner import labelled_loss
 from engine.model.linkage import LinkageModel
 from engine.training.training_run import Checkpoint, Progress
@@ -93,9 +94,9 @@ def test_scores_of_classes_are_those_of_their_items() -> None:
     collection, labels = among(2, 12)
     classes = np.unique(collection.labels[collection.labels != UNKNOWN])
     clusters = collection.clusters(START)
-    found = class_scores(clusters, Fold(collection, classes))
-    every = class_scores(clusters, Fold(replace(collection, labels=labels), np.unique(labels)))
-    assert f_of(every)[0] == pytest.approx(scores.bcubed_f(labels, clusters))
+    found = Fold(collection, classes).scores(clusters)
+    every = Fold(replace(collection, labels=labels), np.unique(labels)).scores(clusters)
+    assert f_of_classes(every)[0] == pytest.approx(scores.bcubed_f(labels, clusters))
     assert found[:, 0].sum() == (collection.labels != UNKNOWN).sum()
 
 
@@ -104,7 +105,9 @@ def test_better_on_held_out_classes_is_taken_and_better_on_others() -> None:
     model, about = tuned([collection], [], START, FinetunePlan(folds=3))
     assert not about["kept_start"], about["verdict"]
     rest = Fold(replace(collection, labels=labels), np.unique(labels[collection.labels == UNKNOWN]))
-    after, before = (float(f_of(class_scores(collection.clusters(each), rest))[0]) for each in (model, START))
+    after, before = (
+        float(f_of_classes(rest.scores(collection.clusters(each)))[0]) for each in (model, START)
+    )
     assert after > before + 0.02
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from connectors.files.labelled import read_labelled
 from engine.collection.build import load_adapter, load_model, store_config
 from engine.config import ModelSettings, Settings
 from engine.errors import InputError
+from engine.finetuning.collection import shared_classes
 from engine.finetuning.discriminant import discriminant
 from engine.finetuning.space import (
     SpaceFiles,
@@ -111,7 +113,7 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
     about = LinkageModel.load(out).card.about
     assert about["adapter"] == Adapter.load(adapter).sha256
     assert model.sha256 != START.sha256
-    assert set(told[-1].held_out) == {"a"}
+    assert set(told[-1].held_out) == {"held-out classes"}
     assert about["started_from"] == START.sha256
     behind = Settings(model=ModelSettings(path=out))
     with pytest.raises(InputError, match="trained behind the adapter"):
@@ -131,8 +133,8 @@ def test_the_start_stays_where_training_makes_it_no_better(
     model = tune_to_space(SpaceFiles([file], (), adapter), tmp_path / "m.safetensors", START, plan)
     about = model.card.about
     assert about["kept_start"] == (not adapter.exists()) == (about["adapter"] is None)
-    before, *after = (score for _, score in about["history"])
-    assert about["kept_start"] == (max(after) <= before)
+    assert about["verdict"]["before"] == about["history"][0][1]
+    assert about["kept_start"] == (about["verdict"]["sure"] < 0.8)
     assert (model.sha256 == START.sha256) == about["kept_start"]
     assert about["kept_start"] == (rate > 1)
 
@@ -159,14 +161,26 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None
     assert not at.exists()
 
 
-def test_a_named_file_judges_and_classes_of_several_files_are_others(tmp_path: Path) -> None:
+def test_a_named_file_judges(tmp_path: Path) -> None:
     a, b = (file_of(spread(seed), tmp_path / f"{seed}.npz") for seed in (4, 5))
     judge = file_of(spread(6), tmp_path / "judge.npz")
     told: list[Progress] = []
     files = SpaceFiles([a, b], [judge])
     model = tune_to_space(files, tmp_path / "m.safetensors", START, QUICK, told.append)
-    assert set(told[-1].held_out) == {"judge"}
+    assert set(told[-1].held_out) == {"held-out classes"}
+    assert model.card.about["held_out"] == ["judge"]
     assert model.card.about["trained_on"] == ["4", "5"]
+
+
+def test_the_same_label_in_two_files_is_one_class(tmp_path: Path) -> None:
+    whole = spread(7)
+    halves = [replace(whole, emb=whole.emb[at::2], labels=whole.labels[at::2]) for at in (0, 1)]
+    parts = [file_of(half, tmp_path / f"{at}.npz") for at, half in enumerate(halves)]
+    few = file_of(replace(whole, emb=whole.emb[:5], labels=np.full(5, 99)), tmp_path / "few.npz")
+    one, two, other = shared_classes([read_labelled(path) for path in (*parts, few)])
+    joined = np.stack([one, two], axis=1).ravel()
+    assert len(set(zip(joined.tolist(), whole.labels.tolist(), strict=True))) == len(set(joined)) == 24
+    assert other.tolist() == [24] * 5
 
 
 @pytest.mark.parametrize(
