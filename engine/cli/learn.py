@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +86,11 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
     if request.start:
         return (_tuned_to_space if request.both else _finetuned)(files, out, request, report)
     initial = InitialModels(base=read_model(request.base), teacher=read_model(request.teacher))
-    plan = Plan()
-    plan = replace(
-        plan,
-        minutes=request.minutes or plan.minutes,
-        steps=request.steps or (None if request.minutes else plan.steps),
+    plan = Plan(
+        minutes=request.minutes or Plan().minutes,
+        steps=request.steps,
         seed=request.seed,
-        hidden=request.hidden or plan.hidden,
+        hidden=request.hidden or Plan().hidden,
     )
     kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
     return train(files, out, plan, request.choose or (), report, initial, kept)

@@ -45,8 +45,7 @@ class FinetunePlan:
     @property
     def length(self) -> Schedule:
         """Duration and evaluations; there is no early stopping."""
-        steps = None if self.minutes else self.steps
-        return Schedule(self.minutes or 0.0, steps, self.checks, 0.25, self.checks, self.save_every)
+        return Schedule.of_tuning(self.minutes, self.steps, self.checks, self.save_every)
 
 
 @dataclass(frozen=True, slots=True)

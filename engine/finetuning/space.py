@@ -68,8 +68,7 @@ class SpacePlan:
     @property
     def length(self) -> Schedule:
         """When the training ends: all checks are made, whatever they say."""
-        steps = None if self.minutes else self.steps
-        return Schedule(self.minutes or 0.0, steps, self.checks, 0.25, self.checks, self.save_every)
+        return Schedule.of_tuning(self.minutes, self.steps, self.checks, self.save_every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,6 @@ class View:
 class Judge:
     """A collection, and the classes in it that count."""
 
-    name: str
     emb: Float32
     labels: Int64
     classes: Int64
@@ -120,8 +118,9 @@ def tune_to_space(
 ) -> LinkageModel:
     """Go on from `start` on labelled files of one space; write weights and card to `out`.
 
-    With an adapter, the model is for what that makes of embeddings. `about["kept_start"]` of the card says
-    whether the start is no worse, and stays. Raises InputError where a file cannot be used.
+    With an adapter, the model is for what that makes of embeddings. The start is written, and no adapter,
+    unless the tuned model is surely better: see `about["kept_start"]` and `about["said"]` of the card. Raises
+    InputError where a file cannot be used.
     """
     plan = plan or SpacePlan()
     source, others = _read(files.labelled), [_read([file]) for file in files.choose]
@@ -268,7 +267,7 @@ def _through(adapter: Adapter | None, emb: Float32) -> Float32:
 
 
 def _judge(collection: Collection, classes: Int64, adapter: Adapter | None) -> Judge:
-    return Judge(collection.name, _through(adapter, collection.emb), collection.labels, classes)
+    return Judge(_through(adapter, collection.emb), collection.labels, classes)
 
 
 def _scored(model: LinkageModel, judges: Sequence[Judge], taus: Sequence[float]) -> Float64:

@@ -61,6 +61,11 @@ class Schedule:
     patience: int  # evaluations without improvement before early stopping
     save_every: float  # seconds between checkpoints
 
+    @classmethod
+    def of_tuning(cls, minutes: float | None, steps: int | None, checks: int, save_every: float) -> Schedule:
+        """Return that of a fine-tuning, by `steps` unless `minutes` are given: all checks are made."""
+        return cls(minutes or 0.0, None if minutes else steps, checks, 0.25, checks, save_every)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
