@@ -45,7 +45,7 @@ def get(served: Api, path: str, **parameters: Any) -> Any:
 
 
 def current(served: Api) -> None:
-    """Wait until the themes are those of the newest version: a grouping may be of an earlier one for a moment."""
+    """Wait until the themes are of the newest version: a grouping may be of an earlier one for a moment."""
 
     def holds() -> bool:
         page = get(served, "/v1/clusters", level="+1")
