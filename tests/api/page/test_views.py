@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.live_api import Api
 from tests.support.page import AXE, HOSTILE, ODD_KEYS, STILL, VIEWS, Tab
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -31,6 +32,16 @@ def test_every_view_opens_without_a_complaint_and_for_everybody(
     assert page.evaluate("window.hacked") is None
 
 
+def test_nothing_moves_while_nothing_comes(tab: Tab, places: dict[str, str]) -> None:
+    """An animation without end keeps a core busy for as long as the page is open."""
+    for view in ("live", "clusters", "cluster", "map", "changes"):
+        page = tab.open(VIEWS[view].format(**places))
+        until(lambda page=page: page.evaluate(IS_STILL), limit_s=30.0)
+
+
+IS_STILL = """document.getAnimations().every(
+    animation => animation.playState !== "running" || animation.effect.getTiming().iterations !== Infinity
+)"""
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 

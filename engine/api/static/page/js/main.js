@@ -59,6 +59,13 @@ function mark(view) {
 
 const WORDS = { wait: "Connecting", live: "Live", away: "Writer away", lost: "No connection", empty: "No data yet" };
 
+let shownVersion = null;
+
+// Once for each version that comes: an animation without end keeps a core busy.
+function flash(state) {
+  for (const animation of state.querySelector(".dot").getAnimations()) animation.play();
+}
+
 function showState({ connection, summary, problem }) {
   const paused = connection === "live" && summary.writer.state === "paused";
   const state = document.getElementById("state");
@@ -71,6 +78,8 @@ function showState({ connection, summary, problem }) {
   if (notice.textContent !== warning) notice.textContent = warning;
   notice.hidden = !warning;
   if (!summary) return;
+  if (summary.version !== shownVersion) flash(state);
+  shownVersion = summary.version;
   document.getElementById("collection").textContent = summary.collection;
   document.getElementById("version").textContent = `${summary.collection} · version ${count(summary.version)}`;
 }
