@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.support.live_api import Api, api, settings_of, writer
 from tests.support.page import ODD_KEYS, SEED, Tab, post, records
@@ -71,12 +71,28 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+@pytest.fixture(scope="module")
+def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
+    """Contexts of the browser, by their options: each new one costs a second of processor time."""
+    found: dict[str, BrowserContext] = {}
+    yield found
+    for context in found.values():
+        context.close()
+
+
 @pytest.fixture
-def tab(browser: Browser, served: Api, request: pytest.FixtureRequest) -> Iterator[Tab]:
+def tab(
+    browser: Browser, served: Api, contexts: dict[str, BrowserContext], request: pytest.FixtureRequest
+) -> Iterator[Tab]:
     """Parametrized with options of the browser's context."""
-    with browser.new_context(**getattr(request, "param", {})) as context:
-        context.route(served.url + "/", _with_strict_policy)
-        yield Tab(context, served.url)
+    options = getattr(request, "param", {})
+    if repr(options) not in contexts:
+        contexts[repr(options)] = browser.new_context(**options)
+        contexts[repr(options)].route(served.url + "/", _with_strict_policy)
+    found = Tab(contexts[repr(options)], served.url)
+    yield found
+    found.page.evaluate("localStorage.clear()")
+    found.page.close()
 
 
 def _with_strict_policy(route: Any) -> None:
