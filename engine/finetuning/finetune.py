@@ -25,8 +25,6 @@ from engine.training.training_run import Checkpoint, Progress, Schedule, Trainin
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
-import torch  # isort: skip
-
 LEAST_CLASSES = 4  # of two items or more: some are held out
 
 
@@ -139,11 +137,9 @@ def tuned(
         "started_from": start.sha256,
         "kept_start": not found.better,
         "verdict": asdict(found),
-        "checkpoint_chosen_on": run.chosen_on,
-        "history": [[0.0, found.before], *run.history],
         "plan": asdict(plan),
-        "steps": trainer.steps,
-        "torch": torch.__version__,
+        **run.facts(),
+        "history": [[0.0, found.before], *run.history],
     }
     return (best[-1] if found.better else start), about
 

@@ -148,12 +148,10 @@ def tune_to_space(
         "verdict": asdict(found),
         "trained_on": [path.stem for path in files.labelled],
         "held_out": [path.stem for path in files.choose] or "classes",
-        "checkpoint_chosen_on": run.chosen_on,
-        "history": [[0.0, found.before], *run.history],
         "plan": asdict(plan),
-        "steps": trainer.steps,
         "adapter": adapter and adapter.sha256,
-        "torch": torch.__version__,
+        **run.facts(),
+        "history": [[0.0, found.before], *run.history],
     }
     about["said"] = words(about)
     if mapped and not adapter:

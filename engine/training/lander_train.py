@@ -114,12 +114,9 @@ def train(
     about = {
         "trained_on": [Path(path).stem for path in files],
         "held_out": [Path(path).stem for path in held_out] or "classes",
-        "checkpoint_chosen_on": run.chosen_on,
-        "history": run.history,
         "plan": asdict(plan),
-        "steps": trainer.steps,
         "started_from": start and start.sha256,
-        "torch": torch.__version__,
+        **run.facts(),
     }
     model = best.with_card(replace(card, about=about))
     model.save(Path(out))

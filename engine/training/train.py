@@ -24,8 +24,6 @@ from engine.training.plan import InitialModels, Plan
 from engine.training.trainer import Trainer
 from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, held_out_scores
 
-import torch  # isort: skip
-
 
 def train(
     files: Sequence[Path],
@@ -57,12 +55,9 @@ def train(
     best = run.run(progress, checkpoint)
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
-        "checkpoint_chosen_on": run.chosen_on,
-        "history": run.history,
         "plan": asdict(plan),
-        "steps": trainer.steps,
         "given": initial.sha256,
-        "torch": torch.__version__,
+        **run.facts(),
     }
     model = best.with_card(replace(best.card, about=about))
     model.save(Path(out))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.errors import InputError
@@ -123,6 +124,15 @@ class TrainingRun(Generic[M]):
                 checkpoints.save(checkpoint.path, self._state())
                 saved = time.monotonic()
         return self.trainer.model() if self.best is None else self.best
+
+    def facts(self) -> dict[str, Any]:
+        """Return what every model's card says of its training."""
+        return {
+            "checkpoint_chosen_on": self.chosen_on,
+            "history": self.history,
+            "steps": self.trainer.steps,
+            "torch": torch.__version__,
+        }
 
     def _share(self) -> float:
         length = self.length
