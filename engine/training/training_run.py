@@ -7,6 +7,7 @@ interrupted. With `minutes` it resumes where it was, but its weights differ.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class TrainingRun(Generic[M]):
         """
         if checkpoint and checkpoint.resume:
             self._restore(checkpoints.load(checkpoint.path))
-        before, saved = time.monotonic() - self.passed, time.monotonic()
+        before, saved = time.monotonic() - self.passed, -math.inf  # what is interrupted early resumes too
         while self.share < 1.0 and not self._has_converged():
             loss = self.trainer.step(self.share)
             self.passed = time.monotonic() - before

@@ -249,6 +249,19 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, above: 
     assert not kept.exists()
 
 
+def test_a_training_interrupted_early_can_be_resumed(tmp_path: Path) -> None:
+    file, kept = file_of(clusters(9, 100, 10), tmp_path / "a.npz"), tmp_path / "m.checkpoint"
+    plan = replace(SMALL, steps=4, save_every=3600.0, checks=2, first=2, generated_share=0.0)
+
+    def stop(progress: Progress) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train([file], tmp_path / "m.safetensors", plan, [file], stop, checkpoint=Checkpoint(kept))
+    train([file], tmp_path / "m.safetensors", plan, [file], checkpoint=Checkpoint(kept, resume=True))
+    assert not kept.exists()
+
+
 def test_version_pairs_are_the_edges_of_both_versions() -> None:
     collection, model = clusters(3), random_model(4)
     epoch = measure_epoch(collection.emb)
