@@ -24,14 +24,14 @@ def load_model(settings: Settings) -> Trained:
     """Return the settings' model, or the one that ships with Shoal. Raises InputError."""
     model = load(settings.model.path)
     if settings.model.adapter is None:
-        _require_adapter(model, None)
+        require_adapter(model, None)
     return model
 
 
-def _require_adapter(model: Trained, adapter: str | None) -> None:
-    """Raise InputError where the model is for what another adapter, named by its hash, makes."""
+def require_adapter(model: Trained, adapter: Adapter | None) -> None:
+    """Raise InputError where the model is for what another adapter makes of embeddings."""
     behind = model.card.about.get("adapter")
-    if behind and adapter != behind:
+    if behind and (adapter is None or adapter.sha256 != behind):
         raise InputError(
             f"the model was trained behind the adapter {behind[:16]}..., which shoal train --adapter wrote: "
             "name its file with [model] adapter"
@@ -108,7 +108,7 @@ def store_config(settings: Settings, model: Trained, adapter: Adapter | None) ->
 
     Raises InputError: the model is for what another adapter makes of embeddings.
     """
-    _require_adapter(model, adapter.sha256 if adapter else None)
+    require_adapter(model, adapter)
     shape = shape_of(settings, model, 1)
     return {
         "collection": settings.collection.name,

@@ -19,9 +19,10 @@ from typing_extensions import Self
 
 from engine.clustering import pipeline
 from engine.clustering.state import State
-from engine.collection.build import empty_state, load_model
+from engine.collection.build import empty_state, load_adapter, load_model, require_adapter
 from engine.collection.collection import Engine
 from engine.collection.memory import assign, strengths
+from engine.collection.space import space_dim
 from engine.config import Settings, StoreSettings, with_options
 from engine.errors import InputError
 from engine.model.trained import Trained
@@ -37,14 +38,15 @@ NEW = -1  # label of a vector that belongs to no cluster, or to one that is too 
 class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Cluster embeddings: Hi-LANDER, incremental.
 
-    Parameters: `tau`, least probability that links; `max_levels`, most levels; both default to the model's.
-    `model`: a file, a model, or None for the one that ships. `index`: "exact" or "hnsw" (above some 30,000
-    items). `metric`: "cosine" for embeddings; "euclidean" for other data, which the first `fit` or
-    `partial_fit` centres and divides by the root mean square distance from the mean; a constant
-    component of 0.5 is added, so that angles grow with distances and points on one ray from the mean
-    differ. `min_cluster_size`: items of smaller clusters get the label -1, as HDBSCAN's noise.
-    `random_state`: of the order in which items enter an HNSW index; with the exact index nothing is random,
-    nor does order matter.
+    Parameters: `tau`, least probability that links; `base_tau`, that of level 0, which makes the groups
+    that `tau` joins; `max_levels`, most levels; all default to the model's. `model`: a file, a model, or
+    None for the one that ships. `adapter`: the file of an adapter that embeddings go through; a model
+    that was trained behind one needs it. `index`: "exact" or "hnsw" (above some 30,000 items). `metric`:
+    "cosine" for embeddings; "euclidean" for other data, which the first `fit` or `partial_fit` centres
+    and divides by the root mean square distance from the mean; a constant component of 0.5 is added, so
+    that angles grow with distances and points on one ray from the mean differ. `min_cluster_size`: items
+    of smaller clusters get the label -1, as HDBSCAN's noise. `random_state`: of the order in which items
+    enter an HNSW index; with the exact index nothing is random, nor does order matter.
 
     After `fit`: `labels_` (n,) from 0 by first occurrence, of all items since `fit`, in order;
     `levels_` (n, levels), the clusters after each level, finest first;
@@ -60,6 +62,8 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         max_levels: int | None = None,
         model: Any = None,
         *,
+        base_tau: float | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         index: str = "exact",
         metric: str = "cosine",
         min_cluster_size: int = 1,
@@ -68,6 +72,8 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.tau = tau
         self.max_levels = max_levels
         self.model = model
+        self.base_tau = base_tau
+        self.adapter = adapter
         self.index = index
         self.metric = metric
         self.min_cluster_size = min_cluster_size
@@ -96,7 +102,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         rows = validate_data(self, X, dtype=np.float64, reset=False)
         grid, usable = self._on_grid(rows)
         out = np.full(len(rows), NEW, np.int64)
-        found = assign(self._state, grid[usable])
+        found = assign(self._state, self._adapted(grid[usable]))
         label = dict(zip(self.cluster_ids_.tolist(), self.labels_.tolist(), strict=True))
         out[usable] = [label.get(cluster, NEW) for cluster in found.tolist()]
         return out
@@ -111,7 +117,10 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         state = self._state
         keys = [b"%d" % row for row in np.flatnonzero(self._usable).tolist()]
         rows = state.items.find(keys)
-        grid = state.hierarchy.base.nodes.vectors[state.items.nodes[rows]]
+        if self._adapter is None:
+            grid = state.hierarchy.base.nodes.vectors[state.items.nodes[rows]]
+        else:
+            grid = np.concatenate(self._incoming)
         settings = self._settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         with Engine.open(settings, self._model) as engine:
             if len(engine):
@@ -124,6 +133,8 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"metric is one of {', '.join(METRICS)}, not {self.metric!r}")
         if not isinstance(self.min_cluster_size, int) or self.min_cluster_size < 1:
             raise InputError(f"min_cluster_size is an integer from 1 on, not {self.min_cluster_size!r}")
+        if self.adapter is not None and self.metric != "cosine":
+            raise InputError('an adapter is for embeddings: leave metric at "cosine"')
         self._center, self._scale = np.zeros(rows.shape[1]), 1.0
         if self.metric == "euclidean":
             self._center = rows.mean(axis=0)
@@ -135,18 +146,19 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             if self.model is None or isinstance(self.model, str | os.PathLike)
             else self.model
         )
-        self._state: State = empty_state(self._settings, model, self._on_grid(rows[:1])[0].shape[1])
+        self._adapter = load_adapter(self._settings)
+        require_adapter(model, self._adapter)
+        dim = space_dim(self._adapter, self._on_grid(rows[:1])[0].shape[1])
+        self._state: State = empty_state(self._settings, model, dim)
         self._model, self._usable = model, np.zeros(0, np.bool_)
+        self._incoming: list[Int16] = []  # of usable rows, where an adapter changes them
         self._rng = check_random_state(self.random_state)
 
     def _checked_settings(self) -> Settings:
-        given: dict[str, Any] = {"index": self.index}
+        given = {name: getattr(self, name) for name in ("index", "tau", "base_tau", "max_levels", "adapter")}
         if isinstance(self.model, str | os.PathLike):
             given["model"] = self.model
-        for name in ("tau", "max_levels"):
-            if getattr(self, name) is not None:
-                given[f"model__{name}"] = getattr(self, name)
-        return with_options(given)
+        return with_options({name: value for name, value in given.items() if value is not None})
 
     def _on_grid(self, rows: Float64) -> tuple[Int16, Bool]:
         """Return the vectors of rows (n, d), and which of them have a direction, (n,)."""
@@ -157,10 +169,15 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             usable = np.ones(len(rows), np.bool_)
         return quantize(moved)[0], usable
 
+    def _adapted(self, grid: Int16) -> Int16:
+        return grid if self._adapter is None else self._adapter.apply(grid)
+
     def _take(self, rows: Float64) -> Self:
         grid, usable = self._on_grid(rows)
         first = len(self._usable)
         self._usable = np.concatenate([self._usable, usable])
+        if self._adapter is not None:
+            self._incoming.append(grid[usable])
         entering = np.flatnonzero(usable)
         if self.index == "hnsw":
             entering = self._rng.permutation(entering)
@@ -168,7 +185,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if keys:
             now = int(1000 * time.time())
             times = np.full(len(keys), now)
-            batch = Batch(keys, grid[entering], times, [b""] * len(keys))
+            batch = Batch(keys, self._adapted(grid[entering]), times, [b""] * len(keys))
             pipeline.step(self._state, batch, now, Stopwatch())
         self._read()
         return self

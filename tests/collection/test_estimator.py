@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from engine import Engine, HiLander
 from engine.errors import InputError, ShoalError
+from engine.model.adapter import Adapter
 from tests.support.random_models import random_lander, random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,6 +148,52 @@ def test_small_clusters_are_noise_where_asked(digits: Any) -> None:
     assert (some.labels_[sizes >= 4] == _renumbered(every.labels_[sizes >= 4])).all()
     assert (some.levels_ == every.levels_).all()
     assert (some.predict(X) == some.labels_).all()
+
+
+def test_an_adapter_is_applied_and_saved_with_its_store(digits: Any, tmp_path: Path) -> None:
+    X, _ = digits
+    X = np.concatenate([X[:200], np.zeros((1, 64)), X[200:300]])
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 20)))[0]
+    adapter = Adapter.of({"direct": turned, "bias": 0.05 * np.ones(20)}, {})
+    file = tmp_path / "adapter.safetensors"
+    adapter.save(file)
+    found = HiLander(adapter=file).fit(X[:150]).partial_fit(X[150:])
+    usable = X.any(axis=1)
+    with Engine.open(tmp_path / "same", adapter=file, index="exact") as engine:
+        for rows in (np.arange(150), np.delete(np.arange(150, 301), 50)):
+            engine.upsert([str(row) for row in rows], X[rows])
+        clusters = [engine.get(str(row)).cluster for row in np.flatnonzero(usable)]
+    assert (_renumbered(found.labels_[usable]) == _renumbered(np.array(clusters))).all()
+    assert found.labels_[200] == max(found.labels_[:201])
+    assert (found.predict(X) == found.labels_)[usable].all()
+    assert (pickle.loads(pickle.dumps(found)).predict(X) == found.predict(X)).all()
+    found.save(tmp_path / "store")
+    with Engine.open(tmp_path / "store", adapter=file) as engine:
+        assert len(engine) == 300
+        for row in (0, 150, 299):
+            assert engine.assign(X[[row]])[0].cluster == engine.get(str(row)).cluster
+
+
+def test_an_adapter_that_cannot_be_is_refused(digits: Any, tmp_path: Path) -> None:
+    X, _ = digits
+    file = tmp_path / "adapter.safetensors"
+    Adapter.of({"direct": np.eye(20), "bias": np.zeros(20)}, {}).save(file)
+    with pytest.raises(InputError, match="the adapter takes embeddings of 20 components"):
+        HiLander(adapter=file).fit(X)
+    with pytest.raises(InputError, match="an adapter is for embeddings"):
+        HiLander(adapter=file, metric="euclidean").fit(X[:, :20])
+    model = random_model(3)
+    behind = model.with_card(replace(model.card, about={"adapter": "0" * 64}))
+    with pytest.raises(InputError, match="trained behind the adapter"):
+        HiLander(model=behind).fit(X)
+    with pytest.raises(InputError, match="trained behind the adapter"):
+        HiLander(model=behind, adapter=file).fit(X[:, :20])
+
+
+def test_both_thresholds_can_be_set(digits: Any) -> None:
+    X, _ = digits
+    finest = [HiLander(base_tau=tau).fit(X).levels_[:, 0].max() for tau in (0.3, 0.6, 0.95)]
+    assert finest == sorted(set(finest))
 
 
 class Topics:
