@@ -24,13 +24,13 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     if request.kind not in KINDS:
         raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
     if request.among and not _is_tuning(request):
-        raise InputError("--among is for fine-tuning on a few classes: with --start, without --both")
+        raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
     if request.steps and request.minutes:
         raise InputError("--steps and --minutes both say how long to train: name one")
-    if request.both and not (request.kind == "universal" and request.start):
-        raise InputError("--both is for going on from a universal model: name it with --start")
-    if request.adapter and not request.both:
-        raise InputError("--adapter is for learning a space with --start and --both")
+    if request.space and not (request.kind == "universal" and request.start):
+        raise InputError("--space is for going on from a universal model: name it with --start")
+    if request.adapter and not request.space:
+        raise InputError("--adapter is for learning a space with --start and --space")
     written = [out, *(out.parent / (out.stem + ending) for ending in BESIDE)]
     read = [*files, *(request.choose or ()), *([request.among] if request.among else [])]
     need_outputs([*written, request.adapter] if request.adapter else written, read)
@@ -72,7 +72,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
 def _is_tuning(request: TrainOptions) -> bool:
     """Whether the universal model is to be fine-tuned on a few classes."""
-    return request.kind == "universal" and request.start is not None and not request.both
+    return request.kind == "universal" and request.start is not None and not request.space
 
 
 Report = Callable[["Progress"], None]
@@ -84,7 +84,7 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
     from engine.training.training_run import Checkpoint
 
     if request.start:
-        return (_tuned_to_space if request.both else _finetuned)(files, out, request, report)
+        return (_tuned_to_space if request.space else _finetuned)(files, out, request, report)
     initial = InitialModels(base=read_model(request.base), teacher=read_model(request.teacher))
     plan = Plan(
         minutes=request.minutes or Plan().minutes,

@@ -53,13 +53,13 @@ class TrainOptions:
         Path | None,
         path_option("--among", metavar="FILE", about="Collection in which the labelled classes are."),
     ] = None
-    both: Annotated[
+    space: Annotated[
         bool,
-        typer.Option("--both", help="With --start: both networks, on many labelled classes of one space."),
+        typer.Option("--space", "--both", help="With --start: learn a space from many labelled classes."),
     ] = False
     adapter: Annotated[
         Path | None,
-        path_option("--adapter", metavar="FILE", about="With --both: learn an adapter too, and write it."),
+        path_option("--adapter", metavar="FILE", about="With --space: learn an adapter too, and write it."),
     ] = None
     base: Annotated[
         Path | None, path_option("--base", metavar="MODEL", about="Keep its level 0, train what is above it.")

@@ -60,6 +60,19 @@ def recluster_upper_levels(
     return BulkClustering(again.levels, built.node_of)
 
 
+def recluster(
+    built: BulkClustering, model: Model, tau: float, base_tau: float | None, max_levels: int, epoch: Epoch
+) -> BulkClustering:
+    """Return the collection clustered by another model. It shares the nodes of `built` and their lists."""
+    lower = built.levels[0]
+    shape = replace(lower.shape, tau=tau, base_tau=base_tau, max_levels=max_levels)
+    again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
+    again.base.nodes, again.base.lists = lower.nodes, lower.lists
+    again.base.prepare(lower.nodes.all_rows())
+    again.restore(epoch, Stopwatch())
+    return BulkClustering(again.levels, built.node_of)
+
+
 def measure_epoch(emb: Float32, card: Epoch = ASSUMED) -> Epoch:
     """Calibrate a collection (n, d) as the engine does; return `card` where it is too small."""
     grid, _ = _distinct(emb)

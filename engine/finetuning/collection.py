@@ -1,4 +1,4 @@
-"""A partly labelled collection for fine-tuning, clustered at level 0.
+"""A partly labelled collection for fine-tuning, with its neighbour lists.
 
 Every item of a labelled class has its label, so an unlabelled item belongs to none of these classes: a pair
 of a labelled and an unlabelled item is a negative. Whether two unlabelled items are of one class is unknown.
@@ -18,7 +18,7 @@ from engine.evaluation.bulk import (
     measure_epoch,
     partitions,
     places,
-    recluster_upper_levels,
+    recluster,
 )
 from engine.model.linkage import LinkageModel
 from engine.training.rollout import TrainingGraph, counts_of, training_graphs
@@ -45,7 +45,7 @@ class LabelledLevel:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneCollection:
-    """A partly labelled collection with its level 0, which fine-tuning does not change."""
+    """A partly labelled collection with its neighbour lists, which no model changes."""
 
     name: str
     emb: Float32  # (n, d)
@@ -53,22 +53,35 @@ class FinetuneCollection:
     built: BulkClustering
     epoch: Epoch
 
+    @classmethod
+    def of(cls, name: str, emb: Float32, labels: Int64, start: LinkageModel) -> FinetuneCollection:
+        """Cluster embeddings (n, d) by the start. `labels` (n,), UNKNOWN for some."""
+        epoch = measure_epoch(emb, start.default_epoch)
+        built = hierarchy(emb, start, start.tau, start.max_levels, epoch, base_tau=start.base_tau)
+        return cls(name, emb, labels, built, epoch)
+
     def hiding(self, labels: Int64) -> FinetuneCollection:
         """Return the collection without the labels of some classes."""
         return replace(self, labels=np.where(np.isin(self.labels, labels), UNKNOWN, self.labels))
 
-    def clusters(self, model: LinkageModel, tau: float | None = None) -> Int64:
-        """Return the final clusters (n,), with upper levels by this model."""
-        return partitions(self._rolled_out(model, model.tau if tau is None else tau))[-1]
+    def clusters(self, model: LinkageModel) -> Int64:
+        """Return the final clusters (n,) by this model."""
+        return partitions(self._rolled_out(model, model.tau, model.base_tau))[-1]
 
-    def levels(self, model: LinkageModel, tau: float) -> list[RolloutLevel]:
-        """Return the upper levels by this model, with features."""
-        built = self._rolled_out(model, tau)
-        found, at = training_graphs(built, self.labels, self.epoch, lowest=1), places(built)
+    def levels(self, model: LinkageModel, tau: float, base_tau: float) -> list[RolloutLevel]:
+        """Return the levels above level 0 by this model, with features."""
+        return self._levels(self._rolled_out(model, tau, base_tau), 1)
+
+    def base_level(self) -> RolloutLevel:
+        """Return level 0 with features; they are the same whatever the model."""
+        return self._levels(self.built, 0)[0]
+
+    def _rolled_out(self, model: LinkageModel, tau: float, base_tau: float | None) -> BulkClustering:
+        return recluster(self.built, model, tau, base_tau, model.max_levels, self.epoch)
+
+    def _levels(self, built: BulkClustering, lowest: int) -> list[RolloutLevel]:
+        found, at = training_graphs(built, self.labels, self.epoch, lowest), places(built)
         return [RolloutLevel(graph, at[graph.level]) for graph in found]
-
-    def _rolled_out(self, model: LinkageModel, tau: float) -> BulkClustering:
-        return recluster_upper_levels(self.built, model, tau, model.max_levels, self.epoch)
 
 
 def shared_classes(files: Sequence[LabelledFile]) -> list[Int64]:
@@ -86,13 +99,6 @@ def unit(emb: Float64) -> Float32:
     """Return vectors (n, d) scaled to unit length."""
     scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
     return scaled
-
-
-def cluster_base(name: str, emb: Float32, labels: Int64, start: LinkageModel) -> FinetuneCollection:
-    """Cluster embeddings (n, d) at level 0 with the start's network. `labels` (n,), UNKNOWN for some."""
-    epoch = measure_epoch(emb, start.default_epoch)
-    built = hierarchy(emb, start, start.tau, start.max_levels, epoch, base_tau=start.base_tau)
-    return FinetuneCollection(name, emb, labels, built, epoch)
 
 
 def labelled_level(level: RolloutLevel, labels: Int64) -> LabelledLevel:

@@ -1,6 +1,6 @@
 """Fine-tunes the universal model on some labelled classes of a collection: `shoal train --start`.
 
-Only the upper network is trained. Cross-validation over the classes (`engine.finetuning.folds`) decides
+Both networks are trained. Cross-validation over the classes (`engine.finetuning.folds`) decides
 whether the fine-tuned model replaces the start; otherwise the start is written unchanged; its card says so.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from connectors.files.labelled import read_labelled
 from engine.errors import InputError
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base, shared_classes, unit
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, shared_classes, unit
 from engine.finetuning.folds import Fold, Folds, Models, folds_of, verdict
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
@@ -163,7 +163,7 @@ def read_collections(
     files = [read_labelled(path, partly=True) for path in labelled]
     if among is None:
         return [
-            cluster_base(path.stem, *_distinct(unit(file.emb), file.classes()[1]), start)
+            FinetuneCollection.of(path.stem, *_distinct(unit(file.emb), file.classes()[1]), start)
             for path, file in zip(labelled, files, strict=True)
         ]
     others = read_labelled(among, partly=True)
@@ -174,7 +174,7 @@ def read_collections(
         raise InputError(
             f"{among} and the labelled files are not of one space: they have {sorted(dims)} components"
         )
-    return [cluster_base(among.stem, *_distinct(np.concatenate(emb), np.concatenate(labels)), start)]
+    return [FinetuneCollection.of(among.stem, *_distinct(np.concatenate(emb), np.concatenate(labels)), start)]
 
 
 def _distinct(emb: Float32, labels: Int64) -> tuple[Float32, Int64]:

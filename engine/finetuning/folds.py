@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.evaluation.scores import class_scores, f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection
-from engine.finetuning.tuner import TAUS, Tuner, TunerPlan
+from engine.finetuning.tuner import Tuner, TunerPlan, drawn_taus
 from engine.model.linkage import LinkageModel
 from engine.types import Float64, Int64
 
@@ -24,6 +24,7 @@ from torch import Tensor  # isort: skip
 Models = tuple[LinkageModel, ...]  # one for each fold, then that of all classes
 DRAWS = 1_000  # of the Bayesian bootstrap over classes
 SURE = 0.8  # least probability of a gain
+LEAST_GAIN = 0.005  # of BCubed F: a smaller one is not worth another model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Verdict:
     @property
     def better(self) -> bool:
         """Whether the fine-tuned model replaces the start."""
-        return self.sure >= SURE and self.after > self.before
+        return self.sure >= SURE and self.after >= self.before + LEAST_GAIN
 
 
 def folds_of(collection: FinetuneCollection, count: int, seed: int) -> list[Fold]:
@@ -76,16 +77,17 @@ class Folds:
         self.start = start
         each = [_hiding(collections, fold) for fold in folds] + [list(collections)]
         self.tuners = [Tuner(own, start, plan, self.rng) for own in each]
-        for _ in range(plan.first):
-            for at, collection in enumerate(collections):
-                levels = collection.levels(start, float(self.rng.uniform(*TAUS)))
-                for tuner in self.tuners:
-                    tuner.take(at, levels)
+        for at, collection in enumerate(collections):
+            levels = [collection.base_level()]
+            for _ in range(plan.first):
+                levels += collection.levels(start, *drawn_taus(start, self.rng))
+            for tuner in self.tuners:
+                tuner.take(at, levels)
 
     @property
     def steps(self) -> int:
         """Steps of each model so far."""
-        return self.tuners[-1].upper.optimization.steps
+        return self.tuners[-1].steps
 
     def step(self, share: float) -> float:
         """Do one step of each model; return the loss of that of all classes."""
@@ -112,13 +114,13 @@ class Folds:
         return {
             "rng": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
-            "tuners": [tuner.upper.state() for tuner in self.tuners],
+            "tuners": [tuner.state() for tuner in self.tuners],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         for tuner, each in zip(self.tuners, state["tuners"], strict=True):
-            tuner.upper.restore(each)
+            tuner.restore(each)
         self.rng.bit_generator.state = state["rng"]
         torch.set_rng_state(state["torch"])
 

@@ -1,4 +1,4 @@
-"""Fine-tunes both networks on many labelled classes of one embedding space: `shoal train --both`.
+"""Fine-tunes on many labelled classes of one embedding space: `shoal train --space`.
 
 Training draws whole classes as they are, since the networks learn how large and how dense a class is. Some
 classes are held out: unlabelled among the others, they choose the checkpoint and tau. With an adapter
@@ -23,7 +23,7 @@ from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level, 
 from engine.finetuning.discriminant import discriminant
 from engine.finetuning.finetune import words
 from engine.finetuning.folds import verdict
-from engine.finetuning.tuner import NetworkTuner
+from engine.finetuning.tuner import BASE_SPREAD, NetworkTuner
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
@@ -40,7 +40,6 @@ from torch import Tensor  # isort: skip
 
 LEAST_CLASSES = 8  # of two items or more
 GROWN_AT = (0.3, 0.8)  # taus of training levels
-SPREAD = 0.1  # of the training levels' base tau, to either side
 TAUS = (0.3, 0.36, 0.42, 0.5, 0.6, 0.7)  # tried on the held-out classes
 CLEARLY = 0.005  # F by which another tau has to be better than the start's
 
@@ -226,7 +225,7 @@ class SpaceTrainer:
             Collection("", view.emb, view.labels), self.rng, self.plan.share, self.plan.most_items
         )
         epoch = lagging(measure_epoch(drawn.emb), self.rng)
-        base_tau = (model.base_tau or model.tau) + float(self.rng.uniform(-SPREAD, SPREAD))
+        base_tau = (model.base_tau or model.tau) + float(self.rng.uniform(-BASE_SPREAD, BASE_SPREAD))
         tau, ties = float(self.rng.uniform(*GROWN_AT)), int(self.rng.integers(1 << 31))
         built = hierarchy(drawn.emb, model, tau, model.max_levels, epoch, ties, base_tau)
         at, labels = places(built), np.where(np.isin(drawn.labels, view.visible), drawn.labels, UNKNOWN)
@@ -287,7 +286,7 @@ def _read(paths: Sequence[Path]) -> Collection:
     files = [read_labelled(Path(path)) for path in paths]
     dims = sorted({file.emb.shape[1] for file in files})
     if len(dims) > 1:
-        raise InputError(f"--both learns one embedding space: the files have {dims} components")
+        raise InputError(f"--space learns one embedding space: the files have {dims} components")
     emb, labels = [unit(file.emb) for file in files], shared_classes(files)
     name = "+".join(Path(path).stem for path in paths)
     return distinct(Collection(name, np.concatenate(emb), np.concatenate(labels)))
@@ -298,8 +297,8 @@ def _check(source: Collection, others: Sequence[Collection]) -> None:
     _, sizes = np.unique(source.labels, return_counts=True)
     if (count := int((sizes > 1).sum())) < LEAST_CLASSES:
         raise InputError(
-            f"{source.name} has {count} classes of two distinct items or more: --both learns what classes of "
-            f"a space look like, and needs {LEAST_CLASSES}; a few classes are for --start without it"
+            f"{source.name} has {count} classes of two distinct items or more: --space learns what classes "
+            f"look like, and needs {LEAST_CLASSES}; a few classes are for --start without it"
         )
     for other in others:
         if other.emb.shape[1] != source.emb.shape[1]:

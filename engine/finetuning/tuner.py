@@ -1,4 +1,4 @@
-"""Fine-tunes networks of the universal model on partly labelled levels: roll-outs of their own."""
+"""Fine-tunes the networks of the universal model on partly labelled levels: roll-outs of their own."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 TAUS = (0.3, 0.6)  # range of tau for roll-outs, around the model's
+BASE_SPREAD = 0.1  # of level 0's tau for roll-outs, to either side of the model's
 POOL = 40  # levels kept for replay
 
 
 @dataclass(frozen=True, slots=True)
 class TunerPlan:
-    """Hyperparameters of the upper network's fine-tuning."""
+    """Hyperparameters of a fine-tuning on a few classes."""
 
     pace: OptimizerPlan = field(
         default_factory=lambda: OptimizerPlan(rate=5e-4, decay=0.01, average=0.98, warm=10)
@@ -84,7 +85,7 @@ class NetworkTuner:
 
 
 class Tuner:
-    """The upper network in fine-tuning on the labelled classes of some collections."""
+    """Both networks in fine-tuning on the labelled classes of some collections."""
 
     def __init__(
         self,
@@ -94,24 +95,45 @@ class Tuner:
         rng: np.random.Generator,
     ) -> None:
         self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
-        self.upper = NetworkTuner(start.upper, plan.pace, POOL)
+        self.base, self.upper = (NetworkTuner(each, plan.pace, POOL) for each in (start.base, start.upper))
+
+    @property
+    def steps(self) -> int:
+        """Steps of each network so far."""
+        return self.upper.optimization.steps
 
     def step(self, share: float) -> float:
-        """Do one step of the optimizer at `share` of the whole training; return the loss."""
-        steps = self.upper.optimization.steps
-        if steps and steps % self.plan.fresh_every == 0:
+        """Do one step of each network at `share` of the whole training; return the upper one's loss."""
+        if self.steps and self.steps % self.plan.fresh_every == 0:
             at = int(self.rng.integers(len(self.collections)))
-            self.take(at, self.collections[at].levels(self.model(), float(self.rng.uniform(*TAUS))))
+            self.take(at, self.collections[at].levels(self.model(), *drawn_taus(self.start, self.rng)))
+        self.base.step(share, self.rng)
         return self.upper.step(share, self.rng)
 
     def model(self) -> LinkageModel:
-        """Return the start with the average of the upper network's weights so far."""
-        return LinkageModel(self.start.base, self.upper.linkage(), self.start.card)
+        """Return the averages of the weights so far."""
+        return LinkageModel(self.base.linkage(), self.upper.linkage(), self.start.card)
 
     def take(self, at: int, levels: Sequence[RolloutLevel]) -> None:
-        """Add the levels of collection number `at` on which its labels bear to the pool."""
+        """Add the levels of collection number `at` on which its labels bear to the pools."""
         for level in levels:
-            self.upper.take(labelled_level(level, self.collections[at].labels), self.rng)
+            tuner = self.upper if level.graph.level else self.base
+            tuner.take(labelled_level(level, self.collections[at].labels), self.rng)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the training, for a checkpoint, without the random generators."""
+        return {"base": self.base.state(), "upper": self.upper.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.base.restore(state["base"])
+        self.upper.restore(state["upper"])
+
+
+def drawn_taus(model: LinkageModel, rng: np.random.Generator) -> tuple[float, float]:
+    """Return tau and level 0's tau of a roll-out."""
+    base_tau = model.tau if model.base_tau is None else model.base_tau
+    return float(rng.uniform(*TAUS)), base_tau + float(rng.uniform(-BASE_SPREAD, BASE_SPREAD))
 
 
 def labelled_loss(net: Universal, level: LabelledLevel) -> Tensor:

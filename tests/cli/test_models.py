@@ -75,12 +75,12 @@ def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> 
     refused(shoal("train", "few.npz", "-o", "x.safetensors", "--among", "all.npz"), 3, "--start")
 
 
-def test_both_networks_learn_a_space(tmp_path: Path, shoal: Run) -> None:
+def test_a_space_is_learned(tmp_path: Path, shoal: Run) -> None:
     source = spread(0)
     np.savez(tmp_path / "many.npz", emb=source.emb, labels=source.labels)
-    command = ("train", "many.npz", "-o", "mine.safetensors", "--both")
+    command = ("train", "many.npz", "-o", "mine.safetensors", "--space")
     refused(shoal(*command), 3, "--start")
-    refused(shoal("train", "many.npz", "-o", "x.safetensors", "--adapter", "a"), 3, "--both")
+    refused(shoal("train", "many.npz", "-o", "x.safetensors", "--adapter", "a"), 3, "--space")
     refused(shoal(*command, "--start", "universal", "--teacher", "universal"), 3, "--teacher")
     refused(shoal(*command, "--start", "universal", "--adapter", "none/a"), 3, "none")
     done = shoal(*command, "--start", "universal", "--steps", "8", "--adapter", "a.safetensors")
@@ -90,14 +90,14 @@ def test_both_networks_learn_a_space(tmp_path: Path, shoal: Run) -> None:
     assert not (tmp_path / "mine.checkpoint").exists()
     refused(shoal("evaluate", "many.npz", "-m", "mine.safetensors"), 3, "trained behind the adapter")
     refused(shoal("train", "many.npz", "--start", "mine.safetensors", "-o", "x"), 3, "behind an adapter")
-    began = ("train", "many.npz", "--start", "universal", "--both")
+    began = ("train", "many.npz", "--start", "universal", "--space")
     for flags, words in (
         (("-o", "many.npz"), "many.npz is read or written by this command already"),
         (("-o", "x", "--adapter", "x"), "x is read or written by this command already"),
         (("-o", "x", "--adapter", "x.json"), "x.json is read or written"),
         (("-o", "."), "is a folder"),
         (("-o", "x", "--steps", "3", "--minutes", "1"), "name one"),
-        (("-o", "x", "--among", "many.npz"), "without --both"),
+        (("-o", "x", "--among", "many.npz"), "without --space"),
     ):
         refused(shoal(*began, *flags), 3, words)
     assert shoal(*began, "-o", "x", "--seed", "-1").returncode == 2

@@ -11,13 +11,15 @@ import torch
 
 from engine.errors import InputError
 from engine.evaluation import scores
+from engine.evaluation.bulk import partitions
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection, cluster_base, labelled_level
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, labelled_level
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
 from engine.finetuning.folds import Fold, Folds, folds_of, verdict
 from engine.finetuning.tuner import labelled_loss
 from engine.model.linkage import LinkageModel
 from engine.training.training_run import Checkpoint, Progress
+from tests.support.random_models import random_model
 
 START = LinkageModel.load()
 QUICK = FinetunePlan(steps=12, folds=3, checks=2)
@@ -32,17 +34,18 @@ def spread(seed: int, classes: int = 40, each: int = 15) -> tuple[np.ndarray, np
     return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def among(seed: int, told: int) -> tuple[FinetuneCollection, np.ndarray]:
+def among(seed: int, count: int) -> tuple[FinetuneCollection, np.ndarray]:
     """A collection of which some classes are labelled, and all labels."""
     emb, labels = spread(seed)
-    chosen = np.random.default_rng(seed).permutation(np.unique(labels))[:told]
-    return cluster_base("spread", emb, np.where(np.isin(labels, chosen), labels, UNKNOWN), START), labels
+    chosen = np.random.default_rng(seed).permutation(np.unique(labels))[:count]
+    told = np.where(np.isin(labels, chosen), labels, UNKNOWN)
+    return FinetuneCollection.of("spread", emb, told, START), labels
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pair_with_a_labelled_end_is_known(seed: int) -> None:
     collection, _ = among(seed, 10)
-    for grown in collection.levels(START, 0.42):
+    for grown in collection.levels(START, 0.42, 0.6):
         level, place = labelled_level(grown, collection.labels), grown.place
         graph = level.graph
         for edge in np.random.default_rng(seed).permutation(len(graph.heads))[:60]:
@@ -56,7 +59,7 @@ def test_a_pair_with_a_labelled_end_is_known(seed: int) -> None:
 
 def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
     collection, _ = among(0, 6)
-    level = labelled_level(collection.levels(START, 0.42)[0], collection.labels)
+    level = labelled_level(collection.levels(START, 0.42, 0.6)[0], collection.labels)
     net, ranges = START.upper.net, START.upper
     graph = replace(level.graph, x=ranges.nodes.apply(level.graph.x), e=ranges.edges.apply(level.graph.e))
     assert (level.coverage == 0).any()
@@ -66,6 +69,16 @@ def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
     assert torch.equal(losses[0], losses[1])
     flipped = replace(graph, target=np.where(level.coverage == 1, 1 - graph.target, graph.target))
     assert labelled_loss(net, replace(level, graph=flipped)) > losses[0] + 0.1
+
+
+def test_a_collection_is_clustered_by_another_model_on_the_same_lists() -> None:
+    collection, _ = among(6, 10)
+    other = random_model(3)
+    found = collection.clusters(other)
+    fresh = FinetuneCollection.of("spread", collection.emb, collection.labels, other)
+    assert (found == fresh.clusters(other)).all()
+    assert (collection.clusters(START) == partitions(collection.built)[-1]).all()
+    assert not (found == collection.clusters(START)).all()
 
 
 def test_folds_share_out_the_labelled_classes_of_two_items_or_more() -> None:
