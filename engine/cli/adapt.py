@@ -35,7 +35,8 @@ def adapt(
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
-    need_outputs([out], files)
+    models = [each for each in (settings.model.path, settings.model.adapter) if each]
+    need_outputs([out], [*files, *models])
     labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
     complain(
@@ -49,12 +50,16 @@ def adapt(
     worse = drawbacks(before, after)
     if not worse or wish.keep:
         taken.adapter.save(out)
-    _report(out, taken, before, after, worse, as_json)
+    _report(taken, before, after, worse, as_json)
     if worse and not wish.keep:
         raise InputError(
             f"{out} is not written: on held-out classes {' and '.join(worse)}. "
             "Try another --loss, --kind or --steps; --keep writes it nevertheless."
         )
+    if worse:
+        complain(f"shoal: {out} is written as --keep asks, but on held-out classes {' and '.join(worse)}.")
+    if not as_json:
+        print(f"{out}: SHA-256 {taken.adapter.sha256[:16]}...")
 
 
 def _plans(wish: AdaptOptions, plan: Plan) -> list[Plan]:
@@ -87,9 +92,7 @@ def _train(
     return _Candidate(plan, adapter, ends, judged)
 
 
-def _report(
-    out: Path, taken: _Candidate, before: Judgement, after: Judgement, worse: list[str], as_json: bool
-) -> None:
+def _report(taken: _Candidate, before: Judgement, after: Judgement, worse: list[str], as_json: bool) -> None:
     if as_json:
         document: dict[str, Any] = {
             "loss": taken.plan.loss,
@@ -114,5 +117,3 @@ def _report(
         {"": "left", "before": "right", "after": "right"},
         rows,
     )
-    if not worse:
-        print(f"{out}: SHA-256 {taken.adapter.sha256[:16]}...")

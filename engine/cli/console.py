@@ -45,6 +45,18 @@ def need_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
         taken.add(out.resolve())
 
 
+def need_companions(out: Path, companions: Sequence[Path]) -> None:
+    """Raise InputError where companions of `out` are there without it: they are the user's."""
+    if out.exists():
+        return
+    for each in companions:
+        if each.exists():
+            raise InputError(
+                f"{each} is there already, and would be replaced by what belongs to {out}: move it, or name "
+                "another file."
+            )
+
+
 def complain(sentence: str) -> None:
     """A sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, print_json, print_table
+from engine.cli.console import complain, need_outputs, print_json, print_table
 from engine.config import Settings
 from engine.errors import InputError
 
@@ -32,6 +32,8 @@ def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
         from engine.evaluation.drawing import need_matplotlib
 
         need_matplotlib()
+        read = (file, settings.model.path, settings.model.adapter)
+        need_outputs([wish.png], [each for each in read if each])
     from engine.evaluation import evaluate
 
     labelled = evaluate.read_labelled(file)
@@ -49,8 +51,8 @@ def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
         _print(runs, labelled, wish.levels)
 
 
-def read_taus(text: str | None) -> list[float | None]:
-    """Read "0.3,0.5"; [None]: the model's own. Raises InputError."""
+def read_taus(text: str | None, option: str = "--tau") -> list[float | None]:
+    """Read "0.3,0.5"; [None]: the model's own. Raises InputError, which names the option."""
     if text is None:
         return [None]
     found: list[float | None] = []
@@ -60,7 +62,7 @@ def read_taus(text: str | None) -> list[float | None]:
         except ValueError:
             tau = math.nan
         if not 0.0 <= tau < 1.0:
-            raise InputError(f"--tau: {part.strip()!r} is no number from 0 up to, but not including, 1")
+            raise InputError(f"{option}: {part.strip()!r} is no number from 0 up to, but not including, 1")
         found.append(tau)
     return found
 

@@ -45,6 +45,9 @@ def export(
 def _write_file(store: Path, output: Path, form: str, level: int | None) -> Head:
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
+        if output.exists() and not output.is_file():  # a pipe or a device: nothing to put in its place
+            with output.open("wb") as file:
+                return write(store, file, form, level)
         with unfinished.open("wb") as file:
             head = write(store, file, form, level)
             os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_outputs
+from engine.cli.console import Interrupted, complain, need_companions, need_outputs
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
-BESIDE = (".json", ".md", ".png", ".checkpoint")  # of the weights
+BESIDE = (".json", ".md", ".png")  # of the weights
 
 
 def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
@@ -27,13 +27,17 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
     if request.steps and request.minutes:
         raise InputError("--steps and --minutes both say how long to train: name one")
+    if request.variant != "mean" and request.kind != "lander":
+        raise InputError("--variant is of a lander: name --kind lander with it")
+    if request.kind == "lander" and (request.teacher or request.base):
+        raise InputError(
+            "a lander has one network and learns from labels: --base and --teacher are universal's"
+        )
     if request.space and not (request.kind == "universal" and request.start):
         raise InputError("--space is for going on from a universal model: name it with --start")
     if request.adapter and not request.space:
         raise InputError("--adapter is for learning a space with --start and --space")
-    written = [out, *(out.parent / (out.stem + ending) for ending in BESIDE)]
-    read = [*files, *(request.choose or ()), *([request.among] if request.among else [])]
-    need_outputs([*written, request.adapter] if request.adapter else written, read)
+    _need_files(files, out, request)
     from engine.training import training_report
 
     data = [_looked_at(file, request, file in files) for file in (*files, *(request.choose or ()))]
@@ -51,10 +55,42 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    model = (_lander if request.kind == "lander" else _universal)(files, out, request, report)
+    checkpoint = _beside(out, ".checkpoint")
+    before = _written_at(checkpoint)
+    try:
+        model = (_lander if request.kind == "lander" else _universal)(files, out, request, report)
+    except Interrupted as stopped:
+        kept = request.resume or _written_at(checkpoint) != before
+        stopped.sentence += (
+            f" The same command with --resume goes on from {checkpoint}."
+            if kept
+            else " No checkpoint was due yet: nothing is kept."
+        )
+        raise
     training_report.write(out, model, curve, data)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {out.with_suffix('.md')}.")
+
+
+def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
+    """Raise InputError where a file cannot be written, or would replace one of the user's."""
+    companions = [_beside(out, ending) for ending in BESIDE]
+    checkpoint = _beside(out, ".checkpoint")
+    models = [each for each in (request.start, request.base, request.teacher) if each]
+    read = [*files, *(request.choose or ()), *([request.among] if request.among else []), *models]
+    written = [out, *companions, checkpoint, *([request.adapter] if request.adapter else [])]
+    need_outputs(written, [*read, *(_beside(model, ".json") for model in models)])
+    if not checkpoint.exists():  # one is left by an interrupted training
+        need_companions(out, companions)
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.parent / (out.stem + ending)
+
+
+def _written_at(path: Path) -> int:
+    """When a file was written; 0: there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
@@ -64,6 +100,8 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
+    if found.left_out:
+        complain(f"{file}: {len(found.left_out):,} records cannot be used and are left out")
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
             complain(f"shoal: {doubt}")
@@ -136,10 +174,6 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
     from engine.training.lander_train import LanderPlan, read_model, train
     from engine.training.training_run import Checkpoint
 
-    if request.teacher or request.base:
-        raise InputError(
-            "a lander has one network and learns from labels: --base and --teacher are universal's"
-        )
     start = read_model(request.start)
     plan = LanderPlan(
         minutes=request.minutes or LanderPlan().minutes,
@@ -156,11 +190,13 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
     """Write weights of the authors' code as a model."""
     from engine.training import published
 
-    need_outputs([out, out.parent / f"{out.stem}.json"], [file])
+    card = _beside(out, ".json")
+    need_outputs([out, card], [file])
+    need_companions(out, [card])
     model = published.model_of(published.read(file), average, k, tau, levels)
     model.save(out)
-    card = model.card
+    made = model.card
     print(
-        f"{out}: {card.variant}, embeddings of {card.dim} components, hidden {card.hidden}, k {card.k}, "
-        f"tau {card.tau}, SHA-256 {model.sha256[:16]}..."
+        f"{out}: {made.variant}, embeddings of {made.dim} components, hidden {made.hidden}, k {made.k}, "
+        f"tau {made.tau}, SHA-256 {model.sha256[:16]}..."
     )

@@ -6,6 +6,8 @@ needs neither torch nor dgl.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from engine.cli.options import (
     path_option,
     takes_records,
 )
-from engine.errors import ShoalError
+from engine.errors import ShoalError, StoreFull
 
 if TYPE_CHECKING:
     from connectors.memory import MemorySource
@@ -44,6 +46,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of standard output; stores have StoreFull
 
 AnyLevel = Annotated[
     str | None,
@@ -389,10 +393,19 @@ def main() -> None:
         signal.signal(signal.SIGTERM, interrupt)
         signal.signal(signal.SIGINT, interrupt)
     try:
-        app(prog_name="shoal")
+        try:
+            app(prog_name="shoal")
+        finally:
+            sys.stdout.flush()  # a full disk is told here; when Python ends, it is too late
     except ShoalError as problem:
         complain(f"shoal: {printable(str(problem))}")
         sys.exit(problem.exit_code)
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left there when it ends
+        complain(f"shoal: the output cannot be written: {problem.strerror}.")
+        sys.exit(StoreFull.exit_code)
     except Interrupted as stopped:
         complain(f"shoal: {stopped.sentence}")
         raise

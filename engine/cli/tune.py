@@ -39,7 +39,7 @@ def tune(settings: Settings, file: Path | None, wish: TuneOptions) -> None:
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
-    taus = [tau for tau in read_taus(wish.taus or TAUS) if tau is not None]
+    taus = [tau for tau in read_taus(wish.taus or TAUS, "--taus") if tau is not None]
     if min(taus) <= 0.0:
         raise InputError("--taus: a tau to choose from lies between 0 and 1")
     from engine.collection.sweep import Sweeper

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from engine.collection.memory import assign, strengths
 from engine.collection.space import space_dim
 from engine.config import Settings, StoreSettings, with_options
 from engine.errors import InputError
+from engine.model.lander import LanderModel
+from engine.model.linkage import LinkageModel
 from engine.model.trained import Trained
 from engine.system.stopwatch import Stopwatch
 from engine.types import Batch, Bool, Float64, Int16, Int64
 from engine.vectors import quantize
 
+FIXED = ("tau", "base_tau", "max_levels", "model", "adapter", "index", "metric")  # of all items together
 METRICS = ("cosine", "euclidean")
 LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
 NEW = -1  # label of a vector that belongs to no cluster, or to one that is too small
@@ -91,6 +95,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         rows = validate_data(self, X, dtype=np.float64, reset=first)
         if first:
             self._begin(rows)
+        self._need_unchanged()
         return self._take(rows)
 
     def predict(self, X: ArrayLike) -> Int64:
@@ -131,28 +136,42 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Check the parameters, and start from nothing with the scale of these rows."""
         if self.metric not in METRICS:
             raise InputError(f"metric is one of {', '.join(METRICS)}, not {self.metric!r}")
-        if not isinstance(self.min_cluster_size, int) or self.min_cluster_size < 1:
-            raise InputError(f"min_cluster_size is an integer from 1 on, not {self.min_cluster_size!r}")
+        least: Any = self.min_cluster_size
+        if not isinstance(least, Integral) or least < 1:
+            raise InputError(f"min_cluster_size is an integer from 1 on, not {least!r}")
         if self.adapter is not None and self.metric != "cosine":
             raise InputError('an adapter is for embeddings: leave metric at "cosine"')
+        settings = self._checked_settings()
+        if not (self._is_named() or isinstance(self.model, LinkageModel | LanderModel)):
+            raise InputError(f"model is a file, a model or None, not {self.model!r}")
+        model: Trained = load_model(settings) if self._is_named() else self.model
+        adapter = load_adapter(settings)
+        require_adapter(model, adapter)
+        dim = space_dim(adapter, rows.shape[1] + (self.metric == "euclidean"))
+        state: State = empty_state(settings, model, dim)
+        rng = check_random_state(self.random_state)
+        self._begun = {name: getattr(self, name) for name in FIXED}
         self._center, self._scale = np.zeros(rows.shape[1]), 1.0
         if self.metric == "euclidean":
             self._center = rows.mean(axis=0)
             spread = float(np.sqrt(((rows - self._center) ** 2).sum(axis=1).mean()))
             self._scale = spread if 0.0 < spread < np.inf else 1.0
-        self._settings = self._checked_settings()
-        model: Trained = (
-            load_model(self._settings)
-            if self.model is None or isinstance(self.model, str | os.PathLike)
-            else self.model
-        )
-        self._adapter = load_adapter(self._settings)
-        require_adapter(model, self._adapter)
-        dim = space_dim(self._adapter, self._on_grid(rows[:1])[0].shape[1])
-        self._state: State = empty_state(self._settings, model, dim)
-        self._model, self._usable = model, np.zeros(0, np.bool_)
+        self._settings, self._model, self._usable = settings, model, np.zeros(0, np.bool_)
+        self._state, self._adapter, self._rng = state, adapter, rng
         self._incoming: list[Int16] = []  # of usable rows, where an adapter changes them
-        self._rng = check_random_state(self.random_state)
+
+    def _is_named(self) -> bool:
+        """Whether `model` is a file or the one that ships, not a model."""
+        return self.model is None or isinstance(self.model, str | os.PathLike)
+
+    def _need_unchanged(self) -> None:
+        """Raise InputError where a parameter that the items there were clustered with is another one now."""
+        for name, then in self._begun.items():
+            now = getattr(self, name)
+            if now is not then and now != then:
+                raise InputError(
+                    f"{name} was {then!r} at the first fit and is {now!r} now: `fit` begins anew with it"
+                )
 
     def _checked_settings(self) -> Settings:
         given = {name: getattr(self, name) for name in ("index", "tau", "base_tau", "max_levels", "adapter")}
@@ -164,7 +183,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return the vectors of rows (n, d), and which of them have a direction, (n,)."""
         moved = (rows - self._center) / self._scale
         usable: Bool = np.asarray(moved.any(axis=1))
-        if self.metric == "euclidean":
+        if self._begun["metric"] == "euclidean":
             moved = np.concatenate([moved, np.full((len(rows), 1), LIFT)], axis=1)
             usable = np.ones(len(rows), np.bool_)
         return quantize(moved)[0], usable
@@ -175,11 +194,8 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _take(self, rows: Float64) -> Self:
         grid, usable = self._on_grid(rows)
         first = len(self._usable)
-        self._usable = np.concatenate([self._usable, usable])
-        if self._adapter is not None:
-            self._incoming.append(grid[usable])
         entering = np.flatnonzero(usable)
-        if self.index == "hnsw":
+        if self._begun["index"] == "hnsw":
             entering = self._rng.permutation(entering)
         keys = [b"%d" % (first + row) for row in entering.tolist()]
         if keys:
@@ -187,6 +203,9 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             times = np.full(len(keys), now)
             batch = Batch(keys, self._adapted(grid[entering]), times, [b""] * len(keys))
             pipeline.step(self._state, batch, now, Stopwatch())
+        self._usable = np.concatenate([self._usable, usable])
+        if self._adapter is not None:
+            self._incoming.append(grid[usable])
         self._read()
         return self
 
@@ -210,7 +229,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.probabilities_[known] = strengths(state)[nodes]
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.index == "hnsw" and hasattr(self, "_state"):
+        if hasattr(self, "_state") and self._begun["index"] == "hnsw":
             raise InputError('a fitted HiLander with index="hnsw" cannot be pickled: `save` it as a store')
         kept: dict[str, Any] = super().__getstate__()
         return kept

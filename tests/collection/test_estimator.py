@@ -270,7 +270,7 @@ def test_hnsw(digits: Any) -> None:
     ({"metric": "manhattan"}, "metric is one of cosine, euclidean, not 'manhattan'"),
     ({"min_cluster_size": 0}, "min_cluster_size is an integer from 1 on, not 0"),
     ({"tau": 1.5}, "tau"), ({"max_levels": 0}, "max_levels"), ({"index": "tree"}, "index"),
-    ({"model": "none.safetensors"}, "none.safetensors"),
+    ({"model": "none.safetensors"}, "none.safetensors"), ({"model": 3}, "a file, a model or None, not 3"),
     ({"model": random_lander(1, 5)}, "takes embeddings of 5 components, these have 2"),
 ])  # fmt: skip
 def test_parameters_that_make_no_sense_are_refused(parameters: dict[str, Any], told: str) -> None:
@@ -292,3 +292,26 @@ def test_bad_input() -> None:
     assert HiLander().fit([[1.0, 2.0]]).labels_.tolist() == [0]
     with pytest.raises(ValueError, match="2 features"):
         HiLander().fit([[1.0, 2.0]]).predict([[1.0, 2.0, 3.0]])
+
+
+def test_parameters_are_those_of_the_first_fit(digits: Any) -> None:
+    X, _ = digits
+    unfitted = HiLander(index="exact", min_cluster_size=np.int64(2))
+    found = pickle.loads(pickle.dumps(unfitted)).fit(X[:100])
+    expected = found.predict(X[:20])
+    for changed in ({"tau": 0.9}, {"metric": "euclidean"}, {"index": "hnsw"}, {"max_levels": 1}):
+        found.set_params(**changed)
+        with pytest.raises(InputError, match=f"{next(iter(changed))} was .* `fit` begins anew"):
+            found.partial_fit(X[100:120])
+        assert len(found.labels_) == 100
+        assert (found.predict(X[:20]) == expected).all()
+        assert len(pickle.loads(pickle.dumps(found)).labels_) == 100
+        found.set_params(tau=None, metric="cosine", index="exact", max_levels=None)
+    assert len(found.partial_fit(X[100:120]).labels_) == 120
+    found.set_params(tau=2.0, metric="euclidean")
+    with pytest.raises(ShoalError, match="tau"):
+        found.fit(X)
+    assert len(found.labels_) == 120
+    assert (found.predict(X[:20]) >= 0).any()
+    found.set_params(tau=0.9)
+    assert len(found.fit(X).labels_) == 500

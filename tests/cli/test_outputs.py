@@ -1,0 +1,129 @@
+"""What commands write never replaces a file of the user; what cannot be written is one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_cli import data as data
+from tests.cli.test_cli import mixture, refused
+from tests.conftest import Run
+from tests.support.random_models import random_lander
+
+
+@pytest.mark.parametrize("command", ["evaluate", "opis"])
+def test_a_picture_does_not_replace_what_it_shows(shoal: Run, data: Path, command: str) -> None:
+    before = data.read_bytes()
+    refused(shoal(command, data, "--png", data), 3, data.name, "name another file")
+    assert data.read_bytes() == before
+    done = shoal(command, data, "--png", "none/a.png")
+    refused(done, 3, "none is not a folder")
+    assert done.stdout == ""  # before the work, not after it
+
+
+def test_a_model_does_not_replace_the_one_that_it_goes_on_from(
+    shoal: Run,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    lander = tmp_path / "start.safetensors"
+    random_lander(1, 16).save(lander)
+    for flags in (("-o", lander), ("-o", "start.json")):
+        refused(
+            shoal("train", data, "--kind", "lander", "--start", lander, *flags, "--steps", 1),
+            3, "name another file",
+        )  # fmt: skip
+    refused(shoal("adapt", data, "-m", lander, "-o", lander, "--steps", 1), 3, "name another file")
+    refused(shoal("evaluate", data, "-m", lander, "--png", lander), 3, "name another file")
+
+
+@pytest.mark.parametrize("ending", ["json", "md", "png"])
+def test_a_report_does_not_replace_files_of_the_same_name(
+    shoal: Run,
+    data: Path,
+    tmp_path: Path,
+    ending: str,
+) -> None:
+    mine = tmp_path / f"notes.{ending}"
+    mine.write_text("of the user")
+    train = ("train", data, "-o", "notes.safetensors", "--steps", 1, "--hidden", 4, "--kind", "lander")
+    refused(shoal(*train), 3, mine.name, "is there already")
+    assert mine.read_text() == "of the user"
+    if ending == "json":
+        refused(shoal("model", "import", data, "-o", "notes.safetensors"), 3, mine.name, "is there already")
+        mine.rename(tmp_path / "elsewhere")
+        for _ in range(2):  # a training may replace its own model
+            done = shoal(*train)
+            assert done.returncode == 0, done.stderr
+
+
+def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
+    refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
+    refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
+
+
+def test_an_export_to_a_pipe_leaves_the_pipe(shoal: Run, data: Path, tmp_path: Path) -> None:
+    assert shoal("ingest", data).returncode == 0
+    pipe = tmp_path / "out.ndjson"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        done = shoal("export", "-o", pipe)
+        if not pipe.is_fifo():
+            reader.kill()
+        assert done.returncode == 0, done.stderr
+        assert reader.stdout
+        assert len(reader.stdout.read().splitlines()) == 300
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flags", [("clusters",), ("clusters", "--json"), ("export",), ("changes",)])
+def test_a_full_disk_is_one_sentence(
+    data: Path,
+    tmp_path: Path,
+    shoal: Run,
+    flags: tuple[str, ...],
+) -> None:
+    assert shoal("ingest", data).returncode == 0
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "engine", *flags],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        7, "shoal: the output cannot be written: No space left on device.\n",
+    )  # fmt: skip
+
+
+def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
+    emb, labels = mixture()
+    emb[3] = 0.0
+    np.savez(tmp_path / "hole.npz", emb=emb, labels=labels)
+    done = shoal("train", "hole.npz", "-o", "m.safetensors", "--steps", 1, "--hidden", 4, "--kind", "lander")
+    assert "hole.npz: 1 records cannot be used and are left out" in done.stderr
+    np.savez(tmp_path / "set.npz", emb=np.delete(emb, 3, 0), labels=np.delete(labels, 3))
+    flags = ("--steps", 2, "--dim", 2, "--loss", "SupConLoss", "--keep")
+    done = shoal("adapt", "set.npz", "-o", "a.safetensors", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "a.safetensors: SHA-256" in done.stdout
+    assert "is written as --keep asks, but on held-out classes" in done.stderr
+
+
+def test_an_interrupted_training_says_what_is_kept(data: Path, tmp_path: Path) -> None:
+    command = ["train", data, "-o", "m.safetensors", "--hidden", "4", "--kind", "lander"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "engine", *command, "--minutes", "5"],
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    ) as running:  # fmt: skip
+        assert running.stderr
+        running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        said = running.stderr.read().splitlines()[-1]
+    assert running.returncode == 130
+    assert said == "shoal: stopped by SIGINT. No checkpoint was due yet: nothing is kept."
