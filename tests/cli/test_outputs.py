@@ -126,4 +126,9 @@ def test_an_interrupted_training_says_what_is_kept(data: Path, tmp_path: Path) -
         running.send_signal(signal.SIGINT)
         said = running.stderr.read().splitlines()[-1]
     assert running.returncode == 130
-    assert said == "shoal: stopped by SIGINT. No checkpoint was due yet: nothing is kept."
+    kept = (tmp_path / "m.checkpoint").exists()  # on a slow machine one is written before the first report
+    told = (
+        "with --resume goes on from m.checkpoint." if kept else "No checkpoint was due yet: nothing is kept."
+    )
+    assert said.startswith("shoal: stopped by SIGINT. ")
+    assert said.endswith(told)
