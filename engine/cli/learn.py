@@ -80,8 +80,13 @@ def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None
     read = [*files, *(request.choose or ()), *([request.among] if request.among else []), *models]
     written = [out, *companions, checkpoint, *([request.adapter] if request.adapter else [])]
     need_outputs(written, [*read, *(_beside(model, ".json") for model in models)])
-    if not checkpoint.exists():  # one is left by an interrupted training
+    if not checkpoint.exists():
         need_companions(out, companions)
+    elif not request.resume:
+        raise InputError(
+            f"{checkpoint} is left by an interrupted training: --resume goes on from it. Delete it to begin "
+            "anew"
+        )
 
 
 def _beside(out: Path, ending: str) -> Path:

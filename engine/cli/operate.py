@@ -47,7 +47,7 @@ def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
             "what each of them asks for mends it"
         )
     if not as_json:
-        print("nothing is wrong.")
+        print("nothing is wrong" + (" in what was looked at." if report.not_looked_at else "."))
 
 
 def backup(settings: Settings, target: Path, as_json: bool) -> None:

@@ -93,6 +93,8 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
                 left_out += len(chunk.rejects)
                 if chunk.rows:
                     engine.apply(chunk.batch)
+            if not len(engine):
+                raise InputError(f"{file} has no records that can be used")
         if left_out:
             complain(f"{file}: {left_out:,} records cannot be used and are left out")
         yield made

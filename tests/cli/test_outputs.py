@@ -126,9 +126,18 @@ def test_an_interrupted_training_says_what_is_kept(data: Path, tmp_path: Path) -
         running.send_signal(signal.SIGINT)
         said = running.stderr.read().splitlines()[-1]
     assert running.returncode == 130
-    kept = (tmp_path / "m.checkpoint").exists()  # on a slow machine one is written before the first report
+    checkpoint = tmp_path / "m.checkpoint"
+    kept = checkpoint.exists()  # on a slow machine one is written before the first report
     told = (
         "with --resume goes on from m.checkpoint." if kept else "No checkpoint was due yet: nothing is kept."
     )
     assert said.startswith("shoal: stopped by SIGINT. ")
     assert said.endswith(told)
+    checkpoint.write_bytes(checkpoint.read_bytes() if kept else b"another training's")
+    before = checkpoint.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", *command], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 3
+    assert "m.checkpoint is left by an interrupted training" in done.stderr
+    assert checkpoint.read_bytes() == before

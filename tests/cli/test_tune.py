@@ -152,6 +152,8 @@ def test_what_does_not_tell_ends_with_its_own_code(shoal: Run, data: Path, tmp_p
 def test_bad_input_is_told(shoal: Run, data: Path, tmp_path: Path) -> None:
     refused(shoal("tune"), 5, "there is no store")
     refused(shoal("tune", "none.npz"), 3, "none.npz")
+    (tmp_path / "no.jsonl").write_text('{"key": "a"}\n')
+    assert "no.jsonl has no records that can be used" in shoal("tune", "no.jsonl").stderr
     refused(shoal("tune", data, "--taus", "0,0.5"), 3, "--taus")
     refused(shoal("tune", data, "--taus", "0.5,nan"), 3, "'nan'")
     refused(shoal("tune", data, "--pairs", "none.csv"), 3, "cannot be read")
