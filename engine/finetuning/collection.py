@@ -40,7 +40,7 @@ class LabelledLevel:
     """A level with targets from the item pairs of which it is known whether they are of one class."""
 
     graph: TrainingGraph  # its targets are means over those pairs
-    coverage: Float32  # (e,) share of those pairs among the pairs across each edge
+    coverage: Float32  # (e,) share of those pairs among the pairs across each edge; its weight in the loss
 
 
 @dataclass(frozen=True, slots=True)

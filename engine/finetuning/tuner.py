@@ -35,6 +35,7 @@ class TunerPlan:
     pace: OptimizerPlan = field(
         default_factory=lambda: OptimizerPlan(rate=5e-4, decay=0.01, average=0.98, warm=10)
     )
+    anchor: float = 0.1  # weight of the start's p where labels say nothing
     first: int = 3  # roll-outs of each collection before the first step
     fresh_every: int = 20  # steps between new roll-outs
 
@@ -42,8 +43,8 @@ class TunerPlan:
 class NetworkTuner:
     """One network in fine-tuning, the average of its weights, and the levels that it learns from."""
 
-    def __init__(self, start: Linkage, plan: OptimizerPlan, pool_size: int) -> None:
-        self.start, self.pool_size = start, pool_size
+    def __init__(self, start: Linkage, plan: OptimizerPlan, pool_size: int, anchor: float = 0.0) -> None:
+        self.start, self.pool_size, self.anchor = start, pool_size, anchor
         net = Universal(replace(start.net.config))
         net.load_state_dict(start.net.state_dict())
         self.optimization = Optimization(net, plan)
@@ -52,7 +53,8 @@ class NetworkTuner:
     def take(self, level: LabelledLevel, rng: np.random.Generator) -> None:
         """Add a level with raw features to the pool, if labels bear on it."""
         if level.coverage.any():
-            x, e = self.start.nodes.apply(level.graph.x), self.start.edges.apply(level.graph.e)
+            level, graph = anchored(level, self.start, self.anchor), level.graph
+            x, e = self.start.nodes.apply(graph.x), self.start.edges.apply(graph.e)
             keep(self.pool, replace(level, graph=replace(level.graph, x=x, e=e)), self.pool_size, rng)
 
     @one_thread()
@@ -95,7 +97,9 @@ class Tuner:
         rng: np.random.Generator,
     ) -> None:
         self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
-        self.base, self.upper = (NetworkTuner(each, plan.pace, POOL) for each in (start.base, start.upper))
+        self.base, self.upper = (
+            NetworkTuner(each, plan.pace, POOL, plan.anchor) for each in (start.base, start.upper)
+        )
 
     @property
     def steps(self) -> int:
@@ -128,6 +132,22 @@ class Tuner:
         """Restore what `state` returned."""
         self.base.restore(state["base"])
         self.upper.restore(state["upper"])
+
+
+def anchored(level: LabelledLevel, start: Linkage, weight: float) -> LabelledLevel:
+    """Let the start's p count where labels say nothing, with a small weight.
+
+    The network then stays there what it was: learning without forgetting (Li and Hoiem, arXiv 1606.09282).
+    Features of the level are raw.
+    """
+    if not weight:
+        return level
+    graph, labelled = level.graph, level.coverage
+    prior = start.probabilities(graph.x, graph.e, graph.degrees, graph.tails)
+    silent = weight * (1.0 - labelled)
+    coverage = labelled + silent
+    target = (labelled * graph.target + silent * prior) / np.maximum(coverage, 1e-9)
+    return LabelledLevel(replace(graph, target=target.astype(np.float32)), coverage.astype(np.float32))
 
 
 def drawn_taus(model: LinkageModel, rng: np.random.Generator) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection, labelled_level
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
 from engine.finetuning.folds import Fold, Folds, folds_of, verdict
-from engine.finetuning.tuner import labelled_loss
+from engine.finetuning.tuner import anchored, labelled_loss
 from engine.model.linkage import LinkageModel
 from engine.training.training_run import Checkpoint, Progress
 from tests.support.random_models import random_model
@@ -69,6 +69,22 @@ def test_what_no_label_tells_of_has_no_part_in_the_loss() -> None:
     assert torch.equal(losses[0], losses[1])
     flipped = replace(graph, target=np.where(level.coverage == 1, 1 - graph.target, graph.target))
     assert labelled_loss(net, replace(level, graph=flipped)) > losses[0] + 0.1
+
+
+def test_where_labels_say_nothing_the_start_counts_a_little() -> None:
+    collection, _ = among(0, 6)
+    level = labelled_level(collection.base_level(), collection.labels)
+    graph = level.graph
+    prior = START.base.probabilities(graph.x, graph.e, graph.degrees, graph.tails)
+    found = anchored(level, START.base, 0.1)
+    silent, told = level.coverage == 0, level.coverage == 1
+    assert silent.any()
+    assert told.any()
+    assert np.allclose(found.graph.target[silent], prior[silent], atol=1e-6)
+    assert np.allclose(found.coverage[silent], 0.1)
+    assert (found.graph.target[told] == graph.target[told]).all()
+    assert (found.coverage[told] == 1).all()
+    assert anchored(level, START.base, 0.0) is level
 
 
 def test_a_collection_is_clustered_by_another_model_on_the_same_lists() -> None:
