@@ -17,7 +17,7 @@ from connectors.files.labelled import read_labelled
 from engine.errors import InputError
 from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection, shared_classes, unit
-from engine.finetuning.folds import Fold, Folds, Models, folds_of, verdict
+from engine.finetuning.folds import FEW_CLASSES, Fold, Folds, Models, folds_of, verdict
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import Collection
@@ -132,7 +132,7 @@ def tuned(
     mark = fingerprint(used, plan, start.sha256)
     run: TrainingRun[Models] = TrainingRun(trainer, judged, plan.length, mark)
     best = run.run(progress, checkpoint)
-    found = verdict(before, scored(best), plan.seed)
+    found = verdict(before, scored(best), plan.seed, FEW_CLASSES)
     about = {
         "started_from": start.sha256,
         "kept_start": not found.better,
@@ -148,8 +148,8 @@ def words(about: dict[str, Any]) -> str:
     """Return a sentence that says which model was kept, and why."""
     said = about["verdict"]
     figures = (
-        f"F of held-out classes {said['before']:.3f} before, {said['after']:.3f} after; better with a "
-        f"probability of {said['sure']:.2f}"
+        f"F of held-out classes {said['before']:.3f} before, {said['after']:.3f} after; expected gain "
+        f"{said['gain']:+.3f}, better with a probability of {said['sure']:.2f}"
     )
     if about["kept_start"]:
         return f"The start is kept unchanged: fine-tuning is not surely better ({figures})."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from engine.evaluation.scores import class_scores, f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection
@@ -23,7 +24,7 @@ from torch import Tensor  # isort: skip
 
 Models = tuple[LinkageModel, ...]  # one for each fold, then that of all classes
 DRAWS = 1_000  # of the Bayesian bootstrap over classes
-SURE = 0.8  # least probability of a gain
+SURE = 0.7  # least probability of a gain
 LEAST_GAIN = 0.005  # of BCubed F: a smaller one is not worth another model
 
 
@@ -45,12 +46,25 @@ class Verdict:
 
     before: float  # BCubed F of the start
     after: float  # BCubed F of the fine-tuned model
+    gain: float  # to be expected
     sure: float  # probability of a gain
 
     @property
     def better(self) -> bool:
         """Whether the fine-tuned model replaces the start."""
-        return self.sure >= SURE and self.after >= self.before + LEAST_GAIN
+        return self.sure >= SURE and self.gain >= LEAST_GAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known of a gain in BCubed F before held-out classes are asked."""
+
+    mean: float
+    deviation: float
+
+
+# Ten labelled classes of dialects, scaffolds, covidq, shape_outlines and cora_er, 2 to 5 draws each.
+FEW_CLASSES = Prior(0.01, 0.016)
 
 
 def folds_of(collection: FinetuneCollection, count: int, seed: int) -> list[Fold]:
@@ -129,8 +143,19 @@ def _hiding(collections: Sequence[FinetuneCollection], fold: Fold) -> list[Finet
     return [each.hiding(fold.unseen) if each is fold.collection else each for each in collections]
 
 
-def verdict(before: Float64, after: Float64, seed: int) -> Verdict:
-    """Compare scores of the same classes (m, 3) by a Bayesian bootstrap over classes (Rubin, 1981)."""
+def verdict(before: Float64, after: Float64, seed: int, prior: Prior | None = None) -> Verdict:
+    """Compare scores of the same classes (m, 3) by a Bayesian bootstrap over classes (Rubin, 1981).
+
+    Few classes tell little: with a `prior` the gain is the normal posterior of both.
+    """
     weights = np.random.default_rng(seed).exponential(size=(DRAWS, len(before)))
     gains = f_of_classes(after, weights) - f_of_classes(before, weights)
-    return Verdict(float(f_of_classes(before)[0]), float(f_of_classes(after)[0]), float((gains > 0.0).mean()))
+    f_before, f_after = float(f_of_classes(before)[0]), float(f_of_classes(after)[0])
+    if prior is None:
+        return Verdict(f_before, f_after, f_after - f_before, float((gains > 0.0).mean()))
+    variance, known = float(gains.var()), prior.deviation**2
+    weight = known / (known + variance)
+    gain = prior.mean + weight * (float(gains.mean()) - prior.mean)
+    deviation = (weight * variance) ** 0.5
+    sure = float(norm.cdf(gain / deviation)) if deviation else float(gain > 0.0)
+    return Verdict(f_before, f_after, gain, sure)

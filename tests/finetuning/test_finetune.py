@@ -15,7 +15,7 @@ from engine.evaluation.bulk import partitions
 from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection, labelled_level
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
-from engine.finetuning.folds import Fold, Folds, folds_of, verdict
+from engine.finetuning.folds import Fold, Folds, Prior, folds_of, verdict
 from engine.finetuning.tuner import anchored, labelled_loss
 from engine.model.linkage import LinkageModel
 from engine.training.training_run import Checkpoint, Progress
@@ -163,6 +163,20 @@ def test_a_verdict_weighs_classes() -> None:
     assert verdict(before, before - gain, 0).sure == 0.0
     assert not verdict(before, mixed, 0).better
     assert not verdict(before, before, 0).better
+
+
+def test_a_prior_decides_where_classes_tell_little_and_not_where_they_tell_much() -> None:
+    rng = np.random.default_rng(1)
+    before = np.stack([np.full(10, 20.0), rng.uniform(0.3, 0.9, 10), rng.uniform(0.3, 0.9, 10)], axis=1)
+    noise = rng.normal(size=(10, 1)) * [0, 1, 1]
+    noise -= noise.mean(axis=0)
+    odd, level = before + 0.3 * noise, before + 0.001 * noise
+    assert verdict(before, odd, 0, Prior(0.01, 0.016)).better
+    assert not verdict(before, odd, 0, Prior(-0.01, 0.016)).better
+    for prior in (Prior(0.01, 0.016), Prior(-0.01, 0.016)):
+        assert verdict(before, [*level, 0, 0.02, 0.02], 0, prior).better
+        assert not verdict(before, level - [0, 0.02, 0.02], 0, prior).better
+        assert not verdict(before, before, 0, prior).better
 
 
 def test_a_resumed_fine_tuning_ends_with_the_same_bits(tmp_path: Path) -> None:
