@@ -170,12 +170,13 @@ def test_a_prior_decides_where_classes_tell_little_and_not_where_they_tell_much(
     before = np.stack([np.full(10, 20.0), rng.uniform(0.3, 0.9, 10), rng.uniform(0.3, 0.9, 10)], axis=1)
     noise = rng.normal(size=(10, 1)) * [0, 1, 1]
     noise -= noise.mean(axis=0)
+    up = np.array([0, 0.02, 0.02])
     odd, level = before + 0.3 * noise, before + 0.001 * noise
     assert verdict(before, odd, 0, Prior(0.01, 0.016)).better
     assert not verdict(before, odd, 0, Prior(-0.01, 0.016)).better
     for prior in (Prior(0.01, 0.016), Prior(-0.01, 0.016)):
-        assert verdict(before, [*level, 0, 0.02, 0.02], 0, prior).better
-        assert not verdict(before, level - [0, 0.02, 0.02], 0, prior).better
+        assert verdict(before, level + up, 0, prior).better
+        assert not verdict(before, level - up, 0, prior).better
         assert not verdict(before, before, 0, prior).better
 
 
