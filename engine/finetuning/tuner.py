@@ -100,17 +100,14 @@ class Tuner:
         self.base, self.upper = (
             NetworkTuner(each, plan.pace, POOL, plan.anchor) for each in (start.base, start.upper)
         )
-
-    @property
-    def steps(self) -> int:
-        """Steps of each network so far."""
-        return self.upper.optimization.steps
+        self.steps = 0  # of a network without levels to learn from, too
 
     def step(self, share: float) -> float:
         """Do one step of each network at `share` of the whole training; return the upper one's loss."""
         if self.steps and self.steps % self.plan.fresh_every == 0:
             at = int(self.rng.integers(len(self.collections)))
             self.take(at, self.collections[at].levels(self.model(), *drawn_taus(self.start, self.rng)))
+        self.steps += 1
         self.base.step(share, self.rng)
         return self.upper.step(share, self.rng)
 
@@ -126,10 +123,11 @@ class Tuner:
 
     def state(self) -> dict[str, Any]:
         """Return the state of the training, for a checkpoint, without the random generators."""
-        return {"base": self.base.state(), "upper": self.upper.state()}
+        return {"steps": self.steps, "base": self.base.state(), "upper": self.upper.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
+        self.steps = state["steps"]
         self.base.restore(state["base"])
         self.upper.restore(state["upper"])
 

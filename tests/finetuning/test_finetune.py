@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import partitions
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection, labelled_level
+from engine.finetuning.collection import UNKNOWN, FinetuneCollection, labelled_level, unit
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
 from engine.finetuning.folds import Fold, Folds, Prior, folds_of, verdict
 from engine.finetuning.tuner import anchored, labelled_loss
@@ -213,6 +213,15 @@ def test_labelled_items_of_a_collection_are_one_item_each(tmp_path: Path) -> Non
     assert len(collection.labels) == len(emb)
     assert (collection.labels != UNKNOWN).sum() == 300
     assert len(np.unique(collection.labels)) == 21
+
+
+def test_a_collection_without_links_ends_as_it_was() -> None:
+    emb = np.random.default_rng(0).normal(size=(40, 256)).astype(np.float32)
+    collection = FinetuneCollection.of("apart", unit(emb), np.repeat(np.arange(10), 4), START)
+    assert not collection.levels(START, 0.42, 0.6)
+    model, about = tuned([collection], [], START, QUICK)
+    assert about["kept_start"]
+    assert model is START
 
 
 def test_what_cannot_be_fine_tuned_on_is_said(tmp_path: Path) -> None:
