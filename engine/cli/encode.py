@@ -10,6 +10,7 @@ import numpy as np
 from engine.cli.console import complain, need_outputs
 from engine.cli.spaces import progress_bar
 from engine.errors import InputError
+from engine.system.files import replaced
 
 if TYPE_CHECKING:
     from engine.learning.training import Plan
@@ -82,7 +83,7 @@ def adapt(adapter_file: Path, source: Path, out: Path) -> None:
 
 def _write(out: Path, arrays: dict[str, Any]) -> None:
     try:
-        with out.open("wb") as file:
+        with replaced(out) as file:
             np.savez_compressed(file, **arrays)
     except OSError as problem:
         raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None

@@ -12,6 +12,7 @@ from engine.config import Settings
 from engine.errors import InputError
 from engine.storage.export import FORMATS, Head
 from engine.storage.export import export as write
+from engine.system.files import replaced
 
 SUFFIXES = dict.fromkeys(("", ".ndjson", ".jsonl", ".json"), "ndjson") | dict.fromkeys(
     (".parquet", ".pq"), "parquet"
@@ -43,17 +44,8 @@ def export(
 
 
 def _write_file(store: Path, output: Path, form: str, level: int | None) -> Head:
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        if output.exists() and not output.is_file():  # a pipe or a device: nothing to put in its place
-            with output.open("wb") as file:
-                return write(store, file, form, level)
-        with unfinished.open("wb") as file:
-            head = write(store, file, form, level)
-            os.fsync(file.fileno())
-        unfinished.replace(output)
+        with replaced(output) as file:
+            return write(store, file, form, level)
     except OSError as problem:
         raise InputError(f"{output} cannot be written: {problem.strerror or problem}.") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return head

@@ -19,6 +19,7 @@ from engine.learning.networks import KINDS, make_encoder
 from engine.learning.pictures import LARGEST, Pictures
 from engine.learning.training import Plan, fit
 from engine.model import files
+from engine.system.files import replaced
 from engine.types import Float32
 
 import safetensors  # isort: skip
@@ -73,7 +74,8 @@ class Encoder:
         }
         tensors = {name: values.contiguous() for name, values in self.net.state_dict().items()}
         try:
-            path.write_bytes(safetensors.torch.save(tensors, {"shoal": json.dumps(card)}))
+            with replaced(path) as file:
+                file.write(safetensors.torch.save(tensors, {"shoal": json.dumps(card)}))
         except OSError as problem:
             raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from engine.config import MAX_DIM
 from engine.errors import InputError
 from engine.model import files
+from engine.system.files import replaced
 from engine.types import Float64, Int16
 from engine.vectors import SCALE, quantize
 
@@ -101,7 +102,8 @@ class Adapter:
         # safetensors writes an array's memory as it is: it has to be C-contiguous.
         tensors = {name: np.ascontiguousarray(values, np.int32) for name, values in self.weights.items()}
         try:
-            path.write_bytes(safetensors.numpy.save(tensors, {"shoal": card}))
+            with replaced(path) as file:
+                file.write(safetensors.numpy.save(tensors, {"shoal": card}))
         except OSError as problem:
             raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
 

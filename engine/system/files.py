@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
@@ -27,6 +28,26 @@ def put_in_place(temporary: Path, goal: Path) -> None:
     sync(temporary)
     os.replace(temporary, goal)
     sync(goal.parent)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` once it is whole. Raises OSError.
+
+    Interrupted, it leaves what was there. A pipe or a device is written into.
+    """
+    goal = path.resolve()
+    if goal.exists() and not goal.is_file():
+        with goal.open("wb") as file:
+            yield file
+        return
+    unfinished = goal.with_name(f".{goal.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        put_in_place(unfinished, goal)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def versions(folder: Path, name: str) -> list[int]:
