@@ -387,6 +387,9 @@ spaces.register(app)
 
 def main() -> None:
     """One sentence for every expected error, and its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
     if sys.argv[1:2] == ["part"]:  # the daemon says when it ends; a terminal's Ctrl-C goes to all
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:

@@ -101,6 +101,14 @@ def test_a_full_disk_is_one_sentence(
     )  # fmt: skip
 
 
+def test_a_closed_output_is_no_fault(data: Path, tmp_path: Path, shoal: Run) -> None:
+    assert shoal("ingest", data).returncode == 0
+    for closed in (">&-", ">&- 2>&-"):
+        line = f"{sys.executable} -m engine clusters --json {closed}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
     emb, labels = mixture()
     emb[3] = 0.0
