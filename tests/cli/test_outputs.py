@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.test_cli import data as data
 from tests.cli.test_cli import mixture, refused
-from tests.conftest import Run
+from tests.conftest import Run, environment, warm_command
 from tests.support.random_models import random_lander
 
 
@@ -93,8 +93,8 @@ def test_a_full_disk_is_one_sentence(
     assert shoal("ingest", data).returncode == 0
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "engine", *flags],
-            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+            warm_command(*flags),
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(), check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         7, "shoal: the output cannot be written: No space left on device.\n",
@@ -123,11 +123,11 @@ def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
     assert "is written as --keep asks, but on held-out classes" in done.stderr
 
 
-def test_an_interrupted_training_says_what_is_kept(data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_says_what_is_kept(shoal: Run, data: Path, tmp_path: Path) -> None:
     command = ["train", data, "-o", "m.safetensors", "--hidden", "4", "--kind", "lander"]
     with subprocess.Popen(
-        [sys.executable, "-m", "engine", *command, "--minutes", "5"],
-        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        warm_command(*command, "--minutes", "5"),
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(),
     ) as running:  # fmt: skip
         assert running.stderr
         running.stderr.readline()
@@ -143,9 +143,7 @@ def test_an_interrupted_training_says_what_is_kept(data: Path, tmp_path: Path) -
     assert said.endswith(told)
     checkpoint.write_bytes(checkpoint.read_bytes() if kept else b"another training's")
     before = checkpoint.read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", *command], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = shoal(*command)
     assert done.returncode == 3
     assert "m.checkpoint is left by an interrupted training" in done.stderr
     assert checkpoint.read_bytes() == before
