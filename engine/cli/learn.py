@@ -69,7 +69,7 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise
     training_report.write(out, model, curve, data)
     print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
-    print(f"The report is {out.with_suffix('.md')}.")
+    print(f"The report is {_beside(out, '.md')}.")
 
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
@@ -135,7 +135,7 @@ def _universal(files: Sequence[Path], out: Path, request: TrainOptions, report: 
         seed=request.seed,
         hidden=request.hidden or Plan().hidden,
     )
-    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     return train(files, out, plan, request.choose or (), report, initial, kept)
 
 
@@ -145,7 +145,7 @@ def _finetuned(files: Sequence[Path], out: Path, request: TrainOptions, report: 
 
     start = _start(request)
     plan = FinetunePlan(request.steps or FinetunePlan().steps, request.minutes, request.seed)
-    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     model = finetune(FinetuneData(files, request.among, request.choose or ()), out, start, plan, report, kept)
     complain(f"shoal: {model.card.about['said']}")
     return model
@@ -157,7 +157,7 @@ def _tuned_to_space(files: Sequence[Path], out: Path, request: TrainOptions, rep
 
     start = _start(request)
     plan = SpacePlan(request.steps or SpacePlan().steps, request.minutes, request.seed)
-    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     named = SpaceFiles(files, request.choose or (), request.adapter)
     model = tune_to_space(named, out, start, plan, report, kept)
     complain(f"shoal: {model.card.about['said']}")
@@ -187,7 +187,7 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
         variant=request.variant,
         hidden=request.hidden or LanderPlan().hidden,
     )
-    kept = Checkpoint(out.with_suffix(".checkpoint"), request.resume)
+    kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     return train(files, out, plan, request.choose or (), report, start, kept)
 
 

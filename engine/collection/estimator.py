@@ -175,7 +175,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _checked_settings(self) -> Settings:
         given = {name: getattr(self, name) for name in ("index", "tau", "base_tau", "max_levels", "adapter")}
-        if isinstance(self.model, str | os.PathLike):
+        if self._is_named():
             given["model"] = self.model
         return with_options({name: value for name, value in given.items() if value is not None})
 

@@ -23,7 +23,7 @@ from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level, 
 from engine.finetuning.discriminant import discriminant
 from engine.finetuning.finetune import words
 from engine.finetuning.folds import verdict
-from engine.finetuning.tuner import BASE_SPREAD, NetworkTuner
+from engine.finetuning.tuner import NetworkTuner, drawn_base_tau
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
@@ -225,7 +225,7 @@ class SpaceTrainer:
             Collection("", view.emb, view.labels), self.rng, self.plan.share, self.plan.most_items
         )
         epoch = lagging(measure_epoch(drawn.emb), self.rng)
-        base_tau = (model.base_tau or model.tau) + float(self.rng.uniform(-BASE_SPREAD, BASE_SPREAD))
+        base_tau = drawn_base_tau(model, self.rng)
         tau, ties = float(self.rng.uniform(*GROWN_AT)), int(self.rng.integers(1 << 31))
         built = hierarchy(drawn.emb, model, tau, model.max_levels, epoch, ties, base_tau)
         at, labels = places(built), np.where(np.isin(drawn.labels, view.visible), drawn.labels, UNKNOWN)

@@ -150,8 +150,13 @@ def anchored(level: LabelledLevel, start: Linkage, weight: float) -> LabelledLev
 
 def drawn_taus(model: LinkageModel, rng: np.random.Generator) -> tuple[float, float]:
     """Return tau and level 0's tau of a roll-out."""
+    return float(rng.uniform(*TAUS)), drawn_base_tau(model, rng)
+
+
+def drawn_base_tau(model: LinkageModel, rng: np.random.Generator) -> float:
+    """Return level 0's tau of a roll-out, around the model's."""
     base_tau = model.tau if model.base_tau is None else model.base_tau
-    return float(rng.uniform(*TAUS)), base_tau + float(rng.uniform(-BASE_SPREAD, BASE_SPREAD))
+    return base_tau + float(rng.uniform(-BASE_SPREAD, BASE_SPREAD))
 
 
 def labelled_loss(net: Universal, level: LabelledLevel) -> Tensor:
