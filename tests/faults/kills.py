@@ -1,8 +1,8 @@
 """`python -m tests.faults.kills --step-store 800 --daemon 200`: SIGKILL at random moments.
 
-step-store: a process takes batches into a store and publishes its event log. It is killed at a moment drawn
-uniformly from the time that an undisturbed one took, then another goes on to the end. All that is stored and
-published equals the undisturbed run's, to the bit.
+step-store: a process takes batches into a store and publishes its event log. It is killed within a batch that
+is drawn uniformly from all, then another goes on to the end. All that is stored and published equals the
+undisturbed run's, to the bit.
 
 daemon: `shoal serve` with a real Kafka broker, under load. Killed are its writer, publisher, API, supervisor,
 or all at once, ten times a seed. In the end the store holds the last of each key, clustered as a rebuild at
@@ -78,7 +78,7 @@ class _Broker(contextlib.ExitStack):
 
 def kill_step_and_store(seed: int, folder: Path) -> dict[str, Any]:
     """One kill. Raises Wrong."""
-    from tests.faults.judge import Wrong, compare, read
+    from tests.faults.judge import Wrong, compare
     from tests.faults.life import Life
     from tests.faults.story import tell
     from tests.faults.topic import Topic
@@ -98,23 +98,36 @@ def kill_step_and_store(seed: int, folder: Path) -> dict[str, Any]:
 
     begun = time.perf_counter()
     end(begin(whole, 0))
-    seconds = time.perf_counter() - begun
+    batch_s = (time.perf_counter() - begun) / len(story.batches)
     moments = random.Random(seed)
     lives, status = 0, 0
     while not status:  # until the kill is in time
         lives += 1
         child = begin(broken, lives)
-        time.sleep(moments.uniform(0, seconds) / lives)
+        batches, share = divmod(moments.uniform(0, len(story.batches)) / lives, 1)
+        while _applied(broken) < batches and not _has_ended(child):
+            time.sleep(batch_s / 50)
+        time.sleep(share * batch_s)
         os.kill(child, signal.SIGKILL)
         status = end(child)
         if not status:
             for path in folder.glob("broken*"):
                 _remove(path)
-    found = [entry for entry in read(broken) if "applied" in entry]
+    found = _applied(broken)
     if end(begin(broken, lives + 1)):
         raise Wrong("the last life was killed by somebody else")
     compare(story, whole, broken)
-    return {"story": str(story), "versions": len(story.batches), "killed_at": len(found)}
+    return {"story": str(story), "versions": len(story.batches), "killed_at": found}
+
+
+def _applied(store: Path) -> int:
+    """How many batches are durable, by the journal that a life writes."""
+    journal = store.with_suffix(".journal")
+    return journal.read_bytes().count(b'"applied"') if journal.exists() else 0
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _remove(path: Path) -> None:

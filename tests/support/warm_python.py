@@ -7,8 +7,9 @@ and ends as that ends; when it is killed, so is that. Importing torch and loadin
 The process that they are forked from has run numba on a threading layer that survives a fork, on one thread,
 and only one thread may compute then. Parts of a daemon, and what asks for `threads`, are forked from one that
 has imported everything and computed nothing: kernels are loaded once more, but several threads may use them.
-What Python does before it is warm (imports, the path, the environment's pins) is tested with processes of
-its own.
+What `engine.system.isolation` starts reads a store and no more: it is forked from one without torch, whose
+memory is a tenth, in a tenth of the time. What Python does before it is warm (imports, the path, the
+environment's pins) is tested with processes of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import importlib
 import io
 import os
 import runpy
@@ -31,7 +33,7 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tests.faults import zygote
 from tests.faults.zygote import ENVIRONMENT
@@ -77,17 +79,20 @@ _PRELOADED = (
     "engine.training.training_report",
 )
 _ROOT = Path(__file__).resolve().parents[2]
-_NAMES = "python", "threads"
+_READS = "engine.index.graph_file", "engine.storage.backup", "engine.storage.export", "engine.storage.verify"
+_NAMES = "python", "threads", "reader"
 _SHARED = "TESTS_WARM_PYTHON"  # variable: the folder of the processes that a session's workers share
 START_S = 600.0
 _MOST_FILES = 64
 _HIGH = 512  # file numbers from here on are free
 
 # Runs without `site`: it starts in a few milliseconds.
-_EXECUTABLE = r"""#!{python} -ISE
+_EXECUTABLE = r"""#!{interpreter} -ISE
 import os, signal, socket, sys
 words = sys.argv[1:]
-address = {address!r}
+address = {python!r}
+if "engine.system.isolation" in words[:4]:
+    address = {reader!r}
 if "--parent" in words:  # a part of a daemon, which it does not outlive
     address = {threads!r}
     import ctypes
@@ -134,13 +139,14 @@ class WarmPython:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-warm-")
         self.folder = self._folder.name
-        executables = [f"{self.folder}/{name}" for name in _NAMES]
-        for executable in executables:
-            places = {"address": f"{executable}.socket", "threads": f"{executables[1]}.socket"}
-            Path(executable).write_text(_EXECUTABLE.format(python=sys.executable, **places))
-            Path(executable).chmod(0o755)
+        executables = {name: f"{self.folder}/{name}" for name in _NAMES}
+        sockets = {name: f"{executable}.socket" for name, executable in executables.items()}
+        for name in ("python", "threads"):
+            places = {**sockets, "python": sockets[name]}
+            Path(executables[name]).write_text(_EXECUTABLE.format(interpreter=sys.executable, **places))
+            Path(executables[name]).chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *executables],
+            [sys.executable, "-m", __name__, *executables.values()],
             cwd=_ROOT,  # not the test's folder, which may have modules of the same names
             env=env,
             stdin=subprocess.PIPE,
@@ -189,88 +195,115 @@ def close() -> None:
         _running.pop().close()
 
 
-def main(python: str, threads: str) -> None:
+def main(python: str, threads: str, reader: str) -> None:
     """Fork a process for each connection, until standard input ends."""
-    import importlib
-
+    for module in _READS:
+        importlib.import_module(module)
+    if not os.fork():
+        zygote.freeze()
+        _serve(reader, {}, python)
+        return
+    until(lambda: os.path.exists(f"{reader}.socket"), START_S)
     for module in _PRELOADED:
         importlib.import_module(module)
     zygote.freeze()
-    if os.fork():
-        until(lambda: os.path.exists(f"{python}.socket"), START_S)  # then the kernels are compiled
-        _serve(threads, {})
-        _reap(0)
-    else:
+    if not os.fork():
         import numba.core.config
 
         os.environ.update(ENVIRONMENT)
         numba.core.config.reload_config()
         zygote.warm()
         _serve(python, ENVIRONMENT)
+        return
+    until(lambda: os.path.exists(f"{python}.socket"), START_S)  # then the kernels are compiled
+    _serve(threads, {})
+    with contextlib.suppress(ChildProcessError):
+        while os.wait()[0]:  # so that their time counts as this process's
+            pass
 
 
-def _serve(executable: str, fixed: Mapping[str, str]) -> None:
-    """`fixed`: variables that stay as they are; numba refuses another number of threads than it has."""
-    sys.executable = executable
+class _Started(NamedTuple):
+    """A process that was asked for, and who asked."""
+
+    client: socket.socket
+    child: int
+    leads: bool  # a session of its own
+
+
+def _serve(executable: str, fixed: Mapping[str, str], python: str | None = None) -> None:
+    """`fixed`: variables that stay as they are; numba refuses another number of threads than it has.
+
+    `python`: what the processes take for their own executable, if it is another.
+    """
+    sys.executable = python or executable
+    running: dict[int, _Started] = {}  # by the number of the child's pidfd
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{executable}.new")
         listening.listen(64)
         os.rename(f"{executable}.new", f"{executable}.socket")  # who finds it can connect
         while True:
-            ready, _, _ = select.select([listening, 0], [], [])
+            clients = {started.client: pidfd for pidfd, started in running.items()}
+            ready, _, _ = select.select([listening, 0, *running, *clients], [], [])
+            for each in ready:
+                if each in running:
+                    _tell(running.pop(each), each)
+            for each in ready:
+                if clients.get(each) in running:  # it was killed
+                    _kill(running[clients[each]])
             if 0 in ready:
                 break
-            client, _ = listening.accept()
-            if not os.fork():
-                listening.close()
-                _keep(client, fixed)
-            client.close()
-            _reap(os.WNOHANG)
+            if listening in ready:
+                client, _ = listening.accept()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # killed already
+                    running.update(_start_for(client, fixed))
+    for pidfd, started in running.items():
+        _kill(started)
+        _tell(started, pidfd)
 
 
-def _reap(options: int) -> None:
-    """Wait for keepers that ended, so that the time of what they kept counts as this process's."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, options)[0]:
-            pass
-
-
-def _keep(client: socket.socket, fixed: Mapping[str, str]) -> NoReturn:
-    """Start what the client asks for, in a child, and tell how that ended; end it when the client is gone."""
-    status = 1
-    try:
-        (leads, *request), files = _receive(client)
-        child = os.fork()
-        if not child:
-            if leads == "1":
-                os.setsid()
-            _become(request, files, fixed)
-        for number in files.values():
-            os.close(number)
+def _start_for(client: socket.socket, fixed: Mapping[str, str]) -> dict[int, _Started]:
+    """Start what the client asks for, in a child."""
+    (leads, *request), files = _receive(client)
+    child = os.fork()
+    if not child:
+        if leads == "1":
+            os.setsid()
+        _become(request, files, fixed)
+    for number in files.values():
+        os.close(number)
+    started = {os.pidfd_open(child): _Started(client, child, leads == "1")}
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         client.sendall(b"%d\n" % child)
-        ended = os.pidfd_open(child)
-        if ended not in select.select([ended, client, 0], [], [])[0]:
-            (os.killpg if leads == "1" else os.kill)(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        client.sendall(b"%d\n" % code)
-        status = 0
-    except (BrokenPipeError, ConnectionResetError):
-        status = 0  # the client was killed
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    return started
+
+
+def _kill(started: _Started) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        (os.killpg if started.leads else os.kill)(started.child, signal.SIGKILL)
+
+
+def _tell(started: _Started, pidfd: int) -> None:
+    """Tell the client how what it asked for ended, or ends now."""
+    code = os.waitstatus_to_exitcode(os.waitpid(started.child, 0)[1])
+    os.close(pidfd)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError), started.client:
+        started.client.sendall(b"%d\n" % code)
 
 
 def _receive(client: socket.socket) -> tuple[list[str], dict[int, int]]:
     """The command line, folder and environment; and its files, by the numbers that the client has."""
     head, ancillary, _, _ = client.recvmsg(8, socket.CMSG_SPACE(4 * _MOST_FILES))
+    if not head:
+        raise ConnectionResetError
     got = array.array("i")
     for _, _, data in ancillary:
         got.frombytes(data[: len(data) - len(data) % got.itemsize])
     size, body = int.from_bytes(head, "big"), bytearray()
     while len(body) < size:
-        body += client.recv(size - len(body))
+        more = client.recv(size - len(body))
+        if not more:
+            raise ConnectionResetError
+        body += more
     numbers, *request = map(os.fsdecode, bytes(body).split(b"\0"))
     return request, dict(zip(map(int, numbers.split(",")), got, strict=True))
 
