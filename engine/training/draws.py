@@ -20,7 +20,7 @@ from engine.training.datasets import (
     other_embeddings,
     subset,
 )
-from engine.training.plan import MOST_ITEMS, Plan
+from engine.training.plan import Plan
 from engine.types import Epoch
 
 
@@ -46,23 +46,23 @@ def collection(sources: Sequence[Sequence[Collection]], rng: np.random.Generator
 
 def _drawn(sources: Sequence[Sequence[Collection]], rng: np.random.Generator, plan: Plan) -> Collection:
     if rng.random() < plan.generated_share:
-        drawn = generated(rng, int(np.exp(rng.uniform(np.log(100), np.log(MOST_ITEMS)))))
-        drawn = subset(drawn, rng, MOST_ITEMS) if rng.random() < 0.3 else drawn
+        drawn = generated(rng, int(np.exp(rng.uniform(np.log(100), np.log(plan.most_items)))))
+        drawn = subset(drawn, rng, plan.most_items) if rng.random() < 0.3 else drawn
     else:
         spaces = sources[int(rng.integers(len(sources)))]
         own = rng.random() < 0.6
         drawn = spaces[0] if own else spaces[int(rng.integers(len(spaces)))]
         large = rng.random() < plan.large_share
-        drawn = large_part(drawn, rng) if large else augmented(subset(drawn, rng, MOST_ITEMS), rng)
+        drawn = large_part(drawn, rng) if large else augmented(subset(drawn, rng, plan.most_items), rng)
     if rng.random() < 0.1:
         drawn = topics.in_cone(rng, drawn)
     return topics.with_near_copies(rng, drawn) if rng.random() < 0.02 else drawn
 
 
-def few_topics(rng: np.random.Generator) -> Collection:
+def few_topics(rng: np.random.Generator, plan: Plan) -> Collection:
     """Draw a generated collection of `engine.training.topics`."""
-    least = 16 if rng.random() < 0.7 else MOST_ITEMS // 3
-    return distinct(topics.drawn(rng, int(np.exp(rng.uniform(np.log(least), np.log(MOST_ITEMS))))))
+    least = 16 if rng.random() < 0.7 else plan.most_items // 3
+    return distinct(topics.drawn(rng, int(np.exp(rng.uniform(np.log(least), np.log(plan.most_items))))))
 
 
 def lagging(epoch: Epoch, rng: np.random.Generator) -> Epoch:

@@ -10,7 +10,6 @@ from engine.model.network import UniversalConfig
 from engine.training.learner import LearnerPlan
 from engine.training.training_run import Schedule
 
-MOST_ITEMS = 2500  # of most training graphs
 BASE_TAU = 0.6
 CARD = Card(tau=0.42, base_tau=BASE_TAU, max_levels=3)  # pure pieces first, then joined
 UPPER_LEVELS = 3  # levels of a roll-out, level 0 included
@@ -31,6 +30,7 @@ class Plan:
     oracle_share: float = 0.15  # share of the training on the oracle's levels, before roll-outs
     generated_share: float = 0.35  # share of generated collections among those not of few topics
     large_share: float = 0.25  # share of large parts (thousands of items) among parts of files
+    most_items: int = 2500  # of a collection, large parts apart
     first: int = 60  # collections of each kind drawn before the first step; they set the feature ranges
     fresh_every: int = 12  # steps between new collections
     fresh_topics: int = 6  # steps between new collections of few topics, which are small and vary more

@@ -151,7 +151,7 @@ class Trainer:
     def _rolled_out(self, seed: int, few: bool, maker: LinkageModel | None, levels: int) -> GrownCollection:
         """Draw and cluster a collection: a function of the seed and the level-0 network."""
         rng = np.random.default_rng(seed)
-        drawn = few_topics(rng) if few else collection(self.sources, rng, self.plan)
+        drawn = few_topics(rng, self.plan) if few else collection(self.sources, rng, self.plan)
         epoch = lagging(measure_epoch(drawn.emb), rng)
         model, levels = (maker, levels) if maker else (Oracle(drawn.labels, rng), 2)
         tau, base_tau, ties = _tau(rng), _base_tau(rng), int(rng.integers(1 << 31))

@@ -40,7 +40,9 @@ from tests.support.random_models import random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = LearnerPlan(rate=0.03, edges=2000)
-SMALL = Plan(minutes=0.02, hidden=16, upper_hidden=16, learner=replace(QUICK, rate=0.003), first=12)
+SMALL = Plan(
+    minutes=0.02, hidden=16, upper_hidden=16, learner=replace(QUICK, rate=0.003), most_items=400, first=12
+)
 
 
 def clusters(seed: int, n: int = 300, classes: int = 12) -> Collection:
