@@ -23,8 +23,8 @@ demo-kafka: $(STAMP)
 CORES := $(shell nproc 2>/dev/null || echo 2)
 PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 
-# A worker more than cores, as one waits for a broker most of its time.
-test test-long: JOBS ?= $(shell echo $$(($(CORES) + 1)))
+# Two workers more than cores: one waits for a broker most of its time, one for a browser.
+test test-long: JOBS ?= $(shell echo $$(($(CORES) + 2)))
 unit: JOBS ?= $(CORES)
 
 # Types are checked by a test, beside the others.
