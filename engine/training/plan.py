@@ -11,6 +11,7 @@ from engine.training.learner import LearnerPlan
 from engine.training.training_run import Schedule
 
 BASE_TAU = 0.6
+LEAST_FIRST = 8  # collections of each kind before the first step of the shortest training
 CARD = Card(tau=0.42, base_tau=BASE_TAU, max_levels=3)  # pure pieces first, then joined
 UPPER_LEVELS = 3  # levels of a roll-out, level 0 included
 
@@ -44,6 +45,11 @@ class Plan:
     patience: int = 4  # evaluations without improvement before early stopping
     save_every: float = 300.0  # seconds between checkpoints, which are large
     imitation: float = 0.5  # weight of the teacher's p in the targets, where there is a teacher
+
+    @property
+    def drawn_first(self) -> int:
+        """Return the collections of each kind before the first step: fewer if there are fewer steps."""
+        return min(self.first, max(self.steps, LEAST_FIRST)) if self.steps else self.first
 
     @property
     def length(self) -> Schedule:

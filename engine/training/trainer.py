@@ -55,7 +55,8 @@ class Trainer:
         self.grown: list[GrownCollection] = []
         start, base = self.initial.start, self.initial.base
         maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # `base` is untrained above level 1
-        drawn = tuple([self._draw(maker, few, levels) for _ in range(plan.first)] for few in (False, True))
+        first = range(plan.drawn_first)
+        drawn = tuple([self._draw(maker, few, levels) for _ in first] for few in (False, True))
         self.base = None if base else self._learner(drawn, 0, plan.hidden, start.base if start else None)
         above = start.upper if start else upper_of(base.base) if base else None
         self.upper = self._learner(drawn, 1, plan.upper_hidden, above)

@@ -358,3 +358,8 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a, b: one class only"):
         train(alike, tmp_path / "m.safetensors", SMALL)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_short_training_begins_with_fewer_collections() -> None:
+    assert [replace(Plan(), steps=steps).drawn_first for steps in (None, 2, 20, 9600)] == [60, 8, 20, 60]
+    assert replace(SMALL, steps=2, first=3).drawn_first == 3
