@@ -8,13 +8,14 @@ probable; a missing one between two large ones leaves a class in pieces. The ter
 
 with n the distinct vectors of a supernode. Where pairs are spread as those of random directions are, in a
 plane for instance, classes lie side by side however large they are: there the logarithm counts less, or
-nothing. Units beside the trained ones compute it, so it is a part of the
-weights: the engine, fine-tuning and other readers of the file need not know of it.
+nothing. Units beside the trained ones compute the term, so it is a part of the weights: the engine,
+fine-tuning and other readers of the file need not know of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from engine.model.features import node_feature_names
@@ -22,13 +23,14 @@ from engine.model.linkage import LinkageModel
 from engine.model.network import Linkage, Universal
 
 import torch  # isort: skip
+from torch import Tensor  # isort: skip
 
-ADDED = 4  # hidden units; the term needs three
+ADDED = 4  # hidden units; the term needs three, and widths are multiples of four
 
 
 @dataclass(frozen=True, slots=True)
 class SizeTerm:
-    """Chosen on collections left out of the training; see "What bounds the upper network" in ARCHITECTURE."""
+    """Chosen on collections left out of the training; see ARCHITECTURE, "Two large supernodes"."""
 
     slope: float = 0.3
     offset: float = 0.3
@@ -43,19 +45,27 @@ def with_size_term(model: LinkageModel, term: SizeTerm) -> LinkageModel:
 
 
 def _widened(linkage: Linkage, term: SizeTerm) -> Linkage:
-    """Hidden units, of z = log n: z, (z - log most)+, and what `isotropy` takes off.
-
-    Head units of an edge, for v = min(z, log most): v_i, (v_i - v_j)+, and what is taken off; the inner one
-    is the smaller v less the latter, or 0.
-    """
     config = linkage.net.config
-    at = config.hidden
-    net = Universal(replace(config, hidden=at + ADDED))
+    net = Universal(replace(config, hidden=config.hidden + ADDED))
     weights = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
     for name, value in linkage.net.state_dict().items():
         blocks = {"node_ends": 3, "head_ends": 2}.get(name.partition(".")[0], 1)
         for own, trained in zip(weights[name].chunk(blocks), value.chunk(blocks), strict=True):
             own[tuple(slice(count) for count in trained.shape)] = trained
+    _add_units(weights, linkage, term)
+    net.load_state_dict(weights)
+    return Linkage(net, linkage.nodes, linkage.edges)
+
+
+def _add_units(weights: Mapping[str, Tensor], linkage: Linkage, term: SizeTerm) -> None:
+    """Write the term's units behind those of `linkage`.
+
+    Hidden units, of z = log n: z, (z - log most)+, and what `isotropy` takes off.
+
+    Head units of an edge, for v = min(z, log most): v_i, (v_i - v_j)+, and what is taken off; the inner one
+    is the smaller v less the latter, or 0.
+    """
+    config, at = linkage.net.config, linkage.width
     log_most = math.log(term.most)
     none, whole = term.isotropy
     steep = log_most / (whole - none)
@@ -77,6 +87,4 @@ def _widened(linkage: Linkage, term: SizeTerm) -> Linkage:
     source[at + 2, at + 2] = 1.0
     weights["head_inner.weight"][at, at : at + 3] = torch.tensor([1.0, -1.0, -1.0])
     weights["head_out.weight"][0, at] = term.slope
-    weights["head_out.bias"] -= term.offset
-    net.load_state_dict(weights)
-    return Linkage(net, linkage.nodes, linkage.edges)
+    weights["head_out.bias"].sub_(term.offset)
