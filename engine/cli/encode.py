@@ -10,7 +10,7 @@ import numpy as np
 from engine.cli.console import complain, need_outputs
 from engine.cli.spaces import progress_bar
 from engine.errors import InputError
-from engine.system.files import replaced
+from engine.system.files import written
 
 if TYPE_CHECKING:
     from engine.learning.training import Plan
@@ -82,10 +82,7 @@ def adapt(adapter_file: Path, source: Path, out: Path) -> None:
 
 
 def _write(out: Path, arrays: dict[str, Any]) -> None:
-    try:
-        with replaced(out) as file:
-            np.savez_compressed(file, **arrays)
-    except OSError as problem:
-        raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
+    with written(out) as file:
+        np.savez_compressed(file, **arrays)
     count, dim = arrays["emb"].shape
     print(f"{out}: {count:,} embeddings of {dim} components")

@@ -10,9 +10,9 @@ from pathlib import Path
 from engine.cli.console import print_json
 from engine.config import Settings
 from engine.errors import InputError
-from engine.storage.export import FORMATS, Head
+from engine.storage.export import FORMATS
 from engine.storage.export import export as write
-from engine.system.files import replaced
+from engine.system.files import written
 
 SUFFIXES = dict.fromkeys(("", ".ndjson", ".jsonl", ".json"), "ndjson") | dict.fromkeys(
     (".parquet", ".pq"), "parquet"
@@ -36,16 +36,9 @@ def export(
             raise InputError("Parquet is not for a terminal: name a file with -o.")
         write(settings.store.path, sys.stdout.buffer, chosen, level)
         return
-    head = _write_file(settings.store.path, output, chosen, level)
+    with written(output) as file:
+        head = write(settings.store.path, file, chosen, level)
     if as_json:
         print_json({**asdict(head), "file": os.fspath(output)})
     else:
         print(f"{head.items:,} items of version {head.version} are in {output}.")
-
-
-def _write_file(store: Path, output: Path, form: str, level: int | None) -> Head:
-    try:
-        with replaced(output) as file:
-            return write(store, file, form, level)
-    except OSError as problem:
-        raise InputError(f"{output} cannot be written: {problem.strerror or problem}.") from None

@@ -19,7 +19,7 @@ from engine.learning.networks import KINDS, make_encoder
 from engine.learning.pictures import LARGEST, Pictures
 from engine.learning.training import Plan, fit
 from engine.model import files
-from engine.system.files import replaced
+from engine.system.files import written
 from engine.types import Float32
 
 import safetensors  # isort: skip
@@ -73,11 +73,8 @@ class Encoder:
             "about": dict(self.about),
         }
         tensors = {name: values.contiguous() for name, values in self.net.state_dict().items()}
-        try:
-            with replaced(path) as file:
-                file.write(safetensors.torch.save(tensors, {"shoal": json.dumps(card)}))
-        except OSError as problem:
-            raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
+        with written(path) as file:
+            file.write(safetensors.torch.save(tensors, {"shoal": json.dumps(card)}))
 
     def apply(self, grey: Float32, progress: Callable[[float], None] = lambda share: None) -> Float32:
         """Embed pictures (n, size, size) of grey levels 0 to 1 as unit vectors (n, dim).

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from engine.config import MAX_DIM
 from engine.errors import InputError
 from engine.model import files
-from engine.system.files import replaced
+from engine.system.files import written
 from engine.types import Float64, Int16
 from engine.vectors import SCALE, quantize
 
@@ -101,11 +101,8 @@ class Adapter:
         card = json.dumps({"format": FORMAT, "shift": self.shift, "about": dict(self.about)})
         # safetensors writes an array's memory as it is: it has to be C-contiguous.
         tensors = {name: np.ascontiguousarray(values, np.int32) for name, values in self.weights.items()}
-        try:
-            with replaced(path) as file:
-                file.write(safetensors.numpy.save(tensors, {"shoal": card}))
-        except OSError as problem:
-            raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
+        with written(path) as file:
+            file.write(safetensors.numpy.save(tensors, {"shoal": card}))
 
     def apply(self, grid: Int16) -> Int16:
         """Map grid vectors (n, dim_in) to grid vectors (n, dim_out).

@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 import xxhash
 
+from engine.errors import InputError
+
 _PIECE = 1 << 20
 
 
@@ -48,6 +50,16 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         put_in_place(unfinished, goal)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """As `replaced`, for a file that a user has named. Raises InputError, with what is wrong with it."""
+    try:
+        with replaced(path) as file:
+            yield file
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
 
 
 def versions(folder: Path, name: str) -> list[int]:
