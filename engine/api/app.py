@@ -21,7 +21,7 @@ from engine.api.context import Context
 from engine.api.middleware.authentication import Keys
 from engine.api.problems import ProblemDocument
 from engine.api.replies import reply
-from engine.api.routes import health, read, write
+from engine.api.routes import health, item, read, write
 
 HERE = Path(__file__).resolve().parent
 PAGE, SWAGGER = HERE / "static" / "page", HERE / "static" / "swagger"
@@ -55,8 +55,8 @@ def make_routes(context: Context) -> FastAPI:
     )
     app.state.context = context
     problems.install(app)
-    for router in (write.router, read.router, health.router, documents):
-        app.include_router(router)
+    for router in (item.router, write.router, read.router, health.router, documents):
+        app.router.routes.extend(router.routes)  # `include_router` would match each request twice
     guide.install(app)
     app.mount("/docs", Files(directory=SWAGGER, check_dir=False))
     app.mount("/", Page(directory=PAGE, html=True, check_dir=False))

@@ -1,7 +1,7 @@
 """What requests share: one part each for the store, the writer, the event log, the streams and the map.
 
 They live on `app.state.context`. A handler declares the parts that it uses (`reader: Reader`), and FastAPI
-passes them.
+passes them; that costs some ten microseconds for each.
 """
 
 from __future__ import annotations
@@ -65,9 +65,15 @@ class Context:
             signal.raise_signal(signal.SIGTERM)
 
 
+def context_of(request: Request) -> Context:
+    """All parts, for a handler that is asked so often that it has no dependencies."""
+    context: Context = request.app.state.context
+    return context
+
+
 def _part(pick: Callable[[Context], object]) -> Any:
     async def of_request(request: Request) -> object:
-        return pick(request.app.state.context)
+        return pick(context_of(request))
 
     return Depends(of_request)
 

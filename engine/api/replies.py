@@ -10,7 +10,7 @@ from zlib import crc32
 import orjson
 from fastapi import Depends, Header, Request, Response
 
-from engine.api.context import Context
+from engine.api.context import context_of
 from engine.storage.reader import View
 
 Known = Annotated[str | None, Header(alias="If-None-Match", description="An ETag; 304 if it still holds.")]
@@ -32,15 +32,15 @@ class Conditional:
 
     async def answer(self, query: Callable[[View], Any], *, inline: bool = False) -> Response:
         """`inline`: the query takes microseconds, so it runs in the event loop and not in a thread."""
-        context: Context = self.request.app.state.context
+        context, scope = context_of(self.request), self.request.scope
         view = context.reader.view()
-        head, scope = view.head(), self.request.scope
+        state = view.state
         address = crc32(scope["raw_path"] + b"?" + scope["query_string"])
-        tag = f'"{head.version}-{head.time_ms:x}-{context.follower.version}-{address:x}"'
+        tag = f'"{state.version}-{state.time_ms:x}-{context.follower.version}-{address:x}"'
         if _matches(self.known, tag):
             return Response(None, 304, {"etag": tag, "cache-control": "no-cache"})
         body = query(view) if inline else await context.reader.read(query)
-        fresh = body["version"] == head.version == body.get("grouped", head.version)
+        fresh = body["version"] == state.version == body.get("grouped", state.version)
         return reply(body, {"cache-control": "no-cache", **({"etag": tag} if fresh else {})})
 
 

@@ -347,6 +347,6 @@ def _make_file(folder: Path) -> None:
 def _files(folder: Path) -> Files:
     """Identify the files of a store; None: the writer is just putting others in place."""
     try:
-        return os.stat(folder / DATA).st_ino, os.stat(folder / LOCK).st_ino
+        return os.stat(f"{folder}/{DATA}").st_ino, os.stat(f"{folder}/{LOCK}").st_ino
     except FileNotFoundError:
         return None

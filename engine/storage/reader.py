@@ -35,6 +35,7 @@ from engine.storage.answers import (
     ThemeLookup,
     ThemePage,
 )
+from engine.storage.codecs import StateRecord
 from engine.storage.environment import MAP_BYTES, Environment, not_made, require_file
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
@@ -100,10 +101,15 @@ class View(Closing):
             self._environment.close()
 
     @property
+    def state(self) -> StateRecord:
+        """The last committed version, and when."""
+        with self._environment.read() as tables:
+            return tables.meta.state
+
+    @property
     def version(self) -> int:
         """The last committed version."""
-        with self.snapshot() as snapshot:
-            return snapshot.state.version
+        return self.state.version
 
     @property
     def config(self) -> dict[str, Any]:

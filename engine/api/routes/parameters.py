@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from engine.api import bodies
 from engine.api.context import Config
-from engine.api.problems import of_error
+from engine.api.problems import Problem, documented, of_error
 from engine.errors import NotFound
 from engine.levels import ABOUT, MOST_ABOVE, LevelValue, read_finer
 
@@ -32,18 +32,16 @@ ThemeLevel = Annotated[
     ),
 ]
 Cursor = Annotated[str | None, Query(max_length=64, description="Of the page before.")]
+ItemKey = Annotated[
+    str,
+    Path(
+        description="Percent-encoded; a slash in it as %2F.",
+        openapi_examples={"plain": {"value": "articles:7"}, "slash": {"value": "shop%2Fshoes%2F7"}},
+    ),
+]
 
 
-async def _key(
-    settings: Config,
-    key: Annotated[
-        str,
-        Path(
-            description="Percent-encoded; a slash in it as %2F.",
-            openapi_examples={"plain": {"value": "articles:7"}, "slash": {"value": "shop%2Fshoes%2F7"}},
-        ),
-    ],
-) -> str:
+async def _key(settings: Config, key: ItemKey) -> str:
     return bodies.item_key(key, settings.limits.key_max_bytes)
 
 
@@ -56,8 +54,14 @@ async def _page_size(
     return min(limit, settings.api.page_max)
 
 
+async def _check_writes_on(settings: Config) -> None:
+    if not settings.source.http:
+        raise Problem("writes-off", "This collection is not fed over HTTP ([source] http).")
+
+
 Key = Annotated[str, Depends(_key)]
 PageSize = Annotated[int, Depends(_page_size)]
+WRITES = [Depends(_check_writes_on)]
 
 
 def body_of(kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -77,3 +81,14 @@ def missing(kind: str) -> Iterator[None]:
         yield
     except NotFound as error:
         raise of_error(error, kind) from None
+
+
+def forwarded(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """Document what a route answers that asks the writer."""
+    return documented("not-ready", "damaged", "writer-busy", "writer-away", *kinds)
+
+
+def of_store(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """Document what a route answers that reads the store."""
+    unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "As the ETag given"}}
+    return unchanged | documented("not-ready", "damaged", *kinds)

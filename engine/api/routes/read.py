@@ -19,12 +19,12 @@ from engine.api.routes.parameters import (
     AnyLevel,
     Cursor,
     Id,
-    Key,
     Level,
     PageSize,
     ThemeLevel,
     json_body,
     missing,
+    of_store,
 )
 from engine.levels import step_of, within
 from engine.storage import answers
@@ -37,12 +37,7 @@ PLACE = r"^\d{1,18}-\d{1,9}$"
 router = APIRouter(prefix="/v1", tags=["queries"])
 
 
-def _read(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "As the ETag given"}}
-    return unchanged | documented("not-ready", "damaged", *kinds)
-
-
-@router.get("/summary", response_model=responses.Summary, responses=_read())
+@router.get("/summary", response_model=responses.Summary, responses=of_store())
 async def summary(reader: Reader, writer: Writer, log: Log, settings: Config) -> Response:
     """Counts, the version, the place in the event log, and the writer's status."""
 
@@ -60,7 +55,7 @@ async def summary(reader: Reader, writer: Writer, log: Log, settings: Config) ->
     return reply(await reader.read(query))
 
 
-@router.get("/levels", response_model=responses.Levels, responses=_read())
+@router.get("/levels", response_model=responses.Levels, responses=of_store())
 async def levels(settings: Config, if_changed: IfChanged) -> Response:
     """How many clusters each level has; and the levels of themes above."""
     coarser = [{"level": f"+{at + 1}", "tau": tau} for at, tau in enumerate(settings.model.coarser)]
@@ -70,7 +65,7 @@ async def levels(settings: Config, if_changed: IfChanged) -> Response:
 @router.get(
     "/clusters",
     response_model=responses.ClusterPage | theme_responses.ThemePage,
-    responses=_read("writer-busy", "writer-away"),
+    responses=of_store("writer-busy", "writer-away"),
 )
 async def clusters(
     log: Log,
@@ -112,7 +107,7 @@ async def clusters(
 @router.get(
     "/clusters/{cluster}",
     response_model=responses.Cluster | theme_responses.Theme,
-    responses=_read("no-such-cluster", "writer-busy", "writer-away"),
+    responses=of_store("no-such-cluster", "writer-busy", "writer-away"),
 )
 async def cluster(
     log: Log, if_changed: IfChanged, themes: Themed, cluster: Id, level: ThemeLevel = None
@@ -139,7 +134,7 @@ async def cluster(
 
 
 @router.get(
-    "/clusters/{cluster}/items", response_model=responses.MemberPage, responses=_read("no-such-cluster")
+    "/clusters/{cluster}/items", response_model=responses.MemberPage, responses=of_store("no-such-cluster")
 )
 async def members(
     settings: Config, limit: PageSize, if_changed: IfChanged, cluster: Id, cursor: Cursor = None
@@ -150,14 +145,14 @@ async def members(
         return await if_changed.answer(lambda view: view.members(cluster, cursor, limit, payload_bytes))
 
 
-@router.get("/map", response_model=responses.Map, responses=_read())
+@router.get("/map", response_model=responses.Map, responses=of_store())
 async def cluster_map(reader: Reader, atlas: Map) -> Response:
     """The largest clusters in two dimensions, similar ones near each other."""
     return reply(await reader.read(atlas.answer), {"cache-control": "no-cache"})
 
 
 @router.get(
-    "/changes", response_model=responses.Changes, responses=_read("stale-cursor") | event_stream.DOCUMENTED
+    "/changes", response_model=responses.Changes, responses=of_store("stale-cursor") | event_stream.DOCUMENTED
 )
 async def changes(
     request: Request,
@@ -242,21 +237,6 @@ async def assignments(
     running = AsyncExitStack()
     export = await running.enter_async_context(exports.run(form, level))
     return ExportResponse(export, running, PARQUET if form == "parquet" else NDJSON)
-
-
-# Last of its prefix: a key may hold slashes.
-@router.get(
-    "/items/{key:path}",
-    response_model=responses.Item | theme_responses.ThemeItem,
-    responses=_read("bad-key", "no-such-item", "writer-busy", "writer-away"),
-)
-async def item(if_changed: IfChanged, themes: Themed, key: Key, level: AnyLevel = None) -> Response:
-    """The cluster that an item is in now."""
-    with missing("no-such-item"):
-        if step := step_of(level):
-            grouping = await themes.at(step)
-            return await if_changed.answer(lambda view: view.theme_item(grouping, step, key))
-        return await if_changed.answer(lambda view: view.item(key, within(level)), inline=True)
 
 
 def _window(log: Follower) -> responses.Window:
