@@ -15,6 +15,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.model import files
 from engine.model.evidence_features import EDGE_EVIDENCE, NODE_EVIDENCE
+from engine.model.features import node_feature_names
 from engine.model.network import Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
 from engine.types import Epoch
@@ -99,8 +100,9 @@ class LinkageModel:
         told = {name: value for name, value in facts.items() if name != "sha256"}
         files.require_known(path, told, [entry.name for entry in fields(Card)])
         try:
-            card = Card(**told)
-            model = cls.of(safetensors.torch.load(weights), card)
+            card, tensors = Card(**told), safetensors.torch.load(weights)
+            _require_features(path, tensors, card)
+            model = cls.of(tensors, card)
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             raise files.foreign(path, error) from error
         values = [*model.base.net.state_dict().values(), *model.upper.net.state_dict().values()]
@@ -109,6 +111,19 @@ class LinkageModel:
         if _digest(weights, card) != facts.get("sha256"):
             raise InputError(f"{path} and its .json are not of one model: their SHA-256 differ")
         return model
+
+
+def _require_features(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
+    """Raise InputError where the networks read other node features than this release computes."""
+    for name, is_base in (("node_ends.weight", True), (f"{UPPER}node_ends.weight", False)):
+        if name not in tensors:
+            continue
+        found, read = tensors[name].shape[-1], len(node_feature_names(card.k, is_base))
+        if found != read:
+            raise InputError(
+                f"{path} is of another release of Shoal, or its card was changed: its network reads {found} "
+                f"features of a node, this release computes {read} with k = {card.k}; train it again"
+            )
 
 
 def _upper(card: Card) -> UniversalConfig:

@@ -227,7 +227,7 @@ def test_broken_model_files_are_refused(tmp_path: Path) -> None:
         LinkageModel.load(path)
     path.write_bytes(whole)
     for change, told in (
-        ({"k": 9}, "size mismatch for"),
+        ({"k": 9}, "reads 41 features of a node, this release computes 38 with k = 9; train it again"),
         ({"mean": 0.2}, "SHA-256"),
         ({"hidden": 47}, "size mismatch for"),
         ({"format": "shoal-universal-9"}, "this version of Shoal does not know format of the card"),
