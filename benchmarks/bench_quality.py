@@ -9,8 +9,9 @@ seconds    of processor time for all of it; streams label every item after each 
 
 *oracle*: threshold, number of clusters or partition are those with the best Fb, chosen with the labels.
 Items that a clusterer calls noise count as clusters of one. `--model NAME=FILE` adds a model of Shoal, such
-as a `lander` or a fine-tuned one: train it on other classes. Files with `time` are fed in that order, others
-shuffled with `--seed`; `--items` takes the first ones only. Needs `pip install -e .[peers,plots]`.
+as a `lander` or a fine-tuned one: train it on other classes. FILE may be a settings file (`.toml`) that names
+a model and its adapter. Files with `time` are fed in that order, others shuffled with `--seed`; `--items`
+takes the first ones only. Needs `pip install -e .[peers,plots]`.
 """
 
 from __future__ import annotations

@@ -40,15 +40,20 @@ class Peer(Protocol):
 
 
 class Shoal:
-    """The default settings and a model, by default the shipped one; its store makes batches durable."""
+    """The default settings with a model, by default the shipped one; its store makes batches durable.
+
+    `model`: its weights, or a settings file (`.toml`) that names a model and its adapter.
+    """
 
     name, stable = "Shoal", True
 
     def __init__(self, model: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-peers-")
-        path = None if model is None else str(model)
-        store = f"{Path(self._folder.name) / 'store'}"
-        self._engine = Engine.open(load(None, {"store.path": store, "model.path": path}))
+        given = {"store.path": f"{Path(self._folder.name) / 'store'}"}
+        settings = model if model and model.suffix == ".toml" else None
+        if model and not settings:
+            given["model.path"] = str(model)
+        self._engine = Engine.open(load(settings, given))
         self._count = 0
 
     def add(self, vectors: Float32, texts: list[str]) -> None:
