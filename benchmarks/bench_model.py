@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--png", type=Path, metavar="FILE")
     chosen = parser.parse_args()
     collections = [read_labelled(file) for file in chosen.files]
-    models = {path.stem: LinkageModel.load(path) for path in (PRETRAINED, *chosen.model)}
+    models = {PRETRAINED.stem: LinkageModel.load(PRETRAINED)}
+    models |= {str(path): LinkageModel.load(path) for path in chosen.model}
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[Reliability]] = {name: [] for name in models}
     for collection in collections:

@@ -107,6 +107,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return "1 item", "1,200 items". `many`: the plural where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def dump(error: ShoalError) -> dict[str, str]:
     """Return an error as JSON for another process; see `load`."""
     return {"error": type(error).__name__, "sentence": str(error)}

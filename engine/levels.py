@@ -48,7 +48,9 @@ def read_finer(given: Any) -> int | None:
     except PydanticCustomError:
         level = ""
     if isinstance(level, str):
-        raise PydanticCustomError("level", f"0 to {MOST}, 0 the finest")
+        raise PydanticCustomError(
+            "level", f"0 to {MOST}, 0 the finest; exports and explanations take no level of themes"
+        )
     return level
 
 

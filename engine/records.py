@@ -270,7 +270,7 @@ NOT_FINITE, ZERO = "the embedding has a NaN or an infinity", "the embedding is z
 def wrong_dimension(found: int, wanted: int | None) -> str:
     """Why a vector does not fit. `wanted`: the collection's dimension, None: it has none yet."""
     expected = f"the collection's {wanted}" if wanted else f"1 to {MAX_DIM}"
-    return f"the embedding has {found} dimensions, not {expected}"
+    return f"the embedding has {found} dimension{'s' * (found != 1)}, not {expected}"
 
 
 def _is_no_number(value: Any) -> bool:

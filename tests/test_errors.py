@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine import errors
-from engine.errors import ShoalError, dump, load
+from engine.errors import ShoalError, counted, dump, load
 
 
 def every_error() -> list[type[ShoalError]]:
@@ -27,3 +27,10 @@ def test_another_name_is_no_way_to_another_class(name: str) -> None:
     error = load({"error": name, "sentence": "why"})
     assert type(error) is ShoalError
     assert str(error) == "why"
+
+
+def test_what_is_counted_is_plural_unless_it_is_one() -> None:
+    assert [counted(number, "item") for number in (0, 1, 2, 1200)] == [
+        "0 items", "1 item", "2 items", "1,200 items",
+    ]  # fmt: skip
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from connectors.files.lines import is_pipe
 from connectors.files.source import FileSource, Options
 from engine.config import LimitsSettings
-from engine.errors import InputError
+from engine.errors import InputError, shown
 from engine.records import wrong_dimension
 from engine.rows import majority
 from engine.types import Float64, Int64
@@ -40,7 +40,7 @@ class LabelledFile:
         """Return the names of the classes, sorted, and the number of each record's (n,); -1: no label."""
         known = np.array([label is not None for label in self.labels], np.bool_)
         names, numbers = np.unique(
-            [str(label) for label in self.labels if label is not None], return_inverse=True
+            [_name(label) for label in self.labels if label is not None], return_inverse=True
         )
         found = np.full(len(known), -1, np.int64)
         found[known] = numbers
@@ -72,18 +72,35 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
         raise InputError(f"{path} has no record that can be used.")
     found = [orjson.loads(payloads[at] or b"null") for at in rows]
     documents: list[dict[str, Any]] = [one if isinstance(one, dict) else {} for one in found]
-    for at, document in zip(rows, documents, strict=True):
-        if document.get("label") is None and not partly:
+    labels = [_label_of(document) for document in documents]
+    for at, label in zip(rows, labels, strict=True):
+        if label is None and not partly:
             raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label or labels.")
+        if isinstance(label, list | dict):
+            raise InputError(
+                f"{path}, row {numbers[at]}: the label {shown(label)} is neither a string nor a number; of "
+                "one-hot rows take the argmax."
+            )
     stamps = np.array([times[at] for at in rows], np.int64)
     return LabelledFile(
         emb=np.stack([np.asarray(vectors[at], np.float64) for at in rows]),
-        labels=[document.get("label") for document in documents],
+        labels=labels,
         times=None if (stamps == NO_TIME).any() else stamps,
         texts=_column(documents, "text"),
         images=_images(documents),
         left_out=sorted(left_out),
     )
+
+
+def _label_of(document: dict[str, Any]) -> Any:
+    """Return the label of a record; None: it has none, or an empty one."""
+    label = document.get("label")
+    return None if label == "" else label
+
+
+def _name(label: Any) -> str:
+    """Return the name of a label's class: 1.0 is 1, which a column with gaps makes of it."""
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
 def _reason(vector: Any, wanted: int | None) -> str:

@@ -21,7 +21,7 @@ from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_ste
 from connectors.files.reading import STDIN, Part, Reader, Reading
 from connectors.files.text import CSV, JSON_LINES, TextReader
 from engine.config import LimitsSettings
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.records import FIELDS, Fields, Parser
 
 NUMPY, ARROW = (".npz", ".npy"), (".parquet", ".feather", ".arrow")
@@ -143,7 +143,8 @@ class FileSource:
         mark = prefix.mark
         ended = mark.offset == mark.size
         self.notes.append(
-            f"{self.path} begins as a file that was read before: it goes on behind {mark.row:,} records."
+            f"{self.path} begins as a file that was read before: it goes on behind "
+            f"{counted(mark.row, 'record')}."
         )
         if not ended or prefix.breaks:
             self._seek(mark.offset)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from connectors.files.lines import COMPRESSED, Line, count_lines, followed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
-from engine.errors import InputError, Unusable
+from engine.errors import InputError, Unusable, counted
 from engine.records import Plan, brief, text_payload, text_vector
 from engine.rows import Rows
 
@@ -185,7 +185,7 @@ class Csv:
         except csv.Error as problem:
             raise Unusable(f"broken CSV: {brief(problem)}") from None
         if len(fields) != len(self._names):
-            raise Unusable(f"the row has {len(fields)} fields, the first line {len(self._names)}")
+            raise Unusable(f"the row has {counted(len(fields), 'field')}, the first line {len(self._names)}")
         values = dict(zip(self._names, fields, strict=True))
         key = None if self.has_keys else row_keys(stem, number, 1)[0]
         rows.add(number, self._reading.parser.of(self._typed(values), key))

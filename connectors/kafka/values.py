@@ -18,7 +18,7 @@ import numpy as np
 
 from connectors.kafka.registry import Registry
 from engine.config import KafkaSettings, LimitsSettings
-from engine.errors import Unusable
+from engine.errors import Unusable, counted
 from engine.records import Parser, Record, brief, read_key, read_vector
 from engine.rows import Rows, Settled
 from engine.times import read_time
@@ -84,7 +84,9 @@ class Decoder:
         if chosen in _BINARY_KEYS and raw is not None:
             size, read = _BINARY_KEYS[chosen]
             if len(raw) != size:
-                raise Unusable(f"the key has {len(raw)} bytes, and key_format = {chosen} has {size}")
+                raise Unusable(
+                    f"the key has {counted(len(raw), 'byte')}, and key_format = {chosen} has {size}"
+                )
             return read_key(read(raw), self._limits)
         try:
             return read_key(raw, self._limits)
@@ -110,7 +112,7 @@ class Decoder:
         if kind in _NUMBERS:
             size = int(kind.removeprefix("float")) // 8
             if len(raw) % size:
-                raise Unusable(f"{len(raw)} bytes are no {kind} numbers")
+                raise Unusable(f"a value of {counted(len(raw), 'byte')} holds no {kind} numbers")
             return Record(key, read_vector(np.frombuffer(raw, _NUMBERS[kind])))
         if kind == "json":
             if is_framed(raw):

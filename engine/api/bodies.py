@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from engine import records
 from engine.api import encodings
 from engine.api.problems import Problem
-from engine.errors import Unusable
+from engine.errors import Unusable, counted
 from engine.types import Float32, Float64
 
 MIN_BYTES_PER_S = 1024  # a slower client is cut off
@@ -63,9 +63,10 @@ async def _received(request: Request, limit: int, patience_s: float) -> AsyncIte
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError:
-            raise Problem("too-slow", f"The body came too slowly ({got} bytes so far).") from None
+            raise Problem("too-slow", f"The body came too slowly ({counted(got, 'byte')} so far).") from None
         except ClientDisconnect:  # nobody reads this, but it is counted and logged as what it is
-            raise Problem("bad-request", f"The client left in mid-body ({got} bytes so far).") from None
+            told = f"The client left in mid-body ({counted(got, 'byte')} so far)."
+            raise Problem("bad-request", told) from None
         waited += time.monotonic() - start
         got += len(chunk)
         if got > limit:

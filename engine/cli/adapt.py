@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_outputs, print_json, print_table
+from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
 from engine.config import Settings
-from engine.errors import InputError
+from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
     from engine.cli.spaces import AdaptOptions
@@ -37,11 +37,14 @@ def adapt(
 
     models = [each for each in (settings.model.path, settings.model.adapter) if each]
     need_outputs([out], [*files, *models])
-    labelled = joined([read_labelled(file) for file in files], [str(file) for file in files])
+    sets = [read_labelled(file) for file in files]
+    for file, each in zip(files, sets, strict=True):
+        tell_noise(file, each.names, each.classes)
+    labelled = joined(sets, [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)
     complain(
-        f"{len(training.names):,} classes to train on, {len(choosing.names):,} to choose on, "
-        f"{len(reporting.names):,} to report on"
+        f"{counted(len(training.names), 'class', 'classes')} to train on, "
+        f"{len(choosing.names):,} to choose on, {len(reporting.names):,} to report on"
     )
     shape = AdapterConfig(wish.kind, wish.dim)
     found = [_train(each, shape, training, choosing, settings) for each in _plans(wish, plan)]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from engine.errors import InputError
+from engine.errors import InputError, counted
+
+Level = TypeVar("Level")
+
+PIPE_WIDTH = 10_000  # of a table that no terminal shows: nothing is wrapped
 
 
 def print_json(document: Any) -> None:
@@ -32,7 +37,7 @@ def home_path(text: str) -> Path:
 def need_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Raise InputError where files cannot be written, or would replace another one of these: before the work.
 
-    Outputs' folders have to exist.
+    Outputs' folders have to exist, and to take a file.
     """
     taken = {each.resolve() for each in inputs}
     for out in outputs:
@@ -40,9 +45,19 @@ def need_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
             raise InputError(f"{out.parent} is not a folder: name a file in one that exists.")
         if out.is_dir():
             raise InputError(f"{out} is a folder: name a file.")
+        if out.is_file() or not out.exists():  # a device is written into
+            _need_place(out)
         if out.resolve() in taken:
             raise InputError(f"{out} is read or written by this command already: name another file.")
         taken.add(out.resolve())
+
+
+def _need_place(out: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=out.resolve().parent):
+            pass
+    except OSError as problem:
+        raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
 
 
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
@@ -57,9 +72,33 @@ def need_companions(out: Path, companions: Sequence[Path]) -> None:
             )
 
 
+def level_of(text: str | None, read: Callable[[str | None], Level]) -> Level:
+    """Read the option --level as `engine.levels` does. Raises InputError."""
+    from pydantic_core import PydanticCustomError
+
+    try:
+        return read(text)
+    except PydanticCustomError as problem:
+        raise InputError(f"--level is {problem.message()}, not {text!r}.") from None
+
+
 def complain(sentence: str) -> None:
     """A sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def tell_noise(source: object, names: Sequence[str], classes: Any) -> None:
+    """Say that the label -1 is taken for a class, where others mean noise by it.
+
+    `classes`: the index in `names` of each item's label. Where 1 is the only other one, -1 is its opposite.
+    """
+    if "-1" not in names or set(names) <= {"-1", "0", "1"}:
+        return
+    count = int((classes == list(names).index("-1")).sum())
+    complain(
+        f"{source}: the label -1 of {counted(count, 'item')} is taken for a class of its own; leave them out "
+        "if it means that they have none"
+    )
 
 
 def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> None:
@@ -73,7 +112,10 @@ def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
         table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(str(value)) for value in row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    console.print(table)
 
 
 def printable(text: str) -> str:

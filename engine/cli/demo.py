@@ -22,7 +22,7 @@ from engine.cli.console import Interrupted, Stop
 from engine.cli.digits import Demo, Digits, Frame, Shown
 from engine.cli.evaluate import print_figures
 from engine.config import Settings, StoreSettings
-from engine.errors import ConfigError
+from engine.errors import ConfigError, counted
 from engine.system import logs
 from engine.types import Applied, Batch
 
@@ -183,7 +183,7 @@ class _Wall:
 
     def _cell(self, shown: Shown) -> RenderableType:
         style = "green" if shown.share >= 0.9 else "yellow" if shown.share >= 0.6 else "red"
-        caption = Text(f"{shown.size} items\n{shown.share:.0%} are {shown.digit}", style=style)
+        caption = Text(f"{counted(shown.size, 'item')}\n{shown.share:.0%} are {shown.digit}", style=style)
         in_color = self._console.color_system is not None and not self._console.no_color
         return Group(_picture(shown, in_color), caption, Text())
 

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from connectors.memory import MemorySource
 from engine.collection.collection import Engine
+from engine.errors import counted
 from engine.evaluation.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
 from engine.evaluation.scores import ari
 from engine.events import EventRow
@@ -174,10 +175,10 @@ def _story(event: EventRow) -> str | None:
     words = f"version {event['version']}: cluster {event['cluster']} "
     others = _named(set(event["from"]) - {event["cluster"]}), _named(set(event["into"]) - {event["cluster"]})
     if kind == "merge":
-        return f"{words}took in {others[0] or 'others'}, now {event['size']} items"
+        return f"{words}took in {others[0] or 'others'}, now {counted(event['size'], 'item')}"
     if kind == "split":
         return f"{words}was split, into {others[1] or 'itself and others'}"
-    return f"{words}{'grew' if kind == 'grow' else 'shrank'} to {event['size']} items"
+    return f"{words}{'grew' if kind == 'grow' else 'shrank'} to {counted(event['size'], 'item')}"
 
 
 def _named(clusters: set[int], most: int = 6) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.cli.console import complain, need_outputs
 from engine.cli.spaces import progress_bar
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.system.files import written
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
     need_outputs([out], [source])
     pictures = read_pictures(source)
     size = pictures.grey.shape[1]
-    complain(
-        f"{len(pictures.grey):,} pictures of {size} x {size}, {int(pictures.classes.max()) + 1:,} classes"
-    )
+    classes = counted(int(pictures.classes.max()) + 1, "class", "classes")
+    complain(f"{counted(len(pictures.grey), 'picture')} of {size} x {size}, {classes}")
     with progress_bar("steps") as advance:
         encoder, margins = train_encoder(pictures, kind, dim, plan, lambda share, loss: advance(share))
     encoder.save(out)

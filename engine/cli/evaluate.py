@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, need_outputs, print_json, print_table
+from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
 from engine.config import Settings
-from engine.errors import InputError
+from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
     from engine.cli.models import EvaluateOptions
@@ -38,7 +38,8 @@ def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
 
     labelled = evaluate.read_labelled(file)
     if labelled.left_out:
-        complain(f"{file}: {labelled.left_out:,} records cannot be used and are left out")
+        complain(f"{file}: left out {counted(labelled.left_out, 'record')} that cannot be used")
+    tell_noise(file, labelled.names, labelled.labels)
     runs = _runs(settings, labelled, taus, wish)
     if wish.png:
         from engine.evaluation.plots import draw

@@ -7,9 +7,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.cli.console import print_json
+from engine.cli.console import level_of, print_json
 from engine.config import Settings
-from engine.errors import InputError
+from engine.errors import InputError, counted
+from engine.levels import read_finer
 from engine.storage.export import FORMATS
 from engine.storage.export import export as write
 from engine.system.files import written
@@ -20,9 +21,10 @@ SUFFIXES = dict.fromkeys(("", ".ndjson", ".jsonl", ".json"), "ndjson") | dict.fr
 
 
 def export(
-    settings: Settings, output: Path | None, form: str | None, level: int | None, as_json: bool
+    settings: Settings, output: Path | None, form: str | None, level: str | None, as_json: bool
 ) -> None:
     """A file appears when it is complete. Raises InputError, NoStore, CorruptStore."""
+    granularity = level_of(level, read_finer)
     ending = output.suffix.lower() if output else ""
     chosen = form or SUFFIXES.get(ending)
     if chosen is None:
@@ -34,11 +36,11 @@ def export(
             raise InputError("--json prints a summary: name a file with -o for the export.")
         if chosen == "parquet" and sys.stdout.isatty():
             raise InputError("Parquet is not for a terminal: name a file with -o.")
-        write(settings.store.path, sys.stdout.buffer, chosen, level)
+        write(settings.store.path, sys.stdout.buffer, chosen, granularity)
         return
     with written(output) as file:
-        head = write(settings.store.path, file, chosen, level)
+        head = write(settings.store.path, file, chosen, granularity)
     if as_json:
         print_json({**asdict(head), "file": os.fspath(output)})
     else:
-        print(f"{head.items:,} items of version {head.version} are in {output}.")
+        print(f"{output}: {counted(head.items, 'item')} of version {head.version}.")

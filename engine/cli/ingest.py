@@ -17,10 +17,10 @@ from connectors.chunks import Chunk
 from connectors.files.source import FileSource, Options
 from engine.cli.console import Interrupted, Stop, complain, print_json, printable
 from engine.config import Settings
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.types import Applied
 
-OTHER_DIMENSION = "dimensions, not the collection's"  # as `records.wrong_dimension` says it
+OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
 APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
@@ -72,7 +72,8 @@ class _Work:
         self.rejects: list[str] = []
         self.ignored: Counter[str] = Counter()
         self.useless: list[str] = []  # of files without a record that could be used, sentences
-        self.version, self.seconds, self.place = 0, 0.0, ""
+        self.version: int | None = None  # none: no file could be opened, and the store was left alone
+        self.seconds, self.place = 0.0, ""
         self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[FileSource], strict: bool) -> list[str]:
@@ -124,12 +125,12 @@ class _Work:
                 return False
         self.place = f" after {source.path.name}"
         if at and rejected == at:
-            sentence = f"None of the {at:,} records of {source.shown} could be used."
+            sentence = f"{source.shown} has {counted(at, 'record')}, and none that can be used."
             if OTHER_DIMENSION in " ".join(self.rejects[-1:]):
                 sentence += (
-                    f" The collection has {engine.dim} dimensions until all its items are deleted."
+                    f" The collection has {counted(engine.dim, 'dimension')} until all its items are deleted."
                     if engine.model.dim is None
-                    else f" The model is bound to one embedding space, of {engine.dim} dimensions."
+                    else f" The model is bound to one embedding space, of {counted(engine.dim, 'dimension')}."
                 )
             self.useless.append(sentence)
         return True
@@ -174,10 +175,9 @@ class _Work:
             of_them = f"{before:,} of them were rejected; " if before else ""
             parts.append(f"{counts['skipped']:,} skipped ({of_them}read before, --again reads them again)")
         rate = f" ({counts['rows'] / self.seconds:,.0f} rows/s)" if counts["rows"] else ""
-        print(
-            f"{counts['rows']:,} rows in {self.seconds:.1f} s{rate}: {', '.join(parts) or 'nothing new'}."
-            f" {self.settings.store.path} is at version {self.version}."
-        )
+        at = f" {self.settings.store.path} is at version {self.version}." if self.version is not None else ""
+        took = f"{counted(counts['rows'], 'row')} in {self.seconds:.1f} s{rate}"
+        print(f"{took}: {', '.join(parts) or 'nothing new'}.{at}")
 
 
 def _progress() -> Progress:

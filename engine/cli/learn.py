@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import Interrupted, complain, need_companions, need_outputs
-from engine.errors import InputError
+from engine.cli.console import Interrupted, complain, need_companions, need_outputs, tell_noise
+from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
     from engine.cli.models import TrainOptions
@@ -68,7 +68,8 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         )
         raise
     training_report.write(out, model, curve, data)
-    print(f"{out}: k {model.k}, tau {model.tau}, {model.max_levels} levels, SHA-256 {model.sha256[:16]}...")
+    levels = counted(model.max_levels, "level")
+    print(f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {_beside(out, '.md')}.")
 
 
@@ -106,7 +107,8 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
     if found.left_out:
-        complain(f"{file}: {len(found.left_out):,} records cannot be used and are left out")
+        complain(f"{file}: left out {counted(len(found.left_out), 'record')} that cannot be used")
+    tell_noise(file, *found.classes())
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
             complain(f"shoal: {doubt}")

@@ -271,7 +271,7 @@ def export(
         str | None, typer.Option("--format", metavar="FORM", help="ndjson or parquet. Default: by the file.")
     ] = None,
     level: Annotated[
-        int | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")
+        str | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")
     ] = None,
     json: Json = False,
 ) -> None:

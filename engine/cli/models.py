@@ -29,7 +29,7 @@ class TrainOptions:
 
     choose: Annotated[
         list[Path] | None,
-        path_option("--choose", metavar="FILE.npz", about="Chooses the checkpoint; repeatable."),
+        path_option("--choose", metavar="FILE", about="Chooses the checkpoint; repeatable."),
     ] = None
     kind: Annotated[str, typer.Option(help="universal (any space) or lander (the files' space).")] = (
         "universal"
@@ -132,13 +132,13 @@ def register(app: typer.Typer) -> None:
 
 @takes_records
 def train(
-    files: Annotated[list[Path], path_argument("FILE.npz...", "Labelled embeddings.")],
+    files: Annotated[list[Path], path_argument("FILE...", "Labelled embeddings, of any format.")],
     out: Out,
     request: TrainOptions,
 ) -> None:
     """Train a model on labelled embeddings.
 
-    Each file has the arrays emb (n, d) and labels (n,). A report is written beside the model.
+    A file is any that can be ingested, if its records have labels. A report is written beside the model.
     """
     from engine.cli import learn
 

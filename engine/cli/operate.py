@@ -14,40 +14,46 @@ from typing import Any
 from engine.cli.console import complain, moment, print_json, printable
 from engine.config import RENEWED, Settings
 from engine.daemon.control import Control
-from engine.errors import CorruptStore, StoreLocked, WriterAway
+from engine.errors import CorruptStore, StoreLocked, WriterAway, counted
 from engine.storage.environment import require_file
 
 WAIT_S = 86_400.0  # for an answer of the daemon: a rebuild of a large store takes hours
 
 
 def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
-    """Look at everything. Raises CorruptStore where something is wrong."""
+    """Look at everything. Raises CorruptStore where something is wrong.
+
+    Also what kept it from looking at the partition: a model or settings that are not the store's.
+    """
     from engine.collection.check import check
 
     start = time.monotonic()
     report = check(settings, sample, seed)
     if as_json:
         facts = {**asdict(report), "counts": dict(report.counts), "seconds": time.monotonic() - start}
-        print_json({"ok": not report.total, **facts})
+        del facts["hindrance"]  # it is told under not_looked_at
+        print_json({"ok": not report.total and not report.hindrance, **facts})
     else:
         print(
-            f"{settings.store.path}: version {report.version}, {report.items:,} items in"
-            f" {report.clusters:,} final clusters, {time.monotonic() - start:.1f} s."
+            f"{settings.store.path}: version {report.version}, {counted(report.items, 'item')} in"
+            f" {counted(report.clusters, 'final cluster')}, {time.monotonic() - start:.1f} s."
         )
         print(f"looked at: {', '.join(report.looked_at)}")
         if report.recall is not None:
-            print(f"recall:    {report.recall:.4f} of the nearest neighbours of {report.sample:,} items")
+            sampled = counted(report.sample, "item")
+            print(f"recall:    {report.recall:.4f} of the nearest neighbours of {sampled}")
         for reason in report.not_looked_at:
             print(f"not looked at: {printable(reason)}")
         for finding in report.findings:
             complain(f"found: {printable(finding)}")
     if report.total:
         raise CorruptStore(
-            f"{settings.store.path}: {report.total:,} finding{'s' if report.total > 1 else ''}; "
-            "what each of them asks for mends it"
+            f"{settings.store.path}: {counted(report.total, 'finding')}; what each of them asks for mends it"
         )
     if not as_json:
         print("nothing is wrong" + (" in what was looked at." if report.not_looked_at else "."))
+    if report.hindrance:
+        raise report.hindrance
 
 
 def backup(settings: Settings, target: Path, as_json: bool) -> None:
@@ -60,7 +66,7 @@ def backup(settings: Settings, target: Path, as_json: bool) -> None:
         print_json({"path": str(target), **asdict(made)})
         return
     print(
-        f"{target}: version {made.version} of {made.collection}, {made.items:,} items,"
+        f"{target}: version {made.version} of {made.collection}, {counted(made.items, 'item')},"
         f" {made.bytes / 1e6:,.1f} MB, read again and good."
     )
 
@@ -76,7 +82,7 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
         return
     print(
         f"{settings.store.path}: version {made.backup.version} of {moment(made.backup.time_ms)},"
-        f" {made.backup.items:,} items; input goes on from there."
+        f" {counted(made.backup.items, 'item')}; input goes on from there."
     )
     if made.aside:
         print(f"the store that was there is now {made.aside}")
@@ -96,8 +102,9 @@ def rebuild(settings: Settings, as_json: bool) -> None:
         print_json(made)
         return
     print(
-        f"{settings.store.path}: {made['items']:,} items in {made['clusters']:,} final clusters"
-        f" after {made['seconds']:.1f} s, version {made['version']}."
+        f"{settings.store.path}: {counted(made['items'], 'item')} in"
+        f" {counted(made['clusters'], 'final cluster')} after {made['seconds']:.1f} s,"
+        f" version {made['version']}."
     )
     if made["live"] and any(body.values()):
         print("The daemon uses the new settings from now on: write them into its configuration, too.")
@@ -133,7 +140,7 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
         return
     gone = "the item is gone" if made["found"] else f"there was no item {printable(repr(key))}"
     print(
-        f"{settings.store.path}: {gone}, {made['events']:,} mentions in the event log with it,"
+        f"{settings.store.path}: {gone}, {counted(made['events'], 'mention')} in the event log with it,"
         f" version {made['version']}; {made['bytes'] / 1e6:,.1f} MB after compaction."
     )
     print("It may remain elsewhere: " + "; ".join(made["elsewhere"]) + ".")

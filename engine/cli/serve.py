@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.config import Settings
 from engine.daemon import supervisor
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.system import logs
 
 TEMPLATE = Path(__file__).parent / "shoal.toml"
@@ -58,8 +58,8 @@ def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
         positions.update(view.positions())
         found = view.summary()
     return (
-        f"It would open the store in {folder}: collection {name}, {found['items']:,} items in "
-        f"{found['clusters']:,} clusters, version {found['version']}."
+        f"It would open the store in {folder}: collection {name}, {counted(found['items'], 'item')} in "
+        f"{counted(found['clusters'], 'cluster')}, version {found['version']}."
     )
 
 

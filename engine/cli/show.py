@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_core import PydanticCustomError
-
-from engine.cli.console import moment, print_json, print_table, printable
+from engine.cli.console import level_of, moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.daemon.control import Control
-from engine.errors import InputError, WriterAway
+from engine.errors import WriterAway, counted
 from engine.events import EventRow, read_event_id
 from engine.levels import read_level, step_of, within
 from engine.storage.answers import ClusterPage, MemberPage, ThemePage
@@ -21,7 +19,7 @@ from engine.types import Themes
 
 def query(settings: Settings, key: str, level: str | None, as_json: bool) -> None:
     """Where an item is."""
-    chosen = _level(level)
+    chosen = level_of(level, read_level)
     if step := step_of(chosen):
         _query_theme(settings, key, step, as_json)
         return
@@ -45,7 +43,7 @@ def clusters(
     settings: Settings, level: str | None, order: str, cursor: str | None, limit: int, as_json: bool
 ) -> None:
     """A page of clusters, or of themes."""
-    chosen = _level(level)
+    chosen = level_of(level, read_level)
     if step := step_of(chosen):
         grouping = _grouping(settings, step)
         with View.open(settings.store.path) as view:
@@ -58,7 +56,7 @@ def clusters(
         print_json(answer)
         return
     where = "final clusters" if level is None else f"clusters of level {level}"
-    total = f", {summary['clusters']} final clusters" if level is None else ""
+    total = f", {counted(summary['clusters'], 'final cluster')}" if level is None else ""
     rows = [(c["cluster"], c["size"], c["peak"], c["born"], c["changed"]) for c in answer["clusters"]]
     print_table(
         f"{where} of {answer['collection']}, version {answer['version']}: {_items(summary['items'])}{total}",
@@ -76,7 +74,7 @@ def _query_theme(settings: Settings, key: str, step: int, as_json: bool) -> None
     if theme is None:
         print_json(answer)
         return
-    joined = f"{theme['clusters']:,} cluster" + ("" if theme["clusters"] == 1 else "s")
+    joined = counted(theme["clusters"], "cluster")
     print(
         f"{printable(answer['key'])} is in theme {theme['cluster']} of level +{step} with"
         f" {_items(theme['size'])} in {joined}."
@@ -98,13 +96,6 @@ def _show_themes(answer: ThemePage, step: int, as_json: bool) -> None:
         ],
     )
     _print_cursor(answer)
-
-
-def _level(text: str | None) -> int | str | None:
-    try:
-        return read_level(text)
-    except PydanticCustomError as problem:
-        raise InputError(f"--level is {problem.message()}, not {text!r}.") from None
 
 
 def _grouping(settings: Settings, step: int) -> Themes:
@@ -170,7 +161,7 @@ def _told(event: EventRow) -> str:
 
 
 def _items(count: int) -> str:
-    return f"{count:,} item" + ("" if count == 1 else "s")
+    return counted(count, "item")
 
 
 def _shortened(payload: Any) -> str:

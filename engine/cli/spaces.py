@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import need_outputs, print_json, print_table
+from engine.cli.console import need_outputs, print_json, print_table, tell_noise
 from engine.cli.options import Chosen, Json, Model, path_argument, path_option, takes_records
-from engine.errors import InputError
+from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
     from engine.learning.labelled import LabelledSet
@@ -131,6 +131,7 @@ def opis(
     if (file is None) == (store is None):
         raise InputError("name a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)
+    tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
     if wish.png:
@@ -291,7 +292,8 @@ def _print(found: Consistency, labelled: LabelledSet, epsilon: float) -> None:
     best, errors = found.recommended, found.errors
     items, classes, alone = len(labelled.emb), len(found.classes), found.single_items
     drawn = " drawn" if errors else ""
-    print(f"{items:,} items, {classes:,} classes of two or more{drawn}, {alone:,} items alone in theirs")
+    several = f"{counted(classes, 'class', 'classes')} of two or more{drawn}"
+    print(f"{counted(items, 'item')}, {several}, {counted(alone, 'item')} alone in theirs")
     rows = (
         ("OPIS", f"{found.opis:.3e}", errors and f"{errors.opis:.1e}"),
         (f"{100 * epsilon:g}%-OPIS", f"{found.opis_worst:.3e}", errors and f"{errors.opis_worst:.1e}"),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from engine.cli.console import complain, print_json, print_table
+from engine.cli.console import complain, print_json, print_table, tell_noise
 from engine.cli.evaluate import read_taus
 from engine.config import BULK_BATCH, Settings, StoreSettings
-from engine.errors import InputError, Undecided
+from engine.errors import InputError, Undecided, counted
 
 if TYPE_CHECKING:
     from engine.cli.models import TuneOptions
@@ -96,7 +96,7 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
             if not len(engine):
                 raise InputError(f"{file} has no records that can be used")
         if left_out:
-            complain(f"{file}: {left_out:,} records cannot be used and are left out")
+            complain(f"{file}: left out {counted(left_out, 'record')} that cannot be used")
         yield made
 
 
@@ -109,7 +109,7 @@ def _propose(sweep: Sweep, count: int, wish: TuneOptions) -> None:
     if not len(found.first):
         raise Undecided("the clusters are the same at every tau: there is nothing to choose")
     if len(found.first) < count:
-        complain(f"there are only {len(found.first):,} pairs")
+        complain(f"no more than {counted(len(found.first), 'pair')} can be proposed")
     columns = (found.first, found.second, found.strata, found.stands_for)
     records = [
         {
@@ -150,8 +150,11 @@ def _judged(sweep: Sweep, wish: TuneOptions) -> Pairs | Labels:
     if wish.pairs:
         return judgements.read_pairs(wish.pairs, sweep.keys)
     if wish.labels:
-        return judgements.read_labels(wish.labels, sweep.keys)
-    return judgements.labels_of(sweep.payloads, wish.label)
+        found = judgements.read_labels(wish.labels, sweep.keys)
+    else:
+        found = judgements.labels_of(sweep.payloads, wish.label)
+    tell_noise(wish.labels or "payloads", found.names, found.labels)
+    return found
 
 
 def _choose(sweeper: Sweeper, taus: Sequence[float], wish: TuneOptions) -> Found:
@@ -219,7 +222,7 @@ def _print(found: Found, command: str | None) -> None:
         )
     ]
     columns = {"tau": "right", "Fb": "right", "80 of 100 draws": "left", "": "left"}
-    print_table(f"Expected BCubed F by {choice.told:,} judgements:", columns, rows)
+    print_table(f"Expected BCubed F by {counted(choice.told, 'judgement')}:", columns, rows)
     if found.reason:
         return
     print()

@@ -25,7 +25,7 @@ from engine.clustering.state import State
 from engine.collection import snapshots
 from engine.collection.build import load_adapter, unclustered
 from engine.config import Settings
-from engine.errors import CorruptStore, ShoalError
+from engine.errors import CorruptStore, ShoalError, counted
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.adapter import Adapter
@@ -60,6 +60,7 @@ class Report:
     not_looked_at: list[str] = field(default_factory=list)  # and why
     findings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # findings by part
+    hindrance: ShoalError | None = None  # of model and settings: the partition is not looked at
 
     def note(self, part: str, problems: list[str]) -> None:
         """Record the findings of a part."""
@@ -151,7 +152,7 @@ def lists(contents: Contents, k: int) -> list[str]:
         "names the node itself": (used & (at == rows[:, None])).any(axis=1),
         "is not sorted by similarity and hash, or names one twice": falls,
         "has a similarity that is not that of the vectors": (used & (exact != lists.dots)).any(axis=1),
-        f"has fewer than {min(k, count - 1)} neighbours": lengths < min(k, count - 1),
+        f"has fewer than {counted(min(k, count - 1), 'neighbour')}": lengths < min(k, count - 1),
     }
     return [
         f"the list of node {lists.ids[row]} {what}; {_REBUILD}"
@@ -214,6 +215,7 @@ def _computed(settings: Settings, contents: Contents, report: Report) -> None:
         state = recompute(settings, contents)
     except ShoalError as reason:
         report.not_looked_at.append(f"partition: {reason}")
+        report.hindrance = reason
         state = None
     if state is not None:
         adapter = load_adapter(settings)
@@ -242,7 +244,7 @@ def partition(state: State, contents: Contents) -> list[str]:
         return []
     problems = []
     if len(state.hierarchy.levels) != int(loaded.counters.get("levels", 1)):
-        problems.append(f"there are {len(state.hierarchy.levels)} levels; {_REBUILD}")
+        problems.append(f"its levels are {len(state.hierarchy.levels)}; {_REBUILD}")
     change = pipeline.regenerate(state, loaded.places, loaded.time_ms)
     moved = [
         node
@@ -279,7 +281,9 @@ def _index(settings: Settings, contents: Contents) -> list[str]:
         if held.any() and not np.array_equal(floats[held], vectors.as_float(loaded.vectors[at[held]])):
             problems.append(f"index-{version} has other vectors than the store; delete it")
         if version == version_now and settings.index.kind == "hnsw" and len(nodes) != len(loaded.ids):
-            problems.append(f"index-{version} has {len(nodes)} nodes, not {len(loaded.ids)}; delete it")
+            problems.append(
+                f"index-{version} has {counted(len(nodes), 'node')}, not {len(loaded.ids)}; delete it"
+            )
     return problems
 
 

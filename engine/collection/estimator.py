@@ -25,7 +25,7 @@ from engine.collection.collection import Engine
 from engine.collection.memory import assign, strengths
 from engine.collection.space import space_dim
 from engine.config import Settings, StoreSettings, with_options
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.model.trained import Trained
@@ -129,7 +129,9 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         settings = self._settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         with Engine.open(settings, self._model) as engine:
             if len(engine):
-                raise InputError(f"{folder} holds a store with {len(engine):,} items: name a new folder")
+                raise InputError(
+                    f"{folder} holds a store with {counted(len(engine), 'item')}: name a new folder"
+                )
             engine.apply(Batch(keys, grid, state.items.times[rows], [b""] * len(keys)))
 
     def _begin(self, rows: Float64) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.system.files import written
 
 
 def need_matplotlib() -> None:
@@ -40,9 +41,8 @@ def figure(
             each.spines[["top", "right"]].set_visible(False)
         yield axes if rows * columns > 1 else axes[0, 0]
         made.tight_layout()
-        made.savefig(path, dpi=110, pil_kwargs={"optimize": True}, format="png")
-    except OSError as problem:
-        raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
+        with written(path) as file:
+            made.savefig(file, dpi=110, pil_kwargs={"optimize": True}, format="png")
     finally:
         pyplot.close(made)
 

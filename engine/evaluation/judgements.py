@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Labels:
 
     rows: Int64  # (m,)
     labels: Int64
+    names: Sequence[str] = ()  # of the labels
 
 
 def read_pairs(path: Path, keys: Sequence[str]) -> Pairs:
@@ -119,8 +120,8 @@ def labels_of(payloads: Sequence[bytes], field: str) -> Labels:
 
 def labelled(found: Mapping[int, str]) -> Labels:
     """Return labels by row as arrays."""
-    _, labels = np.unique(list(found.values()), return_inverse=True)
-    return Labels(np.fromiter(found, np.int64, len(found)), labels.astype(np.int64))
+    names, labels = np.unique(list(found.values()), return_inverse=True)
+    return Labels(np.fromiter(found, np.int64, len(found)), labels.astype(np.int64), names.tolist())
 
 
 def _records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -130,26 +131,33 @@ def _records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[s
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8") from None
+        raise InputError(
+            f"{path} is no text in UTF-8: a file of judgements is CSV or JSON lines, with {', '.join(wanted)}"
+        ) from None
     if not text.strip():
         raise InputError(f"{path} is empty: a file of judgements has the columns {', '.join(wanted)}")
-    rows = _json_lines(path, text) if text.lstrip().startswith("{") else _table(path, text)
+    rows = _json_lines(path, text) if text.lstrip().startswith("{") else _table(path, text, wanted)
     for count, (place, record) in enumerate(rows):
         if count >= ROWS_MAX:
             raise InputError(f"{path} has more than {ROWS_MAX:,} rows")
-        if missing := [name for name in wanted if name not in record]:
-            raise InputError(
-                f"{path}, {place}: there is no {missing[0]}; a file of judgements has the columns "
-                f"{', '.join(wanted)}"
-            )
+        _need_names(path, place, record, wanted)
         yield place, record
 
 
-def _table(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _need_names(path: Path, place: str, names: Container[str], wanted: Sequence[str]) -> None:
+    if missing := [name for name in wanted if name not in names]:
+        raise InputError(
+            f"{path}, {place}: there is no {missing[0]}; a file of judgements has the columns "
+            f"{', '.join(wanted)}"
+        )
+
+
+def _table(path: Path, text: str, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     head = text.lstrip().splitlines()[0]
     delimiter = max(",;\t", key=head.count)
     reader = csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter, restval="")
     try:
+        _need_names(path, "line 1", [name.strip().lower() for name in reader.fieldnames or ()], wanted)
         for record in reader:
             named = {str(name).strip().lower(): value for name, value in record.items()}
             yield f"line {reader.line_num}", named

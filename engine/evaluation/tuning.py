@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from engine.collection.sweep import Sweep
-from engine.errors import Undecided
+from engine.errors import Undecided, counted
 from engine.evaluation.granularity import Tree, tree_of
 from engine.evaluation.judgements import Labels, Pairs
 from engine.evaluation.proposal import DECIDE_MIN
@@ -107,11 +107,12 @@ def require_gain(choice: Choice) -> None:
     """Raise Undecided where the chosen tau is the current one, or no better one is sure enough."""
     now = choice.taus[choice.current]
     if choice.chosen == choice.current:
-        raise Undecided(f"by the {choice.told:,} judgements no tau is expected to be better than {now:g}")
+        told = counted(choice.told, "judgement")
+        raise Undecided(f"by {told} no tau is expected to be better than {now:g}")
     if choice.sure < SURE:
         raise Undecided(
-            f"the {choice.told:,} judgements do not tell: tau {choice.taus[choice.chosen]:g} is better than "
-            f"{now:g} with probability {choice.sure:.2f}, and {SURE:g} is wanted; more judgements may tell"
+            f"{counted(choice.told, 'judgement')} cannot tell: tau {choice.taus[choice.chosen]:g} is better "
+            f"than {now:g} with probability {choice.sure:.2f}, and {SURE:g} is wanted; more may tell"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from connectors.files.labelled import read_labelled
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.evaluation.scores import f_of_classes
 from engine.finetuning.collection import UNKNOWN, FinetuneCollection, shared_classes, unit
 from engine.finetuning.folds import FEW_CLASSES, Fold, Folds, Models, folds_of, verdict
@@ -190,6 +190,6 @@ def _require_classes(collection: FinetuneCollection) -> None:
     _, sizes = np.unique(collection.labels[collection.labels != UNKNOWN], return_counts=True)
     if (count := int((sizes > 1).sum())) < LEAST_CLASSES:
         raise InputError(
-            f"{collection.name} has {count} labelled classes of two distinct items or more: fine-tuning "
-            f"needs {LEAST_CLASSES}, to learn from some and judge on others"
+            f"{collection.name} has {counted(count, 'labelled class', 'labelled classes')} of two distinct "
+            f"items or more: fine-tuning needs {LEAST_CLASSES}, to learn from some and judge on others"
         )

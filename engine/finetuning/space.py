@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from connectors.files.labelled import read_labelled
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.evaluation.bulk import hierarchy, measure_epoch, partitions, places, recluster_upper_levels
 from engine.evaluation.scores import class_scores, f_of_classes
 from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level, shared_classes, unit
@@ -297,8 +297,9 @@ def _check(source: Collection, others: Sequence[Collection]) -> None:
     _, sizes = np.unique(source.labels, return_counts=True)
     if (count := int((sizes > 1).sum())) < LEAST_CLASSES:
         raise InputError(
-            f"{source.name} has {count} classes of two distinct items or more: --space learns what classes "
-            f"look like, and needs {LEAST_CLASSES}; a few classes are for --start without it"
+            f"{source.name} has {counted(count, 'class', 'classes')} of two distinct items or more: --space "
+            f"learns what classes look like, and needs {LEAST_CLASSES}; a few classes are for --start "
+            "without it"
         )
     for other in others:
         if other.emb.shape[1] != source.emb.shape[1]:

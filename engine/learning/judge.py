@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import Settings
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.evaluation.evaluate import Labelled, in_bulk
 from engine.learning.labelled import LabelledSet
 from engine.learning.opis import measure
@@ -67,8 +67,8 @@ def split(labelled: LabelledSet, share: float, seed: int) -> tuple[LabelledSet, 
     held = round(share * len(several))
     if held < 4 or len(several) - held < 2:
         raise InputError(
-            f"{len(several)} classes of two items or more are too few to hold out {share:.0%} of them: "
-            "an adapter is chosen on two at least, and reported on two others."
+            f"{counted(len(several), 'class', 'classes')} of two items or more: too few to hold out "
+            f"{share:.0%} of them, for an adapter is chosen on two at least, and reported on two others."
         )
     drawn = np.random.default_rng(seed).permutation(several)
     choosing, reporting = drawn[: held // 2], drawn[held // 2 : held]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
-from engine.system.files import replaced
+from engine.system.files import written
 
 
 def read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -51,8 +51,8 @@ def tagged_card(raw: bytes, form: str) -> dict[str, Any]:
 
 
 def write(path: Path, card: Mapping[str, Any], weights: bytes) -> None:
-    """Write weights and card, each whole or not at all. Raises OSError."""
+    """Write weights and card, each whole or not at all. Raises InputError."""
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     for file, content in ((path, weights), (path.with_suffix(".json"), text.encode())):
-        with replaced(file) as out:
+        with written(file) as out:
             out.write(content)

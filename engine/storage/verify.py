@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import CorruptStore
+from engine.errors import CorruptStore, counted
 from engine.storage import schema
 from engine.storage.codecs import CommitRecord, Pair
 from engine.storage.environment import reading
@@ -36,7 +36,8 @@ def walk(path: str | os.PathLike[str], beside: str = "") -> int:
         counts = {name: _count(table) for name, table in tables.raw.items()}
         for name, count in counts.items():
             if count != (wanted := tables.raw[name].count()):
-                raise CorruptStore(f"table {name} has {count} rows, not {wanted}; restore a backup")
+                found = counted(count, "row")
+                raise CorruptStore(f"table {name} has {found}, not {wanted}; restore a backup")
         return sum(counts.values())
 
 
@@ -186,9 +187,8 @@ def _clusters(contents: Contents) -> Iterator[str]:
         if not cluster.parent:
             final.add((cluster.size, cluster.id))
         if sizes.get(cluster.id) != cluster.size:
-            yield (
-                f"cluster {cluster.id} has {sizes.get(cluster.id, 0)} items, not {cluster.size}; " + _REBUILD
-            )
+            found = counted(sizes.get(cluster.id, 0), "item")
+            yield f"cluster {cluster.id} has {found}, not {cluster.size}; {_REBUILD}"
         if cluster.peak not in contents.places:
             yield f"the peak of cluster {cluster.id} is a node that is not there; {_REBUILD}"
         top = levels - 1 if not cluster.parent else cluster.coarsest

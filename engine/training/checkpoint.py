@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from engine.errors import InputError
+from engine.system.files import written
 
 FORMAT = "shoal-training-2"
 
@@ -21,12 +21,8 @@ T = TypeVar("T")
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dictionaries, atomically. Raises InputError."""
-    fresh = path.with_name(path.name + ".saving")
-    try:
-        torch.save({"format": FORMAT, "state": state}, fresh)
-        os.replace(fresh, path)
-    except OSError as problem:
-        raise InputError(f"{path} cannot be written: {problem.strerror or problem}") from None
+    with written(path) as file:
+        torch.save({"format": FORMAT, "state": state}, file)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from scipy.ndimage import affine_transform, gaussian_filter, zoom
 
 from connectors.files.labelled import LabelledFile
 from connectors.files.labelled import read_labelled as read_file
+from engine.errors import counted
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
@@ -52,14 +53,14 @@ def label_warnings(collection: Collection) -> list[str]:
     labels, sizes = np.unique(collection.labels, return_counts=True)
     alone = int((sizes == 1).sum())
     if alone:
-        found.append(f"{collection.name}: {alone:,} of {len(labels):,} classes have one item only")
+        found.append(f"{collection.name} has {counted(alone, 'class', 'classes')} of one item")
     if len(labels) == 1:
-        found.append(f"{collection.name}: all items are of one class")
+        found.append(f"{collection.name} has one class only")
     _, which = np.unique(quantize(collection.emb)[0], axis=0, return_inverse=True)
     pairs = np.unique(np.stack([which.ravel(), collection.labels], axis=1), axis=0)
     torn = int((np.bincount(pairs[:, 0]) > 1).sum())
     if torn:
-        found.append(f"{collection.name}: {torn:,} vectors occur with several labels")
+        found.append(f"{collection.name} has {counted(torn, 'vector')} with several labels")
     return found
 
 

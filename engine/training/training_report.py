@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from connectors.files.labelled import LabelledFile
-from engine.errors import InputError
+from engine.errors import InputError, counted
 from engine.evaluation.drawing import figure
 from engine.model.trained import Trained
 from engine.system import files
@@ -36,7 +36,7 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
     lines = [
         f"# {out.name}",
         "",
-        f"SHA-256 {model.sha256}; k {model.k}, tau {model.tau:g}, {model.max_levels} levels.",
+        f"SHA-256 {model.sha256}; k {model.k}, tau {model.tau:g}, {counted(model.max_levels, 'level')}.",
         "",
         shown,
         "",
@@ -67,10 +67,8 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
         "",
     ]
     report = out.with_suffix(".md")
-    try:
-        report.write_text("\n".join(lines))
-    except OSError as problem:
-        raise InputError(f"{report} cannot be written: {problem.strerror or problem}") from None
+    with files.written(report) as file:
+        file.write("\n".join(lines).encode())
 
 
 def draw(curve: Sequence[Progress], path: Path) -> None:

@@ -205,7 +205,7 @@ def test_records_of_another_dimension_are_rejected(shoal: Run, data: Path, tmp_p
     assert (done.returncode, json.loads(done.stdout)["rejected"]) == (3, 2)
     reason = f"the embedding has {DIM + 1} dimensions, not the collection's {DIM}"
     assert f"wide.npy, row 1: {reason}" in done.stderr
-    assert "None of the 2 records of wide.npy could be used" in done.stderr
+    assert "wide.npy has 2 records, and none that can be used" in done.stderr
 
 
 def test_an_unusable_file_does_not_hold_up_the_others(shoal: Run, data: Path, tmp_path: Path) -> None:

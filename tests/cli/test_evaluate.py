@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.test_cli import data, mixture, refused, told  # noqa: F401
@@ -52,7 +53,7 @@ def test_files_of_other_formats(shoal: Run, tmp_path: Path) -> None:
     done = shoal("evaluate", "data.jsonl", "--json")
     found = told(done)
     assert found["items"] == 299
-    assert "1 records cannot be used" in done.stderr
+    assert "left out 1 record that cannot be used" in done.stderr
     assert found["worst"][0]["class"].startswith("class ")
     assert sum(piece["items"] for piece in found["worst"][0]["pieces"]) <= found["worst"][0]["items"]
 
@@ -62,3 +63,21 @@ def test_what_makes_no_sense_is_refused(shoal: Run, data: Path) -> None:  # noqa
     refused(shoal("evaluate", data, "--tau", "1.0"), 3, "--tau", "'1.0'")
     refused(shoal("evaluate", data, "--tau", ""), 3, "--tau", "''")
     refused(shoal("evaluate", data, "--png", "no/a.png"), 3, "no is not a folder")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune", "opis"])
+def test_the_label_of_noise_is_told(shoal: Run, tmp_path: Path, command: str) -> None:
+    emb, labels = mixture()
+    words = "the label -1 of 1 item is taken for a class of its own"
+    labels[0] = -1
+    np.savez(tmp_path / "noise.npz", emb=emb, labels=labels)
+    assert words in shoal(command, "noise.npz").stderr
+    np.savez(tmp_path / "signs.npz", emb=emb, labels=np.where(labels > 0, 1, -1))
+    assert "the label -1" not in shoal(command, "signs.npz").stderr
+
+
+def test_no_heading_wraps_in_a_pipe(shoal: Run, data: Path) -> None:  # noqa: F811
+    """Nor where the tables of a terminal of this width would."""
+    table = shoal("evaluate", data, "--tau", "0.3,0.5").stdout.split("At each tau:\n")[1]
+    names = ("tau", "Fb", "Fb_precision", "Fb_recall", "Fp", "NMI", "ARI_labels", "clusters", "singletons")
+    assert table.splitlines()[0].split() == [*names, "churn", "seconds"]

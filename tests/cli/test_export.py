@@ -43,6 +43,9 @@ def test_all_ways_give_the_same_rows(shoal: Run, store: Path, tmp_path: Path) ->
 def test_what_cannot_be_is_said_and_leaves_nothing(shoal: Run, store: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (["--format", "csv"], "ndjson or parquet"),
+        (["--level", "+1"], "--level is 0 to 64, 0 the finest; exports and explanations take no level of"),
+        (["--level", "-1"], "--level is 0 to 64"),
+        (["--level", "x"], "not 'x'"),
         (["--json"], "name a file"),
         (["-o", "none/all.ndjson"], "cannot be written"),
         (["-o", "all.ndjson.gz"], "ends in .gz: name a .ndjson or .parquet file, or a --format"),

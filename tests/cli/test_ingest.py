@@ -16,7 +16,7 @@ from engine.cli.ingest import ingest
 from engine.collection.collection import Engine
 from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
-from tests.conftest import environment, warm_command
+from tests.conftest import Run, environment, warm_command
 
 Take = Callable[..., dict[str, Any]]
 RNG = np.random.default_rng(5)
@@ -96,11 +96,11 @@ def test_a_file_without_a_usable_record_is_no_success(take: Take, tmp_path: Path
     path = lines(tmp_path / "a.jsonl", *({"key": f"k{i}", "embedding": [0, 0]} for i in range(3)))
     for _ in range(2):  # nor is it the second time
         summary = take(path)
-        assert summary["error"] == f"None of the 3 records of {path} could be used."
+        assert summary["error"] == f"{path} has 3 records, and none that can be used."
     good = lines(tmp_path / "b.jsonl", record("k"))
     summary = take(path, good)
     assert summary["inserted"] == 1
-    assert "None of the 3 records" in summary["error"]
+    assert "has 3 records, and none" in summary["error"]
 
 
 def test_times_in_seconds_are_not_from_1970(take: Take, tmp_path: Path, settings: Settings) -> None:
@@ -182,3 +182,11 @@ def test_binary_on_standard_input_leaves_the_terminal_alone(tmp_path: Path, mode
     assert sentence.startswith("shoal: standard input is not an embedding file: it has no column embedding")
     assert sentence.rstrip("\n").isprintable()
     assert len(sentence) < 400
+
+
+def test_files_that_cannot_be_used_leave_the_store_alone(shoal: Run, tmp_path: Path) -> None:
+    good = lines(tmp_path / "a.jsonl", record("k"))
+    assert "is at version 1." in shoal("ingest", good).stdout
+    done = shoal("ingest", "none.npz", "none.csv")
+    assert done.returncode == 3
+    assert "version" not in done.stdout

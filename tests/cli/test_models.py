@@ -23,7 +23,7 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     assert "lander.safetensors: k 10" in done.stdout
     assert "100%" in done.stderr
     assert " s left" in done.stderr
-    assert "data: 1 vectors occur with several labels" in done.stderr
+    assert "data has 1 vector with several labels" in done.stderr
     report = (tmp_path / "lander.md").read_text()
     for words in ("| data.npz |", "300 | 30 | 16 |", "## Held out", "- seed: 0", "![Loss"):
         assert words in report

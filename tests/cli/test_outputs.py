@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.errors import InputError
+from engine.training import checkpoint
 from tests.cli.test_cli import data as data
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run, environment, warm_command
@@ -114,7 +116,7 @@ def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
     emb[3] = 0.0
     np.savez(tmp_path / "hole.npz", emb=emb, labels=labels)
     done = shoal("train", "hole.npz", "-o", "m.safetensors", "--steps", 1, "--hidden", 4, "--kind", "lander")
-    assert "hole.npz: 1 records cannot be used and are left out" in done.stderr
+    assert "hole.npz: left out 1 record that cannot be used" in done.stderr
     np.savez(tmp_path / "set.npz", emb=np.delete(emb, 3, 0), labels=np.delete(labels, 3))
     flags = ("--steps", 2, "--dim", 2, "--loss", "SupConLoss", "--keep")
     done = shoal("adapt", "set.npz", "-o", "a.safetensors", *flags)
@@ -147,3 +149,27 @@ def test_an_interrupted_training_says_what_is_kept(shoal: Run, data: Path, tmp_p
     assert done.returncode == 3
     assert "m.checkpoint is left by an interrupted training" in done.stderr
     assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no file")
+@pytest.mark.parametrize(
+    "command", [("train", "-o"), ("adapt", "-o"), ("evaluate", "--png"), ("opis", "--png")]
+)
+def test_a_folder_that_takes_no_file_is_told_before_the_work(
+    shoal: Run, data: Path, command: tuple[str, str]
+) -> None:
+    done = shoal(command[0], data, command[1], "/proc/self/made")
+    refused(done, 3, "/proc/self/made cannot be written: ")
+    assert done.stdout == ""
+
+
+def test_what_cannot_be_written_after_all_is_one_sentence(tmp_path: Path) -> None:
+    model = random_lander(1, 16)
+    (tmp_path / "m.json").mkdir()
+    for write in (
+        lambda: model.save(tmp_path / "none" / "m.safetensors"),
+        lambda: model.save(tmp_path / "m.safetensors"),
+        lambda: checkpoint.save(tmp_path / "none" / "m.checkpoint", {}),
+    ):
+        with pytest.raises(InputError, match=r"cannot be written: .*\.$"):
+            write()

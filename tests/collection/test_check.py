@@ -371,6 +371,24 @@ def test_the_command_ends_with_the_exit_code_of_damage(
     assert shoal("check", "--store", "nowhere").returncode == 5
 
 
+def test_the_command_ends_with_the_exit_code_of_what_kept_it_from_looking(
+    settings: Settings, shoal: Run, model_file: Path
+) -> None:
+    fill(settings)
+    flags = ("check", "--store", settings.store.path, "--index", "exact")
+    for model, code, words in (
+        (("-m", "none.safetensors"), 3, "the model none.safetensors cannot be read"),
+        (("-m", model_file, "--tau", "0.9"), 9, "was made with tau 0.3, not 0.9"),
+    ):
+        done = shoal(*flags, *model)
+        assert done.returncode == code
+        assert "nothing is wrong in what was looked at." in done.stdout
+        assert words in done.stderr
+        answer = orjson.loads(shoal(*flags, *model, "--json").stdout)
+        assert not answer["ok"]
+        assert words in answer["not_looked_at"][0]
+
+
 def test_report_counts_what_it_does_not_tell() -> None:
     report = Report("x")
     report.note("lists", [f"finding {i}" for i in range(50)])

@@ -249,7 +249,7 @@ def test_columns_have_to_be_of_one_length(opened: Open, times: Any, payloads: An
 
 @pytest.mark.parametrize(
     ("vectors", "reason"),
-    [([[np.nan] * DIM], "row 0: .*NaN"), ([GOOD, [0.0] * DIM], "row 1: .*zero"), ([[1.0]], "1 dimensions")],
+    [([[np.nan] * DIM], "row 0: .*NaN"), ([GOOD, [0.0] * DIM], "row 1: .*zero"), ([[1.0]], "1 dimension,")],
 )
 def test_assign_refuses_bad_vectors(opened: Open, vectors: Any, reason: str) -> None:
     engine = opened()

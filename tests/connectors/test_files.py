@@ -215,7 +215,7 @@ def test_missing_embeddings_in_parquet(tmp_path: Path) -> None:
     rejects = [str(reject) for chunk in read(path) for reject in chunk.rejects]
     assert rejects == [
         "a.parquet, row 1: the embedding is missing",
-        "a.parquet, row 2: the embedding has 1 dimensions, not the collection's 2",
+        "a.parquet, row 2: the embedding has 1 dimension, not the collection's 2",
         "a.parquet, row 3: the embedding has a NaN or an infinity",
     ]
 

@@ -63,7 +63,7 @@ POISON = {
     "0 dimensions": Sent(b"p", b'{"embedding": []}'),
     "the payload has 300013 bytes": Sent(b"p", document([1, 2, 3, 4], payload={"text": "a" * 300_002})),
     "the content-type is 'text/csv'": Sent(b"p", b"1,2,3,4", [("content-type", b"text/csv")]),
-    "7 bytes are no float32 numbers": Sent(b"p", b"1234567", [RAW]),
+    "a value of 7 bytes holds no float32 numbers": Sent(b"p", b"1234567", [RAW]),
     "an ISO 8601 string, not 'yesterday'": Sent(b"p", document([1, 2, 3, 4]), [("x-time", b"yesterday")]),
     "3000000 bytes, more than the 1048576 allowed": Sent(b"p", bytes(3_000_000), [RAW]),
     "the key is missing": Sent(None, document([1, 2, 3, 4])),

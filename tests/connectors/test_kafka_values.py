@@ -185,7 +185,7 @@ def test_a_header_tells_the_format_of_one_record() -> None:
             "the value is not framed by a schema registry, and value_format = json-schema is",
         ),
         ("json-schema", framed(7, b"{"), "broken JSON"),
-        ("float64", b"1234567", "7 bytes are no float64 numbers"),
+        ("float64", b"1234567", "a value of 7 bytes holds no float64 numbers"),
         ("json", b'{"embedding": [1, true]}', "there is True in it"),
     ],
 )

@@ -76,3 +76,20 @@ def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
         read_labelled(write(tmp_path / "a.npz", emb=EMB))
     with pytest.raises(InputError, match=r"b\.npz has no record that can be used"):
         read_labelled(write(tmp_path / "b.npz", emb=EMB * 0, labels=LABELS))
+
+
+def test_a_label_is_a_string_or_a_number(tmp_path: Path) -> None:
+    one_hot = write(tmp_path / "a.npz", emb=EMB, labels=np.eye(3, dtype=int)[LABELS])
+    with pytest.raises(InputError, match=r"row 0: the label \[0, 0, 1\] is neither a string nor a number"):
+        read_labelled(one_hot)
+    names, classes = read_labelled(
+        write(tmp_path / "b.npz", emb=EMB, labels=np.array(LABELS, "f4"))
+    ).classes()
+    assert (names, classes.tolist()) == (["0", "1", "2"], LABELS)
+
+
+def test_an_empty_label_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npz", emb=EMB, labels=np.array(["x", "", "x", "y", "y"]))
+    with pytest.raises(InputError, match="row 1 has no label"):
+        read_labelled(path)
+    assert read_labelled(path, partly=True).classes()[1].tolist() == [0, -1, 0, 1, 1]

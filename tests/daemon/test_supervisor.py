@@ -279,7 +279,7 @@ def test_check_says_what_would_happen(shoal: Run, tmp_path: Path) -> None:
     assert shoal("ingest", "a.jsonl", "--store", "s").returncode == 0
     done = shoal("serve", "--check", "--store", "s", env=env)
     store, source, _ = done.stdout.splitlines()
-    assert store == "It would open the store in s: collection shoal, 1 items in 1 clusters, version 1."
+    assert store == "It would open the store in s: collection shoal, 1 item in 1 cluster, version 1."
     assert source.startswith("It would take no records")
     other = shoal("serve", "--check", "--store", "s", env={**env, "SHOAL_MODEL__TAU": "0.123"})
     assert other.returncode == 9

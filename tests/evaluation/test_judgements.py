@@ -46,7 +46,7 @@ def test_pairs_of_json_lines(tmp_path: Path) -> None:
         ("", "is empty"),
         ("key,other,same\n", "has no judgement"),
         ("key,other,same\na,b,\n", "has no judgement"),
-        ("key,other\na,b\n", "line 2: there is no same"),
+        ("key,other\na,b\n", "line 1: there is no same"),
         ("key,other,same\na,b,maybe\n", "line 2: same = 'maybe' is neither"),
         ("key,other,same\na,b,nan\n", "line 2: same = 'nan' is neither"),
         ("key,other,same\na,a,same\n", "line 2: 'a' is paired with itself"),
@@ -80,6 +80,7 @@ def test_labels(tmp_path: Path) -> None:
         ("key,label\nz,x\n", "there is no item 'z'"),
         ("key,label\na,x\na,y\n", "line 3: 'a' has two labels, 'x' and 'y'"),
         ("key\na\n", "there is no label"),
+        ("key,class\n", "line 1: there is no label"),
     ],
 )
 def test_labels_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -97,6 +98,12 @@ def test_labels_in_payloads() -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"key,other,same\n\xe4,b,same\n")
-    for name, words in (("latin.csv", "is not UTF-8"), ("none.csv", "cannot be read: No such file")):
+    for name, words in (
+        (
+            "latin.csv",
+            "is no text in UTF-8: a file of judgements is CSV or JSON lines, with key, other, same",
+        ),
+        ("none.csv", "cannot be read: No such file"),
+    ):
         with pytest.raises(InputError, match=words):
             read_pairs(tmp_path / name, KEYS)

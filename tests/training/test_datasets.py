@@ -47,8 +47,8 @@ def test_odd_labels_are_told() -> None:
     emb[5] = emb[4]
     labels = np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 5])
     assert label_warnings(Collection("a", emb, labels)) == [
-        "a: 1 of 6 classes have one item only",
-        "a: 1 vectors occur with several labels",
+        "a has 1 class of one item",
+        "a has 1 vector with several labels",
     ]
     assert label_warnings(Collection("b", emb[:4], labels[:4])) == []
-    assert label_warnings(Collection("c", emb[:2], labels[:2])) == ["c: all items are of one class"]
+    assert label_warnings(Collection("c", emb[:2], labels[:2])) == ["c has one class only"]
