@@ -20,8 +20,7 @@ from engine.api.problems import Problem
 from engine.api.responses import Changes
 from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
-from engine.events import BEGIN, EventId, read_event_id
-from engine.storage import schema
+from engine.events import BEGIN, EventId, EventRow, read_event_id
 from engine.storage.reader import Head, View
 
 RETRY_MS = 2000  # a client waits so long before it reconnects
@@ -52,7 +51,7 @@ class Slices:
         found = self._kept.get(key)
         if found is None:
             part = view.follow(place, SLICE_EVENTS, kind)
-            text = b"".join(_encode(view.collection, raw.key, raw.body) for raw in part.events)
+            text = b"".join(_encode(raw.show(view.collection)) for raw in part.events)
             found = self._kept[key] = text, part.place, part.more
             if len(self._kept) > SLICES_KEPT:
                 del self._kept[next(iter(self._kept))]
@@ -142,8 +141,7 @@ def _check_place(head: Head, place: EventId) -> None:
     raise Problem("stale-cursor", detail + ".", cursor=f"{head.place[0]}-{head.place[1]}")
 
 
-def _encode(collection: str, key: bytes, body: bytes) -> bytes:
-    event = schema.read_event(collection, key, body)
+def _encode(event: EventRow) -> bytes:
     return b"id: %b\ndata: %b\n\n" % (event["event-id"].encode(), orjson.dumps(event))
 
 

@@ -11,10 +11,21 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
-from engine.storage import schema
-from engine.storage.codecs import CommitRecord, LogRecord, Pair, StateRecord
-from engine.storage.tables import Tables
-from engine.types import Change, Cluster, Erased, Int64, Renumbered, Shift, Vectors
+from engine.storage import event_body
+from engine.storage.schema import Pair
+from engine.storage.tables import CommitRecord, LogRecord, StateRecord, Tables
+from engine.types import (
+    Assignment,
+    Change,
+    Cluster,
+    DeadLetter,
+    Erased,
+    Event,
+    Int64,
+    Renumbered,
+    Shift,
+    Vectors,
+)
 
 
 def clear_derived(tables: Tables) -> None:
@@ -72,7 +83,7 @@ def _write_items(tables: Tables, change: Change, next_item: int) -> None:
     if tables.incoming.count():  # with an adapter
         tables.incoming.delete_all(item for item, _ in change.removed)
     ids, before, after = change.copies.ids, change.copies.before, change.copies.after
-    tables.copies.remove(_pairs(before[before > 0], ids[before > 0]))
+    tables.copies.delete_all(_pairs(before[before > 0], ids[before > 0]))
     tables.copies.add(_pairs(after[after > 0], ids[after > 0]))
 
 
@@ -85,7 +96,7 @@ def _write_places(tables: Tables, places: Shift) -> None:
     tables.places.put_columns(ids[here], after[here])
     for table in (tables.places, tables.nodes, tables.lists):
         table.delete_all(gone)
-    tables.members.remove(_pairs(before[left], ids[left]))
+    tables.members.delete_all(_pairs(before[left], ids[left]))
     tables.members.add(_pairs(after[here], ids[here]))
 
 
@@ -96,7 +107,7 @@ def _pairs(first: Int64, second: Int64) -> Iterator[Pair]:
 def _write_trees(tables: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
     """Write `trees`, tree -> path (an empty path deletes the tree), and `cluster_trees`."""
     before = {tree: tables.trees.get(tree) or () for tree in sorted(trees)}
-    tables.cluster_trees.remove((c, tree) for tree in trees for c in set(before[tree]) - set(trees[tree]))
+    tables.cluster_trees.delete_all((c, tree) for tree in trees for c in set(before[tree]) - set(trees[tree]))
     tables.cluster_trees.add((c, tree) for tree in trees for c in set(trees[tree]) - set(before[tree]))
     tables.trees.put_all((tree, path) for tree, path in trees.items() if path)
     tables.trees.delete_all(tree for tree, path in trees.items() if before[tree] and not path)
@@ -106,7 +117,7 @@ def _write_clusters(tables: Tables, clusters: Sequence[Cluster]) -> None:
     """Write `clusters`, `sizes` (the living final ones) and `endings`."""
     ids = sorted(cluster.id for cluster in clusters)
     before = [cluster for i in ids if (cluster := tables.clusters.get(i)) is not None]
-    tables.sizes.remove((c.size, c.id) for c in before if not c.parent)
+    tables.sizes.delete_all((c.size, c.id) for c in before if not c.parent)
     tables.clusters.put_all((cluster.id, cluster) for cluster in clusters)
     tables.endings.add((c.ended, c.id) for c in clusters if c.ended)
     tables.sizes.add((c.size, c.id) for c in clusters if not (c.ended or c.parent))
@@ -129,7 +140,7 @@ def write_history(
         tables.events.delete_all((version, ordinal) for ordinal in range(record.events))
         ended = list(tables.endings.of(version))
         tables.clusters.delete_all(ended)
-        tables.endings.remove((version, cluster) for cluster in ended)
+        tables.endings.delete_all((version, cluster) for cluster in ended)
         tables.commits.delete_all([version])
         total -= record.bytes
         forgot = (version, record.events - 1) if record.events else forgot
@@ -154,9 +165,9 @@ def erase_mentions(tables: Tables, key: bytes) -> int:
     mentions = [
         (place, len(body))
         for place, body in tables.events.stored()
-        if any(needle in body for needle in needles) and schema.mentions(schema.parse_event(body), key)
+        if any(needle in body for needle in needles) and _mentions(event_body.unpack(body), key)
     ]
-    blank, saved = len(schema.event_body(Erased())), 0
+    blank, saved = len(event_body.pack(Erased())), 0
     for (version, ordinal), size in mentions:
         tables.events.put((version, ordinal), Erased())
         record = tables.commits.need(version)
@@ -166,3 +177,14 @@ def erase_mentions(tables: Tables, key: bytes) -> int:
         log = tables.meta.log
         tables.meta.put_log(replace(log, bytes=log.bytes - saved))
     return len(mentions)
+
+
+def _mentions(event: Event, key: bytes) -> bool:
+    """Return whether an event concerns the item with this key; dead letters are searched for it."""
+    if isinstance(event, Assignment):
+        return event.key == key
+    if isinstance(event, DeadLetter):
+        texts = (event.value or b"", event.reason.encode(), event.origin.encode())
+        quoted = [quote + key + quote for quote in (b'"', b"'")]
+        return event.key == key or any(form in text for text in texts for form in quoted)
+    return False

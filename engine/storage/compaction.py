@@ -55,5 +55,4 @@ def _copy(tables: Tables, write: Callable[[Callable[[Tables], None]], None]) -> 
 
 
 def _put(table: str, rows: Sequence[schema.Row], tables: Tables) -> None:
-    keys, bodies = zip(*rows, strict=True)
-    tables.raw[table].put_sorted(keys, bodies)
+    tables.raw[table].put_all(rows)

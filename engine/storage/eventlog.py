@@ -14,8 +14,9 @@ from typing import Any
 
 import orjson
 
-from engine.events import BEGIN, EventId
-from engine.storage import schema
+from engine.events import BEGIN, EventId, EventRow, show_event
+from engine.storage import event_body
+from engine.storage.schema import PLACE
 from engine.storage.tables import Tables
 from engine.types import Erased, Event
 
@@ -29,7 +30,6 @@ class Raw:
     """A stored event, decoded only as far as its kind needs."""
 
     place: EventId
-    key: bytes
     body: bytes
     parts: list[Any]  # empty for a dead letter and an erased event
 
@@ -39,6 +39,10 @@ class Raw:
         if not self.parts:
             return REJECTS if self.body.startswith(b"{") else None
         return ITEMS if len(self.parts) == 4 else CLUSTERS
+
+    def show(self, collection: str) -> EventRow:
+        """Return it as people and programs read it."""
+        return show_event(collection, *self.place, event_body.unpack(self.body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def unpublished(tables: Tables, after: EventId, max_events: int, max_bytes: int)
         if len(events) == max_events or (events and size > max_bytes):
             break
         place = at
-        event = schema.parse_event(body)
+        event = event_body.unpack(body)
         if not isinstance(event, Erased):
             events.append((place, event))
     return Unpublished(events, place, tables.meta.state.version, forgot(tables))
@@ -128,9 +132,8 @@ def lineage(tables: Tables, version: int) -> list[Raw]:
 
 def at(tables: Tables, places: Iterable[EventId]) -> list[Raw]:
     """Return the events at these places that are not forgotten."""
-    keys = [schema.event_key(*place) for place in places]
-    rows = [(key, tables.events.raw.get(key)) for key in keys]
-    return [_raw(key, body) for key, body in rows if body is not None]
+    rows = [(place, tables.events.raw.get(PLACE.pack(place))) for place in places]
+    return [_raw(place, body) for place, body in rows if body is not None]
 
 
 def commit(tables: Tables, version: int) -> Commit | None:
@@ -151,15 +154,10 @@ def forgot(tables: Tables) -> EventId:
 
 
 def _rows(tables: Tables, start: EventId) -> Iterator[Raw]:
-    for key, body in tables.events.raw.rows(schema.event_key(*start)):
-        yield _raw(key, body)
+    for place, body in tables.events.stored(start):
+        yield _raw(place, body)
 
 
-def _raw(key: bytes, body: bytes) -> Raw:
-    return Raw(schema.read_event_key(key), key, body, _parts(body))
-
-
-def _parts(body: bytes) -> list[Any]:
-    """Decode the values of an event; a dead letter has none, see `schema.event_body`."""
-    parts: list[Any] = [] if body.startswith(b"{") else orjson.loads(body)
-    return parts
+def _raw(place: EventId, body: bytes) -> Raw:
+    """Decode the values of an event; a dead letter has none, see `event_body`."""
+    return Raw(place, body, [] if body.startswith(b"{") else orjson.loads(body))

@@ -15,8 +15,9 @@ from typing import TypeVar
 import numpy as np
 import orjson
 
+from engine.config import LMDB_KEY_MAX_BYTES
 from engine.errors import CorruptStore, InputError, NotFound
-from engine.storage import eventlog, schema
+from engine.storage import eventlog
 from engine.storage.answers import (
     ClusterDetail,
     ClusterPage,
@@ -98,7 +99,7 @@ class Snapshot:
         return {**self.stamp, "items": rows, "missing": missing}
 
     def _stored(self, key: bytes) -> Item | None:
-        number = self.tables.keys.get(key) if 0 < len(key) <= schema.MAX_KEY_BYTES else None
+        number = self.tables.keys.get(key) if 0 < len(key) <= LMDB_KEY_MAX_BYTES else None
         return None if number is None else self.tables.items.need(number)
 
     def _item(self, item: Item, level: int | None) -> ItemRow:

@@ -252,7 +252,7 @@ class View(Closing):
             page = eventlog.read(snapshot.tables, (version, ordinal), page_size(limit), kind)
             return {
                 **snapshot.stamp,
-                "changes": [schema.read_event(self.collection, raw.key, raw.body) for raw in page.events],
+                "changes": [raw.show(self.collection) for raw in page.events],
                 "cursor": f"{page.place[0]}-{page.place[1]}" if page.place != BEGIN else None,
                 "gap": gap,
                 "more": page.more,
@@ -262,7 +262,7 @@ class View(Closing):
         """Return the events at these places that are not forgotten."""
         with self._environment.read() as tables:
             stored = eventlog.at(tables, places)
-            return [schema.read_event(self.collection, raw.key, raw.body) for raw in stored]
+            return [raw.show(self.collection) for raw in stored]
 
     def head(self) -> Head:
         """Return the last version and the ends of the event log."""

@@ -1,42 +1,45 @@
 """One table of a store within one transaction: `RawTable` in bytes, `Table` in Python objects.
 
-A `Table` owns its key and value codecs, so no caller pairs a table with an encoding. Every value is
-compared with its checksum when it is read and given one when it is written.
+A `Table` owns the encoding of its keys and values, so no caller pairs a table with an encoding. Every value
+is compared with its checksum when it is read and given one when it is written.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import Any, Generic, NoReturn, TypeVar
 
 import lmdb
+from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
-from engine.storage import schema
-from engine.storage.codecs import K, KeyCodec, Pair, V, ValueCodec
-from engine.storage.schema import Row
+from engine.storage.schema import CHECKSUM_BYTES, SEEDS, K, KeyCodec, Pair, Row, show_key
+
+V = TypeVar("V")
 
 
 class RawTable:
     """The rows of a table as bytes, in the order of their keys."""
 
-    __slots__ = ("_db", "_txn", "name")
+    __slots__ = ("_db", "_seed", "_txn", "name")
 
     def __init__(self, txn: lmdb.Transaction[bytes], db: Any, name: str) -> None:
-        self._txn, self._db, self.name = txn, db, name
+        self._txn, self._db, self._seed, self.name = txn, db, SEEDS[name], name
 
     def get(self, key: bytes) -> bytes | None:
         """Return the body under a key, None if there is none. Raises CorruptStore."""
         value = self._txn.get(key, db=self._db)
-        return None if value is None else schema.unseal(self.name, key, value)
+        return None if value is None else self.unseal(key, value)
 
     def need(self, key: bytes) -> bytes:
         """Return the body of a row that must exist. Raises CorruptStore."""
         body = self.get(key)
         if body is None:
             raise CorruptStore(
-                f"table {self.name}, key {schema.show_key(self.name, key)} is missing; restore a backup"
+                f"table {self.name}, key {show_key(self.name, key)} is missing; restore a backup"
             )
         return body
 
@@ -50,7 +53,7 @@ class RawTable:
         with self.cursor() as cursor:
             more = cursor.set_range(max(start, prefix)) if start or prefix else cursor.first()
             while more and cursor.key().startswith(prefix):
-                yield cursor.key(), schema.unseal(self.name, cursor.key(), cursor.value())
+                yield cursor.key(), self.unseal(*cursor.item())
                 more = cursor.next()
 
     def rows_back(self, start: bytes = b"") -> Iterator[Row]:
@@ -61,7 +64,7 @@ class RawTable:
             else:
                 more = cursor.last()
             while more:
-                yield cursor.key(), schema.unseal(self.name, cursor.key(), cursor.value())
+                yield cursor.key(), self.unseal(*cursor.item())
                 more = cursor.prev()
 
     def cursor(self) -> lmdb.Cursor[bytes]:
@@ -70,83 +73,81 @@ class RawTable:
 
     def read(self) -> tuple[list[bytes], list[bytes]]:
         """Return all keys and all bodies. Raises CorruptStore."""
+        seed, digest = self._seed, xxh32_digest
+        keys: list[bytes] = []
+        bodies: list[bytes] = []
         with self.cursor() as cursor:
-            return schema.unseal_rows(self.name, cursor)
+            for key, value in cursor:
+                body = value[:-CHECKSUM_BYTES]
+                if digest(key + body, seed) != value[-CHECKSUM_BYTES:]:
+                    self.refuse(key, "the checksum does not match")
+                keys.append(key)
+                bodies.append(body)
+        return keys, bodies
 
     def count(self) -> int:
         """Return the number of rows."""
         return int(self._txn.stat(self._db)["entries"])
 
-    def put(self, key: bytes, body: bytes = b"") -> None:
+    def put(self, key: bytes, body: bytes) -> None:
         """Write one row."""
-        self._txn.put(key, schema.seal(self.name, key, body), db=self._db)
+        self._txn.put(key, self.seal(key, body), db=self._db)
 
-    def put_sorted(self, keys: Sequence[bytes], bodies: Iterable[bytes]) -> None:
-        """Write rows with rising keys: rows that share a page then cost one copy of it.
+    def put_all(self, rows: Iterable[Row]) -> None:
+        """Write rows, in the order of their keys: rows that share a page then cost one copy of it.
 
         Rows behind the last one are appended, which fills pages; LMDB otherwise leaves each a quarter empty.
         """
-        rows = schema.seal_rows(self.name, keys, bodies)
+        seed, digest = self._seed, xxh32_digest
+        sealed = [(key, body + digest(key + body, seed)) for key, body in sorted(rows)]
         with self.cursor() as cursor:
             last = cursor.key() if cursor.last() else b""
-            inner = bisect_right(keys, last)
-            cursor.putmulti(rows[:inner])
-            cursor.putmulti(rows[inner:], append=True)
+            inner = bisect_right(sealed, last, key=itemgetter(0))
+            cursor.putmulti(sealed[:inner])
+            cursor.putmulti(sealed[inner:], append=True)
 
     def delete(self, key: bytes) -> bool:
         """Delete a row; return whether it existed."""
         return bool(self._txn.delete(key, db=self._db))
 
-    def delete_sorted(self, keys: Iterable[bytes]) -> None:
-        """Delete rows, each of which must exist."""
-        for key in keys:
+    def delete_all(self, keys: Iterable[bytes]) -> None:
+        """Delete rows, each of which must exist, in the order of their keys."""
+        for key in sorted(keys):
             existed = self.delete(key)
-            assert existed, f"table {self.name} has no key {schema.show_key(self.name, key)}"
+            assert existed, f"table {self.name} has no key {show_key(self.name, key)}"
 
     def clear(self) -> None:
         """Delete all rows."""
         self._txn.drop(self._db, delete=False)
 
+    def seal(self, key: bytes, body: bytes) -> bytes:
+        """Return the value to store for a body: the body and its checksum."""
+        return body + xxh32_digest(key + body, self._seed)
 
-class Table(Generic[K, V]):
-    """The rows of a table as keys and values."""
+    def unseal(self, key: bytes, value: bytes) -> bytes:
+        """Return the body of a stored value. Raises CorruptStore."""
+        body = value[:-CHECKSUM_BYTES]
+        if xxh32_digest(key + body, self._seed) != value[-CHECKSUM_BYTES:]:
+            self.refuse(key, "the checksum does not match")
+        return body
 
-    def __init__(self, raw: RawTable, key: KeyCodec[K], value: ValueCodec[V]) -> None:
-        self.raw, self._key, self._value = raw, key, value
+    def refuse(self, key: bytes, reason: str) -> NoReturn:
+        """Raise CorruptStore for a row."""
+        raise CorruptStore(
+            f"table {self.name}, key {show_key(self.name, key)}: {reason}; "
+            "restore a backup, or rebuild from the source"
+        )
 
-    def get(self, key: K) -> V | None:
-        """Return the value under a key, None if there is none. Raises CorruptStore."""
-        packed = self._key.pack(key)
-        body = self.raw.get(packed)
-        return None if body is None else self._value.unpack(packed, body)
 
-    def need(self, key: K) -> V:
-        """Return the value of a row that must exist. Raises CorruptStore."""
-        packed = self._key.pack(key)
-        return self._value.unpack(packed, self.raw.need(packed))
+class Keyed(Generic[K]):
+    """What every table does by key alone."""
 
-    def rows(self, start: K | None = None) -> Iterator[tuple[K, V]]:
-        """Yield rows in the order of keys, from `start` on. Raises CorruptStore."""
-        for key, body in self.raw.rows(b"" if start is None else self._key.pack(start)):
-            yield self._key.unpack(key), self._value.unpack(key, body)
-
-    def rows_back(self, start: K | None = None) -> Iterator[tuple[K, V]]:
-        """Yield rows backwards, from `start` (by default the last row). Raises CorruptStore."""
-        for key, body in self.raw.rows_back(b"" if start is None else self._key.pack(start)):
-            yield self._key.unpack(key), self._value.unpack(key, body)
+    def __init__(self, raw: RawTable, key: KeyCodec[K]) -> None:
+        self.raw, self._key = raw, key
 
     def count(self) -> int:
         """Return the number of rows."""
         return self.raw.count()
-
-    def put(self, key: K, value: V) -> None:
-        """Write one row."""
-        self.raw.put(self._key.pack(key), self._value.pack(value))
-
-    def put_all(self, rows: Iterable[tuple[K, V]]) -> None:
-        """Write rows, in the order of their keys."""
-        packed = sorted((self._key.pack(key), self._value.pack(value)) for key, value in rows)
-        self.raw.put_sorted([key for key, _ in packed], [body for _, body in packed])
 
     def delete(self, key: K) -> bool:
         """Delete a row; return whether it existed."""
@@ -154,18 +155,56 @@ class Table(Generic[K, V]):
 
     def delete_all(self, keys: Iterable[K]) -> None:
         """Delete rows, each of which must exist, in the order of their keys."""
-        self.raw.delete_sorted(sorted(map(self._key.pack, keys)))
+        self.raw.delete_all(map(self._key.pack, keys))
 
     def clear(self) -> None:
         """Delete all rows."""
         self.raw.clear()
 
 
-class PairTable:
-    """A table of pairs of numbers without values, used as an index."""
+class Table(ABC, Keyed[K], Generic[K, V]):
+    """The rows of a table as keys and values."""
 
-    def __init__(self, raw: RawTable, key: KeyCodec[Pair]) -> None:
-        self.raw, self._key = raw, key
+    @abstractmethod
+    def pack(self, value: V) -> bytes:
+        """Return the body of a row."""
+
+    @abstractmethod
+    def unpack(self, key: bytes, body: bytes) -> V:
+        """Return the value of a row."""
+
+    def get(self, key: K) -> V | None:
+        """Return the value under a key, None if there is none. Raises CorruptStore."""
+        packed = self._key.pack(key)
+        body = self.raw.get(packed)
+        return None if body is None else self.unpack(packed, body)
+
+    def need(self, key: K) -> V:
+        """Return the value of a row that must exist. Raises CorruptStore."""
+        packed = self._key.pack(key)
+        return self.unpack(packed, self.raw.need(packed))
+
+    def rows(self, start: K | None = None) -> Iterator[tuple[K, V]]:
+        """Yield rows in the order of keys, from `start` on. Raises CorruptStore."""
+        for key, body in self.raw.rows(b"" if start is None else self._key.pack(start)):
+            yield self._key.unpack(key), self.unpack(key, body)
+
+    def rows_back(self, start: K | None = None) -> Iterator[tuple[K, V]]:
+        """Yield rows backwards, from `start` (by default the last row). Raises CorruptStore."""
+        for key, body in self.raw.rows_back(b"" if start is None else self._key.pack(start)):
+            yield self._key.unpack(key), self.unpack(key, body)
+
+    def put(self, key: K, value: V) -> None:
+        """Write one row."""
+        self.raw.put(self._key.pack(key), self.pack(value))
+
+    def put_all(self, rows: Iterable[tuple[K, V]]) -> None:
+        """Write rows, in the order of their keys."""
+        self.raw.put_all((self._key.pack(key), self.pack(value)) for key, value in rows)
+
+
+class PairTable(Keyed[Pair]):
+    """A table of pairs of numbers without values, used as an index."""
 
     def pairs(self, start: Pair | None = None) -> Iterator[Pair]:
         """Yield pairs in the order of keys, from `start` on. Raises CorruptStore."""
@@ -177,19 +216,6 @@ class PairTable:
         for key, _ in self.raw.rows(self._key.pack((first, start)), self._key.pack((first, 0))[:8]):
             yield self._key.unpack(key)[1]
 
-    def count(self) -> int:
-        """Return the number of pairs."""
-        return self.raw.count()
-
     def add(self, pairs: Iterable[Pair]) -> None:
         """Write pairs, in the order of their keys."""
-        keys = sorted(map(self._key.pack, pairs))
-        self.raw.put_sorted(keys, [b""] * len(keys))
-
-    def remove(self, pairs: Iterable[Pair]) -> None:
-        """Delete pairs, each of which must exist, in the order of their keys."""
-        self.raw.delete_sorted(sorted(map(self._key.pack, pairs)))
-
-    def clear(self) -> None:
-        """Delete all pairs."""
-        self.raw.clear()
+        self.raw.put_all((self._key.pack(pair), b"") for pair in pairs)

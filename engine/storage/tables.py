@@ -1,25 +1,83 @@
-"""The tables of a store within one transaction, each with the types of its keys and values.
+"""The tables of a store within one transaction, each with the encoding of its rows; see `schema`.
 
-Tables that are loaded as a whole or written by the batch also take and give columns (`Items`, `Lists`,
-`Clusters`, arrays).
+Tables that are loaded as a whole or written by the batch take and give columns (`Items`, `Lists`, `Clusters`,
+arrays).
 """
 
 from __future__ import annotations
 
+import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import lmdb
 import numpy as np
+import orjson
+from numpy.typing import NDArray
 
 from engine.events import EventId
-from engine.storage import codecs, schema
-from engine.storage.codecs import LogRecord, StateRecord
-from engine.storage.table import PairTable, RawTable, Table
-from engine.types import Cluster, Clusters, Event, Int16, Int64, Item, Items, Lists, Vectors
+from engine.storage import event_body, schema
+from engine.storage.schema import BYTES, ID, PAIR, PLACE, SIZE, TEXT, K
+from engine.storage.table import Keyed, PairTable, RawTable, Table
+from engine.types import Cluster, Clusters, Epoch, Event, Int64, Item, Items, Lists, Vectors
 
 T = TypeVar("T")
+C = TypeVar("C", Items, Lists, Vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """The last committed version."""
+
+    version: int  # 0: nothing was committed yet
+    time_ms: int  # of the commit
+    epoch: Epoch
+    counters: Mapping[str, int]
+
+    @property
+    def levels(self) -> int:
+        return int(self.counters.get("levels", 1))
+
+    @classmethod
+    def of(cls, json: Mapping[str, Any]) -> StateRecord:
+        epoch = Epoch(*json.get("epoch", (0.0, 0.0, 0)))
+        return cls(int(json.get("version", 0)), int(json.get("time_ms", 0)), epoch, json.get("counters", {}))
+
+    def as_json(self) -> dict[str, Any]:
+        epoch = [self.epoch.mean, self.epoch.deviation, self.epoch.items]
+        return {
+            "version": self.version,
+            "time_ms": self.time_ms,
+            "epoch": epoch,
+            "counters": dict(self.counters),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """The event log as a whole."""
+
+    bytes: int  # of the bodies of its events
+    forgot: EventId | None  # the last event that was forgotten
+
+    @classmethod
+    def of(cls, json: Mapping[str, Any]) -> LogRecord:
+        forgot = json.get("forgot")
+        return cls(int(json.get("bytes", 0)), (int(forgot[0]), int(forgot[1])) if forgot else None)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, "forgot": self.forgot}
+
+
+class CommitRecord(NamedTuple):
+    """A version in the event log."""
+
+    time_ms: int
+    events: int
+    bytes: int  # of their bodies
 
 
 class MetaTable:
@@ -62,109 +120,256 @@ class MetaTable:
 
     def _get(self, name: str) -> dict[str, Any] | None:
         body = self.raw.get(name.encode())
-        return None if body is None else schema.load_json("meta", name.encode(), body)
+        if body is None:
+            return None
+        value = orjson.loads(body)
+        if not isinstance(value, dict):
+            self.raw.refuse(name.encode(), "not a JSON object")
+        return value
 
     def _put(self, name: str, value: Mapping[str, Any]) -> None:
-        self.raw.put(name.encode(), schema.dump_json(value))
+        self.raw.put(name.encode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
-class ItemTable(Table[int, Item]):
-    """Items by id."""
+class ColumnTable(ABC, Keyed[int], Generic[C]):
+    """Rows by id that are read and written side by side, as columns."""
 
-    def columns(self) -> Items:
-        """Return all items by rising id. Raises CorruptStore."""
-        return schema.read_items(*self.raw.read())
+    def columns(self) -> C:
+        """Return all rows by rising id. Raises CorruptStore."""
+        return self.unpack(*self.raw.read())
 
-    def pick(self, ids: Int64) -> Items:
-        """Return those of these items that exist, in the order of `ids`. Raises CorruptStore."""
-        return schema.read_items(*self.raw.pick(schema.u64_keys(ids)))
+    def pick(self, ids: Int64) -> C:
+        """Return those of these rows that exist, in the order of `ids`. Raises CorruptStore."""
+        return self.unpack(*self.raw.pick(_pack_ids(ids)))
 
-    def put_columns(self, items: Items) -> None:
-        """Write items, in the order of their ids."""
-        keys, bodies, order = schema.u64_keys(items.ids), schema.item_bodies(items), np.argsort(items.ids)
-        self.raw.put_sorted([keys[i] for i in order.tolist()], [bodies[i] for i in order.tolist()])
+    def put_columns(self, columns: C) -> None:
+        """Write rows."""
+        self.raw.put_all(zip(_pack_ids(columns.ids), self.pack(columns), strict=True))
+
+    @abstractmethod
+    def pack(self, columns: C) -> list[bytes]:
+        """Return the bodies of rows."""
+
+    @abstractmethod
+    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> C:
+        """Return rows in the order of their keys. Raises CorruptStore."""
 
 
-class VectorTable(Table[int, Int16]):
+class ItemTable(ColumnTable[Items]):
+    """Items by id: a head of fixed length, key, payload."""
+
+    _HEAD = struct.Struct("<qqQH")
+    _HEADS = np.dtype([("time", "<i8"), ("version", "<i8"), ("node", "<u8"), ("key", "<u2")])  # the same
+
+    def get(self, number: int) -> Item | None:
+        """Return the item of this id, None if there is none. Raises CorruptStore."""
+        body = self.raw.get(ID.pack(number))
+        return None if body is None else self._item(number, body)
+
+    def need(self, number: int) -> Item:
+        """Return the item of this id, which must exist. Raises CorruptStore."""
+        return self._item(number, self.raw.need(ID.pack(number)))
+
+    def _item(self, number: int, body: bytes) -> Item:
+        time, version, node, length = self._HEAD.unpack_from(body)
+        start = self._HEAD.size
+        end = start + length
+        return Item(number, body[start:end], node, time, body[end:], version)
+
+    def pack(self, columns: Items) -> list[bytes]:
+        head = np.zeros(len(columns.ids), self._HEADS)
+        head["time"], head["version"], head["node"] = columns.times, columns.versions, columns.nodes
+        head["key"] = [len(key) for key in columns.keys]
+        return [b"".join(parts) for parts in zip(_split(head), columns.keys, columns.payloads, strict=True)]
+
+    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
+        start = self._HEADS.itemsize
+        head = np.frombuffer(b"".join([body[:start] for body in bodies]), self._HEADS)
+        ends = (start + head["key"].astype(np.int64)).tolist()
+        return Items(
+            unpack_ids(keys),
+            [body[start:end] for body, end in zip(bodies, ends, strict=True)],
+            head["node"].astype(np.int64),
+            head["time"].astype(np.int64),
+            [body[end:] for body, end in zip(bodies, ends, strict=True)],
+            head["version"].astype(np.int64),
+        )
+
+
+class VectorTable(ColumnTable[Vectors]):
     """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
 
-    def columns(self) -> Vectors:
-        """Return all vectors by rising id. Raises CorruptStore."""
-        return schema.read_vectors(*self.raw.read())
+    def pack(self, columns: Vectors) -> list[bytes]:
+        return _split(columns.vectors.astype("<i2"))
 
-    def pick(self, ids: Int64) -> Vectors:
-        """Return those of these that exist, in the order of `ids`. Raises CorruptStore."""
-        return schema.read_vectors(*self.raw.pick(schema.u64_keys(ids)))
-
-    def put_columns(self, vectors: Vectors) -> None:
-        """Write vectors, in the order of their ids."""
-        order = np.argsort(vectors.ids)
-        self.raw.put_sorted(schema.u64_keys(vectors.ids[order]), schema.vector_bodies(vectors.vectors[order]))
+    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
+        size = len(bodies[0]) if bodies else 0
+        odd = next((key for key, body in zip(keys, bodies, strict=True) if len(body) != size), None)
+        if odd is not None:
+            self.raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
+        grid = np.frombuffer(b"".join(bodies), "<i2").astype(np.int16)
+        return Vectors(unpack_ids(keys), grid.reshape(len(keys), size // 2))
 
 
-class ListTable(Table[int, Lists]):
-    """Neighbour lists of level 0 by node id; the value is a single row of `Lists`."""
-
-    def columns(self) -> Lists:
-        """Return all lists by rising node id. Raises CorruptStore."""
-        return schema.read_lists(*self.raw.read())
+class ListTable(ColumnTable[Lists]):
+    """Neighbour lists of level 0 by node id: 160 bytes for sixteen neighbours."""
 
     def pick(self, ids: Int64) -> Lists:
         """Return the lists of these nodes, each of which must exist. Raises CorruptStore."""
-        keys = schema.u64_keys(ids)
-        return schema.read_lists(keys, [self.raw.need(key) for key in keys])
+        keys = _pack_ids(ids)
+        return self.unpack(keys, [self.raw.need(key) for key in keys])
 
-    def put_columns(self, lists: Lists) -> None:
-        """Write lists, in the order of their ids."""
-        order = np.argsort(lists.ids)
-        ordered = Lists(lists.ids[order], lists.neighbors[order], lists.dots[order])
-        self.raw.put_sorted(schema.u64_keys(ordered.ids), schema.list_bodies(ordered))
+    def pack(self, columns: Lists) -> list[bytes]:
+        row = np.zeros(len(columns.ids), self._layout(columns.neighbors.shape[1]))
+        row["low"] = columns.neighbors & 0xFFFFFFFF
+        row["high"] = (columns.neighbors >> 32) & 0xFFFF
+        row["dot"] = columns.dots
+        return _split(row)
+
+    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
+        """Return lists in the order of their rows, all as wide as the widest."""
+        ids = unpack_ids(keys)
+        sizes = np.array([len(body) for body in bodies], np.int64)
+        width = int(sizes.max(initial=0)) // 10
+        neighbors = np.full((len(ids), width), -1, np.int64)
+        dots = np.zeros((len(ids), width), np.int32)
+        for size in np.unique(sizes).tolist():
+            rows, w = np.flatnonzero(sizes == size), size // 10
+            block = np.frombuffer(b"".join([bodies[i] for i in rows.tolist()]), self._layout(w))
+            listed = block["low"].astype(np.int64) | (block["high"].astype(np.int64) << 32)
+            listed[listed == 2**48 - 1] = -1
+            neighbors[rows, :w] = listed
+            dots[rows, :w] = block["dot"]
+        return Lists(ids, neighbors, dots)
+
+    @staticmethod
+    def _layout(width: int) -> np.dtype[np.void]:
+        return np.dtype([("low", "<u4", (width,)), ("high", "<u2", (width,)), ("dot", "<i4", (width,))])
 
 
-class PlaceTable(Table[int, int]):
+class NumberTable(Table[K, int]):
+    """A number by key."""
+
+    def pack(self, value: int) -> bytes:
+        return value.to_bytes(8, "little")
+
+    def unpack(self, key: bytes, body: bytes) -> int:
+        return int.from_bytes(body, "little")
+
+
+class PlaceTable(NumberTable[int]):
     """The level-0 tree of each node."""
 
     def columns(self) -> tuple[Int64, Int64]:
         """Return node ids, rising, and their trees. Raises CorruptStore."""
         keys, bodies = self.raw.read()
-        return schema.read_u64_keys(keys), schema.read_numbers(bodies)
+        return unpack_ids(keys), np.frombuffer(b"".join(bodies), "<u8").astype(np.int64)
 
     def put_columns(self, ids: Int64, trees: Int64) -> None:
-        """Write the trees of nodes. `ids` rise."""
-        self.raw.put_sorted(schema.u64_keys(ids), schema.number_bodies(trees))
+        """Write the trees of nodes."""
+        self.raw.put_all(zip(_pack_ids(ids), _split(trees.astype("<u8")), strict=True))
 
 
 class TreeTable(Table[int, tuple[int, ...]]):
     """The path of each level-0 tree: distinct cluster ids, final first."""
 
+    def pack(self, value: tuple[int, ...]) -> bytes:
+        return struct.pack(f"<{len(value)}Q", *value)
+
+    def unpack(self, key: bytes, body: bytes) -> tuple[int, ...]:
+        return struct.unpack(f"<{len(body) // 8}Q", body)
+
     def columns(self) -> tuple[Int64, list[tuple[int, ...]]]:
         """Return trees, rising, and their paths. Raises CorruptStore."""
         keys, bodies = self.raw.read()
-        return schema.read_u64_keys(keys), list(map(schema.read_ids, bodies))
+        return unpack_ids(keys), list(map(self.unpack, keys, bodies))
 
 
 class ClusterTable(Table[int, Cluster]):
     """Clusters by id, the ended ones too."""
 
+    _HEAD = 8 * 8  # bytes; `into` follows
+
+    def pack(self, value: Cluster) -> bytes:
+        numbers = (value.size, value.finest, value.coarsest, value.peak)
+        times = (value.parent, value.born, value.changed, value.ended)
+        return struct.pack(f"<{8 + len(value.into)}Q", *numbers, *times, *value.into)
+
+    def unpack(self, key: bytes, body: bytes) -> Cluster:
+        number, numbers = ID.unpack(key), struct.unpack(f"<{len(body) // 8}Q", body)
+        size, finest, coarsest, peak, parent, born, changed, ended, *into = numbers
+        return Cluster(number, size, finest, coarsest, peak, parent, born, changed, ended, tuple(into))
+
     def living(self) -> Clusters:
         """Return the clusters that have not ended, by rising id. Raises CorruptStore."""
-        return schema.read_living(*self.raw.read())
+        keys, bodies = self.raw.read()
+        columns = np.frombuffer(b"".join([body[: self._HEAD] for body in bodies]), "<u8").reshape(-1, 8)
+        living = columns[:, 7] == 0
+        table = Clusters(unpack_ids(keys)[living], *columns[living, :7].T.astype(np.int64))
+        assert len(fields(table)) == 8
+        return table
+
+
+class CommitTable(Table[int, CommitRecord]):
+    """What the event log knows of each version."""
+
+    _BODY = struct.Struct("<qQQ")
+
+    def pack(self, value: CommitRecord) -> bytes:
+        return self._BODY.pack(*value)
+
+    def unpack(self, key: bytes, body: bytes) -> CommitRecord:
+        return CommitRecord(*self._BODY.unpack(body))
 
 
 class EventTable(Table[EventId, Event]):
     """Events by version and ordinal."""
 
+    def pack(self, value: Event) -> bytes:
+        return event_body.pack(value)
+
+    def unpack(self, key: bytes, body: bytes) -> Event:
+        return event_body.unpack(body)
+
     def stored(self, start: EventId = (0, 0)) -> Iterator[tuple[EventId, bytes]]:
-        """Yield (place, body) from a place on; see `schema.event_body`. Raises CorruptStore."""
-        for key, body in self.raw.rows(schema.event_key(*start)):
-            yield schema.read_event_key(key), body
+        """Yield (place, body) from a place on; see `event_body`. Raises CorruptStore."""
+        for key, body in self.raw.rows(PLACE.pack(start)):
+            yield PLACE.unpack(key), body
 
     def put_version(self, version: int, events: Sequence[Event]) -> int:
         """Write the events of a version; return the bytes of their bodies."""
-        keys = [schema.event_key(version, ordinal) for ordinal in range(len(events))]
-        bodies = list(map(schema.event_body, events))
-        self.raw.put_sorted(keys, bodies)
+        bodies = list(map(event_body.pack, events))
+        self.raw.put_all((PLACE.pack((version, ordinal)), body) for ordinal, body in enumerate(bodies))
         return sum(map(len, bodies))
+
+
+class PositionTable(Table[str, bytes]):
+    """The next position of each source."""
+
+    def pack(self, value: bytes) -> bytes:
+        return value
+
+    def unpack(self, key: bytes, body: bytes) -> bytes:
+        return body
+
+
+def _pack_ids(ids: Int64) -> list[bytes]:
+    """Encode ids (n,) as n keys of eight bytes."""
+    return _split(ids.astype(">u8"))
+
+
+def unpack_ids(keys: Sequence[bytes]) -> Int64:
+    """Decode keys of eight bytes."""
+    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
+
+
+def _split(rows: NDArray[Any]) -> list[bytes]:
+    """Return the bytes of each row of an array."""
+    rows = np.ascontiguousarray(rows)
+    if not len(rows):
+        return []
+    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
+    return raw
 
 
 def _table(name: str, make: Callable[[RawTable], T]) -> cached_property[T]:
@@ -188,19 +393,19 @@ class Tables:
         return RawTable(self._txn, self._handles[name], name)
 
     meta = _table("meta", MetaTable)
-    items = _table("items", lambda raw: ItemTable(raw, codecs.ID, codecs.ITEM))
-    keys = _table("keys", lambda raw: Table(raw, codecs.BYTES, codecs.NUMBER))
-    nodes = _table("nodes", lambda raw: VectorTable(raw, codecs.ID, codecs.VECTOR))
-    copies = _table("copies", lambda raw: PairTable(raw, codecs.PAIR))
-    incoming = _table("incoming", lambda raw: VectorTable(raw, codecs.ID, codecs.VECTOR))  # by item id
-    lists = _table("lists", lambda raw: ListTable(raw, codecs.ID, codecs.LIST))
-    places = _table("places", lambda raw: PlaceTable(raw, codecs.ID, codecs.NUMBER))
-    members = _table("members", lambda raw: PairTable(raw, codecs.PAIR))
-    trees = _table("trees", lambda raw: TreeTable(raw, codecs.ID, codecs.IDS))
-    cluster_trees = _table("cluster_trees", lambda raw: PairTable(raw, codecs.PAIR))
-    clusters = _table("clusters", lambda raw: ClusterTable(raw, codecs.ID, codecs.CLUSTER))
-    sizes = _table("sizes", lambda raw: PairTable(raw, codecs.SIZE))
-    endings = _table("endings", lambda raw: PairTable(raw, codecs.PAIR))
-    commits = _table("commits", lambda raw: Table(raw, codecs.ID, codecs.COMMIT))
-    events = _table("events", lambda raw: EventTable(raw, codecs.PLACE, codecs.EVENT))
-    positions = _table("positions", lambda raw: Table(raw, codecs.TEXT, codecs.RAW))
+    items = _table("items", lambda raw: ItemTable(raw, ID))
+    keys = _table("keys", lambda raw: NumberTable(raw, BYTES))
+    nodes = _table("nodes", lambda raw: VectorTable(raw, ID))
+    copies = _table("copies", lambda raw: PairTable(raw, PAIR))
+    incoming = _table("incoming", lambda raw: VectorTable(raw, ID))  # by item id
+    lists = _table("lists", lambda raw: ListTable(raw, ID))
+    places = _table("places", lambda raw: PlaceTable(raw, ID))
+    members = _table("members", lambda raw: PairTable(raw, PAIR))
+    trees = _table("trees", lambda raw: TreeTable(raw, ID))
+    cluster_trees = _table("cluster_trees", lambda raw: PairTable(raw, PAIR))
+    clusters = _table("clusters", lambda raw: ClusterTable(raw, ID))
+    sizes = _table("sizes", lambda raw: PairTable(raw, SIZE))
+    endings = _table("endings", lambda raw: PairTable(raw, PAIR))
+    commits = _table("commits", lambda raw: CommitTable(raw, ID))
+    events = _table("events", lambda raw: EventTable(raw, PLACE))
+    positions = _table("positions", lambda raw: PositionTable(raw, TEXT))

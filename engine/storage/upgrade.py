@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.storage import schema
-from engine.storage.tables import Tables
+from engine.storage.tables import Tables, unpack_ids
 from engine.types import Items, Vectors
 
 _ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("key", "<u2"), ("dim", "<u2")])
@@ -27,13 +26,13 @@ def read_items(tables: Tables) -> tuple[Items, Vectors]:
     dim = int(head["dim"][0]) if len(head) else 0
     odd = np.flatnonzero(head["dim"] != dim)
     if len(odd):
-        schema.corrupt("items", keys[odd[0]], f"{head['dim'][odd[0]]} dimensions among vectors of {dim}")
+        tables.items.raw.refuse(keys[odd[0]], f"{head['dim'][odd[0]]} dimensions among vectors of {dim}")
     start = _ITEM.itemsize + 2 * dim
     number: dict[bytes, int] = {}  # vector -> node
     nodes = [number.setdefault(body[_ITEM.itemsize : start], len(number) + 1) for body in bodies]
     ends = (start + head["key"].astype(np.int64)).tolist()
     items = Items(
-        ids=schema.read_u64_keys(keys),
+        ids=unpack_ids(keys),
         keys=[body[start:end] for body, end in zip(bodies, ends, strict=True)],
         nodes=np.array(nodes, np.int64),
         times=head["time"].astype(np.int64),

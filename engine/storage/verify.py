@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CorruptStore, counted
-from engine.storage import schema
-from engine.storage.codecs import CommitRecord, Pair
+from engine.storage import event_body
 from engine.storage.environment import reading
 from engine.storage.load import load
+from engine.storage.schema import Pair, show_key
 from engine.storage.table import RawTable
-from engine.storage.tables import Tables
+from engine.storage.tables import CommitRecord, Tables
 from engine.types import Assignment, Cluster, Loaded, Vectors
 
 _REBUILD = "`shoal rebuild` mends it"
@@ -46,9 +46,9 @@ def _count(table: RawTable) -> int:
     count, before = 0, b""
     with table.cursor() as rows, table.cursor() as search:
         for key, value in rows:
-            schema.unseal(table.name, key, value)
+            table.unseal(key, value)
             if key <= before or not search.set_key(key):
-                shown = schema.show_key(table.name, key)
+                shown = show_key(table.name, key)
                 raise CorruptStore(f"table {table.name}, key {shown} is in a wrong place; restore a backup")
             count, before = count + 1, key
     return count
@@ -107,7 +107,7 @@ def _read_events(tables: Tables, contents: Contents) -> None:
         if ordinal != count:
             contents.strange.append(f"event {version}-{ordinal} stands where {version}-{count} should")
         try:
-            event = schema.parse_event(body)
+            event = event_body.unpack(body)
         except (ValueError, KeyError, TypeError):
             contents.strange.append(f"event {version}-{ordinal} cannot be read")
             continue

@@ -13,7 +13,7 @@ import pytest
 
 from engine.api.follower import Bounds, Follower, Growth, History, WindowStart, mentioned
 from engine.events import BEGIN
-from engine.storage import schema
+from engine.storage import event_body
 from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
 from engine.storage.reader import View
 from engine.storage.store import Store
@@ -22,8 +22,8 @@ from tests.support.fake_collection import CONFIG, Toy
 
 
 def event(version: int, ordinal: int, what: Assignment | LineageEvent) -> Raw:
-    body = schema.event_body(what)
-    return Raw((version, ordinal), schema.event_key(version, ordinal), body, orjson.loads(body))
+    body = event_body.pack(what)
+    return Raw((version, ordinal), body, orjson.loads(body))
 
 
 def random_log(seed: int, versions: int) -> list[tuple[Commit, list[Raw]]]:

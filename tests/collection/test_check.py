@@ -22,10 +22,10 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import NoStore
-from engine.storage import schema
-from engine.storage.codecs import K, V
+from engine.storage import event_body
+from engine.storage.schema import PLACE, K
 from engine.storage.store import Store
-from engine.storage.table import Table
+from engine.storage.table import Table, V
 from engine.storage.tables import Tables
 from engine.system import files
 from engine.types import Assignment
@@ -126,42 +126,43 @@ def first(table: Table[K, V]) -> tuple[K, V]:
 
 
 def swap_two_neighbours(tables: Tables) -> None:
-    item, lists = first(tables.lists)
+    lists = tables.lists.columns()
     lists.neighbors[0, [2, 5]] = lists.neighbors[0, [5, 2]]
-    tables.lists.put(item, lists)
+    tables.lists.put_columns(lists)
 
 
 def forget_a_neighbour(tables: Tables) -> None:
     """The list is still sorted, but not what exact search finds."""
-    item, lists = first(tables.lists)
+    lists = tables.lists.columns()
     lists.neighbors[0] = np.append(np.delete(lists.neighbors[0], 3), -1)
     lists.dots[0] = np.append(np.delete(lists.dots[0], 3), -1)
-    tables.lists.put(item, lists)
+    tables.lists.put_columns(lists)
 
 
 def cut_a_list(tables: Tables) -> None:
-    item, lists = first(tables.lists)
+    lists = tables.lists.columns()
     lists.neighbors[0, 4:], lists.dots[0, 4:] = -1, -1
-    tables.lists.put(item, lists)
+    tables.lists.put_columns(lists)
 
 
 def change_a_vector(tables: Tables) -> None:
-    node, vector = first(tables.nodes)
-    vector[0] += 9
-    tables.nodes.put(node, vector)
+    nodes = tables.nodes.columns()
+    nodes.vectors[0, 0] += 9
+    tables.nodes.put_columns(nodes)
 
 
 def double_a_vector(tables: Tables) -> None:
-    (_, vector), (node, _) = list(tables.nodes.rows())[:2]
-    tables.nodes.put(node, vector)
+    nodes = tables.nodes.columns()
+    nodes.vectors[1] = nodes.vectors[0]
+    tables.nodes.put_columns(nodes)
 
 
 def lose_a_copy(tables: Tables) -> None:
-    tables.copies.remove([next(tables.copies.pairs())])
+    tables.copies.delete_all([next(tables.copies.pairs())])
 
 
 def lose_a_node(tables: Tables) -> None:
-    tables.nodes.delete(first(tables.nodes)[0])
+    tables.nodes.delete(int(tables.nodes.columns().ids[0]))
 
 
 def lose_a_key(tables: Tables) -> None:
@@ -173,15 +174,15 @@ def lose_a_place(tables: Tables) -> None:
 
 
 def lose_a_member(tables: Tables) -> None:
-    tables.members.remove([next(tables.members.pairs())])
+    tables.members.delete_all([next(tables.members.pairs())])
 
 
 def lose_a_cluster_tree(tables: Tables) -> None:
-    tables.cluster_trees.remove([next(tables.cluster_trees.pairs())])
+    tables.cluster_trees.delete_all([next(tables.cluster_trees.pairs())])
 
 
 def lose_a_size(tables: Tables) -> None:
-    tables.sizes.remove([next(tables.sizes.pairs())])
+    tables.sizes.delete_all([next(tables.sizes.pairs())])
 
 
 def enlarge_a_cluster(tables: Tables) -> None:
@@ -200,7 +201,7 @@ def move_a_node(tables: Tables) -> None:
         if mine[1] != theirs[1] and sizes[mine[1]] == sizes[theirs[1]] + 1
     )
     tables.places.put(item, other)
-    tables.members.remove([(was, item)])
+    tables.members.delete_all([(was, item)])
     tables.members.add([(other, item)])
 
 
@@ -215,10 +216,10 @@ def lose_a_commit(tables: Tables) -> None:
 def tell_a_lie(tables: Tables) -> None:
     """The last event of an item says it is elsewhere."""
     for place, body in reversed(list(tables.events.stored())):
-        event = schema.parse_event(body)
+        event = event_body.unpack(body)
         if isinstance(event, Assignment) and event.cluster:
-            lie = schema.event_body(replace(event, cluster=event.cluster + 1))
-            tables.events.raw.put(schema.event_key(*place), lie.ljust(len(body)))
+            lie = event_body.pack(replace(event, cluster=event.cluster + 1))
+            tables.events.raw.put(PLACE.pack(place), lie.ljust(len(body)))
             return
 
 

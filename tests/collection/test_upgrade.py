@@ -17,10 +17,11 @@ from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, StoreError
 from engine.model.adapter import Adapter
-from engine.storage import schema
+from engine.storage import event_body, schema
 from engine.storage.backup import back_up, restore
 from engine.storage.environment import Environment
 from engine.storage.reader import View
+from engine.storage.schema import ID
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Assignment, Loaded
@@ -72,14 +73,15 @@ def downgrade(path: Path) -> None:
 
 def _as_format_1(tables: Tables) -> None:
     items, places = tables.items.columns(), dict(tables.places.rows())
-    vectors, oldest = dict(tables.nodes.rows()), {}
+    nodes, oldest = tables.nodes.columns(), {}
+    vectors = dict(zip(nodes.ids.tolist(), nodes.vectors, strict=True))
     tables.places.clear()
     tables.members.clear()
     columns = (items.ids.tolist(), items.keys, items.nodes.tolist(), items.times.tolist(), items.payloads)
     for number, key, node, time, payload, version in zip(*columns, items.versions.tolist(), strict=True):
         head = struct.pack("<qqHH", time, version, len(key), DIM)
         body = head + vectors[node].astype("<i2").tobytes() + key + payload
-        tables.items.raw.put(schema.u64(number), body)
+        tables.items.raw.put(ID.pack(number), body)
         tables.places.put(number, places[node])
         tables.members.add([(places[node], number)])
         oldest.setdefault(node, number)
@@ -126,7 +128,7 @@ def test_it_is_refused_and_then_brought_over(settings: Settings, closed: bool) -
         now = dict(zip(*engine.labels(), strict=True))
         told = {}
         for _, body in engine.store.rows("events"):
-            event = schema.parse_event(body)
+            event = event_body.unpack(body)
             if isinstance(event, Assignment):
                 told[event.key] = event.cluster
         assert {key: cluster for key, cluster in told.items() if cluster} == {

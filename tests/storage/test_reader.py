@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError
-from engine.storage import schema
 from engine.storage.reader import View
+from engine.storage.schema import ID
 from engine.storage.store import Store
 from tests.support import warm_python
 from tests.support.fake_collection import CONFIG, ROOT, Toy
@@ -363,7 +363,7 @@ def test_damage_is_never_served(written: tuple[Path, Toy], tmp_path: Path) -> No
     item = max(toy.rows)
     key = toy.rows[item][0]
     with Store.open(path, CONFIG) as store:
-        body = dict(store.rows("items"))[schema.u64(item)]
+        body = dict(store.rows("items"))[ID.pack(item)]
     data = bytearray((path / "data.mdb").read_bytes())
     at = data.find(body)
     while at >= 0:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigMismatch, StoreLocked
 from engine.events import show_event
-from engine.storage import schema
+from engine.storage import event_body, schema
+from engine.storage.environment import Environment
+from engine.storage.schema import ID, PAIR, PLACE
 from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.types import Assignment, DeadLetter, Lists
@@ -52,7 +54,7 @@ def test_dead_letters_keep_their_bytes(
     key: bytes | None, value: bytes | None, name: str, header: bytes
 ) -> None:
     letter = DeadLetter("no key", "topic 0 at 7", key, value, [(name, header)])
-    assert schema.parse_event(schema.event_body(letter)) == letter
+    assert event_body.unpack(event_body.pack(letter)) == letter
     assert show_event("toy", 3, 2, letter) == {
         "schema": 1,
         "collection": "toy",
@@ -72,8 +74,8 @@ def test_events_come_back_in_order_with_ids_that_never_repeat(tmp_path: Path) ->
             store.commit(change)
             wanted += [(change.version, i, event) for i, event in enumerate(change.events)]
         rows = list(store.rows("events"))
-    assert [schema.event_key(version, ordinal) for version, ordinal, _ in wanted] == [key for key, _ in rows]
-    read = [schema.read_event("toy", key, body) for key, body in rows]
+    assert [PLACE.pack((version, ordinal)) for version, ordinal, _ in wanted] == [key for key, _ in rows]
+    read = [show_event("toy", *PLACE.unpack(key), event_body.unpack(body)) for key, body in rows]
     assert len({event["event-id"] for event in read}) == len(wanted) > 20
     for (version, _, event), found in zip(wanted, read, strict=True):
         common = {"schema": 1, "collection": "toy", "version": version, "event-id": found["event-id"]}
@@ -97,15 +99,16 @@ def test_the_log_forgets_old_versions_and_the_clusters_that_ended_in_them(tmp_pa
     with Store.open(tmp_path, CONFIG, events_max_age_ms=2_500) as store:  # a version a second
         for _ in range(8):
             store.commit(toy.step())
-        assert [schema.read_u64(key) for key, _ in store.rows("commits")] == [6, 7, 8]
-        assert {schema.read_pair(key)[0] for key, _ in store.rows("endings")} <= {6, 7, 8}
+        assert [ID.unpack(key) for key, _ in store.rows("commits")] == [6, 7, 8]
+        assert {PAIR.unpack(key)[0] for key, _ in store.rows("endings")} <= {6, 7, 8}
         assert {int.from_bytes(key[:8], "big") for key, _ in store.rows("events")} == {6, 7, 8}
-        ended = [schema.read_cluster(*row).ended for row in store.rows("clusters")]
+        with store.snapshot() as tables:
+            ended = [cluster.ended for _, cluster in tables.clusters.rows()]
         assert {version for version in ended if version} <= {6, 7, 8}
         assert_loaded(store.load(), toy)
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
         store.commit(toy.step())
-        assert [schema.read_u64(key) for key, _ in store.rows("commits")] == [9]
+        assert [ID.unpack(key) for key, _ in store.rows("commits")] == [9]
         assert store.load().version == 9
 
 
@@ -113,7 +116,7 @@ def test_the_log_keeps_what_is_not_published(tmp_path: Path) -> None:
     toy = Toy(5)
 
     def versions(store: Store) -> list[int]:
-        return [schema.read_u64(key) for key, _ in store.rows("commits")]
+        return [ID.unpack(key) for key, _ in store.rows("commits")]
 
     with Store.open(tmp_path, CONFIG, events_max_bytes=1) as store:
         store.retain_from_version = 0  # nobody has told yet how far it is published
@@ -215,14 +218,17 @@ def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
         assert_loaded(store.load(), toy)
 
 
-def test_lists_come_back_from_their_columns() -> None:
+def test_lists_come_back_from_their_columns(tmp_path: Path) -> None:
     rng, n = np.random.default_rng(1), 20_000
     lists = Lists(
         np.arange(n),
         rng.integers(-1, 2**47, (n, 16)),
         rng.integers(-(2**28), 2**28, (n, 16)).astype(np.int32),
     )
-    rows = schema.seal_rows("lists", schema.u64_keys(lists.ids), schema.list_bodies(lists))
-    found = schema.read_lists(*schema.unseal_rows("lists", rows))
+    environment = Environment.create(tmp_path)
+    environment.write(lambda tables: tables.lists.put_columns(lists))
+    with environment.read() as tables:
+        found = tables.lists.columns()
+    environment.close()
     assert np.array_equal(found.neighbors, lists.neighbors)
     assert np.array_equal(found.dots, lists.dots)

@@ -11,6 +11,7 @@ import numpy as np
 from engine.errors import StoreError
 from engine.storage import schema
 from engine.storage.reader import View
+from engine.storage.schema import PAIR, SIZE
 from engine.storage.store import Store
 from engine.types import Loaded
 from tests.support import warm_python
@@ -55,10 +56,10 @@ def derived(path: Path) -> dict[str, set[tuple[int, ...]]]:
     """The tables that answer queries, as sets of numbers."""
     rows = contents(path)
     numbers = {
-        table: {schema.read_pair(key) for key, _ in rows[table]}
+        table: {PAIR.unpack(key) for key, _ in rows[table]}
         for table in ("copies", "members", "cluster_trees", "endings")
     }
-    return numbers | {"sizes": {schema.read_size_key(key) for key, _ in rows["sizes"]}}
+    return numbers | {"sizes": {SIZE.unpack(key) for key, _ in rows["sizes"]}}
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
