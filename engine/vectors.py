@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import ArrayLike
 
 from engine.records import NOT_FINITE, ZERO
-from engine.types import Float32, Int16, Int64, UInt64
+from engine.types import Float32, Int16, UInt64
 
 SCALE = 2**14  # grid steps per unit
 DOT_SCALE = 2**28  # a dot's steps per unit of similarity
@@ -106,19 +106,6 @@ def row_dots(vectors: Any, rows: Any, x: Any) -> Any:
     for t in range(len(rows)):
         out[t] = dot(vectors[rows[t]], x)
     return out
-
-
-def sum_and_gram(grid: Int16) -> tuple[Int64, Int64]:
-    """The sum (d,) and the Gram matrix (d, d) of grid vectors, exact.
-
-    Float64 products of integers are exact as long as sums stay below 2^53: blocks of 2^20 rows do.
-    """
-    total = grid.sum(axis=0, dtype=np.int64)
-    gram = np.zeros((grid.shape[1], grid.shape[1]), np.int64)
-    for start in range(0, len(grid), 1 << 16):
-        block = grid[start : start + (1 << 16)].astype(np.float64)
-        gram += (block.T @ block).astype(np.int64)
-    return total, gram
 
 
 @njit(cache=True, nogil=True)

@@ -97,14 +97,6 @@ def test_dots_are_exact(rng: np.random.Generator, dim: int) -> None:
     assert found.tolist() == (wide @ wide.T).ravel().tolist()
 
 
-def test_sum_and_gram_are_exact_across_blocks(rng: np.random.Generator) -> None:
-    grid, _ = quantize(rng.normal(size=((1 << 16) + 5, 2)) + 3.0)
-    total, gram = vectors.sum_and_gram(grid)
-    wide = grid.astype(np.int64)
-    assert total.tolist() == wide.sum(axis=0).tolist()
-    assert gram.tolist() == (wide.T @ wide).tolist()
-
-
 def test_means_are_rounded_half_up() -> None:
     sums = np.array([[3, -3, 7], [5, -5, 2], [-1, 1, 0]])
     means = np.empty((3, 3), np.int16)

@@ -11,8 +11,7 @@ import math
 
 import numpy as np
 
-from engine import vectors
-from engine.types import Epoch, Int16
+from engine.types import Epoch, Int16, Int64
 from engine.vectors import DOT_SCALE
 
 LEAST_ITEMS = 16  # below, the model card's values serve
@@ -59,7 +58,7 @@ class Calibration:
         self._pending.clear()
 
     def _count(self, grid: Int16, sign: int) -> None:
-        total, gram = vectors.sum_and_gram(grid)
+        total, gram = sum_and_gram(grid)
         self._total += sign * total
         self._gram += sign * gram
         excess = np.einsum("ij,ij->i", grid, grid, dtype=np.int64) - DOT_SCALE
@@ -111,3 +110,16 @@ class Calibration:
         if self.checked < EARLY_ITEMS:
             return self.items.bit_length() > self.checked.bit_length()
         return self.items >= 1.25 * self.checked
+
+
+def sum_and_gram(grid: Int16) -> tuple[Int64, Int64]:
+    """The sum (d,) and the Gram matrix (d, d) of grid vectors, exact.
+
+    Float64 products of integers are exact as long as sums stay below 2^53: blocks of 2^20 rows do.
+    """
+    total = grid.sum(axis=0, dtype=np.int64)
+    gram = np.zeros((grid.shape[1], grid.shape[1]), np.int64)
+    for start in range(0, len(grid), 1 << 16):
+        block = grid[start : start + (1 << 16)].astype(np.float64)
+        gram += (block.T @ block).astype(np.int64)
+    return total, gram

@@ -127,14 +127,14 @@ class State:
         before = np.full(len(rows), -1, np.int32)
         before[known] = items.nodes[rows[known]]
         left = items.nodes[leaving]
-        items.drop(leaving)
-        rows[~known] = items.add([arrivals.keys[at] for at in np.flatnonzero(~known).tolist()])
         nodes_now, new = self.distinct.find_or_add(arrivals.vectors)
         self.hierarchy.base.prepare(new)
         self._reserve()
         self.node_ids[new] = np.arange(self.next_node, self.next_node + len(new))
         self.next_node += len(new)
         self.copies[new] = 0
+        items.drop(leaving)
+        rows[~known] = items.add([arrivals.keys[at] for at in np.flatnonzero(~known).tolist()])
         items.fill(rows, arrivals.ids, arrivals.versions, arrivals.times, nodes_now)
         np.add.at(self.copies, nodes_now, 1)
         losing = np.concatenate([left, before[known]])
@@ -142,9 +142,9 @@ class State:
         losing = np.unique(losing)
         gone = losing[self.copies[losing] == 0]
         self.distinct.remove(gone)
+        replaced, replacing = self._settle_hashes(new)
         self.calibration.add(nodes.vectors[gone], sign=-1)
         self.calibration.add(nodes.vectors[new])
-        replaced, replacing = self._settle_hashes(new)
         new, gone = np.concatenate([new, replacing]), np.concatenate([gone, replaced])
         nodes.remove(gone)
         return Turnover(rows, before, left, new, gone, replaced, replacing)

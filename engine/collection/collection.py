@@ -90,8 +90,9 @@ class Engine(LiveCollection):
         as bytes. Raises InputError, naming the row, if anything cannot be used.
         """
         self._check_process()
+        limits, dim, now_ms = self.settings.limits, self.dim, self._now_ms()
         columns = arguments.columns_of(keys, embeddings, times, payloads)
-        batch = arguments.batch_of(columns, self.settings.limits, self.dim, self._now_ms())
+        batch = arguments.batch_of(columns, limits, dim, now_ms)
         return self.apply(replace(batch, positions=dict(positions or {})))
 
     def delete(self, keys: Sequence[Key], positions: Mapping[str, bytes] | None = None) -> Applied:

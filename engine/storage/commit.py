@@ -12,20 +12,8 @@ import numpy as np
 import orjson
 
 from engine.storage import event_body
-from engine.storage.schema import Pair
 from engine.storage.tables import CommitRecord, LogRecord, StateRecord, Tables
-from engine.types import (
-    Assignment,
-    Change,
-    Cluster,
-    DeadLetter,
-    Erased,
-    Event,
-    Int64,
-    Renumbered,
-    Shift,
-    Vectors,
-)
+from engine.types import Assignment, Change, Cluster, DeadLetter, Erased, Event, Renumbered, Shift, Vectors
 
 
 def clear_derived(tables: Tables) -> None:
@@ -56,7 +44,7 @@ def renumber(tables: Tables, renumbered: Renumbered) -> None:
     tables.nodes.clear()
     tables.nodes.put_columns(renumbered.vectors)
     tables.copies.clear()
-    tables.copies.add(_pairs(renumbered.nodes, items.ids))
+    tables.copies.add(zip(renumbered.nodes.tolist(), items.ids.tolist(), strict=True))
 
 
 def apply(tables: Tables, change: Change) -> None:
@@ -76,32 +64,24 @@ def _write_items(tables: Tables, change: Change, next_item: int) -> None:
     """Write upserts and deletes; items from `next_item` on bring new keys."""
     items = change.upserts
     tables.items.put_columns(items)
-    ids = items.ids.tolist()
-    tables.keys.put_all((key, item) for key, item in zip(items.keys, ids, strict=True) if item >= next_item)
-    tables.items.delete_all(item for item, _ in change.removed)
+    rows = zip(items.keys, items.ids.tolist(), strict=True)
+    tables.keys.put_all((key, item) for key, item in rows if item >= next_item)
+    gone = [item for item, _ in change.removed]
+    tables.items.delete_all(gone)
     tables.keys.delete_all(key for _, key in change.removed)
     if tables.incoming.count():  # with an adapter
-        tables.incoming.delete_all(item for item, _ in change.removed)
-    ids, before, after = change.copies.ids, change.copies.before, change.copies.after
-    tables.copies.delete_all(_pairs(before[before > 0], ids[before > 0]))
-    tables.copies.add(_pairs(after[after > 0], ids[after > 0]))
+        tables.incoming.delete_all(gone)
+    tables.copies.shift(change.copies)
 
 
 def _write_places(tables: Tables, places: Shift) -> None:
     """Rows of `places` and `members`; a node that is gone takes its vector and its list along."""
-    order = np.argsort(places.ids)
-    ids, before, after = places.ids[order], places.before[order], places.after[order]
-    here, left = after > 0, before > 0
-    gone = ids[~here & left].tolist()
-    tables.places.put_columns(ids[here], after[here])
+    here = places.after > 0
+    tables.places.put_columns(places.ids[here], places.after[here])
+    gone = places.ids[~here & (places.before > 0)].tolist()
     for table in (tables.places, tables.nodes, tables.lists):
         table.delete_all(gone)
-    tables.members.delete_all(_pairs(before[left], ids[left]))
-    tables.members.add(_pairs(after[here], ids[here]))
-
-
-def _pairs(first: Int64, second: Int64) -> Iterator[Pair]:
-    return zip(first.tolist(), second.tolist(), strict=True)
+    tables.members.shift(places)
 
 
 def _write_trees(tables: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:

@@ -1,24 +1,28 @@
-"""One table of a store within one transaction: `RawTable` in bytes, `Table` in Python objects.
+"""One table of a store within one transaction: `RawTable` in bytes, the other kinds in Python objects.
 
-A `Table` owns the encoding of its keys and values, so no caller pairs a table with an encoding. Every value
-is compared with its checksum when it is read and given one when it is written.
+A table owns the encoding of its keys and values, so no caller pairs a table with an encoding. Every value is
+compared with its checksum when it is read and given one when it is written.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Generic, NoReturn, TypeVar
 
 import lmdb
+import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
 from engine.storage.schema import CHECKSUM_BYTES, SEEDS, K, KeyCodec, Pair, Row, show_key
+from engine.types import Int64, Items, Lists, Shift, Vectors
 
 V = TypeVar("V")
+C = TypeVar("C", Items, Lists, Vectors)
 
 
 class RawTable:
@@ -219,3 +223,52 @@ class PairTable(Keyed[Pair]):
     def add(self, pairs: Iterable[Pair]) -> None:
         """Write pairs, in the order of their keys."""
         self.raw.put_all((self._key.pack(pair), b"") for pair in pairs)
+
+    def shift(self, shift: Shift) -> None:
+        """Replace the pairs (before, id) by (after, id), where 0 is no place."""
+        left, here = shift.before > 0, shift.after > 0
+        self.delete_all(zip(shift.before[left].tolist(), shift.ids[left].tolist(), strict=True))
+        self.add(zip(shift.after[here].tolist(), shift.ids[here].tolist(), strict=True))
+
+
+class ColumnTable(ABC, Keyed[int], Generic[C]):
+    """Rows by id that are read and written side by side, as columns."""
+
+    def columns(self) -> C:
+        """Return all rows by rising id. Raises CorruptStore."""
+        return self.unpack(*self.raw.read())
+
+    def pick(self, ids: Int64) -> C:
+        """Return those of these rows that exist, in the order of `ids`. Raises CorruptStore."""
+        return self.unpack(*self.raw.pick(pack_ids(ids)))
+
+    def put_columns(self, columns: C) -> None:
+        """Write rows."""
+        self.raw.put_all(zip(pack_ids(columns.ids), self.pack(columns), strict=True))
+
+    @abstractmethod
+    def pack(self, columns: C) -> list[bytes]:
+        """Return the bodies of rows."""
+
+    @abstractmethod
+    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> C:
+        """Return rows in the order of their keys. Raises CorruptStore."""
+
+
+def pack_ids(ids: Int64) -> list[bytes]:
+    """Encode ids (n,) as n keys of eight bytes."""
+    return split_rows(ids.astype(">u8"))
+
+
+def unpack_ids(keys: Sequence[bytes]) -> Int64:
+    """Decode keys of eight bytes."""
+    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
+
+
+def split_rows(rows: NDArray[Any]) -> list[bytes]:
+    """Return the bytes of each row of an array."""
+    rows = np.ascontiguousarray(rows)
+    if not len(rows):
+        return []
+    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
+    return raw

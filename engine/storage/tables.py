@@ -7,25 +7,22 @@ arrays).
 from __future__ import annotations
 
 import struct
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from engine.events import EventId
 from engine.storage import event_body, schema
 from engine.storage.schema import BYTES, ID, PAIR, PLACE, SIZE, TEXT, K
-from engine.storage.table import Keyed, PairTable, RawTable, Table
+from engine.storage.table import ColumnTable, PairTable, RawTable, Table, pack_ids, split_rows, unpack_ids
 from engine.types import Cluster, Clusters, Epoch, Event, Int64, Item, Items, Lists, Vectors
 
 T = TypeVar("T")
-C = TypeVar("C", Items, Lists, Vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +38,6 @@ class StateRecord:
     def levels(self) -> int:
         return int(self.counters.get("levels", 1))
 
-    @classmethod
-    def of(cls, json: Mapping[str, Any]) -> StateRecord:
-        epoch = Epoch(*json.get("epoch", (0.0, 0.0, 0)))
-        return cls(int(json.get("version", 0)), int(json.get("time_ms", 0)), epoch, json.get("counters", {}))
-
-    def as_json(self) -> dict[str, Any]:
-        epoch = [self.epoch.mean, self.epoch.deviation, self.epoch.items]
-        return {
-            "version": self.version,
-            "time_ms": self.time_ms,
-            "epoch": epoch,
-            "counters": dict(self.counters),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
@@ -62,14 +45,6 @@ class LogRecord:
 
     bytes: int  # of the bodies of its events
     forgot: EventId | None  # the last event that was forgotten
-
-    @classmethod
-    def of(cls, json: Mapping[str, Any]) -> LogRecord:
-        forgot = json.get("forgot")
-        return cls(int(json.get("bytes", 0)), (int(forgot[0]), int(forgot[1])) if forgot else None)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"bytes": self.bytes, "forgot": self.forgot}
 
 
 class CommitRecord(NamedTuple):
@@ -99,12 +74,16 @@ class MetaTable:
     @property
     def state(self) -> StateRecord:
         """The last version; version 0 before the first commit."""
-        return StateRecord.of(self._get("state") or {})
+        json = self._get("state") or {}
+        epoch = Epoch(*json.get("epoch", (0.0, 0.0, 0)))
+        return StateRecord(json.get("version", 0), json.get("time_ms", 0), epoch, json.get("counters", {}))
 
     @property
     def log(self) -> LogRecord:
         """The size of the event log, and what it has forgotten."""
-        return LogRecord.of(self._get("log") or {})
+        json = self._get("log") or {}
+        forgot = json.get("forgot")
+        return LogRecord(json.get("bytes", 0), (forgot[0], forgot[1]) if forgot else None)
 
     def put_config(self, config: Mapping[str, Any]) -> None:
         self._put("config", dict(config))
@@ -113,10 +92,13 @@ class MetaTable:
         self._put("identity", {"id": identity})
 
     def put_state(self, state: StateRecord) -> None:
-        self._put("state", state.as_json())
+        epoch = [state.epoch.mean, state.epoch.deviation, state.epoch.items]
+        counters = dict(state.counters)
+        json = {"version": state.version, "time_ms": state.time_ms, "epoch": epoch, "counters": counters}
+        self._put("state", json)
 
     def put_log(self, log: LogRecord) -> None:
-        self._put("log", log.as_json())
+        self._put("log", {"bytes": log.bytes, "forgot": log.forgot})
 
     def _get(self, name: str) -> dict[str, Any] | None:
         body = self.raw.get(name.encode())
@@ -129,30 +111,6 @@ class MetaTable:
 
     def _put(self, name: str, value: Mapping[str, Any]) -> None:
         self.raw.put(name.encode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
-
-
-class ColumnTable(ABC, Keyed[int], Generic[C]):
-    """Rows by id that are read and written side by side, as columns."""
-
-    def columns(self) -> C:
-        """Return all rows by rising id. Raises CorruptStore."""
-        return self.unpack(*self.raw.read())
-
-    def pick(self, ids: Int64) -> C:
-        """Return those of these rows that exist, in the order of `ids`. Raises CorruptStore."""
-        return self.unpack(*self.raw.pick(_pack_ids(ids)))
-
-    def put_columns(self, columns: C) -> None:
-        """Write rows."""
-        self.raw.put_all(zip(_pack_ids(columns.ids), self.pack(columns), strict=True))
-
-    @abstractmethod
-    def pack(self, columns: C) -> list[bytes]:
-        """Return the bodies of rows."""
-
-    @abstractmethod
-    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> C:
-        """Return rows in the order of their keys. Raises CorruptStore."""
 
 
 class ItemTable(ColumnTable[Items]):
@@ -180,7 +138,7 @@ class ItemTable(ColumnTable[Items]):
         head = np.zeros(len(columns.ids), self._HEADS)
         head["time"], head["version"], head["node"] = columns.times, columns.versions, columns.nodes
         head["key"] = [len(key) for key in columns.keys]
-        return [b"".join(parts) for parts in zip(_split(head), columns.keys, columns.payloads, strict=True)]
+        return list(map(b"".join, zip(split_rows(head), columns.keys, columns.payloads, strict=True)))
 
     def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
         start = self._HEADS.itemsize
@@ -200,7 +158,7 @@ class VectorTable(ColumnTable[Vectors]):
     """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
 
     def pack(self, columns: Vectors) -> list[bytes]:
-        return _split(columns.vectors.astype("<i2"))
+        return split_rows(columns.vectors.astype("<i2"))
 
     def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
         size = len(bodies[0]) if bodies else 0
@@ -216,7 +174,7 @@ class ListTable(ColumnTable[Lists]):
 
     def pick(self, ids: Int64) -> Lists:
         """Return the lists of these nodes, each of which must exist. Raises CorruptStore."""
-        keys = _pack_ids(ids)
+        keys = pack_ids(ids)
         return self.unpack(keys, [self.raw.need(key) for key in keys])
 
     def pack(self, columns: Lists) -> list[bytes]:
@@ -224,7 +182,7 @@ class ListTable(ColumnTable[Lists]):
         row["low"] = columns.neighbors & 0xFFFFFFFF
         row["high"] = (columns.neighbors >> 32) & 0xFFFF
         row["dot"] = columns.dots
-        return _split(row)
+        return split_rows(row)
 
     def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
         """Return lists in the order of their rows, all as wide as the widest."""
@@ -267,7 +225,7 @@ class PlaceTable(NumberTable[int]):
 
     def put_columns(self, ids: Int64, trees: Int64) -> None:
         """Write the trees of nodes."""
-        self.raw.put_all(zip(_pack_ids(ids), _split(trees.astype("<u8")), strict=True))
+        self.raw.put_all(zip(pack_ids(ids), split_rows(trees.astype("<u8")), strict=True))
 
 
 class TreeTable(Table[int, tuple[int, ...]]):
@@ -351,25 +309,6 @@ class PositionTable(Table[str, bytes]):
 
     def unpack(self, key: bytes, body: bytes) -> bytes:
         return body
-
-
-def _pack_ids(ids: Int64) -> list[bytes]:
-    """Encode ids (n,) as n keys of eight bytes."""
-    return _split(ids.astype(">u8"))
-
-
-def unpack_ids(keys: Sequence[bytes]) -> Int64:
-    """Decode keys of eight bytes."""
-    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
-
-
-def _split(rows: NDArray[Any]) -> list[bytes]:
-    """Return the bytes of each row of an array."""
-    rows = np.ascontiguousarray(rows)
-    if not len(rows):
-        return []
-    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
-    return raw
 
 
 def _table(name: str, make: Callable[[RawTable], T]) -> cached_property[T]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.storage.tables import Tables, unpack_ids
+from engine.storage.table import unpack_ids
+from engine.storage.tables import Tables
 from engine.types import Items, Vectors
 
 _ITEM = np.dtype([("time", "<i8"), ("version", "<i8"), ("key", "<u2"), ("dim", "<u2")])

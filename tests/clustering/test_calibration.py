@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from engine.clustering.calibration import DRIFT, LEAST_ITEMS, Calibration
+from engine.clustering.calibration import DRIFT, LEAST_ITEMS, Calibration, sum_and_gram
 from engine.types import Epoch, Int16
 from engine.vectors import DOT_SCALE, quantize
 
@@ -159,3 +159,11 @@ def test_a_rebuild_begins_an_epoch_whatever_the_drift() -> None:
     few.begin()
     assert few.epoch == CARD
     assert few.checked == 0
+
+
+def test_sum_and_gram_are_exact_across_blocks() -> None:
+    grid, _ = quantize(np.random.default_rng(0).normal(size=((1 << 16) + 5, 2)) + 3.0)
+    total, gram = sum_and_gram(grid)
+    wide = grid.astype(np.int64)
+    assert total.tolist() == wide.sum(axis=0).tolist()
+    assert gram.tolist() == (wide.T @ wide).tolist()
