@@ -70,6 +70,7 @@ Pair = tuple[int, int]
 K = TypeVar("K")
 
 _U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
+_TOP = 2**64 - 1
 
 
 def require_format(path: Path, config: Mapping[str, Any]) -> None:
@@ -95,16 +96,14 @@ class KeyCodec(Generic[K]):
     unpack: Callable[[bytes], K]
 
 
-def _turned(pair: Pair) -> Pair:
-    """Return a pair whose first number falls as that of `pair` rises; turned again, it is `pair`."""
-    return 2**64 - 1 - pair[0], pair[1]
+def _read_size(key: bytes) -> Pair:
+    rest, cluster = _PAIR.unpack(key)
+    return _TOP - rest, cluster
 
 
 ID: KeyCodec[int] = KeyCodec(_U64.pack, lambda key: _U64.unpack(key)[0])
 PAIR: KeyCodec[Pair] = KeyCodec(lambda pair: _PAIR.pack(*pair), _PAIR.unpack)
-SIZE: KeyCodec[Pair] = KeyCodec(  # (size, cluster), largest first
-    lambda pair: _PAIR.pack(*_turned(pair)), lambda key: _turned(_PAIR.unpack(key))
-)
+SIZE: KeyCodec[Pair] = KeyCodec(lambda pair: _PAIR.pack(_TOP - pair[0], pair[1]), _read_size)  # largest first
 PLACE: KeyCodec[EventId] = KeyCodec(lambda place: _EVENT.pack(*place), _EVENT.unpack)
 BYTES: KeyCodec[bytes] = KeyCodec(bytes, bytes)
 TEXT: KeyCodec[str] = KeyCodec(str.encode, bytes.decode)
