@@ -102,11 +102,12 @@ class RawTable:
 
         Rows behind the last one are appended, which fills pages; LMDB otherwise leaves each a quarter empty.
         """
-        seed, digest = self._seed, xxh32_digest
-        sealed = [(key, body + digest(key + body, seed)) for key, body in sorted(rows)]
+        seed, digest, key_of = self._seed, xxh32_digest, itemgetter(0)
+        ordered = sorted(rows, key=key_of)
+        sealed = [(key, body + digest(key + body, seed)) for key, body in ordered]
         with self.cursor() as cursor:
             last = cursor.key() if cursor.last() else b""
-            inner = bisect_right(sealed, last, key=itemgetter(0))
+            inner = bisect_right(sealed, last, key=key_of)
             cursor.putmulti(sealed[:inner])
             cursor.putmulti(sealed[inner:], append=True)
 
