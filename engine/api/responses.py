@@ -64,8 +64,8 @@ CHAIN: list[dict[str, Any]] = [
 
 
 def example(**fields: Any) -> Callable[[type[T]], type[T]]:
-    """Show an example of a type in the OpenAPI document."""
-    return with_config(ConfigDict(json_schema_extra={"examples": [fields]}))
+    """Show an example of a type in the OpenAPI document; pydantic compiles the type for that alone."""
+    return with_config(ConfigDict(json_schema_extra={"examples": [fields]}, defer_build=True))
 
 
 ITEM: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -80,6 +81,13 @@ def level_of(text: str | None, read: Callable[[str | None], Level]) -> Level:
         return read(text)
     except PydanticCustomError as problem:
         raise InputError(f"--level is {problem.message()}, not {text!r}.") from None
+
+
+def open_streams() -> None:
+    """Open what the caller has closed of standard output and error, so that it can be written."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
 
 
 def complain(sentence: str) -> None:

@@ -18,7 +18,7 @@ import typer
 
 from engine import __version__
 from engine.cli import models, spaces
-from engine.cli.console import Interrupted, complain, interrupt, printable
+from engine.cli.console import Interrupted, complain, interrupt, open_streams, printable
 from engine.cli.options import (
     BatchSize,
     Chosen,
@@ -162,18 +162,6 @@ def init(
     from engine.cli import serve as command
 
     command.init(path)
-
-
-@app.command(hidden=True)
-def part(
-    name: str,
-    parent: Annotated[int, typer.Option("--parent")],
-    listen: Annotated[int, typer.Option("--listen")] = -1,
-) -> None:
-    """A process of `shoal serve`, which starts it: see `engine.daemon.supervisor`."""
-    from engine.cli import parts
-
-    parts.work(name, parent, listen)
 
 
 @app.command()
@@ -387,14 +375,9 @@ spaces.register(app)
 
 def main() -> None:
     """One sentence for every expected error, and its exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
-    if sys.argv[1:2] == ["part"]:  # the daemon says when it ends; a terminal's Ctrl-C goes to all
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, interrupt)
-        signal.signal(signal.SIGINT, interrupt)
+    open_streams()
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         try:
             app(prog_name="shoal")

@@ -1,17 +1,36 @@
-"""The processes of `shoal serve`, and the connectors that the settings choose for them."""
+"""The processes of `shoal serve`, and the connectors that the settings choose for them.
+
+Run as a module it is such a process: the command line would take longer to load than to name the part.
+"""
 
 from __future__ import annotations
 
+import signal
+from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from engine.cli.console import open_streams
 
 if TYPE_CHECKING:
     from engine.config import Settings
     from engine.streams import Sink, Source, SourceContext
 
 
+def main() -> None:
+    """A process as `engine.daemon.supervisor` starts it: NAME --parent PID [--listen HANDLE]."""
+    open_streams()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the daemon says when to end
+    parser = ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--listen", type=int, default=-1)
+    given = parser.parse_args()
+    work(given.name, given.parent, given.listen)
+
+
 def work(name: str, parent: int, listen: int) -> None:
-    """Be a process of the daemon, as `engine.daemon.supervisor` starts it. `listen`: the API's socket."""
+    """Be a process of the daemon. `listen`: the API's socket."""
     from engine.daemon.supervisor import work_as
 
     def write(chosen: Settings) -> None:
@@ -66,3 +85,7 @@ def open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
 
     assert chosen.source.kafka is not None
     return KafkaSink(chosen.source.kafka, chosen.limits, collection, identity)
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,7 @@ class Child:
     def start(self) -> None:
         self._process = subprocess.Popen(
             isolation.command(
-                "engine", "part", self.part.name, "--parent", str(os.getpid()), *self.part.arguments
+                "engine.cli.parts", self.part.name, "--parent", str(os.getpid()), *self.part.arguments
             ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # its last words: see `work_as`
