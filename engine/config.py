@@ -376,7 +376,7 @@ def with_options(options: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"There is no keyword {keyword}: there are {known}, and section__name.")
         flags[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
     file = flags.pop("config", None)
-    return load(Path(str(file)) if file is not None else None, flags, "the keywords")
+    return load(None if file is None else Path(str(file)), flags, "the keywords")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -446,5 +446,5 @@ def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, A
         return f"The setting {name} is missing (in {origin}): {_known(where[:-1])}."
     if error["type"] == "value_error":
         return f"The settings of [{name}] (in {origin}) do not fit: {error['ctx']['error']}."
-    reason = error["msg"][:1].lower() + error["msg"][1:]
-    return f"The setting {name} = {error['input']!r} (in {origin}) is refused: {reason}."
+    told = "it has to be a table" if error["type"] == "model_type" else error["msg"]
+    return f"The setting {name} = {error['input']!r} (in {origin}) is refused: {told[:1].lower() + told[1:]}."

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from operator import index
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from engine.errors import InputError
+
+Level = TypeVar("Level")
 
 MOST, MOST_ABOVE = 64, 8
 ABOUT = (
@@ -28,8 +34,10 @@ def read_level(given: Any) -> int | str | None:
 
     A plus in an address that is not percent-encoded arrives as a space. Raises PydanticCustomError.
     """
-    if given is None or (type(given) is int and 0 <= given <= MOST):
-        return given
+    if given is None:
+        return None
+    if not isinstance(given, bool) and hasattr(given, "__index__") and 0 <= index(given) <= MOST:
+        return index(given)
     if isinstance(given, str):
         if re.fullmatch(rf"[+ ][1-{MOST_ABOVE}]", given):
             return f"+{given[1]}"
@@ -52,6 +60,14 @@ def read_finer(given: Any) -> int | None:
             "level", f"0 to {MOST}, 0 the finest; exports and explanations take no level of themes"
         )
     return level
+
+
+def checked(given: Any, read: Callable[[Any], Level], name: str = "level") -> Level:
+    """Return what `read` makes of a level. Raises InputError, which calls it `name`."""
+    try:
+        return read(given)
+    except PydanticCustomError as problem:
+        raise InputError(f"{name} is {problem.message()}, not {given!r}.") from None
 
 
 def step_of(level: int | str | None) -> int:

@@ -144,8 +144,11 @@ class Parser:
         if key is None:
             if "key" not in roles:
                 raise Unusable("the field key is missing")
-            key = load(roles["key"])
-        name = read_key(key, self.limits)
+            name = read_key(load(roles["key"]), self.limits)
+        else:
+            name = read_key(key, self.limits)
+            if "key" in roles and str(load(roles["key"])).encode(errors="replace") != name:
+                self.ignore([plan.roles["key"]])  # it names another item than what is beside the document
         if "delete" in roles and read_delete(load(roles["delete"])):
             return Record(name, None)
         if "vector" not in roles:
@@ -160,18 +163,25 @@ class Parser:
         return read_document(bytes(raw), self.limits)
 
 
+# What msgspec calls a value, in the words of `kind_of`.
+_JSON_TYPES = {"array": "list", "str": "string", "bool": "true or false"}
+_JSON_TYPES |= dict.fromkeys(("int", "float"), "a number")
+
+
 def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:
     """The fields of a JSON object, each as the bytes that stand there."""
     try:
         return _document.decode(raw[len(_BOM) :] if raw.startswith(_BOM) else raw)
     except msgspec.ValidationError as problem:
         found = str(problem).rsplit(" ", 1)[-1].strip("`")
-        raise Unusable(f"the record must be a JSON object, not {found}") from None
+        raise Unusable(f"the record must be a JSON object, not {_JSON_TYPES.get(found, found)}") from None
     except RecursionError:
         raise Unusable("broken JSON: it nests too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
             raise Unusable("the text is UTF-16, not UTF-8") from None
+        if not is_utf8(raw):
+            raise Unusable("the text is not UTF-8") from None
         raise Unusable(f"broken JSON: {brief(problem).removeprefix('JSON is malformed: ')}") from None
 
 
@@ -179,7 +189,18 @@ def _loaded(raw: Any) -> Any:
     try:
         return orjson.loads(memoryview(raw))
     except orjson.JSONDecodeError as problem:
-        raise Unusable(f"broken JSON: {brief(problem)}") from None
+        if not is_utf8(bytes(raw)):
+            raise Unusable("the text is not UTF-8") from None
+        raise Unusable(f"broken JSON: {problem.msg.rstrip('.')}") from None
+
+
+def is_utf8(raw: bytes) -> bool:
+    """Whether bytes are UTF-8."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _as_is(value: Any) -> Any:

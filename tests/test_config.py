@@ -52,7 +52,7 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
         ("[index]\nkind = 'faiss'", ["index.kind", "'faiss'", "'hnsw' or 'exact'", "shoal.toml"]),
         ("[index]\neff = 5", ["index.eff", "shoal.toml", "[index] has kind, M, ef_construction, ef"]),
         ("[indices]\nef = 5", ["indices", "shoal.toml", "the sections are collection, store"]),
-        ("index = 5", ["index", "5", "shoal.toml"]),
+        ("index = 5", ["index = 5", "shoal.toml", "is refused: it has to be a table."]),
         ("[index", ["shoal.toml", "not TOML"]),
         ("[model]\ntau = 1.5", ["model.tau", "1.5", "less than 1"]),
         ("[source.kafka]\ntopic = 'a'", ["source.kafka.bootstrap is missing", "shoal.toml"]),

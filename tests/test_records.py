@@ -265,7 +265,11 @@ def test_a_name_may_be_chosen_and_what_has_no_role_is_counted() -> None:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"[1]", "the record must be a JSON object, not array"),
+        (b"[1]", "the record must be a JSON object, not list"),
+        (b"1", "the record must be a JSON object, not a number"),
+        (b'"a"', "the record must be a JSON object, not string"),
+        (b'{"key": "\xe4", "embedding": [1]}', "the text is not UTF-8"),
+        (b'{"\xe4": "a", "embedding": [1]}', "the text is not UTF-8"),
         (b'{"key": "a"', "broken JSON"),
         (b'{"key": "a", "embedding": [1, NaN]}', "broken JSON"),
         (b'{"key": "a", "embedding": [1, 1e999]}', "broken JSON"),
@@ -280,6 +284,20 @@ def test_what_is_no_record(raw: bytes, reason: str) -> None:
     found = parsed(raw)
     assert isinstance(found, str)
     assert found.startswith(reason)
+
+
+def test_a_key_in_the_document_does_not_name_another_item_without_a_word() -> None:
+    parser = Parser(BOUNDS, FIELDS)
+    for document, ignored in (
+        ({"key": "a"}, {}),
+        ({"key": 7}, {}),
+        ({"id": "b"}, {"id": 1}),
+        ({"key": [1]}, {"id": 1, "key": 1}),
+    ):
+        key = str(document.get("key", "a")) if document.get("key") != [1] else "a"
+        record = parser.parse(orjson.dumps({**document, "emb": [1, 2]}), key)
+        assert record.key == key.encode()
+        assert dict(parser.ignored) == ignored
 
 
 def test_a_record_that_says_delete_deletes() -> None:

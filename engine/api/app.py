@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
@@ -91,11 +92,11 @@ class Page(Files):
     """The page's files: what no route has taken. A path that a route takes with another method is no file."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for route in scope["app"].routes:
-            match, found = route.matches(scope)
-            if match == Match.PARTIAL:
-                await route.handle({**scope, **found}, receive, send)  # answers 405, with Allow
-                return
+        partial = [each for each in scope["app"].routes if each.matches(scope)[0] == Match.PARTIAL]
+        if partial:
+            methods = {method for route in partial for method in route.methods}
+            methods |= {"HEAD"} if "GET" in methods else set()
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         await super().__call__(scope, receive, send)
 
 

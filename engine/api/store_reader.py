@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from engine.config import Settings
-from engine.errors import StoreError
+from engine.errors import NoStore, StoreError
 from engine.storage.reader import View
 
 THREADS = 4
@@ -24,6 +24,7 @@ class StoreReader:
 
     def __init__(self, settings: Settings) -> None:
         self._path, self._map_bytes = settings.store.path, settings.limits.map_size_bytes
+        self._is_written = settings.source.http or settings.source.kafka is not None
         self._view: View | None = None
         self._opening = threading.Lock()  # LMDB opens a store once in a process
         self._threads = ThreadPoolExecutor(THREADS, "reader")
@@ -33,8 +34,16 @@ class StoreReader:
         if self._view is None:
             with self._opening:
                 if self._view is None:
-                    self._view = View.open(self._path, self._map_bytes)
+                    self._view = self._opened()
         return self._view
+
+    def _opened(self) -> View:
+        try:
+            return View.open(self._path, self._map_bytes)
+        except NoStore:
+            if not self._is_written:
+                raise
+            raise NoStore("there is no store yet: the daemon makes one when its writer has started") from None
 
     async def read(self, query: Callable[[View], T]) -> T:
         """Query the view in a thread: for what takes more than some hundred microseconds."""

@@ -6,15 +6,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from engine.errors import InputError, counted
-
-Level = TypeVar("Level")
 
 PIPE_WIDTH = 10_000  # of a table that no terminal shows: nothing is wrapped
 
@@ -71,16 +69,6 @@ def need_companions(out: Path, companions: Sequence[Path]) -> None:
                 f"{each} is there already, and would be replaced by what belongs to {out}: move it, or name "
                 "another file."
             )
-
-
-def level_of(text: str | None, read: Callable[[str | None], Level]) -> Level:
-    """Read the option --level as `engine.levels` does. Raises InputError."""
-    from pydantic_core import PydanticCustomError
-
-    try:
-        return read(text)
-    except PydanticCustomError as problem:
-        raise InputError(f"--level is {problem.message()}, not {text!r}.") from None
 
 
 def open_streams() -> None:

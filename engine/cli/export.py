@@ -7,10 +7,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.cli.console import level_of, print_json
+from engine.cli.console import print_json
 from engine.config import Settings
 from engine.errors import InputError, counted
-from engine.levels import read_finer
+from engine.levels import checked, read_finer
 from engine.storage.export import FORMATS
 from engine.storage.export import export as write
 from engine.system.files import written
@@ -24,7 +24,7 @@ def export(
     settings: Settings, output: Path | None, form: str | None, level: str | None, as_json: bool
 ) -> None:
     """A file appears when it is complete. Raises InputError, NoStore, CorruptStore."""
-    granularity = level_of(level, read_finer)
+    granularity = checked(level, read_finer, "--level")
     ending = output.suffix.lower() if output else ""
     chosen = form or SUFFIXES.get(ending)
     if chosen is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.cli.console import level_of, moment, print_json, print_table, printable
+from engine.cli.console import moment, print_json, print_table, printable
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import WriterAway, counted
 from engine.events import EventRow, read_event_id
-from engine.levels import read_level, step_of, within
+from engine.levels import checked, read_level, step_of, within
 from engine.storage.answers import ClusterPage, MemberPage, ThemePage
 from engine.storage.environment import require_file
 from engine.storage.reader import View
@@ -19,7 +19,7 @@ from engine.types import Themes
 
 def query(settings: Settings, key: str, level: str | None, as_json: bool) -> None:
     """Where an item is."""
-    chosen = level_of(level, read_level)
+    chosen = checked(level, read_level, "--level")
     if step := step_of(chosen):
         _query_theme(settings, key, step, as_json)
         return
@@ -43,7 +43,7 @@ def clusters(
     settings: Settings, level: str | None, order: str, cursor: str | None, limit: int, as_json: bool
 ) -> None:
     """A page of clusters, or of themes."""
-    chosen = level_of(level, read_level)
+    chosen = checked(level, read_level, "--level")
     if step := step_of(chosen):
         grouping = _grouping(settings, step)
         with View.open(settings.store.path) as view:

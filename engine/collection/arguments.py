@@ -10,7 +10,7 @@ import numpy as np
 
 from engine import vectors
 from engine.config import LimitsSettings
-from engine.errors import InputError, Unusable, shown
+from engine.errors import InputError, Unusable, counted, shown
 from engine.records import read_key, wrong_dimension
 from engine.rows import Columns, Rows
 from engine.types import Batch, Int16
@@ -37,7 +37,8 @@ def batch_of(columns: Columns, limits: LimitsSettings, dim: int | None, now_ms: 
     rows.extend(0, columns)
     settled = rows.settle(dim)
     for row, reason in settled.rejected[:1]:
-        more = f", and {len(settled.rejected) - 1} more rows" if len(settled.rejected) > 1 else ""
+        others = len(settled.rejected) - 1
+        more = f", and {counted(others, 'more row', 'more rows')}" if others else ""
         raise InputError(f"row {row} ({shown(columns.keys[row])}): {reason}{more}; nothing has changed")
     for row, doubt in settled.doubts[:1]:
         more = f", and {len(settled.doubts) - 1} more" if len(settled.doubts) > 1 else ""

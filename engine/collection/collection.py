@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -145,10 +145,9 @@ class Engine(LiveCollection):
 
     def members(self, cluster: int) -> list[str]:
         """Return the keys of a cluster's items, of any level. Raises NotFound, InputError: no number."""
-        try:
-            number = index(cluster)
-        except TypeError:
-            raise InputError(f"a cluster is named by its number, not by {cluster!r}") from None
+        if isinstance(cluster, bool) or not isinstance(cluster, SupportsIndex):
+            raise InputError(f"a cluster is named by its number, not by {cluster!r}")
+        number = index(cluster)
 
         def read(view: View) -> list[str]:
             keys: list[str] = []

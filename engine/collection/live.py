@@ -29,6 +29,7 @@ from engine.collection.space import adapted, space_dim
 from engine.config import Settings
 from engine.errors import CorruptStore, Forked, InputError, NotFound, StoreError, Unusable, WriterBusy
 from engine.index.hnsw import HnswIndex
+from engine.levels import checked, read_finer
 from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.records import read_key, wrong_dimension
@@ -140,6 +141,8 @@ class LiveCollection(Closing):
         return self._state is not None and key in self._state.items.row_of
 
     def __len__(self) -> int:
+        if self._broken:
+            raise self._unusable()
         return self._state.items.live if self._state else 0
 
     def apply(self, batch: Batch) -> Applied:
@@ -207,7 +210,8 @@ class LiveCollection(Closing):
                 time.sleep(0.01)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
-        """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound."""
+        """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound, InputError."""
+        level = checked(level, read_finer)
         with self._running() as state:
             name = self._key(key)
             if state is None:
@@ -335,8 +339,11 @@ class LiveCollection(Closing):
         self._check_process()
         with self._lock:
             if self._broken:
-                raise StoreError(f"{self.store.path}: {self._broken}; open it again")
+                raise self._unusable()
             yield self._state
+
+    def _unusable(self) -> StoreError:
+        return StoreError(f"{self.store.path}: {self._broken}; open it again")
 
     def _check_process(self) -> None:
         """A fork has no threads of its parent's, and shares its database. Raises Forked."""

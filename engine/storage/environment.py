@@ -229,12 +229,14 @@ def reading_made(folder: Path) -> Iterator[tuple[Tables, dict[str, Any]]]:
 def require_file(folder: Path) -> None:
     """Raise NoStore where a folder has no store's file."""
     if not (folder / DATA).is_file():
-        raise NoStore(f"there is no store in {folder}; name another, or make one with `shoal ingest`")
+        raise NoStore(
+            f"there is no store in {folder}; name another, or make one with `shoal ingest` or `shoal serve`"
+        )
 
 
 def not_made(folder: Path) -> NoStore:
     """Return the error to raise where a store has a file and no version yet."""
-    return NoStore(f"{folder} holds no store yet; `shoal ingest` makes one")
+    return NoStore(f"{folder} holds no store yet; `shoal ingest` or `shoal serve` makes one")
 
 
 @contextmanager

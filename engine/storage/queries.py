@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from operator import index
+from typing import SupportsIndex, TypeVar
 
 import numpy as np
 import orjson
@@ -284,9 +285,9 @@ class Snapshot:
 
 def page_size(limit: int) -> int:
     """Return a page's size if it is within the bounds. Raises InputError."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise InputError(f"a page has 1 to {MAX_PAGE} entries, not {limit}")
-    return limit
+    if not (isinstance(limit, SupportsIndex) and 1 <= index(limit) <= MAX_PAGE):
+        raise InputError(f"a page has 1 to {MAX_PAGE} entries, not {limit!r}")
+    return index(limit)
 
 
 def _page(rows: Iterator[R], limit: int) -> tuple[list[R], R | None]:

@@ -202,6 +202,9 @@ def test_another_method_is_told_which_there_are(quiet: Api) -> None:
         answer = quiet.http.get(path)
         assert problem(answer, "wrong-method")["detail"] == "This path takes POST."
         assert answer.headers["allow"] == "POST"
+    answer = quiet.http.patch("/v1/items/a")
+    assert problem(answer, "wrong-method")["detail"] == "This path takes DELETE, GET, HEAD, PUT."
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PUT"
     problem(quiet.http.get("/v1/nothing"), "not-found")
 
 
@@ -396,6 +399,14 @@ def test_a_stale_cursor_says_where_to_go_on(tmp_path: Path) -> None:
         problem(served.http.get("/v1/changes", headers=last), "stale-cursor")
         problem(served.http.get("/v1/changes?after=4-0"), "stale-cursor")
         assert served.http.get("/v1/changes?after=4-99999").json()["changes"][0]["version"] == 5
+
+
+def test_before_the_writer_has_made_a_store_it_says_so(tmp_path: Path) -> None:
+    with api(settings_of(tmp_path / "store", source__http=True)) as served:
+        for path in ("/v1/clusters", "/v1/items/a", "/v1/assignments"):
+            answer = served.http.get(path)
+            problem(answer, "not-ready")
+            assert answer.json()["detail"].startswith("there is no store yet: the daemon makes one when")
 
 
 def test_before_there_is_a_store_it_says_not_ready(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from engine import Engine
 from engine.config import load
-from engine.errors import ConfigError, InputError, NotFound
+from engine.errors import ConfigError, InputError, NotFound, StoreError
 from tests.collection.conftest import Open
 from tests.conftest import ROOT, environment
 from tests.support.collections import DIM, draw, labels, members, names
@@ -218,3 +218,20 @@ def put(path: Path, model: Path) -> None:
     signal.alarm(110)
     with Engine.open(path, model) as engine:
         engine.upsert(names(3), np.eye(3, DIM))
+
+
+def test_what_makes_no_sense_is_refused_with_a_sentence(opened: Open) -> None:
+    engine = opened()
+    engine.upsert(names(20), draw(1, 20))
+    for level in (-1, 65, "+1", "x", 1.5, True):
+        with pytest.raises(InputError, match="level is 0 to 64, 0 the finest; exports and explanations take"):
+            engine.explain(names(1)[0], level)  # type: ignore[arg-type]
+    assert engine.explain(names(1)[0], np.int64(0)) == engine.explain(names(1)[0], 0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a cluster is named by its number, not by True"):
+        engine.members(True)
+    for limit in ("x", 0, 1.5, None):
+        with pytest.raises(InputError, match="a page has 1 to 10000 entries, not "):
+            engine.changes(limit=limit)  # type: ignore[arg-type]
+    engine.close()
+    with pytest.raises(StoreError, match="the engine is closed; open it again"):
+        len(engine)

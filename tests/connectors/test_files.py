@@ -168,7 +168,7 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
         "line 12: the time must be a number or an ISO 8601 string, not 'noon'",
         "line 13: the payload has 300002 bytes, more than the 262144 allowed",
         "line 14: the line is longer than the 1048576 bytes allowed",
-        "line 15: the record must be a JSON object, not array",
+        "line 15: the record must be a JSON object, not list",
         "line 16: the key 1.5 must be a string or an integer, not a number",
         "line 17: broken JSON",
         "line 18: the text is UTF-16, not UTF-8",

@@ -56,7 +56,7 @@ POISON = {
     "the embedding is zero": Sent(b"p", document([0, 0, 0, 0])),
     "broken JSON": Sent(b"p", b'{"embedding": [1, NaN, 0, 0]}'),
     "the text is UTF-16, not UTF-8": Sent(b"p", b"\xff\xfe\x00"),
-    "the record must be a JSON object, not array": Sent(b"p", b"[1, 2, 3, 4]"),
+    "the record must be a JSON object, not list": Sent(b"p", b"[1, 2, 3, 4]"),
     "the field embedding is missing": Sent(b"p", b'{"weights": [1, 2, 3, 4]}'),
     "a list of numbers": Sent(b"p", b'{"embedding": [1, "2", 3, 4]}'),
     "must be a list of": Sent(b"p", b'{"embedding": [[1, 2], [3, 4]]}'),

@@ -227,6 +227,7 @@ EXPORTED: dict[int | str, dict[str, Any]] = {
 @router.get("/assignments", response_class=Response, responses=documented("not-ready", "damaged") | EXPORTED)
 async def assignments(
     exports: Exporting,
+    reader: Reader,
     form: Annotated[Literal["ndjson", "parquet"], Query(alias="format")] = "ndjson",
     level: Level = None,
 ) -> Response:
@@ -234,6 +235,7 @@ async def assignments(
 
     An export that fails in the middle ends the connection without the end of the body.
     """
+    reader.view()  # where there is none yet, no process is needed to say so
     running = AsyncExitStack()
     export = await running.enter_async_context(exports.run(form, level))
     return ExportResponse(export, running, PARQUET if form == "parquet" else NDJSON)
