@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from engine.config import ApiSettings
 from engine.errors import StoreError
 from engine.events import EventId
-from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
+from engine.storage.eventlog import CLUSTERS, ITEMS, Raw
 from engine.storage.reader import Head, View
+from engine.storage.tables import Commit
 
 POLL_S = 0.1  # between two checks for a new version
 SLICE_EVENTS = 250  # about a millisecond

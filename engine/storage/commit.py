@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from engine.storage import event_body
-from engine.storage.tables import CommitRecord, LogRecord, StateRecord, Tables
+from engine.storage.tables import Commit, LogRecord, StateRecord, Tables
 from engine.types import Assignment, Change, Cluster, DeadLetter, Erased, Event, Renumbered, Shift, Vectors
 
 
@@ -112,31 +112,32 @@ def write_history(
     version without events never looks like a gap to readers of the log.
     """
     size = tables.events.put_version(change.version, change.events)
-    tables.commits.put(change.version, CommitRecord(change.time_ms, len(change.events), size))
+    tables.commits.put(change.version, Commit(change.version, change.time_ms, len(change.events), size))
     log = tables.meta.log
     total, forgot = log.bytes + size, log.forgot
     newest = change.version if retain_from_version is None else min(retain_from_version, change.version)
-    for version, record in list(_oldest(tables, change, total, max_bytes, max_age_ms, newest)):
+    for record in list(_oldest(tables, change, total, max_bytes, max_age_ms, newest)):
+        version = record.version
         tables.events.delete_all((version, ordinal) for ordinal in range(record.events))
         ended = list(tables.endings.of(version))
         tables.clusters.delete_all(ended)
         tables.endings.delete_all((version, cluster) for cluster in ended)
         tables.commits.delete_all([version])
         total -= record.bytes
-        forgot = (version, record.events - 1) if record.events else forgot
+        forgot = record.last if record.events else forgot
     tables.meta.put_log(LogRecord(total, forgot))
 
 
 def _oldest(
     tables: Tables, change: Change, total: int, max_bytes: int, max_age_ms: int, newest: int
-) -> Iterator[tuple[int, CommitRecord]]:
+) -> Iterator[Commit]:
     """Yield the oldest versions that exceed the bounds, none from the version `newest` on."""
     for version, record in tables.commits.rows():
         late = record.time_ms < change.time_ms - max_age_ms
         if version >= newest or not (late or total > max_bytes):
             return
         total -= record.bytes
-        yield version, record
+        yield record
 
 
 def erase_mentions(tables: Tables, key: bytes) -> int:

@@ -54,20 +54,6 @@ class Slice:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """A version in the log."""
-
-    version: int
-    time_ms: int
-    events: int
-
-    @property
-    def last(self) -> EventId:
-        """The place of its last event; the next version is behind it."""
-        return self.version, max(self.events - 1, 0)
-
-
 def read(tables: Tables, after: EventId, limit: int, kind: str | None = None) -> Slice:
     """Return at most `limit` events of a kind (None: of all), looking at SCAN_MAX rows at most."""
     events: list[Raw] = []
@@ -134,12 +120,6 @@ def at(tables: Tables, places: Iterable[EventId]) -> list[Raw]:
     """Return the events at these places that are not forgotten."""
     rows = [(place, tables.events.raw.get(PLACE.pack(place))) for place in places]
     return [_raw(place, body) for place, body in rows if body is not None]
-
-
-def commit(tables: Tables, version: int) -> Commit | None:
-    """Return what the log knows of a version; None if it is forgotten or not committed yet."""
-    record = tables.commits.get(version)
-    return None if record is None else Commit(version, record.time_ms, record.events)
 
 
 def oldest(tables: Tables) -> int:

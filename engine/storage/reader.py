@@ -38,7 +38,7 @@ from engine.storage.answers import (
 from engine.storage.environment import MAP_BYTES, Environment, not_made, require_file
 from engine.storage.queries import Peaks, Snapshot, page_size
 from engine.storage.store import Store
-from engine.storage.tables import StateRecord
+from engine.storage.tables import Commit, StateRecord
 from engine.storage.themes import Grouped
 from engine.system import isolation
 from engine.types import Int16, Items, Themes
@@ -268,7 +268,7 @@ class View(Closing):
         """Return the last version and the ends of the event log."""
         with self._environment.read() as tables:
             state = tables.meta.state
-            newest = eventlog.commit(tables, state.version)
+            newest = tables.commits.get(state.version)
             place = newest.last if newest else (state.version, 0)
             return Head(state.version, state.time_ms, eventlog.oldest(tables), eventlog.forgot(tables), place)
 
@@ -287,10 +287,10 @@ class View(Closing):
         with self._environment.read() as tables:
             return eventlog.behind(tables, place)
 
-    def commits(self, versions: Iterable[int]) -> list[eventlog.Commit]:
+    def commits(self, versions: Iterable[int]) -> list[Commit]:
         """Return what the log knows of these versions, except of forgotten ones."""
         with self._environment.read() as tables:
-            return [found for version in versions if (found := eventlog.commit(tables, version))]
+            return [found for version in versions if (found := tables.commits.get(version))]
 
     def lineages(self, versions: Iterable[int]) -> list[eventlog.Raw]:
         """Return the lineage events of these versions, in their order."""

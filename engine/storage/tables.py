@@ -47,12 +47,18 @@ class LogRecord:
     forgot: EventId | None  # the last event that was forgotten
 
 
-class CommitRecord(NamedTuple):
+class Commit(NamedTuple):
     """A version in the event log."""
 
+    version: int
     time_ms: int
     events: int
     bytes: int  # of their bodies
+
+    @property
+    def last(self) -> EventId:
+        """The place of its last event; the next version is behind it."""
+        return self.version, max(self.events - 1, 0)
 
 
 class MetaTable:
@@ -268,16 +274,16 @@ class ClusterTable(Table[int, Cluster]):
         return table
 
 
-class CommitTable(Table[int, CommitRecord]):
+class CommitTable(Table[int, Commit]):
     """What the event log knows of each version."""
 
     _BODY = struct.Struct("<qQQ")
 
-    def pack(self, value: CommitRecord) -> bytes:
-        return self._BODY.pack(*value)
+    def pack(self, value: Commit) -> bytes:
+        return self._BODY.pack(*value[1:])
 
-    def unpack(self, key: bytes, body: bytes) -> CommitRecord:
-        return CommitRecord(*self._BODY.unpack(body))
+    def unpack(self, key: bytes, body: bytes) -> Commit:
+        return Commit(ID.unpack(key), *self._BODY.unpack(body))
 
 
 class EventTable(Table[EventId, Event]):

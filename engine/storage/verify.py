@@ -19,7 +19,7 @@ from engine.storage.environment import reading
 from engine.storage.load import load
 from engine.storage.schema import Pair, show_key
 from engine.storage.table import RawTable
-from engine.storage.tables import CommitRecord, Tables
+from engine.storage.tables import Commit, Tables
 from engine.types import Assignment, Cluster, Loaded, Vectors
 
 _REBUILD = "`shoal rebuild` mends it"
@@ -70,7 +70,7 @@ class Contents:
     clusters: dict[int, Cluster]  # the ended ones too
     sizes: set[Pair]  # size, cluster
     endings: set[Pair]  # version, cluster
-    commits: dict[int, CommitRecord]
+    commits: dict[int, Commit]
     log_bytes: int
     events: dict[int, Pair] = field(default_factory=dict)  # version -> events, bytes found
     last: dict[bytes, Assignment] = field(default_factory=dict)  # key -> its last event in the log
@@ -217,12 +217,12 @@ def _log(contents: Contents) -> Iterator[str]:
     yield from (f"{problem}; restore a backup" for problem in contents.strange)
     if version and sorted(commits) != list(range(min(commits, default=0), version + 1)):
         yield f"the versions of the log do not lead without a gap to version {version}; restore a backup"
-    for number, (_, count, size) in commits.items():
-        if contents.events.get(number, (0, 0)) != (count, size):
+    for number, commit in commits.items():
+        if contents.events.get(number, (0, 0)) != (commit.events, commit.bytes):
             yield f"version {number} has not the events that its commit counts; restore a backup"
     for number in contents.events.keys() - commits.keys():
         yield f"events of version {number} are left without their commit; restore a backup"
-    if sum(size for _, _, size in commits.values()) != contents.log_bytes:
+    if sum(commit.bytes for commit in commits.values()) != contents.log_bytes:
         yield "the log has not the size that is written down; restore a backup"
     if any(ended not in commits for ended, _ in contents.endings):
         yield f"a cluster ended in a version that the log has forgotten; {_REBUILD}"

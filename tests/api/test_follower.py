@@ -14,9 +14,10 @@ import pytest
 from engine.api.follower import Bounds, Follower, Growth, History, WindowStart, mentioned
 from engine.events import BEGIN
 from engine.storage import event_body
-from engine.storage.eventlog import CLUSTERS, ITEMS, Commit, Raw
+from engine.storage.eventlog import CLUSTERS, ITEMS, Raw
 from engine.storage.reader import View
 from engine.storage.store import Store
+from engine.storage.tables import Commit
 from engine.types import Assignment, Erased, LineageEvent
 from tests.support.fake_collection import CONFIG, Toy
 
@@ -40,7 +41,7 @@ def random_log(seed: int, versions: int) -> list[tuple[Commit, list[Raw]]]:
                 change = Assignment(b"%d" % item, after, before, (after,) if after else ())
                 events.append(event(version, len(events), change))
                 place[item] = after
-        log.append((Commit(version, time_ms, len(events)), events))
+        log.append((Commit(version, time_ms, len(events), 0), events))
     return log
 
 
@@ -227,7 +228,7 @@ def test_nobody_is_told_of_erased_events(tmp_path: Path) -> None:
 
 def test_an_order_found_while_something_changes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next to ask sees the change, even if it came in the middle of sorting."""
-    commit = Commit(1, 0, 0)
+    commit = Commit(1, 0, 0, 0)
     growth = Growth(1000, 10)
     growth.begin(commit)
     growth._change(Counter({1: 1, 2: 2}))
