@@ -388,7 +388,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as problem:
         raise ConfigError(f"The configuration file {path} cannot be read: {problem.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"The configuration file {path} is not TOML: {problem}.") from None
+        raise ConfigError(f"The configuration file {path} is not TOML in UTF-8: {problem}.") from None
     except ValueError as problem:  # there is no home folder
         raise ConfigError(f"The configuration file {path} cannot be read: {problem}.") from None
 

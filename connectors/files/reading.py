@@ -39,7 +39,7 @@ class Reading:
         return Rows(self.limits, self.default_ms, self.now_ms)
 
     def plan(self, names: list[str], count: int | None, what: str) -> Plan:
-        """The roles of a file's columns. Raises InputError where none has the embeddings.
+        """The roles of a file's columns. Raises InputError where none, or more than one, fits a role.
 
         `count`: rows, by which ignored columns are counted; None: the reader counts them.
         """
@@ -50,6 +50,8 @@ class Reading:
             raise InputError(
                 f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {held}."
             )
+        if twice := [name for name in plan.roles.values() if names.count(name) > 1]:
+            raise InputError(f"{self.shown} has two columns {twice[0]}: rename one of them.")
         if count:
             self.parser.ignore(plan.ignored, count)
         return plan

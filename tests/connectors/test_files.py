@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from engine.config import LimitsSettings
@@ -262,6 +264,14 @@ def of_text(path: Path) -> None:
         write(path, emb=np.array([["a", "b"]]))
 
 
+def twice_named(path: Path) -> None:
+    if path.suffix == ".csv":
+        path.write_text("key,emb,key\na,[1 0],b\n")
+    else:
+        table = pyarrow.Table.from_arrays([pyarrow.array([[1.0, 0.0]])] * 2, names=["emb", "emb"])
+        pyarrow.parquet.write_table(table, path)
+
+
 def uneven(path: Path) -> None:
     write(path, emb=EMB, keys=["a", "b"])
 
@@ -288,6 +298,8 @@ def nested_zip(path: Path) -> None:
         ("a.npz", of_text, "must be numbers"),
         ("a.parquet", of_text, "must be lists of numbers"),
         ("a.npz", uneven, "one row for each"),
+        ("a.csv", twice_named, "two columns key: rename one"),
+        ("a.parquet", twice_named, "two columns emb: rename one"),
         ("a.npz", nested_zip, "not a NumPy array"),
         ("a.txt", foreign, "must be one of"),
         ("a.npz", lambda path: None, "No such file"),
