@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -35,9 +36,21 @@ from engine.config_documents import (
     ENV_PREFIX,
     merged,
     nested,
-    new_path,
     old_variables,
     renamed,
+)
+from engine.config_problems import refuse_unknown_variables, sentence_of
+from engine.config_values import (
+    CorsOrigins,
+    HomePath,
+    MaybePath,
+    Prefix,
+    RegistryUrl,
+    Servers,
+    Topic,
+    expanded,
+    need_finite,
+    need_number,
 )
 from engine.errors import ConfigError
 
@@ -50,7 +63,6 @@ LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
-PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 RENEWED = ("model", "index")  # sections that a rebuild may change
 
 Value = str | int | float | bool | None
@@ -87,20 +99,18 @@ _KEYWORDS = {
 }
 
 
-def expanded(path: str | Path) -> Path:
-    """Return the path with ~ replaced by the home folder. Raises ValueError: there is none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as problem:
-        raise ValueError(str(problem)) from None
-
-
-HomePath = Annotated[Path, AfterValidator(expanded)]
-MaybePath = Annotated[HomePath | None, BeforeValidator(lambda value: None if value == "" else value)]
-
-
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: ValidationInfo) -> Any:
+        return need_number(value, cls.model_fields[info.field_name or ""].annotation)
+
+    @field_validator("*")
+    @classmethod
+    def _finite(cls, value: Any, info: ValidationInfo) -> Any:
+        return need_finite(value, info.field_name or "")
 
 
 class CollectionSettings(_Section):
@@ -145,11 +155,11 @@ class ModelSettings(_Section):
 class KafkaSettings(_Section):
     """A topic of embeddings, and the topics of what comes of them: <topic>.assignments, .clusters, .dlq."""
 
-    bootstrap: str = Field(min_length=1)  # host:port, more of them with commas
-    topic: str = Field(min_length=1, max_length=230, pattern=r"^[a-zA-Z0-9._-]+$")
+    bootstrap: Servers  # host:port, more of them with commas
+    topic: Topic
     key_format: Literal["utf8", "int32", "int64", "uuid"] = "utf8"  # binary ones as Kafka's serializers write
     value_format: Literal["json", "json-schema", "avro", "float32", "float64"] = "json"
-    registry_url: str | None = Field(None, pattern=r"^https?://")  # of the schemas that avro needs
+    registry_url: RegistryUrl | None = None  # of the schemas that avro needs
     registry_username: str | None = None
     registry_password: SecretStr | None = None
     publish: bool = True  # False: nothing goes out
@@ -171,10 +181,17 @@ class KafkaSettings(_Section):
             raise ValueError("security SASL_PLAINTEXT or SASL_SSL and sasl_mechanism go together")
         if sasl and (self.username is None or (self.password is None) == (self.password_file is None)):
             raise ValueError("SASL needs a username and either password or password_file")
+        if not sasl and (self.username or self.password or self.password_file):
+            raise ValueError("username and password need security SASL_PLAINTEXT or SASL_SSL")
+        if self.registry_url is None and (self.registry_username or self.registry_password):
+            raise ValueError("registry_username and registry_password need registry_url")
         if self.value_format == "avro" and self.registry_url is None:
             raise ValueError("value_format avro needs registry_url")
-        if "SSL" not in self.security and (self.tls_ca_file or self.tls_cert_file or self.tls_key_file):
+        files = self.tls_ca_file or self.tls_cert_file or self.tls_key_file
+        if "SSL" not in self.security and (files or not self.tls_check_hostname):
             raise ValueError(f"tls_... settings need security SSL or SASL_SSL, not {self.security}")
+        if self.tls_key_file and not self.tls_cert_file:
+            raise ValueError("tls_key_file needs tls_cert_file, the certificate that the key is of")
         return self
 
 
@@ -235,9 +252,9 @@ class ApiSettings(_Section):
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
     key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
-    root_path: str = Field("", pattern=rf"^({PREFIX})?$")  # "/shoal": below this prefix of the path
+    root_path: Prefix = ""  # "/shoal": below this prefix of the path
     forwarded_prefix: bool = False  # True: believe a proxy's X-Forwarded-Prefix
-    cors_origins: list[str] = []  # "https://example.com": whose pages may ask from a browser
+    cors_origins: CorsOrigins = []  # "https://example.com": whose pages may ask from a browser
     requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
     connections_max: int = Field(512, ge=2)
     streams_max: int = Field(32, ge=0)  # of changes, held open
@@ -277,7 +294,9 @@ class LimitsSettings(_Section):
     key_max_bytes: int = Field(LMDB_KEY_MAX_BYTES, ge=1, le=LMDB_KEY_MAX_BYTES)
     payload_max_bytes: int = Field(2**18, ge=0, le=2**30)
     record_max_bytes: int = Field(2**20, ge=2**10, le=2**30)  # a line of .jsonl or a bulk, a Kafka record
-    map_size_bytes: int = Field(2**36, ge=2**20)  # address space set aside for LMDB; it grows when full
+    map_size_bytes: int = Field(
+        2**36, ge=2**20, le=2**46
+    )  # address space set aside for LMDB; it grows when full
     free_disk_min_bytes: int = Field(2**26, ge=0)  # refuse to write with less
     snapshot_items: int = Field(8_000, ge=1)  # changed items between two snapshots, at least
     expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
@@ -304,7 +323,13 @@ class LimitsSettings(_Section):
 
 
 class _Environment(EnvSettingsSource):
-    """Environment variables, also those with old names."""
+    """Environment variables, also those with old names. What is no JSON stays text, to be refused by name."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
     def __call__(self) -> dict[str, Any]:
         return merged(old_variables(), renamed(super().__call__()))
@@ -357,11 +382,12 @@ def load(
     """
     document = renamed(_read(path)) if path else {}
     given = renamed(nested({name: value for name, value in (flags or {}).items() if value is not None}))
-    _refuse_unknown_variables()
+    refuse_unknown_variables(Settings)
+    origins = {str(path): document, flags_are: given}
     try:
         return Settings(**merged(merged(document, _Environment(Settings)()), given))
     except ValidationError as problem:
-        raise ConfigError(_sentence(problem, path, given, flags_are)) from None
+        raise ConfigError(sentence_of(problem, origins, Settings)) from None
     except SettingsError as problem:
         raise ConfigError(f"The environment cannot be used: {problem}.") from None
 
@@ -391,60 +417,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The configuration file {path} is not TOML in UTF-8: {problem}.") from None
     except ValueError as problem:  # there is no home folder
         raise ConfigError(f"The configuration file {path} cannot be read: {problem}.") from None
-
-
-def _refuse_unknown_variables() -> None:
-    """Only names with the double underscore are ours: cluster managers set SHOAL_PORT and the like."""
-    for variable in os.environ:
-        if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
-            continue
-        *path, key = new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
-        if key not in {name.lower() for name in _keys(path)}:
-            raise ConfigError(f"The environment variable {variable} sets nothing: {_known(path)}.")
-
-
-def _keys(path: Sequence[str]) -> list[str]:
-    """The settings of a section, ["index"] or ["source", "kafka"]; none: there is no such section."""
-    section: type[BaseModel] | None = Settings
-    for name in path:
-        field = section.model_fields.get(name) if section else None
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    return list(section.model_fields) if section else []
-
-
-def _known(path: Sequence[str]) -> str:
-    keys = _keys(path)
-    if keys and path:
-        return f"[{'.'.join(path)}] has {', '.join(keys)}"
-    return f"the sections are {', '.join(Settings.model_fields)}"
-
-
-def _has(given: Any, where: Sequence[str]) -> bool:
-    for part in where:
-        if not isinstance(given, Mapping) or part not in given:
-            return False
-        given = given[part]
-    return True
-
-
-def _sentence(problem: ValidationError, path: Path | None, given: Mapping[str, Any], flags_are: str) -> str:
-    """The first error, with where the value came from."""
-    error = problem.errors()[0]
-    where = [str(part) for part in error["loc"]]
-    name = ".".join(where)
-    variable = f"{ENV_PREFIX}{ENV_DELIMITER.join(where)}".upper()
-    if _has(given, where):
-        origin = flags_are
-    elif any(variable == present.upper() for present in os.environ):
-        origin = f"the environment variable {variable}"
-    else:
-        origin = f"{path}" if path else "the environment"
-    if error["type"] == "extra_forbidden":
-        return f"There is no setting {name} (in {origin}): {_known(where[:-1])}."
-    if error["type"] == "missing":
-        return f"The setting {name} is missing (in {origin}): {_known(where[:-1])}."
-    if error["type"] == "value_error":
-        return f"The settings of [{name}] (in {origin}) do not fit: {error['ctx']['error']}."
-    told = "it has to be a table" if error["type"] == "model_type" else error["msg"]
-    return f"The setting {name} = {error['input']!r} (in {origin}) is refused: {told[:1].lower() + told[1:]}."

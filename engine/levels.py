@@ -62,6 +62,13 @@ def read_finer(given: Any) -> int | None:
     return level
 
 
+def read_above(given: str | None) -> str | None:
+    """Return a level above the final clusters as it came. Raises PydanticCustomError: it is none."""
+    if given is not None and not re.fullmatch(rf"[+ ][1-{MOST_ABOVE}]", given):
+        raise PydanticCustomError("level", f"+1 to +{MOST_ABOVE}, so many levels above the final cluster")
+    return given
+
+
 def checked(given: Any, read: Callable[[Any], Level], name: str = "level") -> Level:
     """Return what `read` makes of a level. Raises InputError, which calls it `name`."""
     try:

@@ -66,6 +66,47 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
             "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\ntls_ca_file = 'ca.pem'",
             ["tls_... settings need security SSL"],
         ),
+        ("[api]\nport = true", ["api.port = True", "has to be a number"]),
+        ("[model]\ntau = false", ["model.tau = False", "has to be a number"]),
+        ("[model]\nmax_levels = true", ["model.max_levels = True", "has to be a number"]),
+        ("[retention]\nmax_age_s = inf", ["retention.max_age_s = inf", "finite"]),
+        ("[retention]\nmax_age_s = 1e30", ["retention.max_age_s = 1e+30", "at most 4000000000"]),
+        ("[api]\nrequests_max = 99999999999999999999", ["api.requests_max", "at most 4611686018427387904"]),
+        ("[limits]\nmap_size_bytes = 99999999999999", ["limits.map_size_bytes", "less than or equal to"]),
+        ("[api]\nkey_file = ''", ["api.key_file = ''", "has to be a path"]),
+        ("[store]\npath = ''", ["store.path = ''", "has to be a path"]),
+        ("[store]\npath = '~nobody-here/a'", ["store.path = '~nobody-here/a'", "home directory."]),
+        ("[api]\nroot_path = 'shoal/'", ["api.root_path = 'shoal/'", "a path like /shoal"]),
+        ("[api]\ncors_origins = 'https://a.b'", ["api.cors_origins = 'https://a.b'", "has to be a list"]),
+        ("[api]\ncors_origins = ['https://a.b/']", ["'https://a.b/'", "an origin like https://example.com"]),
+        (
+            "[source.kafka]\ntopic = 'a b'\nbootstrap = 'a:1'",
+            ["source.kafka.topic = 'a b'", "letters, digits"],
+        ),
+        ("[source.kafka]\ntopic = '..'\nbootstrap = 'a:1'", ["source.kafka.topic = '..'", "letters, digits"]),
+        ("[source.kafka]\ntopic = 'a'\nbootstrap = 'a:x'", ["source.kafka.bootstrap = 'a:x'", "host:port"]),
+        ("[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1,,'", ["source.kafka.bootstrap", "host:port"]),
+        ("[source.kafka]\ntopic = 'a'\nbootstrap = 'http://a:1'", ["source.kafka.bootstrap", "host:port"]),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\nregistry_url = 'a:8081'",
+            ["source.kafka.registry_url = 'a:8081'", "an address like http://localhost:8081"],
+        ),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\nusername = 'me'\npassword = 'secret'",
+            ["[source.kafka]", "username and password need security SASL"],
+        ),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\nregistry_password = 'secret'",
+            ["[source.kafka]", "need registry_url"],
+        ),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\ntls_check_hostname = false",
+            ["tls_... settings need security SSL"],
+        ),
+        (
+            "[source.kafka]\ntopic = 'a'\nbootstrap = 'a:1'\nsecurity = 'SSL'\ntls_key_file = 'key.pem'",
+            ["tls_key_file needs tls_cert_file"],
+        ),
         ("[limits]\nkey_max_bytes = 512", ["limits.key_max_bytes", "512", "less than or equal to 511"]),
     ],
 )
@@ -75,6 +116,26 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, words:
     sentence = str(raised.value)
     assert [word for word in words if word not in sentence] == []
     assert "\n" not in sentence
+    assert "pattern" not in sentence
+    assert not sentence.endswith("..")
+    assert "secret" not in sentence
+
+
+@pytest.mark.parametrize("servers", ["a", "a:1", "a:1, b-c.example:65535", "[::1]:9092", "::1", "10.0.0.1:1"])
+def test_addresses_of_brokers(servers: str) -> None:
+    kafka = config.load(None, {"source.kafka.topic": "a", "source.kafka.bootstrap": servers}).source.kafka
+    assert kafka is not None
+    assert kafka.bootstrap == servers
+
+
+def test_a_contradiction_names_both_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_SOURCE__KAFKA__TOPIC", "a")
+    monkeypatch.setenv("SHOAL_SOURCE__KAFKA__BOOTSTRAP", "a:1")
+    path = write(tmp_path / "shoal.toml", "[source]\nhttp = true")
+    with pytest.raises(
+        ConfigError, match=r"\(in .*shoal.toml and the environment\) do not fit: .* one source"
+    ):
+        config.load(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -96,6 +157,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("SHOAL_SOURCE__KAFKA__BROKER", "7", "[source.kafka] has bootstrap, topic"),
         ("SHOAL_SOURCE__KAFKA__TOPIC", "7", "source.kafka.bootstrap is missing"),
         ("SHOAL_INDEX", "7", "environment"),
+        ("SHOAL_INDEX", "{", "index = '{' (in the environment variable SHOAL_INDEX) is refused"),
+        (
+            "SHOAL_API__CORS_ORIGINS",
+            "https://a.b",
+            "(in the environment variable SHOAL_API__CORS_ORIGINS) is refused: it has to be a list",
+        ),
+        ("SHOAL_MODEL__COARSER", '["a"]', "(in the environment variable SHOAL_MODEL__COARSER) is refused"),
     ],
 )
 def test_mistakes_in_the_environment(

@@ -88,10 +88,11 @@ def test_settings_exist(document: Document, tmp_path: Path) -> None:
 
 
 def has_setting(path: list[str]) -> bool:
-    from engine.config import _keys
+    from engine.config import Settings
+    from engine.config_problems import keys_of
 
     *section, name = path
-    return name in [key.lower() if name.islower() else key for key in _keys(section)]
+    return name in [key.lower() if name.islower() else key for key in keys_of(Settings, section)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)

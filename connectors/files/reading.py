@@ -48,7 +48,8 @@ class Reading:
             wanted, held = self.parser.fields.vector, ", ".join(names) or "nothing"
             held = held if len(held) <= SHOWN_MAX else f"{held[:SHOWN_MAX]}..."
             raise InputError(
-                f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {held}."
+                f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {held}. "
+                "Rename the one that holds embeddings, or name it with `shoal ingest --vector-column`."
             )
         if twice := [name for name in plan.roles.values() if names.count(name) > 1]:
             raise InputError(f"{self.shown} has two columns {twice[0]}: rename one of them.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -117,6 +118,11 @@ def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
 def printable(text: str) -> str:
     """Keys are the users' bytes: control characters must not reach the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def toml_value(value: object) -> str:
+    """Return a string, number, truth value or list of them as TOML has it; None as the empty string."""
+    return json.dumps("" if value is None else value, ensure_ascii=False)
 
 
 def moment(time_ms: int) -> str:

@@ -345,7 +345,7 @@ def rebuild(chosen: OfTaus, json: Json = False) -> None:
     """
     from engine.cli import operate
 
-    operate.rebuild(chosen.settings(), json)
+    operate.rebuild(chosen.settings(), json, chosen.beyond_file())
 
 
 @app.command()

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.cli.console import complain, moment, print_json, printable
+from engine.cli.console import complain, moment, print_json, printable, toml_value
 from engine.config import RENEWED, Settings
 from engine.daemon.control import Control
 from engine.errors import CorruptStore, StoreLocked, WriterAway, counted
@@ -88,8 +88,11 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
         print(f"the store that was there is now {made.aside}")
 
 
-def rebuild(settings: Settings, as_json: bool) -> None:
-    """Make a new generation, with these settings; a daemon takes over those of them that are set."""
+def rebuild(settings: Settings, as_json: bool, flags: Mapping[str, str | int | float] | None = None) -> None:
+    """Make a new generation, with these settings; a daemon takes over those of them that are set.
+
+    `flags`: settings of the command line that file and environment lack; told, to be written there.
+    """
     body = _renewed(settings)
 
     def offline() -> dict[str, Any]:
@@ -107,7 +110,21 @@ def rebuild(settings: Settings, as_json: bool) -> None:
         f" version {made['version']}."
     )
     if made["live"] and any(body.values()):
-        print("The daemon uses the new settings from now on: write them into its configuration, too.")
+        print("The daemon uses the new settings from now on. Write them into its configuration, too:")
+        _print_settings(
+            {f"{section}.{name}": value for section in body for name, value in body[section].items()}
+        )
+    elif needed := {name: value for name, value in (flags or {}).items() if name.startswith("model.")}:
+        print("Commands are refused without the new settings. Write them into the file that -c names:")
+        _print_settings(needed)
+
+
+def _print_settings(flags: Mapping[str, Any]) -> None:
+    """As lines of TOML, each with its section."""
+    for name, value in flags.items():
+        section, _, key = name.partition(".")
+        shown = str(Path(value).absolute()) if key in ("path", "adapter") and value else value
+        print(f"  [{section}] {key} = {toml_value(shown)}")
 
 
 def _renewed(settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -97,9 +98,20 @@ class Chosen:
         """Read the settings. Raises ConfigError."""
         from engine.config import load
 
-        given = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
-        plain = {name: os.fspath(each) if isinstance(each, Path) else each for name, each in given.items()}
-        return load(self.config, {SETTINGS[name]: each for name, each in plain.items()})
+        return load(self.config, self._flags())
+
+    def beyond_file(self) -> dict[str, str | int | float]:
+        """Return the flags that file and environment do not say as well: `{"model.tau": 0.6}`."""
+        from engine.config import load
+
+        given = {name: each for name, each in self._flags().items() if each is not None}
+        said, own = load(self.config), self.settings()
+        at = {name: attrgetter(name) for name in given if not name.startswith("store.")}
+        return {name: given[name] for name, of in at.items() if of(own) != of(said)}
+
+    def _flags(self) -> dict[str, str | int | float | None]:
+        given = {SETTINGS[name]: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
+        return {name: os.fspath(each) if isinstance(each, Path) else each for name, each in given.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def opis(
         need_matplotlib()
         need_outputs([wish.png], [file] if file else [])
     if (file is None) == (store is None):
-        raise InputError("name a labelled file, or a store with --store.")
+        raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
+
 from engine.collection.collection import Engine
 from engine.config import RENEWED, Settings
+from engine.config_problems import sentence_of
 from engine.errors import InputError, WriterBusy
 from engine.streams import Body, Handler
 from engine.types import Applied, Float32
@@ -60,5 +63,8 @@ def changed(settings: Settings, body: Body) -> Settings:
         for section in RENEWED:
             document[section] |= body.get(section) or {}
         return Settings.model_validate(document)
+    except ValidationError as problem:
+        told = sentence_of(problem, {"the request": body}, Settings)
+        raise InputError(f"the daemon cannot rebuild with these settings. {told}") from None
     except (ValueError, TypeError) as problem:
         raise InputError(f"the daemon cannot rebuild with these settings: {problem}") from None

@@ -77,7 +77,7 @@ def read(folder: Path) -> Backup:
     """Return the manifest of a backup. Raises InputError, CorruptStore, StoreError."""
     try:
         raw = (folder / MANIFEST).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is no backup: it has no {MANIFEST}; name another") from None
     except OSError as error:
         raise StoreError(f"{folder / MANIFEST} cannot be read ({error.strerror})") from error
@@ -113,8 +113,10 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
     is then unchanged.
     """
     read(folder)
-    there = store.exists() and (not store.is_dir() or any(store.iterdir()))
-    if there and not (force and store.is_dir()):
+    if store.exists() and not store.is_dir():
+        raise InputError(f"{store} is no folder; name another place")
+    there = store.exists() and any(store.iterdir())
+    if there and not force:
         raise InputError(f"{store} is not empty; name another place, or move it aside with --force")
     with _scratch(store, "restoring") as scratch:
         shutil.copyfile(folder / DATA, scratch / DATA)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import resource
 import shutil
@@ -313,10 +314,30 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     words = ", ".join(_told(name, *values) for name, values in differ.items())
     schema.require_format(path, stored)
     if differ.keys() & set(_ANOTHER_STORE):
-        what = "name another store, or set it back"
+        what = f"name another store, or set it back ({_settings_of(differ)})"
     else:
-        what = "set it back, or run `shoal rebuild` to make a new generation with it"
+        back = _settings_of(differ)
+        what = (
+            f"set it back in the settings ({back}), or run `shoal rebuild` to make a new generation with it"
+        )
     raise ConfigMismatch(f"{path} was made with {words}: {what}")
+
+
+def _settings_of(differ: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return what the settings have to say for a store: `[model] tau = 0.6`."""
+    return ", ".join(_setting_of(name, was) for name, (was, _) in differ.items())
+
+
+def _setting_of(name: str, was: Any) -> str:
+    if name in _ANOTHER_STORE:
+        return (
+            f"[collection] {'name' if name == 'collection' else name} = {json.dumps(was, ensure_ascii=False)}"
+        )
+    if name in ("model", "k"):
+        return "[model] path = the file of its model"
+    if was is None:
+        return f"[model] without {name}"
+    return f"[model] {name} = {'its file' if name == 'adapter' else was}"
 
 
 def _told(name: str, was: Any, now: Any) -> str:

@@ -111,7 +111,18 @@ def problem(answer: httpx.Response, kind: str) -> dict[str, Any]:
     ],
 )
 def test_a_question_that_has_no_answer(quiet: Api, path: str, kind: str) -> None:
-    problem(quiet.http.get(path), kind)
+    assert "pattern" not in problem(quiet.http.get(path), kind)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/changes?after=x", "query.after: 'x' is no event's id; one looks like 12-0."),
+        ("/v1/clusters/1?level=3", "query.level: +1 to +8, so many levels above the final cluster"),
+    ],
+)
+def test_what_has_to_look_otherwise_is_said_by_example(quiet: Api, path: str, words: str) -> None:
+    assert problem(quiet.http.get(path), "invalid")["detail"] == words
 
 
 @pytest.mark.parametrize(

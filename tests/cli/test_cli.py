@@ -253,6 +253,16 @@ def test_a_store_made_otherwise_is_refused_until_rebuilt(shoal: Run, data: Path,
     assert (made["version"], made["items"]) == (2, 300)
     assert told(shoal("ingest", data, "-m", "other.safetensors", "--json"))["skipped"] == 300
     refused(shoal("ingest", data), 9, "model", "shoal rebuild")
+    done = shoal("rebuild", "-m", "other.safetensors", "--tau", "0.61", "--base-tau", "0.5")
+    at = tmp_path / "other.safetensors"
+    told_to_write = f'[model] path = "{at}"', "[model] tau = 0.61", "[model] base_tau = 0.5"
+    assert done.stdout.splitlines()[-3:] == [f"  {line}" for line in told_to_write]
+    refused(shoal("ingest", data, "-m", at), 9, "([model] base_tau = 0.5, [model] tau = 0.61)")
+    lines = [line.removeprefix("[model] ") for line in told_to_write]
+    (tmp_path / "new.toml").write_text("\n".join(["[model]", *lines]))
+    done = shoal("rebuild", "-c", "new.toml", "--tau", "0.61")
+    assert len(done.stdout.splitlines()) == 1, "the file has it already"
+    assert told(shoal("ingest", data, "-c", "new.toml", "--json"))["skipped"] == 300
 
 
 def test_configuration_and_usage(shoal: Run, data: Path, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def test_a_table_without_keys_or_without_embeddings(tmp_path: Path) -> None:
     assert single(tmp_path / "a.csv")[0].keys == [b"a:0", b"a:1"]
     (tmp_path / "b.csv").write_text("a,b\n1,2\n")
     with pytest.raises(
-        InputError, match=r"b\.csv is not an embedding file: it has no column embedding, but a, b"
+        InputError,
+        match=r"b\.csv is not an embedding file: it has no column embedding, but a, b\..* --vector-column",
     ):
         read(tmp_path / "b.csv")
 

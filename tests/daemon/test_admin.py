@@ -130,7 +130,9 @@ def test_settings_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     changed = admin.changed(settings, {"model": {"tau": 0.4}, "index": {}})
     assert (changed.model.tau, changed.index) == (0.4, settings.index)
-    with pytest.raises(InputError, match="cannot rebuild with these settings"):
+    with pytest.raises(
+        InputError, match=r"rebuild with these settings. .* index.kind = 'other' \(in the req.*\.$"
+    ):
         admin.changed(settings, {"index": {"kind": "other"}})
 
 

@@ -113,6 +113,14 @@ def test_what_is_there_already_is_left_alone(path: Path, tmp_path: Path) -> None
         restore(tmp_path / "copy", path)
     with pytest.raises(InputError, match=r"is no backup: it has no backup\.json"):
         restore(path, tmp_path / "again")
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"file is no backup: it has no backup\.json"):
+        restore(tmp_path / "file", tmp_path / "again")
+    for force in False, True:
+        with pytest.raises(InputError, match="file is no folder; name another place"):
+            restore(tmp_path / "copy", tmp_path / "file", force)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    (tmp_path / "file").unlink()
     assert names_in(tmp_path) == ["copy", "store", "target"]
     restore(tmp_path / "copy", tmp_path / "target")  # an empty folder is no store
 

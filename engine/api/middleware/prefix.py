@@ -11,7 +11,8 @@ import re
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.api.middleware.scopes import header
-from engine.config import PREFIX, ApiSettings
+from engine.config import ApiSettings
+from engine.config_values import PREFIX
 
 
 class Prefix:

@@ -7,15 +7,28 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
-from pydantic import BaseModel, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from engine.api import bodies
 from engine.api.context import Config
 from engine.api.problems import Problem, documented, of_error
 from engine.errors import NotFound
-from engine.levels import ABOUT, MOST_ABOVE, LevelValue, read_finer
+from engine.events import read_event_id
+from engine.levels import ABOUT, MOST_ABOVE, LevelValue, read_above, read_finer
 
 MAX_ID = 2**63 - 1
+
+
+def read_place(text: str | None) -> str | None:
+    """Return an event's id as it came. Raises PydanticCustomError: it is none."""
+    try:
+        if text is not None:
+            read_event_id(text)
+    except ValueError as problem:
+        raise PydanticCustomError("place", "{sentence}", {"sentence": str(problem)}) from None
+    return text
+
 
 Id = Annotated[int, Path(ge=1, le=MAX_ID, openapi_examples={"one": {"value": 42}})]
 Level = Annotated[
@@ -26,12 +39,21 @@ Level = Annotated[
 AnyLevel = Annotated[LevelValue, Query(description=ABOUT)]
 ThemeLevel = Annotated[
     str | None,
+    AfterValidator(read_above),
     Query(
-        pattern=rf"^[+ ][1-{MOST_ABOVE}]$",
+        json_schema_extra={"pattern": rf"^[+ ][1-{MOST_ABOVE}]$"},
         description="+1, +2 ...: the theme that this final cluster is in, as many levels above; none: it.",
     ),
 ]
 Cursor = Annotated[str | None, Query(max_length=64, description="Of the page before.")]
+Place = Annotated[
+    str | None,
+    AfterValidator(read_place),
+    Query(
+        description="An event's id, or the cursor of the page before.",
+        json_schema_extra={"pattern": r"^\d{1,18}-\d{1,9}$"},
+    ),
+]
 ItemKey = Annotated[
     str,
     Path(

@@ -21,6 +21,7 @@ from engine.api.routes.parameters import (
     Id,
     Level,
     PageSize,
+    Place,
     ThemeLevel,
     json_body,
     missing,
@@ -32,7 +33,6 @@ from engine.storage.reader import View
 
 HISTORY_EVENTS = 100
 NDJSON, PARQUET = "application/x-ndjson", "application/vnd.apache.parquet"
-PLACE = r"^\d{1,18}-\d{1,9}$"
 
 router = APIRouter(prefix="/v1", tags=["queries"])
 
@@ -159,9 +159,7 @@ async def changes(
     reader: Reader,
     streams: Streams,
     limit: PageSize,
-    after: Annotated[
-        str | None, Query(pattern=PLACE, description="An event's id, or the cursor of the page before.")
-    ] = None,
+    after: Place = None,
     kind: Annotated[Literal["items", "clusters", "rejects"] | None, Query(description="None: all.")] = None,
     last: Annotated[
         str | None, Header(alias="Last-Event-ID", description="As `after`, of a stream that goes on.")

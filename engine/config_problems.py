@@ -1,0 +1,103 @@
+"""What is wrong with settings, in one sentence that names setting, value and origin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from engine.config_documents import ENV_DELIMITER, ENV_PREFIX, new_path
+from engine.errors import ConfigError
+
+Sections = type[BaseModel]  # the model of all settings
+
+
+def refuse_unknown_variables(settings: Sections) -> None:
+    """Raise ConfigError where a variable sets nothing.
+
+    Only names with the double underscore are ours: cluster managers set SHOAL_PORT and the like.
+    """
+    for variable in os.environ:
+        if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
+            continue
+        *path, key = new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
+        if key not in {name.lower() for name in keys_of(settings, path)}:
+            raise ConfigError(f"The environment variable {variable} sets nothing: {_known(settings, path)}.")
+
+
+def sentence_of(
+    problem: ValidationError, origins: Mapping[str, Mapping[str, Any]], settings: Sections
+) -> str:
+    """Return the first error. `origins`: the documents beside the environment, by name; later ones win."""
+    error = problem.errors()[0]
+    where = [str(part) for part in error["loc"]]
+    fields = [part for part in error["loc"] if isinstance(part, str)]  # without places in lists
+    name, kind = ".".join(where), error["type"]
+    if kind == "extra_forbidden":
+        return f"There is no setting {name} (in {_origin(fields, origins)}): {_known(settings, fields[:-1])}."
+    if kind == "missing":
+        origin = _origins(fields[:-1], origins)
+        return f"The setting {name} is missing (in {origin}): {_known(settings, fields[:-1])}."
+    told = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"]
+    if kind == "value_error" and keys_of(settings, fields):
+        return f"The settings of [{name}] (in {_origins(fields, origins)}) do not fit: {told}."
+    if kind == "model_type":
+        told = "it has to be a table"
+    if kind == "list_type":
+        told = "it has to be a list, in brackets and with commas"
+    origin = _origin(fields, origins)
+    value = "..." if "password" in name else repr(error["input"])
+    return f"The setting {name} = {value} (in {origin}) is refused: {told[:1].lower() + told[1:]}."
+
+
+def keys_of(settings: Sections, path: Sequence[str]) -> list[str]:
+    """Return the settings of a section, ["index"] or ["source", "kafka"]; none: there is no such section."""
+    section: Sections | None = settings
+    for name in path:
+        field = section.model_fields.get(name) if section else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+    return list(section.model_fields) if section else []
+
+
+def _known(settings: Sections, path: Sequence[str]) -> str:
+    keys = keys_of(settings, path)
+    if keys and path:
+        return f"[{'.'.join(path)}] has {', '.join(keys)}"
+    return f"the sections are {', '.join(settings.model_fields)}"
+
+
+def _origin(where: Sequence[str], origins: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return where a value came from."""
+    *lower, last = origins
+    variable = _variable(where)
+    if _has(origins[last], where):
+        return last
+    if any(variable == present.upper() for present in os.environ):
+        return f"the environment variable {variable}"
+    return next((name for name in lower if _has(origins[name], where)), "the environment")
+
+
+def _origins(where: Sequence[str], origins: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return all places that say something of a section."""
+    found = [name for name, document in origins.items() if _has(document, where)]
+    variable = _variable(where)
+    if any(
+        f"{present.upper()}{ENV_DELIMITER}".startswith(f"{variable}{ENV_DELIMITER}") for present in os.environ
+    ):
+        found.append("the environment")
+    return " and ".join(found) or "the environment"
+
+
+def _variable(where: Sequence[str]) -> str:
+    return f"{ENV_PREFIX}{ENV_DELIMITER.join(where)}".upper()
+
+
+def _has(given: Any, where: Sequence[str]) -> bool:
+    for part in where:
+        if not isinstance(given, Mapping) or part not in given:
+            return False
+        given = given[part]
+    return True
