@@ -121,7 +121,8 @@ class LiveCollection(Closing):
         """
         if self.adapter:
             return self.adapter.dim_in
-        return self._state.hierarchy.shape.dim if self._state and len(self) else self._set_dim
+        state = self._state  # not `len`: it refuses while a generation is committed
+        return state.hierarchy.shape.dim if state and state.items.live else self._set_dim
 
     @property
     def _set_dim(self) -> int | None:
