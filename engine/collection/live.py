@@ -42,6 +42,7 @@ from engine.types import Applied, Batch, Int16, Loaded, Themes
 Key = str | bytes | int | UUID
 SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
 CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
+CLOSED = "the engine is closed"
 FEW = 512  # changes that a rebuild takes while batches wait
 
 
@@ -121,7 +122,7 @@ class LiveCollection(Closing):
         """
         if self.adapter:
             return self.adapter.dim_in
-        state = self._state  # not `len`: it refuses while a generation is committed
+        state = self._state
         return state.hierarchy.shape.dim if state and state.items.live else self._set_dim
 
     @property
@@ -142,7 +143,7 @@ class LiveCollection(Closing):
         return self._state is not None and key in self._state.items.row_of
 
     def __len__(self) -> int:
-        if self._broken:
+        if self._broken == CLOSED:  # while a batch is at work, the items so far count
             raise self._unusable()
         return self._state.items.live if self._state else 0
 
@@ -330,7 +331,7 @@ class LiveCollection(Closing):
                 else:
                     self._save_what_is_new()
             finally:
-                self._broken = "the engine is closed"
+                self._broken = CLOSED
                 self._state = None
                 self.store.close()
 
