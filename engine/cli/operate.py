@@ -109,6 +109,8 @@ def rebuild(settings: Settings, as_json: bool, flags: Mapping[str, str | int | f
         f" {counted(made['clusters'], 'final cluster')} after {made['seconds']:.1f} s,"
         f" version {made['version']}."
     )
+    if made["changed"]:
+        print(f"Changed: {', '.join(made['changed'])}.")
     if made["live"] and any(body.values()):
         print("The daemon uses the new settings from now on. Write them into its configuration, too:")
         _print_settings(

@@ -34,7 +34,7 @@ from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.records import read_key, wrong_dimension
 from engine.storage.compaction import Compacted
-from engine.storage.store import Store
+from engine.storage.store import Store, changes
 from engine.system import forks, kernel_cache
 from engine.system.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Int16, Loaded, Themes
@@ -264,13 +264,14 @@ class LiveCollection(Closing):
             renumbered = generation.renumbered()
             self.store.check_room(change, renumbered is not None)  # raises before anything has changed
             self._broken = "a rebuild was cut short"
-            config = store_config(settings, model, adapter)
-            self.store.commit(change, {**config, "dim": dim if adapter else self.dim}, renumbered)
+            config = store_config(settings, model, adapter) | {"dim": dim if adapter else self.dim}
+            changed = changes(self.store.config, config)
+            self.store.commit(change, config, renumbered)
             self._state, self.settings, self.model = generation.state, settings, model
             self.adapter = adapter  # last: see `assign_grid`
             self._broken = ""
             self.save()
-        return rebuilt(generation.state, change)
+        return rebuilt(generation.state, change, changed)
 
     def erase(
         self,

@@ -27,7 +27,7 @@ from engine.errors import InputError
 from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.storage import schema
-from engine.storage.store import Store
+from engine.storage.store import Store, changes
 from engine.system.stopwatch import Stopwatch
 from engine.types import Change, Int16, Int32, Int64, Renumbered
 
@@ -39,6 +39,7 @@ class Rebuilt:
     version: int
     items: int
     clusters: int
+    changed: tuple[str, ...]  # settings: `tau 0.6 -> 0.42`
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +176,17 @@ def rebuild_store(
         snapshots = Snapshots(store.path)
         if store.format == schema.REBUILT_FROM:
             snapshots.clear()  # they are of items, no snapshots of nodes
-        store.commit(change, {**store_config(settings, model, adapter), "dim": dim}, moved)
+        config = {**store_config(settings, model, adapter), "dim": dim}
+        changed = changes(store.config, config)
+        store.commit(change, config, moved)
         snapshots.begin(state, model)
-        return rebuilt(state, change)
+        return rebuilt(state, change, changed)
 
 
-def rebuilt(state: State, change: Change) -> Rebuilt:
+def rebuilt(state: State, change: Change, changed: tuple[str, ...]) -> Rebuilt:
     """Count what a rebuild made."""
     clusters = len(np.unique(state.names.trees.paths[:, -1]))
-    return Rebuilt(change.version, state.items.live, clusters)
+    return Rebuilt(change.version, state.items.live, clusters, changed)
 
 
 def nothing_to_rebuild(settings: Settings) -> InputError:

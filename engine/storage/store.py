@@ -302,13 +302,7 @@ class Store(Closing):
 
 def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ConfigMismatch if settings differ, naming them and what to do."""
-    differ = {
-        name: (stored.get(name), wanted.get(name))
-        for name in sorted(stored.keys() | wanted.keys())
-        if name != _RECOMPUTED and stored.get(name) != wanted.get(name)
-    }
-    if "dim" in differ and None in differ["dim"]:
-        del differ["dim"]
+    differ = _differing(stored, wanted)
     if not differ:
         return
     words = ", ".join(_told(name, *values) for name, values in differ.items())
@@ -321,6 +315,24 @@ def compare(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
             f"set it back in the settings ({back}), or run `shoal rebuild` to make a new generation with it"
         )
     raise ConfigMismatch(f"{path} was made with {words}: {what}")
+
+
+def changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what changes where other settings replace those of a store: `tau 0.6 -> 0.42`."""
+    differ = _differing({name: stored.get(name) for name in wanted}, wanted)
+    return tuple(f"{name} {_value(name, was)} -> {_value(name, now)}" for name, (was, now) in differ.items())
+
+
+def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return each setting in which they differ. A dimension that one leaves open is none of them."""
+    differ = {
+        name: (stored.get(name), wanted.get(name))
+        for name in sorted(stored.keys() | wanted.keys())
+        if name != _RECOMPUTED and stored.get(name) != wanted.get(name)
+    }
+    if "dim" in differ and None in differ["dim"]:
+        del differ["dim"]
+    return differ
 
 
 def _settings_of(differ: Mapping[str, tuple[Any, Any]]) -> str:
@@ -345,9 +357,14 @@ def _told(name: str, was: Any, now: Any) -> str:
         held = f"the adapter {was[:16]}..." if was else "no adapter"
         return f"{held}, not {now[:16]}..." if now else f"{held}, and [model] adapter names none"
     if name == "base_tau":
-        was, now = ("the model's" if tau is None else tau for tau in (was, now))
-        return f"base_tau {was}, not {now}"
+        return f"base_tau {_value(name, was)}, not {_value(name, now)}"
     return f"{name} {was!r}, not {now!r}"
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return "the model's" if name == "base_tau" else "none"
+    return f"{value[:16]}..." if name in ("model", "adapter") else str(value)
 
 
 def hold(folder: Path) -> int:

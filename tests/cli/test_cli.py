@@ -257,6 +257,7 @@ def test_a_store_made_otherwise_is_refused_until_rebuilt(shoal: Run, data: Path,
     at = tmp_path / "other.safetensors"
     told_to_write = f'[model] path = "{at}"', "[model] tau = 0.61", "[model] base_tau = 0.5"
     assert done.stdout.splitlines()[-3:] == [f"  {line}" for line in told_to_write]
+    assert done.stdout.splitlines()[1] == "Changed: base_tau the model's -> 0.5, tau 0.6 -> 0.61."
     refused(shoal("ingest", data, "-m", at), 9, "([model] base_tau = 0.5, [model] tau = 0.61)")
     lines = [line.removeprefix("[model] ") for line in told_to_write]
     (tmp_path / "new.toml").write_text("\n".join(["[model]", *lines]))

@@ -83,7 +83,8 @@ def test_opis_of_a_store_is_that_of_the_file(shoal: Run, tmp_path: Path) -> None
     assert of_store["opis"] == pytest.approx(of_file["opis"], rel=1e-3)  # the store's vectors are rounded
     assert {each["class"] for each in of_store["worst"]} <= {f"kind {c}" for c in range(12)}
     for arguments, reason in (
-        ((), "name a labelled file"),
+        ((), "name either a labelled file, or a store"),
+        (("set.npz", "--store", "shoal-store"), "name either a labelled file, or a store"),
         (("--store", "shoal-store", "--label", "x"), "field x"),
     ):
         told = shoal("opis", *arguments)
