@@ -56,11 +56,12 @@ class Restored:
 def back_up(store: Path, target: Path) -> Backup:
     """Copy the last version of a store, also while another process writes it.
 
-    The writing process itself uses `copy_open`. Raises NoStore, InputError (the target exists), StoreFull,
-    CorruptStore; then nothing is left of the copy.
+    The writing process itself uses `copy_open`. Raises NoStore, InputError (the target exists, or lies in
+    the store), StoreFull, CorruptStore; then nothing is left of the copy.
     """
     if not (store / DATA).is_file():
         raise NoStore(f"there is no store in {store}; name another")
+    _require_apart(target, store)
     with _new_folder(target) as folder:
         _call("engine.storage.backup.copy", store, folder)
         return _finish(folder)
@@ -68,6 +69,7 @@ def back_up(store: Path, target: Path) -> Backup:
 
 def copy_open(store: Store, target: Path) -> Backup:
     """As `back_up`, of a store that this process has open."""
+    _require_apart(target, store.path)
     with _new_folder(target) as folder:
         _copy(store.environment, folder)
         return _finish(folder)
@@ -109,10 +111,11 @@ def verify(folder: Path) -> Backup:
 def restore(folder: Path, store: Path, force: bool = False) -> Restored:
     """Put a backup in the place of a store; `force` moves an existing store aside.
 
-    Raises InputError (the place is not empty, or no backup), StoreLocked, StoreFull, CorruptStore; the store
-    is then unchanged.
+    Raises InputError (the place is not empty, or lies in the backup; no backup), StoreLocked, StoreFull,
+    CorruptStore; the store is then unchanged.
     """
     read(folder)
+    _require_apart(store, folder)
     if store.exists() and not store.is_dir():
         raise InputError(f"{store} is no folder; name another place")
     there = store.exists() and any(store.iterdir())
@@ -182,6 +185,12 @@ def describe(folder: str) -> str:
         sha256=files.sha256(data),
     )
     return orjson.dumps(asdict(backup)).decode()
+
+
+def _require_apart(target: Path, source: Path) -> None:
+    """Raise InputError where a copy would lie in what it is a copy of."""
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise InputError(f"{target} lies in {source}, which is copied; name a place outside")
 
 
 @contextmanager

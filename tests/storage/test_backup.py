@@ -125,6 +125,21 @@ def test_what_is_there_already_is_left_alone(path: Path, tmp_path: Path) -> None
     restore(tmp_path / "copy", tmp_path / "target")  # an empty folder is no store
 
 
+def test_no_copy_lies_in_what_it_is_a_copy_of(path: Path, tmp_path: Path) -> None:
+    before = names_in(path)
+    for target in path / "inside", path / "deep" / "inside":
+        with pytest.raises(InputError, match=r"lies in .*store, which is copied; name a place outside"):
+            back_up(path, target)
+    with Store.open(path) as store, pytest.raises(InputError, match="name a place outside"):
+        copy_open(store, path / "inside")
+    assert names_in(path) == before
+    back_up(path, tmp_path / "copy")
+    for place in tmp_path / "copy", tmp_path / "copy" / "inside":
+        with pytest.raises(InputError, match=r"lies in .*copy, which is copied"):
+            restore(tmp_path / "copy", place, force=True)
+    assert names_in(tmp_path) == ["copy", "store"]
+
+
 def test_force_moves_a_store_aside_unless_somebody_writes_it(path: Path, tmp_path: Path) -> None:
     back_up(path, tmp_path / "copy")
     with Store.open(path) as store:
