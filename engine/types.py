@@ -107,7 +107,7 @@ class KnnGraph:
     degree: Int32  # (n,), neighbours in use, at most k
     size: Int64  # (n,), distinct vectors in the supernode
     identity: Int16  # (n, d), the peak's vector
-    mean: Int16  # (n, d), their rounded mean; at level 0 the same array as identity
+    mean: Int16  # (n, d), their rounded mean; at level 0 of the node and its list
     is_base: bool  # level 0
     evidence: EvidenceArrays | None = None  # above level 0
 

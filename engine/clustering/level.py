@@ -122,7 +122,7 @@ class Level(Columns):
 
     sizes: Int64  # (capacity,) nodes of level 0 in the supernode: distinct vectors
     sums: Int64  # (capacity, d) of their vectors; none at level 0
-    means: Int16  # (capacity, d); none at level 0
+    means: Int16  # (capacity, d): of their vectors; at level 0 of the node and N(i)
     hidden: Float32  # (capacity, hidden)
     linkage: Float32  # (capacity, k)
     density: Float32
@@ -145,7 +145,7 @@ class Level(Columns):
             {
                 "sizes": (np.int64, 1, ()),
                 "sums": (np.int64, 0, (own,)),
-                "means": (np.int16, 0, (own,)),
+                "means": (np.int16, 0, (shape.dim,)),
                 "hidden": (np.float32, 0, (self.model.hidden,)),
                 "linkage": (np.float32, 0, (shape.k,)),
                 "density": (np.float32, 0, ()),
@@ -187,7 +187,7 @@ class Level(Columns):
             degree=np.minimum(lists.lengths, self.shape.k),
             size=self.sizes,
             identity=self.nodes.vectors,
-            mean=self.nodes.vectors if self.is_base else self.means,
+            mean=self.means,
             is_base=self.is_base,
             evidence=None if self.is_base else self.evidence.arrays,
         )
@@ -252,7 +252,13 @@ class Level(Columns):
         rows = self.nodes.all_rows()
         return Moves(rows, np.full(len(rows), -1, np.int32), self.root[rows])
 
+    def average(self, rows: Int32) -> None:
+        """Compute the means of nodes of level 0, which follow from their lists."""
+        self.means[rows] = self.lists.means(rows)
+
     def _embed(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
+        if self.is_base:
+            self.average(changed)
         rows = self._by_tree(self.lists.affected_nodes(changed))
         self.node_valid[changed] = False
         if not self.is_base:

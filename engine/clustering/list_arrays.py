@@ -343,3 +343,22 @@ def incident(rows: Int32, k: int, lists: ListArrays, marks: Int8) -> tuple[Int32
                 ranks[count] = w
                 count += 1
     return sources[:count].copy(), ranks[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def means(rows: Int32, k: int, neighbors: Int32, lengths: Int32, vectors: Int16) -> Int16:
+    """Return the mean of the vectors of each node and of its N(i), (m, d), rounded half up to the grid."""
+    d = vectors.shape[1]
+    out, sums = np.empty((len(rows), d), np.int16), np.empty(d, np.int32)
+    for t in range(len(rows)):
+        row = rows[t]
+        degree = min(k, lengths[row])
+        sums[:] = vectors[row]
+        for w in range(degree):
+            near = vectors[neighbors[row, w]]
+            for c in range(d):
+                sums[c] += near[c]
+        count = np.int32(degree + 1)
+        for c in range(d):
+            out[t, c] = (2 * sums[c] + count) // (2 * count)
+    return out

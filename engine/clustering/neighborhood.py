@@ -17,7 +17,7 @@ from engine.clustering.list_arrays import ListArrays, Near, Offers
 from engine.index.base import NEVER, Index
 from engine.index.columns import Columns, Nodes
 from engine.system.stopwatch import Stopwatch
-from engine.types import Bool, Int8, Int32
+from engine.types import Bool, Int8, Int16, Int32
 
 _WALK = 300  # lists read one after the other in the time in which one node's holders are found
 
@@ -94,6 +94,11 @@ class Neighborhood(Columns):
     def degrees(self) -> Int32:
         """Neighbours in use, int32 (rows,)."""
         return np.minimum(self.lengths[: self.nodes.rows], self.k)
+
+    def means(self, rows: Int32) -> Int16:
+        """Return the rounded mean (m, d) of the vectors of each of these nodes and of N(i)."""
+        found: Int16 = list_arrays.means(rows, self.k, self.neighbors, self.lengths, self.nodes.vectors)
+        return found
 
     def affected_nodes(self, changed: Int32) -> Int32:
         """`changed` and the nodes that have one of them in N(i), rising."""

@@ -89,6 +89,7 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
 def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
+    base.average(rows)
     if saved is None:
         return Delta.of(rows, NO_ROWS), rows
     at = _find(saved.content, base.nodes.hashes[rows])

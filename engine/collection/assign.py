@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.clustering.list_arrays import means
 from engine.clustering.state import State
 from engine.collection.build import own_base_tau
 from engine.collection.memory import linkage_of
@@ -146,8 +147,8 @@ def _answers(
     answers = [_known(tables, one) if one.is_same else NEW for one in near]
     if not asked:
         return answers
-    k, some = state.hierarchy.shape.k, vectors[asked] if model.reads_vectors else None
-    graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], some)
+    k = state.hierarchy.shape.k
+    graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], vectors[asked])
     linkage = linkage_of(model, graph, epoch, sources, ranks)
     for number, at in enumerate(asked):
         mine = linkage[sources == number]
@@ -171,13 +172,12 @@ def _oldest(tables: Tables, node: int) -> str:
 
 
 def _local_graph(
-    tables: Tables, k: int, near: Sequence[Near], vectors: Int16 | None
+    tables: Tables, k: int, near: Sequence[Near], vectors: Int16
 ) -> tuple[KnnGraph, Int32, Int32]:
     """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
 
-    A neighbour's embedding reads its own list and those of whoever is in it; also its vector and theirs where
-    the model reads `vectors` (m, d) at level 0. Also returns the edges from
-    the vectors: their rows and ranks.
+    A neighbour's embedding reads its own list, those of whoever is in it, and the vectors of all these.
+    `vectors`: (m, d). Also returns the edges from the vectors: their rows and ranks.
     """
     asked, width = len(near), max(len(one.dots) for one in near)
     direct = np.full((asked, k), -1, np.int64)
@@ -197,11 +197,9 @@ def _local_graph(
     neighbors[: len(listed)] = rows.of(listed)
     exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
-    if vectors is None:
-        seen = np.zeros((count, near[0].nodes.vectors.shape[1]), np.int16)  # models read the dimension
-    else:
-        seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
-    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, seen, True)
+    seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
+    around = means(np.arange(count, dtype=np.int32), k, neighbors, degree, seen)
+    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
     sources, ranks = np.nonzero(direct[:, :width] >= 0)
     return graph, sources.astype(np.int32), ranks.astype(np.int32)
 

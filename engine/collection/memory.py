@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.clustering.level import Level, Model
+from engine.clustering.list_arrays import means
 from engine.clustering.state import State
 from engine.types import Epoch, Float32, Float64, Int16, Int32, Int64, KnnGraph
 from engine.vectors import hash_vectors
@@ -73,18 +74,19 @@ def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> 
     base, model, k = state.hierarchy.base, state.hierarchy.model, state.hierarchy.shape.k
     seen, count, asked = base.graph(), len(base.root), len(grid)
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
+    own = np.arange(count, count + asked, dtype=np.int32)
     vectors = np.concatenate([seen.identity[:count], grid])
+    lists, lengths = np.concatenate([seen.neighbors[:count, :k], neighbors]), np.append(seen.degree, degree)
     graph = KnnGraph(
         k,
-        np.concatenate([seen.neighbors[:count, :k], neighbors]),
+        lists,
         np.concatenate([seen.dots[:count, :k], dots]),
-        np.concatenate([seen.degree[:count], degree]),
+        lengths,
         np.concatenate([seen.size[:count], np.ones(asked, np.int64)]),
         vectors,
-        vectors,
+        np.concatenate([seen.mean[:count], means(own, k, lists, lengths, vectors)]),
         True,
     )
-    own = np.arange(count, count + asked, dtype=np.int32)
     sources, ranks = np.nonzero(neighbors >= 0)
     epoch, linkage = state.calibration.epoch, np.full((asked, k), -1.0, np.float32)
     told = linkage_of(model, graph, epoch, own[sources], ranks.astype(np.int32))

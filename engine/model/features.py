@@ -75,9 +75,12 @@ _EDGE_FEATURES = (
 )
 
 
+HALFWAY = ("log_halfway",)  # distance between the points halfway from each vector to its average
+
+
 def edge_feature_names(is_base: bool) -> tuple[str, ...]:
     """Return the names of the edge features, in order; `is_base`: at level 0."""
-    return _EDGE_FEATURES if is_base else _EDGE_FEATURES + EDGE_EVIDENCE
+    return _EDGE_FEATURES + (HALFWAY if is_base else EDGE_EVIDENCE)
 
 
 def node_feature_names(k: int, is_base: bool) -> tuple[str, ...]:
@@ -205,12 +208,11 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
             raw[f + 3] = math.sqrt(max(log_square / n - (log_sum / n) ** 2, 0.0))
         raw[f + 4] = n / k
         raw[f + 5] = math.log(float(size[i]))
-        tightness = 1.0
-        if not is_base:
-            tightness = math.sqrt(_dot(average[i], average[i]))
+        members = n + 1 if is_base else size[i]
+        tightness = math.sqrt(_dot(average[i], average[i]))
         raw[f + 6] = tightness
-        if size[i] > 1:
-            raw[f + 7] = squash((_inner(size[i], tightness) - mean) / deviation)
+        if members > 1:
+            raw[f + 7] = squash((_inner(members, tightness) - mean) / deviation)
         else:
             raw[f + 7] = raw[0]
         raw[f + 8] = 1.0 if is_base else 0.0
@@ -238,6 +240,19 @@ def _summary(row: Int32, n: int, mean: float, deviation: float, out: Float64) ->
 
 
 @njit(cache=True, nogil=True)
+def _around(vector: Int16, average: Int16, out: Float64) -> None:
+    """Write the norm of a node's average, and its similarity to the node's vector, to `out`."""
+    out[0] = math.sqrt(_dot(average, average))
+    out[1] = _dot(vector, average)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _reach(around: Float64) -> float:
+    """Return the norm of the sum of a unit vector and its average; `around`: see `_around`."""
+    return math.sqrt(max(1.0 + 2.0 * around[1] + around[0] * around[0], 0.0))
+
+
+@njit(cache=True, nogil=True)
 def _edge_kernel(
     out: Float32,
     sources: Int32,
@@ -254,10 +269,10 @@ def _edge_kernel(
     keeps = cache.valid.shape[1] > 0
     near = (k + 1) // 2
     ends = np.zeros((2, 6))
-    tight = np.ones(2)
+    around = np.empty(2)  # of the source's average: its norm, and its similarity to the source
     log_unit = log_distance(mean)
     summed = np.int64(-1)
-    kept, kept_tight, kept_of = np.empty((KEPT, 6)), np.empty(KEPT), np.full(KEPT, -1)
+    kept, kept_around, kept_of = np.empty((KEPT, 6)), np.empty((KEPT, 2)), np.full(KEPT, -1)
     for t in range(sources.shape[0]):
         i, r = sources[t], ranks[t]
         if keeps and cache.valid[i, r]:
@@ -287,15 +302,13 @@ def _edge_kernel(
         raw[6] = common_near / near
         if summed != i:  # edges come by source: its list is summed up once
             _summary(dots[i], degree[i], mean, deviation, ends[0])
-            if not is_base:
-                tight[0] = math.sqrt(_dot(average[i], average[i]))
+            _around(identity[i], average[i], around)
             summed = i
         slot = j % KEPT
         if kept_of[slot] != j:
             if degree[j] > 0:
                 _summary(dots[j], degree[j], mean, deviation, kept[slot])
-            if not is_base:
-                kept_tight[slot] = math.sqrt(_dot(average[j], average[j]))
+            _around(identity[j], average[j], kept_around[slot])
             kept_of[slot] = j
         if degree[j] > 0:
             ends[1, :] = kept[slot]
@@ -306,25 +319,26 @@ def _edge_kernel(
             for c in range(3):
                 raw[7 + 6 * e + c] = z - ends[e, c]
                 raw[10 + 6 * e + c] = log - ends[e, 3 + c]
+        cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
+        both = _dot(average[i], average[j])
+        tight_i, tight_j = around[0], kept_around[slot, 0]
+        raw[19] = squash((cross - mean) / deviation)
+        raw[20] = squash((back_cross - mean) / deviation)
+        raw[21] = squash((both - mean) / deviation)
+        raw[22] = log_distance(cross / max(tight_j, FLOOR)) - log_unit
+        raw[23] = log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
+        raw[24] = log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
+        raw[25] = raw[26] = 0.0
+        members_i = degree[i] + 1 if is_base else size[i]
+        members_j = degree[j] + 1 if is_base else size[j]
+        if members_i > 1:
+            raw[25] = raw[21] - squash((_inner(members_i, tight_i) - mean) / deviation)
+        if members_j > 1:
+            raw[26] = raw[21] - squash((_inner(members_j, tight_j) - mean) / deviation)
         if is_base:
-            raw[19] = raw[20] = raw[21] = z
-            raw[22] = raw[23] = raw[24] = log - log_unit
-            raw[25] = raw[26] = 0.0
+            reach = _reach(around) * _reach(kept_around[slot])
+            raw[27] = log_distance((s + cross + back_cross + both) / max(reach, FLOOR)) - log_unit
         else:
-            cross, back_cross = _dot(identity[i], average[j]), _dot(average[i], identity[j])
-            both = _dot(average[i], average[j])
-            tight_i, tight_j = tight[0], kept_tight[slot]
-            raw[19] = squash((cross - mean) / deviation)
-            raw[20] = squash((back_cross - mean) / deviation)
-            raw[21] = squash((both - mean) / deviation)
-            raw[22] = log_distance(cross / max(tight_j, FLOOR)) - log_unit
-            raw[23] = log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
-            raw[24] = log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
-            raw[25] = raw[26] = 0.0
-            if size[i] > 1:
-                raw[25] = raw[21] - squash((_inner(size[i], tight_i) - mean) / deviation)
-            if size[j] > 1:
-                raw[26] = raw[21] - squash((_inner(size[j], tight_j) - mean) / deviation)
             edge_evidence(raw, 27, i, j, s, graph, scale)
         _standardise(out[t], raw, ranges)
         if keeps:

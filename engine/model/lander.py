@@ -105,7 +105,6 @@ class LanderModel:
 
     dim: int | None  # of its input
     base_tau: float | None = None  # one tau for all levels
-    reads_vectors = True  # at level 0 too, where the universal model reads neighbour lists only
 
     def __init__(self, weights: Mapping[str, Tensor], card: LanderCard) -> None:
         """`weights` as in `shapes(card)`. Raises InputError where they are not."""

@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.model import files
 from engine.model.evidence_features import EDGE_EVIDENCE, NODE_EVIDENCE
-from engine.model.features import node_feature_names
+from engine.model.features import HALFWAY, edge_feature_names, node_feature_names
 from engine.model.network import Linkage, Universal, UniversalConfig
 from engine.model.ranges import Ranges
 from engine.types import Epoch
@@ -52,7 +52,6 @@ class LinkageModel:
     """
 
     dim: int | None = None  # of its input: any
-    reads_vectors = False  # at level 0 it reads neighbour lists only
 
     def __init__(self, base: Linkage, upper: Linkage, card: Card) -> None:
         self.base, self.upper, self.card = base, upper, card
@@ -115,15 +114,18 @@ class LinkageModel:
 
 def _require_features(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
     """Raise InputError where the networks read other node features than this release computes."""
-    for name, is_base in (("node_ends.weight", True), (f"{UPPER}node_ends.weight", False)):
-        if name not in tensors:
-            continue
-        found, read = tensors[name].shape[-1], len(node_feature_names(card.k, is_base))
-        if found != read:
-            raise InputError(
-                f"{path} is of another release of Shoal, or its card was changed: its network reads {found} "
-                f"features of a node, this release computes {read} with k = {card.k}; train it again"
-            )
+    for prefix, is_base in (("", True), (UPPER, False)):
+        for layer, what, names in (
+            ("node_ends", "a node", node_feature_names(card.k, is_base)),
+            ("head_edge", "an edge", edge_feature_names(is_base)),
+        ):
+            weight = tensors.get(f"{prefix}{layer}.weight")
+            if weight is not None and weight.shape[-1] != len(names):
+                raise InputError(
+                    f"{path} is of another release of Shoal, or its card was changed: its network reads "
+                    f"{weight.shape[-1]} features of {what}, this release computes {len(names)} with "
+                    f"k = {card.k}; train it again"
+                )
 
 
 def _upper(card: Card) -> UniversalConfig:
@@ -138,17 +140,17 @@ def _digest(weights: bytes, card: Card) -> str:
 
 
 def upper_of(base: Linkage) -> Linkage:
-    """Return an upper network that computes what `base` does: the weights of evidence features are zero."""
+    """Return an upper network that computes what `base` does, of the features that both read."""
     weights = dict(base.net.state_dict())
-    added = {
-        "node_ends": len(NODE_EVIDENCE),
-        "message_edge": len(EDGE_EVIDENCE),
-        "head_edge": len(EDGE_EVIDENCE),
-    }
-    for name, columns in added.items():
-        weight = weights[f"{name}.weight"]
-        weights[f"{name}.weight"] = torch.cat([weight, weight.new_zeros((len(weight), columns))], dim=1)
+    nodes, edges = len(base.nodes.low), len(base.edges.low) - len(HALFWAY)  # that both networks read
+    for name, shared, added in (
+        ("node_ends", nodes, len(NODE_EVIDENCE)),
+        ("message_edge", edges, len(EDGE_EVIDENCE)),
+        ("head_edge", edges, len(EDGE_EVIDENCE)),
+    ):
+        weight = weights[f"{name}.weight"][:, :shared]
+        weights[f"{name}.weight"] = torch.cat([weight, weight.new_zeros((len(weight), added))], dim=1)
     net = Universal(replace(base.net.config, is_base=False))
     net.load_state_dict(weights)
-    nodes = base.nodes.beside(Ranges.none(len(NODE_EVIDENCE)))
-    return Linkage(net, nodes, base.edges.beside(Ranges.none(len(EDGE_EVIDENCE))))
+    own = base.nodes.beside(Ranges.none(len(NODE_EVIDENCE)))
+    return Linkage(net, own, base.edges.first(edges).beside(Ranges.none(len(EDGE_EVIDENCE))))

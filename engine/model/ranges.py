@@ -51,6 +51,10 @@ class Ranges:
             np.where(own, self.scale, other.scale),
         )
 
+    def first(self, features: int) -> Ranges:
+        """Return the ranges of the first features."""
+        return Ranges(*(getattr(self, name)[:features] for name in ("low", "high", "center", "scale")))
+
     def beside(self, other: Ranges) -> Ranges:
         """Return the ranges of these features followed by the other's."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("low", "high", "center", "scale"))

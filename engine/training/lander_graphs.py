@@ -117,7 +117,7 @@ def _level_graph(level: Level, counts: scipy.sparse.csr_matrix) -> LevelGraph:
     size, target = chances(counts, sources, tails)
     return LevelGraph(
         graph.identity[rows].copy(),
-        graph.mean[rows].copy(),
+        (graph.identity if graph.is_base else graph.mean)[rows].copy(),
         graph.degree[rows].astype(np.int32),
         sources.astype(np.int64),
         tails.astype(np.int64),

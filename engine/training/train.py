@@ -21,6 +21,7 @@ from engine.model.trained import SHIPPED
 from engine.training.datasets import Collection, read_labelled
 from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
+from engine.training.terms import Terms, with_terms
 from engine.training.trainer import Trainer
 from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, held_out_scores
 
@@ -35,6 +36,8 @@ def train(
     checkpoint: Checkpoint | None = None,
 ) -> LinkageModel:
     """Train on labelled `files` and generated mixtures; write weights and card to `out`.
+
+    Supernodes that do not touch are not linked: see `engine.training.terms`.
 
     `held_out`: files that select the weights and are not trained on; without them the last average is
     kept. `checkpoint`: where the state is saved meanwhile, and whether to resume from it. The teacher of
@@ -53,6 +56,8 @@ def train(
     mark = fingerprint([each[0] for each in sources] + judges, plan, initial.sha256)
     run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
     best = run.run(progress, checkpoint)
+    if not initial.start:  # which has its terms already
+        best = with_terms(best, Terms(slope=0.0, offset=0.0))
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
         "plan": asdict(plan),

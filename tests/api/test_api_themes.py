@@ -22,7 +22,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     from tests.support.random_models import random_model
 
     folder = tmp_path_factory.mktemp("themes")
-    random_model(8).save(folder / "model.safetensors")
+    random_model(7).save(folder / "model.safetensors")
     settings = settings_of(
         folder / "store", model__path=str(folder / "model.safetensors"), source__http=True, model__tau=0.8
     )

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from engine.model.adapter import Adapter
+from engine.model.linkage import PRETRAINED
 from tests.conftest import Run
+
+SHIPPED = {"SHOAL_MODEL__PATH": str(PRETRAINED)}  # random weights say nothing of an embedding space
 
 
 def nuisance(path: Path, seed: int = 0, classes: int = 60, each: int = 20) -> Path:
@@ -38,7 +41,7 @@ def test_adapt_finds_what_tells_classes_apart(shoal: Run, tmp_path: Path, long: 
         (("--loss", "SupConLoss"), 2, to_the_end),
         (("--loss", "SupConLoss", "--tcm", 0), 1, to_the_end),
     ):
-        told = shoal("adapt", *how, "-o", "a.safetensors", "--dim", 8, "--json", *more)
+        told = shoal("adapt", *how, "-o", "a.safetensors", "--dim", 8, "--json", *more, env=SHIPPED)
         assert told.returncode == 0, told.stderr
         assert told.stderr.count("Loss") == tried
         found = json.loads(told.stdout)

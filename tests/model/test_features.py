@@ -22,8 +22,6 @@ from engine.types import Epoch, EvidenceArrays, KnnGraph
 from tests.model.test_linkage import mixture
 
 EPOCH = Epoch(0.05, 0.2, 500)
-NODE = {name: column for column, name in enumerate(node_feature_names(10, False))}
-EDGE = {name: column for column, name in enumerate(edge_feature_names(False))}
 
 
 def all_edges(graph: KnnGraph) -> tuple[np.ndarray, np.ndarray]:
@@ -43,10 +41,15 @@ def dot(a: np.ndarray, b: np.ndarray) -> float:
     return int(a.astype(np.int64) @ b.astype(np.int64)) / 2**28
 
 
+def members(graph: KnnGraph, i: int) -> int:
+    """How many vectors a node's mean is of."""
+    return int(graph.degree[i] + 1 if graph.is_base else graph.size[i])
+
+
 def node_by_definition(graph: KnnGraph, i: int) -> dict[str, float]:
     s = [int(v) / 2**28 for v in graph.dots[i, : graph.degree[i]]]
     padded = s + s[-1:] * (10 - len(s))
-    size, tightness = int(graph.size[i]), math.sqrt(dot(graph.mean[i], graph.mean[i]))
+    size, tightness = members(graph, i), math.sqrt(dot(graph.mean[i], graph.mean[i]))
     inner = (size * tightness**2 - 1) / (size - 1) if size > 1 else padded[0]
     logs = [log_distance(v) for v in s]
     return {
@@ -58,14 +61,14 @@ def node_by_definition(graph: KnnGraph, i: int) -> dict[str, float]:
         "log_mean": np.mean(logs),
         "log_spread": np.std(logs),
         "degree": len(s) / 10,
-        "size": math.log(size),
+        "size": math.log(int(graph.size[i])),
         "tightness": tightness,
         "inner": z(inner),
-        "base": 0.0,
+        "base": float(graph.is_base),
         "cone": math.log(1 - EPOCH.mean),
         "dispersion": math.log(EPOCH.deviation / (1 - EPOCH.mean)),
         "isotropy": math.log(EPOCH.deviation / (1 - EPOCH.mean) * math.sqrt(graph.mean.shape[1])),
-        **node_evidence_by_definition(graph, i, z(padded[0])),
+        **({} if graph.is_base else node_evidence_by_definition(graph, i, z(padded[0]))),
     }
 
 
@@ -170,32 +173,39 @@ def edge_by_definition(graph: KnnGraph, i: int, rank: int) -> dict[str, float]:
         out[name] = z(value)
         out[f"log_{name}"] = log_distance(value / length)
     for end, row, t in (("source", i, tight[0]), ("target", j, tight[1])):
-        size = int(graph.size[row])
+        size = members(graph, row)
         inner = z((size * t * t - 1) / (size - 1)) if size > 1 else z(across[2])
         out[f"average_to_{end}_inner"] = z(across[2]) - inner
+    if graph.is_base:
+        halfway = [graph.identity[t].astype(np.int64) + graph.mean[t] for t in (i, j)]
+        length = math.prod(
+            math.sqrt(1 + 2 * dot(graph.identity[t], graph.mean[t]) + tight[at] ** 2)
+            for at, t in enumerate((i, j))
+        )
+        return out | {"log_halfway": log_distance(dot(*halfway) / length)}
     return out | edge_evidence_by_definition(graph, i, j, s)
 
 
+@pytest.mark.parametrize("is_base", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_features_are_their_definitions(seed: int) -> None:
+def test_features_are_their_definitions(seed: int, is_base: bool) -> None:
     graph = mixture(seed, 150)
+    if is_base:
+        graph = replace(graph, is_base=True, size=np.ones(150, np.int64), evidence=None)
     sources, ranks = all_edges(graph)
     x, e = raw_features(graph, EPOCH, sources, ranks)
+    told = f"{seed=} {is_base=}"
+    names = node_feature_names(10, is_base), edge_feature_names(is_base)
     for i in np.flatnonzero(graph.degree > 0):
         wanted = node_by_definition(graph, int(i))
-        np.testing.assert_allclose(x[i], [wanted[name] for name in NODE], atol=2e-5, err_msg=f"{seed=} {i=}")
+        np.testing.assert_allclose(
+            x[i], [wanted[name] for name in names[0]], atol=2e-5, err_msg=f"{told} {i=}"
+        )
     for t in range(0, len(sources), 7):
         wanted = edge_by_definition(graph, int(sources[t]), int(ranks[t]))
-        np.testing.assert_allclose(e[t], [wanted[name] for name in EDGE], atol=2e-5, err_msg=f"{seed=} {t=}")
-
-
-def test_a_base_level_reads_no_means() -> None:
-    graph = replace(mixture(0, 120), is_base=True, size=np.ones(120, np.int64), evidence=None)
-    blank = replace(graph, mean=np.zeros_like(graph.mean))
-    sources, ranks = all_edges(graph)
-    e = raw_features(graph, EPOCH, sources, ranks)[1]
-    assert (e == raw_features(blank, EPOCH, sources, ranks)[1]).all()
-    assert (e[:, EDGE["average_average"]] == e[:, EDGE["similarity"]]).all()
+        np.testing.assert_allclose(
+            e[t], [wanted[name] for name in names[1]], atol=2e-5, err_msg=f"{told} {t=}"
+        )
 
 
 def replace_evidence(graph: KnnGraph, node: int, rng: np.random.Generator) -> EvidenceArrays:

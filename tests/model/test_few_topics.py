@@ -44,6 +44,16 @@ def test_topics_without_gaps(model: LinkageModel, cell: tuple[int, int, int, flo
     assert score >= 0.9
 
 
+@pytest.mark.parametrize("number", [6, 12, 40])
+@pytest.mark.parametrize("dim", [16, 24, 32, 64, 384])
+def test_clear_clusters_are_found_as_they_are(model: LinkageModel, dim: int, number: int) -> None:
+    """On the level above them nothing belongs together, which no level of the training showed."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(number), 20)
+    emb = rng.normal(size=(number, dim))[labels] + 0.15 * rng.normal(size=(len(labels), dim))
+    assert found(model, Example("clear", emb.astype(np.float32), labels)) == (number, 1.0)
+
+
 @pytest.mark.parametrize(("dim", "items"), [(32, 300), (64, 1000), (384, 300), (1000, 500)])
 def test_random_directions_stay_apart(model: LinkageModel, dim: int, items: int) -> None:
     assert in_large(clusters(model, directions(dim, items, seed=0).emb)) <= 0.02

@@ -19,7 +19,8 @@ def answers(model: LanderModel, graph: KnnGraph) -> tuple[list[Float64], Float64
     w = {name: value.double().numpy() for name, value in model.weights.items()}
     x = graph.identity / 2.0**14
     if model.card.average:
-        x = np.concatenate([x, graph.mean / 2.0**14], axis=1)
+        average = graph.identity if graph.is_base else graph.mean
+        x = np.concatenate([x, average / 2.0**14], axis=1)
     near = [graph.neighbors[i, : graph.degree[i]] for i in range(len(x))]
     similar = [graph.dots[i, : graph.degree[i]] / 2.0**28 for i in range(len(x))]
     h = np.array([_convolved(w, model, x, i, near[i], similar[i]) for i in range(len(x))])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from engine.model.evidence_features import EDGE_EVIDENCE, NODE_EVIDENCE
 from engine.model.features import list_edges, raw_features
 from engine.model.lander import LanderCard, LanderModel, shapes
 from engine.model.linkage import Card, LinkageModel
@@ -44,9 +44,9 @@ def _random_linkage(
 ) -> Linkage:
     sources, ranks = list_edges(graph, np.arange(len(graph.degree), dtype=np.int32))
     targets = graph.neighbors[sources, ranks]
+    if config.is_base:
+        graph = replace(graph, size=np.ones_like(graph.size), is_base=True, evidence=None)
     raw_x, raw_e = raw_features(graph, epoch, sources, ranks)
-    if config.is_base:  # as above level 0, where more features differ, but for the evidence
-        raw_x, raw_e = raw_x[:, : -len(NODE_EVIDENCE)], raw_e[:, : -len(EDGE_EVIDENCE)]
     nodes, edges = Ranges.measured(raw_x), Ranges.measured(raw_e)
     x, e = torch.from_numpy(nodes.apply(raw_x)), torch.from_numpy(edges.apply(raw_e))
     net = Universal(config)

@@ -90,8 +90,11 @@ def _graph(
     neighbors, dots = nearest(identity, hashes, k)
     sizes = np.array([len(own) for own in items], np.int64)
     degree = np.full(n, min(k, max(n - 1, 0)), np.int32)
-    mean, is_base = (identity, True) if mean is None else (mean.reshape(n, shape.dim), False)
-    return KnnGraph(k, neighbors, dots, degree, sizes, identity, mean, is_base)
+    is_base = mean is None
+    if mean is None:
+        near = [[row, *neighbors[row, : degree[row]].tolist()] for row in range(n)]
+        mean = np.array([rounded_mean(identity[rows]) for rows in near], np.int16)
+    return KnnGraph(k, neighbors, dots, degree, sizes, identity, mean.reshape(n, shape.dim), is_base)
 
 
 def _level(

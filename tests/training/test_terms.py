@@ -1,4 +1,4 @@
-"""The term that is added to the upper network's logits, by the sizes of an edge's two ends."""
+"""The terms in the upper network's logits: by the sizes of two supernodes, and by whether they touch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from engine.model.features import edge_feature_names, node_feature_names
 from engine.model.linkage import LinkageModel
-from engine.training.size_term import ADDED, SizeTerm, with_size_term
+from engine.training.terms import ADDED, Terms, with_terms
 
-TERM = SizeTerm(slope=0.3, offset=0.2, most=16, isotropy=(0.1, 0.4))
+TERMS = Terms(slope=0.3, offset=0.2, most=16, isotropy=(0.1, 0.4), apart=3.0)
 
 
 @pytest.mark.parametrize(("isotropy", "off"), [(0.6, 0.0), (0.25, np.log(16) / 2), (-0.1, np.log(16))])
-def test_logits_differ_by_the_term(isotropy: float, off: float) -> None:
+def test_logits_differ_by_the_terms(isotropy: float, off: float) -> None:
     """`off`: what the logarithm is less by, where pairs are spread as those of random directions are."""
     model = LinkageModel.load()
     nodes, degree = 60, 5
@@ -24,21 +24,23 @@ def test_logits_differ_by_the_term(isotropy: float, off: float) -> None:
     x = rng.normal(size=(nodes, len(names)))
     x[:, names.index("size")], x[:, names.index("isotropy")] = np.log(sizes), isotropy
     e = rng.normal(size=(nodes * degree, len(edge_feature_names(False))))
+    joined = rng.integers(0, 2, nodes * degree)
+    e[:, edge_feature_names(False).index("joined")] = joined
     tails = rng.integers(0, nodes, nodes * degree)
     logits = []
-    for upper in (model.upper, with_size_term(model, TERM).upper):
+    for upper in (model.upper, with_terms(model, TERMS).upper):
         inputs = upper.nodes.apply(x.astype(np.float32)), upper.edges.apply(e.astype(np.float32))
         degrees = torch.full((nodes,), degree)
         with torch.no_grad():
             logits.append(upper.net(*map(torch.from_numpy, inputs), degrees, torch.from_numpy(tails)).numpy())
     smaller = np.minimum(np.repeat(sizes, degree), sizes[tails])
-    wanted = 0.3 * np.maximum(np.log(np.minimum(smaller, 16)) - off, 0.0) - 0.2
+    wanted = 0.3 * np.maximum(np.log(np.minimum(smaller, 16)) - off, 0.0) - 0.2 - 3.0 * (1 - joined)
     assert np.allclose(logits[1] - logits[0], wanted, atol=1e-4)
 
 
 def test_the_rest_of_a_model_stays() -> None:
     model = LinkageModel.load()
-    wider = with_size_term(model, TERM)
+    wider = with_terms(model, TERMS)
     assert wider.card.upper_hidden == model.card.upper_hidden + ADDED
     again = LinkageModel.of(wider.tensors(), wider.card)
     assert again.sha256 == wider.sha256 != model.sha256
