@@ -174,6 +174,12 @@ def _inner(size: int, tightness: float) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _members(graph: _Graph, i: int) -> int:
+    """Return the number of vectors that a node's average is of."""
+    return int(graph.degree[i] + 1) if graph.is_base else int(graph.size[i])
+
+
+@njit(cache=True, nogil=True)
 def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges: _Ranges) -> None:
     k, dots, degree, size, average = graph.k, graph.dots, graph.degree, graph.size, graph.average
     is_base, mean, deviation = graph.is_base, scale.mean, scale.deviation
@@ -208,7 +214,7 @@ def _node_kernel(out: Float32, rows: Int32, graph: _Graph, scale: _Scale, ranges
             raw[f + 3] = math.sqrt(max(log_square / n - (log_sum / n) ** 2, 0.0))
         raw[f + 4] = n / k
         raw[f + 5] = math.log(float(size[i]))
-        members = n + 1 if is_base else size[i]
+        members = _members(graph, i)
         tightness = math.sqrt(_dot(average[i], average[i]))
         raw[f + 6] = tightness
         if members > 1:
@@ -262,7 +268,7 @@ def _edge_kernel(
     ranges: _Ranges,
     cache: _EdgeCache,
 ) -> None:
-    k, neighbors, dots, degree, size = graph.k, graph.neighbors, graph.dots, graph.degree, graph.size
+    k, neighbors, dots, degree = graph.k, graph.neighbors, graph.dots, graph.degree
     identity, average, is_base = graph.identity, graph.average, graph.is_base
     mean, deviation = scale.mean, scale.deviation
     raw = np.zeros(out.shape[1])
@@ -329,8 +335,7 @@ def _edge_kernel(
         raw[23] = log_distance(back_cross / max(tight_i, FLOOR)) - log_unit
         raw[24] = log_distance(both / max(tight_i * tight_j, FLOOR)) - log_unit
         raw[25] = raw[26] = 0.0
-        members_i = degree[i] + 1 if is_base else size[i]
-        members_j = degree[j] + 1 if is_base else size[j]
+        members_i, members_j = _members(graph, i), _members(graph, j)
         if members_i > 1:
             raw[25] = raw[21] - squash((_inner(members_i, tight_i) - mean) / deviation)
         if members_j > 1:
