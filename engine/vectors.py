@@ -108,9 +108,15 @@ def row_dots(vectors: Any, rows: Any, x: Any) -> Any:
     return out
 
 
+@njit(cache=True, nogil=True, inline="always")
+def rounded_mean(total: Any, size: Any) -> Any:
+    """total / size of a component, rounded half up to the grid."""
+    return np.int16((2 * total + size) // (2 * size))
+
+
 @njit(cache=True, nogil=True)
 def round_means(sums: Any, sizes: Any, out: Any) -> None:
     """out[i] = sums[i] / sizes[i], rounded half up to the grid."""
     for i in range(len(sizes)):
         for c in range(sums.shape[1]):
-            out[i, c] = np.int16((2 * sums[i, c] + sizes[i]) // (2 * sizes[i]))
+            out[i, c] = rounded_mean(sums[i, c], sizes[i])

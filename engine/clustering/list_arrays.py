@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from engine.index.base import ALWAYS, NEVER, precedes
 from engine.types import Bool, Int8, Int16, Int32, UInt64
-from engine.vectors import dot
+from engine.vectors import dot, rounded_mean
 
 
 class ListArrays(NamedTuple):
@@ -358,7 +358,6 @@ def means(rows: Int32, k: int, neighbors: Int32, lengths: Int32, vectors: Int16)
             near = vectors[neighbors[row, w]]
             for c in range(d):
                 sums[c] += near[c]
-        count = np.int32(degree + 1)
         for c in range(d):
-            out[t, c] = (2 * sums[c] + count) // (2 * count)
+            out[t, c] = rounded_mean(sums[c], degree + 1)
     return out

@@ -89,7 +89,6 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
 def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
-    base.average(rows)
     if saved is None:
         return Delta.of(rows, NO_ROWS), rows
     at = _find(saved.content, base.nodes.hashes[rows])
@@ -104,6 +103,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     base.peaks = int(np.count_nonzero(base.root[known] == known))
     same = np.zeros(base.capacity, np.bool_)
     same[known] = _basis(base, known) == saved.basis[at]
+    base.average(rows[same[rows]])  # of the others when they are embedded
     fresh = np.ones(base.capacity, np.bool_)
     fresh[known] = False
     return Delta.of(rows[fresh[rows]], NO_ROWS), rows[~same[rows]]

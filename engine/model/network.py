@@ -25,8 +25,6 @@ import numpy as np
 
 from engine.model.blocks import parts, share_out
 from engine.model.features import (
-    add_ends,
-    add_messages,
     edge_feature_names,
     edge_features,
     list_edges,
@@ -34,6 +32,7 @@ from engine.model.features import (
     node_feature_names,
     node_features,
 )
+from engine.model.network_kernels import add_ends, add_messages
 from engine.model.ranges import Ranges
 from engine.types import Cache, Epoch, Float32, Int32, Int64, KnnGraph
 
