@@ -26,6 +26,7 @@ import orjson
 
 from benchmarks.mixture import mixture
 from benchmarks.report import arguments, finish, print_table
+from tests.support.ports import free_ports
 
 PIECE = 512  # records in a request of the feeder
 FEEDERS = 2  # one sends while the other's records are clustered
@@ -87,9 +88,7 @@ class Served:
     """`shoal serve` with the HTTP source on a store in `folder`, as often as it is started."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        [self.port] = free_ports(1)
         self._config = folder / "shoal.toml"
         self._config.write_text(SETTINGS.format(store=folder / "store", port=self.port))
         self._daemon: subprocess.Popen[bytes] | None = None

@@ -22,9 +22,12 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from tests.support.ports import free_ports
+
 POM = Path(__file__).with_name("pom.xml")
 HEAP = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
 START_TIMEOUT_S = 120.0
+LAST_LINES = 30  # of its log, told where it does not start
 BROKER = "kafka.Kafka"
 USER, PASSWORD = "shoal", "the broker's password"
 STORE_PASSWORD = "of the key store"
@@ -121,7 +124,7 @@ class Broker:
 
     def _format(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        port, sasl, tls, controller = _free_ports(4)
+        port, sasl, tls, controller = free_ports(4)
         keystore = self.folder / "key.p12"
         _make_certificate(keystore, self.certificate)
         settings = self.folder / "new.properties"
@@ -145,7 +148,7 @@ class Broker:
             "--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]",
         )  # fmt: skip
         if formatting.wait(START_TIMEOUT_S):
-            raise NoBroker(f"The broker's folder could not be made; see {self.folder / 'log'}.")
+            raise NoBroker(f"The broker's folder could not be made: {self._last_words()}")
         settings.rename(self._settings)
 
     @property
@@ -177,7 +180,7 @@ class Broker:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _answers(self.bootstrap):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise NoBroker(f"The broker did not start; see {self.folder / 'log'}.")
+                raise NoBroker(f"The broker did not start: {self._last_words()}")
             time.sleep(0.1)
 
     def stop(self) -> None:
@@ -205,6 +208,12 @@ class Broker:
         self._process = None
         if status == 128 + signal.SIGTERM and self._new_archive.exists():
             self._new_archive.replace(self._archive)
+
+    def _last_words(self) -> str:
+        """The end of its log: where a test fails elsewhere, the file is out of reach."""
+        log = self.folder / "log"
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join([f"the end of {log} is", *lines])
 
     def _java(self, main: str, *arguments: str) -> subprocess.Popen[bytes]:
         options = [*HEAP]
@@ -277,14 +286,6 @@ def _answers(bootstrap: str) -> bool:
         return False
     finally:
         admin.close()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _end_with_parent() -> None:

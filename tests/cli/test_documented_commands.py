@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.conftest import environment
 from tests.support import warm_python
 from tests.support.documents import DOCUMENTS, SHELL, Block, Document
 from tests.support.live_api import plain_http
+from tests.support.ports import free_ports
 from tests.support.waiting import until
 
 START_S = 180.0
@@ -93,7 +93,7 @@ def daemon(folder: Path, model: Path) -> Iterator[str]:
     """A daemon that takes records over HTTP and has the digits; its address."""
     env = variables(folder, model, SHOAL_SOURCE__HTTP="true")
     assert run("shoal ingest articles.npz", folder, env).returncode == 0
-    port = str(free_port())
+    [port] = map(str, free_ports(1))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             ["shoal", "serve"], cwd=folder, env=env | {"SHOAL_API__PORT": port}, stderr=log
@@ -104,12 +104,6 @@ def daemon(folder: Path, model: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(120)
-
-
-def free_port() -> int:
-
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests import broker
 from tests.broker import Given, NoBroker, open_broker
+from tests.support.ports import EPHEMERAL, free_ports
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +27,29 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "mvn").chmod(0o755)
     with pytest.raises(NoBroker, match=r"Maven could not fetch the broker.*no route to it"):
         open_broker(tmp_path / "broker")
+
+
+def test_a_broker_that_does_not_start_tells_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    java = tmp_path / "java"
+    java.write_text(
+        "#!/bin/sh\ncase $* in *StorageTool*) exit 0;; esac\necho 'Address already in use'\nexit 1\n"
+    )
+    java.chmod(0o755)
+    with pytest.raises(NoBroker, match=r"did not start: the end of .*/log is\nAddress already in use"):
+        open_broker(tmp_path / "broker")
+
+
+def test_no_connection_is_given_a_port_that_a_server_will_listen_on() -> None:
+    lowest = int(EPHEMERAL.read_text().split()[0])
+    found = free_ports(4)
+    assert len(set(found)) == 4
+    assert max(found) < lowest
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert other.getsockname()[1] >= lowest
 
 
 def test_a_given_broker_is_used_and_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
