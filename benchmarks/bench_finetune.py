@@ -17,10 +17,11 @@ import numpy as np
 
 from benchmarks.report import arguments, finish, print_markdown
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection
+from engine.finetuning.collection import FinetuneCollection
 from engine.finetuning.finetune import FinetunePlan, read_collections, tuned
 from engine.finetuning.folds import Fold
 from engine.model.linkage import LinkageModel
+from engine.training.datasets import UNKNOWN
 
 COLUMNS = ("set", "items", "start", "gains", "mean", "better", "taken", "seconds")
 

@@ -29,6 +29,8 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise InputError("--steps and --minutes both say how long to train: name one")
     if request.variant != "mean" and request.kind != "lander":
         raise InputError("--variant is of a lander: name --kind lander with it")
+    if request.begin != "metric" and (request.kind != "lander" or request.start):
+        raise InputError("--begin says how a lander without --start begins: name --kind lander alone with it")
     if request.kind == "lander" and (request.teacher or request.base):
         raise InputError(
             "a lander has one network and learns from labels: --base and --teacher are universal's"
@@ -178,16 +180,18 @@ def _start(request: TrainOptions) -> Any:
 
 
 def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
-    from engine.training.lander_train import LanderPlan, read_model, train
+    from engine.training.lander.plan import LanderPlan
+    from engine.training.lander.train import read_model, train
     from engine.training.training_run import Checkpoint
 
     start = read_model(request.start)
     plan = LanderPlan(
-        minutes=request.minutes or LanderPlan().minutes,
+        minutes=request.minutes,
         steps=request.steps,
         seed=request.seed,
         variant=request.variant,
         hidden=request.hidden or LanderPlan().hidden,
+        begin=request.begin,
     )
     kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     return train(files, out, plan, request.choose or (), report, start, kept)
@@ -195,7 +199,7 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
 
 def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:
     """Write weights of the authors' code as a model."""
-    from engine.training import published
+    from engine.training.lander import published
 
     card = _beside(out, ".json")
     need_outputs([out, card], [file])

@@ -35,10 +35,13 @@ class TrainOptions:
         "universal"
     )
     variant: Annotated[str, typer.Option(help="Of a lander: mean or gat.")] = "mean"
+    begin: Annotated[
+        str, typer.Option(help="How a lander begins: metric (distances that the labels teach) or random.")
+    ] = "metric"
     hidden: Annotated[int | None, typer.Option(min=2, help="Width of the network.")] = None
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="How long to train; default: 20, with --start a number of steps."),
+        typer.Option(min=0.01, help="How long to train; default: 20, or steps (--start, a lander)."),
     ] = None
     steps: Annotated[
         int | None, typer.Option(min=1, help="Instead of minutes: the same seed gives the same weights.")

@@ -21,10 +21,9 @@ from engine.evaluation.bulk import (
     recluster,
 )
 from engine.model.linkage import LinkageModel
-from engine.training.rollout import TrainingGraph, counts_of, training_graphs
+from engine.training.datasets import UNKNOWN
+from engine.training.rollout import TrainingGraph, known_chances, training_graphs
 from engine.types import Epoch, Float32, Float64, Int64
-
-UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +102,6 @@ def unit(emb: Float64) -> Float32:
 
 def labelled_level(level: RolloutLevel, labels: Int64) -> LabelledLevel:
     """Return a level with targets; `labels` (n,) of the items, UNKNOWN for some."""
-    graph, is_labelled = level.graph, labels != UNKNOWN
-    nodes, heads, tails = len(graph.degrees), graph.heads, graph.tails
-    counts = counts_of(level.place[is_labelled], labels[is_labelled], nodes)
-    items, unlabelled = (
-        np.bincount(place, minlength=nodes) for place in (level.place, level.place[~is_labelled])
-    )
-    pairs = items[heads] * items[tails]
-    known = pairs - unlabelled[heads] * unlabelled[tails]
-    same = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
-    target = (same / np.maximum(known, 1)).astype(np.float32)
-    return LabelledLevel(replace(graph, target=target), (known / pairs).astype(np.float32))
+    graph = level.graph
+    _, target, known = known_chances(level.place, labels, len(graph.degrees), graph.heads, graph.tails)
+    return LabelledLevel(replace(graph, target=target), known)

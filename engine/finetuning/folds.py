@@ -14,9 +14,10 @@ import numpy as np
 from scipy.stats import norm
 
 from engine.evaluation.scores import class_scores, f_of_classes
-from engine.finetuning.collection import UNKNOWN, FinetuneCollection
+from engine.finetuning.collection import FinetuneCollection
 from engine.finetuning.tuner import Tuner, TunerPlan, drawn_taus
 from engine.model.linkage import LinkageModel
+from engine.training.datasets import UNKNOWN
 from engine.types import Float64, Int64
 
 import torch  # isort: skip

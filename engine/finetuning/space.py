@@ -2,7 +2,7 @@
 
 Training draws whole classes as they are, since the networks learn how large and how dense a class is. Some
 classes are held out: unlabelled among the others, they choose the checkpoint and tau. With an adapter
-(`engine.finetuning.discriminant`) training sees each class through a map that was learned on other classes,
+(`engine.training.discriminant`) training sees each class through a map that was learned on other classes,
 as the classes of a stream will be seen.
 """
 
@@ -19,15 +19,15 @@ from connectors.files.labelled import read_labelled
 from engine.errors import InputError, counted
 from engine.evaluation.bulk import hierarchy, measure_epoch, partitions, places, recluster_upper_levels
 from engine.evaluation.scores import class_scores, f_of_classes
-from engine.finetuning.collection import UNKNOWN, RolloutLevel, labelled_level, shared_classes, unit
-from engine.finetuning.discriminant import discriminant
+from engine.finetuning.collection import RolloutLevel, labelled_level, shared_classes, unit
 from engine.finetuning.finetune import words
 from engine.finetuning.folds import verdict
 from engine.finetuning.tuner import NetworkTuner, drawn_base_tau
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
-from engine.training.datasets import Collection, distinct, whole_classes
+from engine.training.datasets import UNKNOWN, Collection, distinct, whole_classes
+from engine.training.discriminant import discriminant
 from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
 from engine.training.rollout import training_graphs

@@ -9,7 +9,7 @@ tree), s_ij the similarity, floored at 0, and N(i) the neighbours of i:
            c_ij = softmax_{j in N(i)} leaky(l W x_j + r W x_i)   (Velickovic et al., arXiv 1710.10903)
     q_ij = prelu(S h_j + T h_i),   z_ij = Q prelu(R q_ij),   p_ij = softmax(z_ij), second component
 
-`engine.training.lander_network` is the same network in DGL, for training. The engine uses `LanderModel`. It
+`engine.training.lander.network` is the same network in DGL, for training. The engine uses `LanderModel`. It
 computes the products of a node's features once per node, and runs every dense layer over blocks of one
 size, so that its output is a function of the graph's content, bit for bit. At level 0 both features are the
 same vector, so their weights are added.
@@ -55,6 +55,7 @@ class LanderCard:
     average: bool = True  # reads average features beside the identity features
     k: int = 10
     tau: float = 0.5
+    base_tau: float | None = None  # level 0's; None: tau
     max_levels: int = 2
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +105,7 @@ class LanderModel:
     """Trained weights with their card, as the engine runs them; see `engine.model.linkage.LinkageModel`."""
 
     dim: int | None  # of its input
-    base_tau: float | None = None  # one tau for all levels
+    base_tau: float | None  # level 0's; None: tau
 
     def __init__(self, weights: Mapping[str, Tensor], card: LanderCard) -> None:
         """`weights` as in `shapes(card)`. Raises InputError where they are not."""
@@ -112,7 +113,7 @@ class LanderModel:
         self.weights = {name: value.detach().float().contiguous() for name, value in weights.items()}
         self.card = card
         self.dim = card.dim
-        self.k, self.tau, self.max_levels = card.k, card.tau, card.max_levels
+        self.k, self.tau, self.base_tau, self.max_levels = card.k, card.tau, card.base_tau, card.max_levels
         self.hidden = 2 * card.half
         width = 2 * card.hidden if card.variant == "mean" else card.heads * (card.hidden + 2)
         self.cache_widths = width, 0  # of a node: U x | V x, or W x | l W x | r W x
@@ -230,6 +231,10 @@ class LanderModel:
     def _bytes(self) -> bytes:
         return safetensors.torch.save(self.weights)
 
+    def with_weights(self, weights: Mapping[str, Tensor]) -> LanderModel:
+        """Return the model with some other weights."""
+        return LanderModel({**self.weights, **weights}, self.card)
+
     def with_card(self, card: LanderCard) -> LanderModel:
         """Return the same weights with another card."""
         return LanderModel(self.weights, card)
@@ -275,6 +280,8 @@ def _check(weights: Mapping[str, Tensor], card: LanderCard) -> None:
             raise InputError(f"{name} of a lander is an integer up to {most}, not {value!r}")
     if not 0.0 <= card.tau < 1.0 or card.max_levels < 1:
         raise InputError(f"tau is in [0, 1) and max_levels at least 1, not {card.tau} and {card.max_levels}")
+    if card.base_tau is not None and not 0.0 <= card.base_tau < 1.0:
+        raise InputError(f"base_tau is in [0, 1), or none, not {card.base_tau}")
     wanted = shapes(card)
     if wanted.keys() != weights.keys():
         differing = ", ".join(sorted(wanted.keys() ^ weights.keys())[:4])

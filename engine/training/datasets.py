@@ -24,6 +24,7 @@ from engine.vectors import quantize
 
 Rng = np.random.Generator
 LEAST_DIM = 4
+UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
 SIDE = 28  # pixels a side, to which pictures are scaled
 MOST_TEXTS = 6000  # of a file that are embedded by n-grams
 
@@ -335,6 +336,13 @@ def subset(collection: Collection, rng: Rng, most: int) -> Collection:
         order = order[np.sort(first[np.arange(len(first)) - starts < cap])]
     rows = order[:n]
     return Collection(collection.name, collection.emb[rows], labels[rows])
+
+
+def dense(collection: Collection) -> Collection:
+    """Return the collection with labels 0, 1, ... and without zero vectors or copies."""
+    usable = np.linalg.norm(collection.emb, axis=1) > 1e-6
+    found = distinct(replace(collection, emb=collection.emb[usable], labels=collection.labels[usable]))
+    return replace(found, labels=np.unique(found.labels, return_inverse=True)[1].astype(np.int64))
 
 
 def whole_classes(collection: Collection, rng: Rng, share: tuple[float, float], most: int) -> Collection:

@@ -17,6 +17,7 @@ import scipy.sparse
 from engine.clustering.level import Level
 from engine.evaluation.bulk import BulkClustering, places
 from engine.model.features import list_edges, raw_features
+from engine.training.datasets import UNKNOWN
 from engine.types import Cache, Epoch, Float32, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE
 
@@ -159,6 +160,24 @@ def chances(counts: scipy.sparse.csr_matrix, heads: Int32, tails: Int32) -> tupl
     size = np.asarray(counts.sum(axis=1)).ravel()
     both = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
     return size, both / np.maximum(size[heads] * size[tails], 1.0)
+
+
+def known_chances(
+    place: Int64, labels: Int64, nodes: int, heads: Int64, tails: Int64
+) -> tuple[Float32, Float32, Float32]:
+    """Return items (nodes,), target (e,) and known (e,) where some of the labels (n,) are UNKNOWN.
+
+    The target is over the pairs across an edge of which it is known whether they are of one class, those with
+    a label at one end at least; `known` is their share. `place` (n,): the node of each item.
+    """
+    is_labelled = labels != UNKNOWN
+    counts = counts_of(place[is_labelled], labels[is_labelled], nodes)
+    items, unlabelled = (np.bincount(at, minlength=nodes) for at in (place, place[~is_labelled]))
+    pairs = items[heads] * items[tails]
+    told = pairs - unlabelled[heads] * unlabelled[tails]
+    same = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
+    target, known = same / np.maximum(told, 1), told / pairs
+    return items.astype(np.float32), target.astype(np.float32), known.astype(np.float32)
 
 
 def side_by_side(parts: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     labels[1] = 1 - labels[0] if labels[0] < 2 else 0
     np.savez(tmp_path / "data.npz", emb=emb, labels=labels)
     lander = ("train", "--kind", "lander", "data.npz", "-o", "lander.safetensors")
-    done = shoal(*lander, "--minutes", "0.01", "--hidden", "8", "--variant", "gat")
+    done = shoal(*lander, "--minutes", "0.01", "--hidden", "32", "--variant", "gat")
     assert done.returncode == 0, done.stderr
     assert "lander.safetensors: k 10" in done.stdout
     assert "100%" in done.stderr
@@ -40,6 +40,8 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
     for flags, words in (
         (("--variant", "conv"), "one of mean, gat, not 'conv'"),
+        (("--hidden", "8"), "name --hidden 20 or more"),
+        (("--begin", "zero"), "begins with one of metric, random, not 'zero'"),
         (("--teacher", "lander.safetensors"), "--base and --teacher are universal's"),
         (("--start", "data.npz"), "data.npz"),
         (("--resume",), "the checkpoint lander.checkpoint cannot be read"),

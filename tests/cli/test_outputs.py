@@ -54,7 +54,7 @@ def test_a_report_does_not_replace_files_of_the_same_name(
 ) -> None:
     mine = tmp_path / f"notes.{ending}"
     mine.write_text("of the user")
-    train = ("train", data, "-o", "notes.safetensors", "--steps", 1, "--hidden", 4, "--kind", "lander")
+    train = ("train", data, "-o", "notes.safetensors", "--steps", 1, "--hidden", 32, "--kind", "lander")
     refused(shoal(*train), 3, mine.name, "is there already")
     assert mine.read_text() == "of the user"
     if ending == "json":
@@ -115,7 +115,7 @@ def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
     emb, labels = mixture()
     emb[3] = 0.0
     np.savez(tmp_path / "hole.npz", emb=emb, labels=labels)
-    done = shoal("train", "hole.npz", "-o", "m.safetensors", "--steps", 1, "--hidden", 4, "--kind", "lander")
+    done = shoal("train", "hole.npz", "-o", "m.safetensors", "--steps", 1, "--hidden", 32, "--kind", "lander")
     assert "hole.npz: left out 1 record that cannot be used" in done.stderr
     np.savez(tmp_path / "set.npz", emb=np.delete(emb, 3, 0), labels=np.delete(labels, 3))
     flags = ("--steps", 2, "--dim", 2, "--loss", "SupConLoss", "--keep")
@@ -126,7 +126,7 @@ def test_an_adapter_that_is_kept_is_told(shoal: Run, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_says_what_is_kept(shoal: Run, data: Path, tmp_path: Path) -> None:
-    command = ["train", data, "-o", "m.safetensors", "--hidden", "4", "--kind", "lander"]
+    command = ["train", data, "-o", "m.safetensors", "--hidden", "32", "--kind", "lander"]
     with subprocess.Popen(
         warm_command(*command, "--minutes", "5"),
         stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(),

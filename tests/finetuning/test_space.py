@@ -14,7 +14,6 @@ from engine.collection.build import load_adapter, load_model, store_config
 from engine.config import ModelSettings, Settings
 from engine.errors import InputError
 from engine.finetuning.collection import shared_classes
-from engine.finetuning.discriminant import discriminant
 from engine.finetuning.space import (
     SpaceFiles,
     SpacePlan,
@@ -27,6 +26,7 @@ from engine.finetuning.space import (
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import Collection, distinct, whole_classes
+from engine.training.discriminant import discriminant
 from engine.training.optimization import OptimizerPlan
 from engine.training.training_run import Checkpoint, Progress
 from engine.vectors import as_float, quantize

@@ -74,7 +74,7 @@ _PRELOADED = (
     "engine.learning.labelled",
     "engine.learning.plots",
     "engine.storage.verify",
-    "engine.training.lander_train",
+    "engine.training.lander.train",
     "engine.training.train",
     "engine.training.training_report",
 )

@@ -14,24 +14,19 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderCard, LanderModel, shapes
-from engine.training.lander_graphs import joined, levels, true_levels
-from engine.training.lander_network import Lander
-from engine.training.lander_train import (
-    LanderPlan,
-    Progress,
-    Trainer,
-    evaluate,
-    graph_loss,
-    train,
-)
-from engine.training.training_run import Checkpoint, TrainingRun
+from engine.training.lander.graphs import joined, levels, true_levels
+from engine.training.lander.network import Lander
+from engine.training.lander.plan import LanderPlan
+from engine.training.lander.train import evaluate, train
+from engine.training.lander.trainer import Trainer, graph_loss
+from engine.training.training_run import Checkpoint, Progress, TrainingRun
 from engine.types import Epoch
 from tests.support import plain_lander
 from tests.support.random_models import random_lander
 from tests.training.test_train import clusters, file_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = LanderPlan(steps=40, hidden=16, edges=1500, most_items=200, checks=2)
+SMALL = LanderPlan(steps=40, hidden=32, edges=1500, most_items=200, checks=2)
 
 
 @pytest.mark.parametrize("card", [
@@ -47,7 +42,7 @@ def test_the_network_in_training_is_the_one_that_runs(card: LanderCard) -> None:
             value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
     model, data = net.model(), clusters(1, 200)
     built = hierarchy(data.emb, model, 0.5, 2)
-    for level, graph in zip(built.levels, levels(data.emb, data.labels, model, 0.5, 2), strict=True):
+    for level, graph in zip(built.levels, levels(data.emb, data.labels, model, (0.5, 0.5), 2), strict=True):
         with torch.no_grad():
             p = torch.sigmoid(net(graph.graph(), graph.features(card.average), graph.affinity())).numpy()
         seen = level.graph()
@@ -75,7 +70,7 @@ def test_true_levels_lead_to_the_classes() -> None:
 def test_targets_are_the_chance_that_a_pair_across_is_of_one_class() -> None:
     data, model = clusters(3, 200), random_lander(3, 16)
     built = hierarchy(data.emb, model, 0.5, 2, Epoch(0.0, 1.0, 0))
-    base, upper = levels(data.emb, data.labels, model, 0.5, 2)
+    base, upper = levels(data.emb, data.labels, model, (0.5, 0.5), 2)
     assert (base.target == (data.labels[base.heads] == data.labels[base.tails])).all()
     node = built.levels[0].above[partitions(built)[0]]
     for t in range(0, len(upper.target), 7):
@@ -86,7 +81,7 @@ def test_targets_are_the_chance_that_a_pair_across_is_of_one_class() -> None:
 def test_options_of_the_loss() -> None:
     """Focal loss and balance change the weights of edges; alone, each graph counts as beside others."""
     data = clusters(4, 250)
-    parts = levels(data.emb, data.labels, random_lander(1, 16), 0.5, 2)
+    parts = levels(data.emb, data.labels, random_lander(1, 16), (0.5, 0.5), 2)
     net = Lander(LanderCard(16, hidden=8)).eval()
     plans = [SMALL, replace(SMALL, focal=2.0), replace(SMALL, balance=True), replace(SMALL, others=0.0)]
     losses = [float(graph_loss(net, parts, plan).detach()) for plan in plans]
@@ -136,7 +131,7 @@ def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
     file = file_of(clusters(7), tmp_path / "a.npz")
     start = random_lander(2, 16, variant="gat", heads=2, hidden=10)
     model = train([file], tmp_path / "m.safetensors", replace(SMALL, steps=2), start=start)
-    assert replace(model.card, about={}, tau=0.5, max_levels=2) == start.card
+    assert replace(model.card, about={}, tau=0.5, base_tau=None, max_levels=2) == start.card
     assert model.card.about["started_from"] == start.sha256
     moved = max(float((model.weights[name] - start.weights[name]).abs().max()) for name in start.weights)
     assert 0 < moved < 0.1

@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
-from engine.training.published import model_of, read
+from engine.training.lander.published import model_of, read
 from engine.vectors import quantize
 from tests.conftest import Run
 from tests.support import plain_lander, reference

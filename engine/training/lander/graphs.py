@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import dgl
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from engine.clustering.level import Level, Model
-from engine.evaluation.bulk import hierarchy
+from engine.evaluation.bulk import hierarchy, places
 from engine.model.features import list_edges
-from engine.training.rollout import chances, side_by_side
+from engine.training.rollout import known_chances, side_by_side
 from engine.types import Cache, Epoch, Float32, Int16, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE, SCALE, quantize
 
@@ -37,6 +36,7 @@ class LevelGraph:
     tails: Int64
     similarity: Float32  # (e,)
     target: Float32  # (e,) probability of one class
+    known: Float32  # (e,) share of the pairs across of which the labels tell; the target is of these
     size: Float32  # (n,) items
 
     def features(self, average: bool) -> Tensor:
@@ -49,6 +49,10 @@ class LevelGraph:
         floored = np.maximum(self.similarity, 0.0).astype(np.float64)
         total = np.bincount(self.heads, floored, len(self.degrees))
         return torch.from_numpy((floored / np.where(total > 0, total, 1.0)[self.heads]).astype(np.float32))
+
+    def even_shares(self) -> Tensor:
+        """1 / the list's length, (e,)."""
+        return torch.from_numpy(1.0 / np.maximum(self.degrees, 1)[self.heads]).float()
 
     def graph(self) -> dgl.DGLGraph:
         """Edges from neighbours to the nodes in whose lists they are."""
@@ -92,42 +96,43 @@ class TrueLinks:
 
 def true_levels(emb: Float32, labels: Int64, k: int) -> list[LevelGraph]:
     """Return the levels that the labels make, as many as the paper takes for this k."""
-    return levels(emb, labels, TrueLinks(emb, labels, k), 0.5, DEPTHS.get(k, 2))
+    return levels(emb, labels, TrueLinks(emb, labels, k), (0.5, 0.5), DEPTHS.get(k, 2))
 
 
-def levels(emb: Float32, labels: Int64, model: Model, tau: float, depth: int) -> list[LevelGraph]:
-    """Return the levels that a model makes of embeddings (n, d) with labels (n,)."""
-    built = hierarchy(emb, model, tau, depth, Epoch(0.0, 1.0, 0))
-    classes = int(labels.max()) + 1
-    place, found = built.node_of, []
-    for level in built.levels:
-        counts = scipy.sparse.csr_matrix(
-            (np.ones(len(labels), np.float32), (place, labels)), (level.nodes.rows, classes)
-        )
-        if level.nodes.live > 1:
-            found.append(_level_graph(level, counts))
-        place = level.above[level.root[place]].astype(np.int64)
-    return found
+def levels(
+    emb: Float32, labels: Int64, model: Model, taus: tuple[float, float], depth: int
+) -> list[LevelGraph]:
+    """Return the levels that a model makes of embeddings (n, d) with labels (n,), UNKNOWN for some.
+
+    `taus`: level 0's, and that of the levels above. Of two items without a label nothing is known.
+    """
+    built = hierarchy(emb, model, taus[1], depth, Epoch(0.0, 1.0, 0), base_tau=taus[0])
+    return [
+        _level_graph(level, place, labels)
+        for level, place in zip(built.levels, places(built), strict=True)
+        if level.nodes.live > 1
+    ]
 
 
-def _level_graph(level: Level, counts: scipy.sparse.csr_matrix) -> LevelGraph:
-    graph, rows = level.graph(), level.nodes.all_rows()
+def _level_graph(level: Level, place: Int64, labels: Int64) -> LevelGraph:
+    graph, rows, nodes = level.graph(), level.nodes.all_rows(), level.nodes.rows
     sources, ranks = list_edges(graph, rows)
-    tails = graph.neighbors[sources, ranks]
-    size, target = chances(counts, sources, tails)
+    heads, tails = sources.astype(np.int64), graph.neighbors[sources, ranks].astype(np.int64)
+    size, target, known = known_chances(place, labels, nodes, heads, tails)
     return LevelGraph(
         graph.identity[rows].copy(),
         (graph.identity if graph.is_base else graph.mean)[rows].copy(),
         graph.degree[rows].astype(np.int32),
-        sources.astype(np.int64),
-        tails.astype(np.int64),
+        heads,
+        tails,
         (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32),
-        target.astype(np.float32),
+        target,
+        known,
         size[rows],
     )
 
 
 def joined(parts: Sequence[LevelGraph]) -> LevelGraph:
     """Return graphs of one space side by side as one."""
-    names = ("identity", "mean", "degrees", "similarity", "target", "size")
+    names = ("identity", "mean", "degrees", "similarity", "target", "known", "size")
     return LevelGraph(**side_by_side(parts, names))
