@@ -53,6 +53,7 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
         ("[index]\nef = 5", ["index.ef", "5", "greater than or equal to 10", "shoal.toml"]),
         ("[index]\nkind = 'faiss'", ["index.kind", "'faiss'", "'hnsw' or 'exact'", "shoal.toml"]),
         ("[index]\neff = 5", ["index.eff", "shoal.toml", "[index] has kind, M, ef_construction, ef"]),
+        ('[collection]\nname = "a\\u001b[31m"', ["name = 'a\\x1b[31m'", "it has a control character"]),
         ("[indices]\nef = 5", ["indices", "shoal.toml", "the sections are collection, store"]),
         ("index = 5", ["index = 5", "shoal.toml", "is refused: it has to be a table."]),
         ("[index", ["shoal.toml", "not TOML"]),
