@@ -44,6 +44,7 @@ from engine.config_values import (
     CorsOrigins,
     HomePath,
     MaybePath,
+    Name,
     Prefix,
     RegistryUrl,
     Servers,
@@ -116,7 +117,7 @@ class _Section(BaseModel):
 class CollectionSettings(_Section):
     """What is clustered."""
 
-    name: str = Field("shoal", min_length=1, max_length=200)
+    name: Name = Field("shoal", min_length=1, max_length=200)
     dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: the first valid vector's
 
 

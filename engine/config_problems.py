@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,14 +19,40 @@ Sections = type[BaseModel]  # the model of all settings
 def refuse_unknown_variables(settings: Sections) -> None:
     """Raise ConfigError where a variable sets nothing.
 
-    Only names with the double underscore are ours: cluster managers set SHOAL_PORT and the like.
+    Cluster managers set SHOAL_PORT and the like where a service is called so.
     """
-    for variable in os.environ:
-        if not variable.upper().startswith(ENV_PREFIX) or ENV_DELIMITER not in variable:
+    for variable, value in os.environ.items():
+        if not variable.upper().startswith(ENV_PREFIX) or _is_of_a_service(variable, value):
             continue
         *path, key = new_path(variable[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
         if key not in {name.lower() for name in keys_of(settings, path)}:
-            raise ConfigError(f"The environment variable {variable} sets nothing: {_known(settings, path)}.")
+            raise ConfigError(
+                f"The environment variable {variable} sets nothing: {_meant(settings, variable, path)}."
+            )
+
+
+def _is_of_a_service(variable: str, value: str) -> bool:
+    """Whether Kubernetes or Docker made it: the address of a service."""
+    if ENV_DELIMITER in variable:
+        return False
+    address = value.startswith(("tcp://", "udp://", "sctp://"))
+    return address or bool(re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)", variable))
+
+
+def _meant(settings: Sections, variable: str, path: Sequence[str]) -> str:
+    """Say what may be meant: one underscore in place of two is the likeliest slip."""
+    known = {name.replace(ENV_DELIMITER, "_"): name for name in _variables(settings)}
+    near = get_close_matches(variable.upper().replace(ENV_DELIMITER, "_"), known, 1, 0.9)
+    return f"set {known[near[0]]} if that is meant, or unset it" if near else _known(settings, path)
+
+
+def _variables(settings: Sections, path: Sequence[str] = ()) -> Iterator[str]:
+    """Return the variables of all settings."""
+    for name in keys_of(settings, path):
+        if keys_of(settings, [*path, name]):
+            yield from _variables(settings, [*path, name])
+        else:
+            yield _variable([*path, name])
 
 
 def sentence_of(

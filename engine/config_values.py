@@ -13,6 +13,7 @@ PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 SECONDS_MAX = 4e9  # a century; more than this, and clocks and time limits overflow
 NUMBER_MAX = 2**62
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\],]+)(:[0-9]{1,5})?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}")
 
 
@@ -43,6 +44,12 @@ def _need_path(value: Any) -> Any:
     if value == "":
         raise PydanticCustomError("no_path", "it has to be a path; leave it out for the default")
     return value
+
+
+def _read_name(text: str) -> str:
+    if _CONTROL.search(text):
+        raise PydanticCustomError("name", "it has a control character; leave it out")
+    return text
 
 
 def _read_servers(text: str) -> str:
@@ -86,6 +93,7 @@ def _read_origin(text: str) -> str:
 
 HomePath = Annotated[Path, BeforeValidator(_need_path), AfterValidator(expanded)]
 MaybePath = Annotated[HomePath | None, BeforeValidator(lambda value: None if value == "" else value)]
+Name = Annotated[str, AfterValidator(_read_name)]  # it is shown on terminals
 Servers = Annotated[str, AfterValidator(_read_servers)]
 Topic = Annotated[str, Field(max_length=230), AfterValidator(_read_topic)]
 RegistryUrl = Annotated[str, AfterValidator(_read_url)]

@@ -41,6 +41,8 @@ def test_flags_win_over_environment_over_file_over_defaults(
 def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_PORT", "tcp://10.0.0.1:80")
     monkeypatch.setenv("SHOAL_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SHOAL_API_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("SHOAL_PORT_80_TCP_PROTO", "tcp")
     assert config.load().index.M == 16
 
 
@@ -51,6 +53,7 @@ def test_cluster_managers_may_set_variables_that_look_like_ours(monkeypatch: pyt
         ("[index]\nef = 5", ["index.ef", "5", "greater than or equal to 10", "shoal.toml"]),
         ("[index]\nkind = 'faiss'", ["index.kind", "'faiss'", "'hnsw' or 'exact'", "shoal.toml"]),
         ("[index]\neff = 5", ["index.eff", "shoal.toml", "[index] has kind, M, ef_construction, ef"]),
+        ('[collection]\nname = "a\\u001b[31m"', ["name = 'a\\x1b[31m'", "it has a control character"]),
         ("[indices]\nef = 5", ["indices", "shoal.toml", "the sections are collection, store"]),
         ("index = 5", ["index = 5", "shoal.toml", "is refused: it has to be a table."]),
         ("[index", ["shoal.toml", "not TOML"]),
@@ -154,6 +157,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("SHOAL_INDEX__EF", "many", "index.ef = 'many' (in the environment variable SHOAL_INDEX__EF)"),
         ("SHOAL_INDEX__EFF", "7", "SHOAL_INDEX__EFF sets nothing"),
         ("SHOAL_INDICES__EF", "7", "the sections are"),
+        ("SHOAL_INDEX_EF", "5", "SHOAL_INDEX_EF sets nothing: set SHOAL_INDEX__EF if that is meant"),
+        ("SHOAL_MODEL_TAU", "0.9", "set SHOAL_MODEL__TAU if"),
+        ("SHOAL_API_PORT", "80", "set SHOAL_API__PORT if"),
+        ("SHOAL_SOURCE_KAFKA_TOPIK", "t", "set SHOAL_SOURCE__KAFKA__TOPIC if"),
+        ("SHOAL_FOO", "1", "SHOAL_FOO sets nothing: the sections are collection, store"),
         ("SHOAL_SOURCE__KAFKA__BROKER", "7", "[source.kafka] has bootstrap, topic"),
         ("SHOAL_SOURCE__KAFKA__TOPIC", "7", "source.kafka.bootstrap is missing"),
         ("SHOAL_INDEX", "7", "environment"),

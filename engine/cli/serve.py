@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.config import Settings
-from engine.daemon import supervisor
+from engine.daemon import key_file, supervisor
 from engine.errors import InputError, counted
 from engine.system import logs
 
@@ -18,6 +18,7 @@ PlanSource = Callable[[Settings, Callable[[str], "bytes | None"]], str]
 
 def serve(settings: Settings) -> None:
     """Until SIGTERM or Ctrl-C."""
+    key_file.read(settings.api)  # before any process is started: it takes no time to find it wrong
     logs.configure("daemon")
     supervisor.serve(settings)
 
@@ -64,9 +65,7 @@ def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
 
 
 def _plan_api(settings: Settings) -> str:
-    from engine.api.middleware.authentication import read_keys
-
-    keys = read_keys(settings.api)
+    keys = key_file.read(settings.api)
     with supervisor.listen(settings.api) as listening:
         url = supervisor.url_of(listening)
     return f"It would answer, and serve the page, at {url}{' to those who show its key' if keys else ''}."

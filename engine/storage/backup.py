@@ -10,6 +10,7 @@ store resumes its sources where the backup was made.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -24,7 +25,7 @@ import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError, StoreFull
 from engine.storage import schema, seal
-from engine.storage.environment import DATA, Environment, reading
+from engine.storage.environment import DAMAGE, DATA, Environment, reading, unreadable
 from engine.storage.store import Store, hold
 from engine.system import files, isolation
 
@@ -121,6 +122,8 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
     there = store.exists() and any(store.iterdir())
     if there and not force:
         raise InputError(f"{store} is not empty; name another place, or move it aside with --force")
+    if there and not (store / DATA).is_file():
+        raise InputError(f"{store} is not empty and holds no store; name another place")
     with _scratch(store, "restoring") as scratch:
         shutil.copyfile(folder / DATA, scratch / DATA)
         shutil.copyfile(folder / MANIFEST, scratch / MANIFEST)
@@ -152,6 +155,8 @@ def _copy(environment: Environment, folder: Path) -> None:
     try:
         environment.copy(folder)
         files.sync(folder / DATA)
+    except DAMAGE as error:
+        raise unreadable(environment.folder, error) from error
     except (lmdb.Error, OSError) as error:
         raise _refused(folder, error) from error
 
@@ -221,9 +226,14 @@ def _move_aside(store: Path) -> Path:
     """Rename a store that nobody writes. Raises StoreLocked."""
     moment = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%d-%H%M%S")
     aside = store.absolute().with_name(f"{store.absolute().name}.before-{moment}")
+    held_before = (store / "writer").exists()
     lock = hold(store)
     try:
         os.rename(store, aside)
+    except OSError:
+        if not held_before:
+            (store / "writer").unlink(missing_ok=True)
+        raise
     finally:
         os.close(lock)
     return aside
@@ -233,11 +243,16 @@ def _call(function: str, *arguments: Path) -> None:
     try:
         isolation.call(function, *arguments)
     except CorruptStore as damage:
+        if str(damage).startswith(f"{arguments[0]} is damaged"):
+            raise
         raise CorruptStore(f"{arguments[0]} is damaged: {damage}") from None
 
 
 def _refused(folder: Path, error: Exception) -> StoreError:
-    words = getattr(error, "strerror", None) or str(error)
     near = next(parent for parent in folder.parents if parent.exists())
+    code = getattr(error, "errno", None) or getattr(error, "code", None)
+    if code not in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"{near} cannot be written ({error}); mend what that names, then run it again")
+    words = getattr(error, "strerror", None) or str(error)
     free = shutil.disk_usage(near).free / 1e6
     return StoreFull(f"{near} refused a write ({words}; {free:.0f} MB free); make room, then run it again")

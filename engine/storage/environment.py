@@ -27,7 +27,7 @@ from engine.system import files
 DATA, LOCK = "data.mdb", "lock.mdb"
 MAP_BYTES = 1 << 36  # address space, neither memory nor disk
 MAX_READERS = 126  # read transactions open at once, over all processes
-_DAMAGE = (
+DAMAGE = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
     lmdb.PageNotFoundError,
@@ -274,7 +274,7 @@ def unreadable(folder: Path, error: Exception) -> StoreError:
 def unwritable(folder: Path, error: Exception) -> StoreError:
     """Return the error to raise where a store cannot be opened to write, or a write failed."""
     code = getattr(error, "errno", None) or getattr(error, "code", None)
-    if isinstance(error, (*_DAMAGE, lmdb.ReadersFullError)):
+    if isinstance(error, (*DAMAGE, lmdb.ReadersFullError)):
         return unreadable(folder, error)
     if code in _REFUSED or isinstance(error, lmdb.ReadonlyError):
         return StoreFull(f"{folder} cannot be written ({error}); make it writable, then start again")
@@ -310,7 +310,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
             readonly=True,
             create=False,
         )
-    except (*_DAMAGE, lmdb.ReadersFullError) as error:
+    except (*DAMAGE, lmdb.ReadersFullError) as error:
         raise unreadable(folder, error) from error
     except lmdb.Error as error:
         raise StoreError(f"{folder} cannot be read ({error})") from error

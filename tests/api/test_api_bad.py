@@ -119,10 +119,14 @@ def test_a_question_that_has_no_answer(quiet: Api, path: str, kind: str) -> None
     [
         ("/v1/changes?after=x", "query.after: 'x' is no event's id; one looks like 12-0."),
         ("/v1/clusters/1?level=3", "query.level: +1 to +8, so many levels above the final cluster"),
+        ("/v1/items/a?levl=0", "query.levl: there is no such parameter; this path takes level"),
+        ("/v1/levels?x=", "query.x: there is no such parameter; this path takes none"),
+        ("/v1/clusters?limit=1&limit=2", "query.limit: it is there more than once; give one value"),
     ],
 )
 def test_what_has_to_look_otherwise_is_said_by_example(quiet: Api, path: str, words: str) -> None:
     assert problem(quiet.http.get(path), "invalid")["detail"] == words
+    assert quiet.http.head(path).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -164,9 +168,11 @@ def test_a_path_leads_nowhere_else(quiet: Api, path: str) -> None:
         ({"embeddings": []}, "invalid", "not an empty one"),
         ({"embeddings": [VECTOR, VECTOR[:5]]}, "invalid", "vector 1"),
         ({"embeddings": [VECTOR] * 257}, "too-large", "257 vectors"),
-        ({"embedding": VECTOR, "embeddings": [VECTOR]}, "invalid", "either"),
-        ({"vector": VECTOR}, "invalid", "vector"),
-        ({}, "invalid", "either"),
+        ({"embedding": VECTOR, "embeddings": [VECTOR]}, "invalid", "Give either"),
+        ({"embedding": VECTOR, "foo": 1}, "invalid", "'foo' is no field"),
+        ({"vector": VECTOR}, "invalid", "'vector' is no field"),
+        ({"vector": VECTOR}, "invalid", "`embedding`"),
+        ({}, "invalid", "Give either"),
         ([VECTOR], "invalid", "object"),
     ],
 )

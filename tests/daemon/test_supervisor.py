@@ -265,6 +265,13 @@ def test_contradictory_and_unknown_settings(shoal: Run, tmp_path: Path, toml: st
     assert done.stderr.count("\n") == 1
 
 
+def test_a_missing_key_is_told_before_anything_starts(shoal: Run) -> None:
+    done = shoal("serve", env={"SHOAL_API__PORT": "0", "SHOAL_API__HOST": "0.0.0.0"})
+    assert done.returncode == 2
+    assert "key_file" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
 def test_check_says_what_would_happen(shoal: Run, tmp_path: Path) -> None:
     env = {"SHOAL_API__PORT": "0"}
     done = shoal("serve", "--check", "--store", "s", env={**env, "SHOAL_SOURCE__HTTP": "true"})

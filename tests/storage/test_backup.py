@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import cast
 
+import lmdb
 import orjson
 import pytest
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreFull, StoreLocked
 from engine.storage import backup, schema
 from engine.storage.backup import back_up, copy_open, restore, verify
+from engine.storage.environment import Environment
 from engine.storage.store import Store
 from engine.storage.verify import walk
 from engine.system import files
@@ -153,6 +157,42 @@ def test_force_moves_a_store_aside_unless_somebody_writes_it(path: Path, tmp_pat
     assert contents(made.aside) == newer
     with Store.open(path) as store:
         assert store.version == 4
+
+
+def test_force_moves_no_other_folder_aside(path: Path, tmp_path: Path) -> None:
+    back_up(path, tmp_path / "copy")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="docs is not empty and holds no store; name another place"):
+        restore(tmp_path / "copy", tmp_path / "docs", force=True)
+    assert names_in(tmp_path / "docs") == ["thesis.txt"]
+    assert names_in(tmp_path) == ["copy", "docs", "store"]
+
+
+def test_what_is_no_lack_of_room_is_not_called_so(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(path, tmp_path / "copy")
+    (path / "writer").unlink()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(backup.os, "rename", refuse)
+    with pytest.raises(StoreFull, match=r"busy\); mend what that names, then run it again"):
+        restore(tmp_path / "copy", path, force=True)
+    assert not (path / "writer").exists()
+
+
+def test_damage_found_while_copying_is_the_stores(path: Path, tmp_path: Path) -> None:
+    class Damaged:
+        folder = path
+
+        def copy(self, _: Path) -> None:
+            raise lmdb.CorruptedError("mdb_env_copy3", -30796)
+
+    with pytest.raises(CorruptStore, match=r"store is damaged .*mdb_env_copy3.*\); restore a backup"):
+        backup._copy(cast(Environment, Damaged()), tmp_path / "copy")
 
 
 @pytest.mark.parametrize("file", ["data.mdb", "backup.json"])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
-from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,9 +11,8 @@ from engine.api import problems
 from engine.api.middleware.scopes import header
 from engine.api.problems import Problem
 from engine.config import ApiSettings
-from engine.errors import ConfigError
+from engine.daemon import key_file
 
-KEY_MIN_CHARS = 16
 # Nothing else holds data of the collection, and the page asks for the key itself.
 PROTECTED = ("/v1/", "/metrics")
 
@@ -59,38 +55,7 @@ class Authentication:
 
 def read_keys(settings: ApiSettings) -> Keys:
     """Read `[api] key_file`. Raises ConfigError: a key is needed and missing, or unusable."""
-    path = settings.key_file
-    if path is None:
-        if not is_loopback(settings.host):
-            raise ConfigError(
-                f"[api] host = {settings.host!r} can be reached from elsewhere: name a file with the "
-                "API key in [api] key_file, or set the host to 127.0.0.1."
-            )
-        return Keys([])
-    keys = _lines(path)
-    if not keys or min(map(len, keys)) < KEY_MIN_CHARS:
-        raise ConfigError(
-            f"{path} must hold an API key of {KEY_MIN_CHARS} characters or more, one a line: "
-            f"`openssl rand -hex 32 > {path}` makes one."
-        )
-    return Keys(keys)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        lines = [line.strip() for line in path.read_bytes().splitlines()]
-    except OSError as error:
-        raise ConfigError(f"The API key in {path} cannot be read: {error.strerror}.") from None
-    return [line for line in lines if line and not line.startswith(b"#")]
+    return Keys(key_file.read(settings))
 
 
 def _bearer(header: bytes) -> bytes | None:

@@ -20,13 +20,14 @@ from engine.api.routes.parameters import (
     missing,
     of_store,
 )
+from engine.api.routes.strict_route import StrictRoute
 from engine.api.store_reader import StoreReader
 from engine.api.write_queue import WriteQueue
 from engine.config import Settings
 from engine.levels import step_of, within
 from engine.records import Parser, Record
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.get(

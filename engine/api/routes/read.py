@@ -27,6 +27,7 @@ from engine.api.routes.parameters import (
     missing,
     of_store,
 )
+from engine.api.routes.strict_route import StrictRoute
 from engine.levels import step_of, within
 from engine.storage import answers
 from engine.storage.reader import View
@@ -34,7 +35,7 @@ from engine.storage.reader import View
 HISTORY_EVENTS = 100
 NDJSON, PARQUET = "application/x-ndjson", "application/vnd.apache.parquet"
 
-router = APIRouter(prefix="/v1", tags=["queries"])
+router = APIRouter(prefix="/v1", route_class=StrictRoute, tags=["queries"])
 
 
 @router.get("/summary", response_model=responses.Summary, responses=of_store())

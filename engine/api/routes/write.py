@@ -10,10 +10,12 @@ from engine.api.problems import Problem
 from engine.api.replies import reply
 from engine.api.responses import AssignRequest
 from engine.api.routes.parameters import WRITES, body_of, forwarded, json_body
+from engine.api.routes.strict_route import StrictRoute
+from engine.errors import shown
 
 NDJSON_EXAMPLE = '{"key": "a", "embedding": [0.1, 0.9]}\n{"key": "b", "delete": true}\n'
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.post(
@@ -31,8 +33,11 @@ async def assign(request: Request) -> Response:
     context = context_of(request)
     bounds = context.settings.api
     given = bodies.parse_object(await bodies.read(request, bounds.body_max_bytes, bounds.patience_s))
-    if given.keys() not in ({"embedding"}, {"embeddings"}):
-        raise Problem("invalid", "Give either `embedding`, one vector, or `embeddings`, a list of them.")
+    either = "either `embedding`, one vector, or `embeddings`, a list of them"
+    if unknown := given.keys() - {"embedding", "embeddings"}:
+        raise Problem("invalid", f"{shown(min(unknown))} is no field of this request: give {either}.")
+    if len(given) != 1:
+        raise Problem("invalid", f"Give {either}.")
     rows = given["embeddings"] if "embeddings" in given else [given["embedding"]]
     view = context.reader.view()
     vectors = bodies.matrix(rows, bounds.assign_max, view.dim)
