@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
@@ -11,13 +12,14 @@ from typing import Any, Protocol
 from connectors.files.lines import COMPRESSED, Line, count_lines, followed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
 from engine.errors import InputError, Unusable, counted
-from engine.records import Plan, brief, text_payload, text_vector
+from engine.records import Plan, brief, is_utf8, text_payload, text_vector
 from engine.rows import Rows
 
 _BOM = b"\xef\xbb\xbf"
 JSON_LINES = (".jsonl", ".ndjson")
 CSV = (".csv", ".tsv")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BINARY = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _DELIMITERS = ",;\t|"
 _FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -150,6 +152,11 @@ class Csv:
             if line is None:
                 yield None
             elif line.text is None or len(held) + len(line.text) > most:
+                if not self._names:
+                    raise InputError(
+                        f"The first line of {self._reading.shown} is longer than the {most} bytes allowed:"
+                        " it has to name the columns."
+                    )
                 held = b""
                 yield Line(None, line.end)
             else:
@@ -161,16 +168,31 @@ class Csv:
                 if text.strip():
                     yield from self._headed(Line(text, end))
         if held:
-            yield Line(held, end)
+            yield from self._headed(Line(held, end))
 
     def _headed(self, line: Line) -> Iterator[Line]:
         """The row, unless it is the header."""
         if self._names:
             yield line
             return
-        text = (line.text or b"").decode(errors="replace")
+        raw, shown = line.text or b"", self._reading.shown
+        text = raw.decode(errors="replace")
         self._delimiter = max(_DELIMITERS, key=text.count)
-        self._names = [name.strip() for name in self._split(text)]
+        try:
+            names = [name.strip() for name in self._split(text)]
+        except csv.Error as problem:
+            if not _BINARY.search(raw) and b"\r" in raw:
+                raise InputError(
+                    f"{shown} ends its lines with carriage returns only: convert it with tr '\\r' '\\n'."
+                ) from None
+            names, why = [], brief(problem)
+        if _BINARY.search(raw) or not (is_utf8(raw) or "vector" in self._reading.parser.plan(names).roles):
+            raise InputError(
+                f"{shown} is not text: a file of another format needs its own ending, like .parquet or .npz."
+            )
+        if not names:
+            raise InputError(f"The first line of {shown} names no columns: {why}.")
+        self._names = names
         self._plan = self._reading.plan(self._names, None, "column")
         self.has_keys = "key" in self._plan.roles
         if self._needs_keys and not self.has_keys:

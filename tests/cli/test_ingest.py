@@ -179,7 +179,7 @@ def test_binary_on_standard_input_leaves_the_terminal_alone(tmp_path: Path, mode
     )
     sentence = done.stderr.decode()
     assert done.returncode == 3, sentence
-    assert sentence.startswith("shoal: standard input is not an embedding file: it has no column embedding")
+    assert sentence.startswith("shoal: standard input is not text: ")
     assert sentence.rstrip("\n").isprintable()
     assert len(sentence) < 400
 

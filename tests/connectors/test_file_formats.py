@@ -76,6 +76,24 @@ def test_a_table_without_keys_or_without_embeddings(tmp_path: Path) -> None:
         read(tmp_path / "b.csv")
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'id,vector\r1,"[1,2]"\r2,"[2,1]"\r', r"a\.csv ends its lines with carriage returns only: convert"),
+        (b'id,vector\r1,"[1,2]\r', "ends its lines with carriage returns only"),
+        (b"PAR1\x15\x04\r\x15\x80embedding,\x00\n", r"a\.csv is not text: a file of another format"),
+        (b"PK\x03\x04\x14\r\x08\n\x00emb.npy", r"a\.csv is not text"),
+        (b"\x89PNG\r\n\x1a\n", r"a\.csv is not text"),
+        (b"id," + 200_000 * b"x" + b"\n", r"The first line of .*a\.csv names no columns: field larger than"),
+        (b"id,vector" + 2_000_000 * b" " + b"\n1,[1 2]\n", r"first line of .*a\.csv is longer than"),
+    ],
+)
+def test_a_first_line_that_names_no_columns(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path / "a.csv")
+
+
 def test_compressed_text(tmp_path: Path) -> None:
     plain = written(tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:40]) + gzip.compress(plain[40:]))
