@@ -1,5 +1,4 @@
-"""Training of `lander`, the model of the paper: its network in DGL, its graphs, the metric that it begins with.
+"""Training of `lander`, the paper's model: its network, its graphs, and the metric that it begins with.
 
-It imports what `engine.training` does, and that package.
-Begin reading at `train`.
+It imports what `engine.training` does, and that package. Begin reading at `train`.
 """
