@@ -40,7 +40,7 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
     for flags, words in (
         (("--variant", "conv"), "one of mean, gat, not 'conv'"),
-        (("--hidden", "8"), "name --hidden 20 or more"),
+        (("--hidden", "8"), "name --hidden 16 or more"),
         (("--begin", "zero"), "begins with one of metric, random, not 'zero'"),
         (("--teacher", "lander.safetensors"), "--base and --teacher are universal's"),
         (("--start", "data.npz"), "data.npz"),

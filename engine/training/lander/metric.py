@@ -79,7 +79,7 @@ class Geometry:
         )
         if rows < 1:
             raise InputError(
-                f"a lander of {card.hidden} hidden units has no room for a distance: name --hidden 20 or more"
+                f"a lander of {card.hidden} hidden units has no room for a distance: name --hidden 16 or more"
             )
         self.card, self.directions = card, min(rows, MOST_DIRECTIONS, card.dim)
         eye = np.eye(self.directions, dtype=np.float32)
