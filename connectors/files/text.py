@@ -178,6 +178,7 @@ class Csv:
         raw, shown = line.text or b"", self._reading.shown
         text = raw.decode(errors="replace")
         self._delimiter = max(_DELIMITERS, key=text.count)
+        names, why = list[str](), "it is empty"
         try:
             names = [name.strip() for name in self._split(text)]
         except csv.Error as problem:
@@ -185,7 +186,7 @@ class Csv:
                 raise InputError(
                     f"{shown} ends its lines with carriage returns only: convert it with tr '\\r' '\\n'."
                 ) from None
-            names, why = [], brief(problem)
+            why = brief(problem)
         if _BINARY.search(raw) or not (is_utf8(raw) or "vector" in self._reading.parser.plan(names).roles):
             raise InputError(
                 f"{shown} is not text: a file of another format needs its own ending, like .parquet or .npz."
