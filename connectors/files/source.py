@@ -161,7 +161,10 @@ class FileSource:
             raise InputError(f"{rejects[0]} (stopped there: --strict).")
         tail = tail_digest(self.path, part.offset) if self._options.follow else b""
         mark = self._mark
-        self._mark = Mark(part.end, part.offset, mark.size, mark.rejected + len(rejects), tail)
+        batch, rows = settled.batch, part.end - part.first
+        blank = rows - len(batch.keys) - len(batch.deletes) - settled.superseded - len(rejects)
+        rejected = mark.rejected + len(rejects)
+        self._mark = Mark(part.end, part.offset, mark.size, rejected, tail, mark.blank + blank)
         positions = {self._name: self._mark.dump()} if self._name else {}
         if self._name and not self._reader.has_keys:
             positions[name_of("keys", self._stem)] = owner_bytes(self.path)
@@ -171,12 +174,13 @@ class FileSource:
                     f" {self.path.stem}:0."
                 )
         return Chunk(
-            replace(settled.batch, positions=positions),
+            replace(batch, positions=positions),
             rejects,
             [self._remark(number, reason) for number, reason in settled.doubts],
-            part.end - part.first,
+            rows,
             settled.superseded,
             settled.dim,
+            blank,
         )
 
     def _remark(self, number: int, reason: str) -> Remark:
