@@ -15,7 +15,7 @@ from pathlib import Path
 
 from connectors.chunks import Chunk, Remark
 from connectors.files.arrow import ArrowReader
-from connectors.files.lines import COMPRESSED, Replaced, is_pipe
+from connectors.files.lines import COMPRESSED, Replaced, is_compressed, is_pipe
 from connectors.files.npz import NumpyReader
 from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_stem, owner_bytes, tail_digest
 from connectors.files.reading import STDIN, Part, Reader, Reading
@@ -68,7 +68,7 @@ class FileSource:
 
     def _open(self, reading: Reading) -> Reader:
         suffix, follow = format_of(self.path), self._options.follow
-        if follow and (self._piped or suffix not in TEXT or self.path.suffix in COMPRESSED):
+        if follow and (self._piped or suffix not in TEXT or is_compressed(self.path)):
             raise InputError(f"{self.path} cannot be followed: only {', '.join(TEXT)} can.")
         if self._piped:
             return TextReader(reading, suffix if suffix in TEXT else "")
@@ -124,7 +124,7 @@ class FileSource:
     def _find(self, positions: Mapping[str, bytes]) -> Mark:
         """The position of this content, or of its longest beginning that is known."""
         path, size = self.path, self.path.stat().st_size
-        grows = isinstance(self._reader, TextReader) and path.suffix not in COMPRESSED
+        grows = isinstance(self._reader, TextReader) and not is_compressed(path)
         digest, prefix = digest_of(path, positions, grows)
         follow = name_of("follow", str(path.absolute()))
         self._name = follow if self._options.follow else f"file:{digest}"

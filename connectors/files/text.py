@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
 
-from connectors.files.lines import COMPRESSED, Line, count_lines, followed, is_pipe, lines, opened
+from connectors.files.lines import Line, count_lines, followed, is_compressed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
 from engine.errors import InputError, Unusable, counted
 from engine.records import Plan, brief, is_utf8, text_payload, text_vector
@@ -48,7 +48,7 @@ class TextReader:
         path = reading.path
         self.format: Format = JsonLines(reading) if suffix in ("", *JSON_LINES) else Csv(reading)
         self._sniffs = not suffix
-        plain = not is_pipe(path) and path.suffix not in COMPRESSED
+        plain = not is_pipe(path) and not is_compressed(path)
         self.total = count_lines(path) if plain and not follow and suffix in JSON_LINES else None
         self._seekable = suffix in JSON_LINES and plain
         self._offset = 0  # of the record at which `parts` begins, where that is known

@@ -99,8 +99,10 @@ def test_compressed_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:40]) + gzip.compress(plain[40:]))
     pack = zstandard.ZstdCompressor().compress
     (tmp_path / "a.ndjson.zst").write_bytes(pack(plain[:40]) + pack(plain[40:]))
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(plain))
+    (tmp_path / "A.JSONL.ZST").write_bytes(pack(plain))
     expected, _ = single(tmp_path / "a.jsonl")
-    for name in ("a.jsonl.gz", "a.ndjson.zst"):
+    for name in ("a.jsonl.gz", "a.ndjson.zst", "A.JSONL.GZ", "A.JSONL.ZST"):
         batch, rejects = single(tmp_path / name)
         assert (batch.keys, rejects) == (expected.keys, [])
         first, *_ = read(tmp_path / name, 2)
