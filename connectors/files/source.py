@@ -77,7 +77,10 @@ class FileSource:
         if suffix in ARROW:
             return ArrowReader(reading)
         if suffix in TEXT:
-            return TextReader(reading, suffix, follow)
+            reader = TextReader(reading, suffix, follow)
+            if not follow and reader.is_empty():
+                raise InputError(f"{self.path} holds no records: name another file.")
+            return reader
         known = ", ".join((*NUMPY, *ARROW, *TEXT))
         raise InputError(
             f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."

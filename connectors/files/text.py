@@ -91,6 +91,12 @@ class TextReader:
             if number > first:
                 yield Part(first, number, rows, end)
 
+    def is_empty(self) -> bool:
+        """Whether there is no record. Raises InputError where a table's first line cannot be used."""
+        with opened(self._reading.path) as read:
+            entries = self._entries(self._checked(lines(read, self._reading.limits.record_max_bytes)))
+            return not any(entry and (entry.text is None or entry.text.strip()) for entry in entries)
+
     def _checked(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
         """Without the mark of the byte order. Raises InputError for UTF-16."""
         begun = False
@@ -148,6 +154,7 @@ class Csv:
     def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
         """Rows, of one line or, where a quoted field has breaks, of several."""
         held, end, most = b"", 0, self._reading.limits.record_max_bytes
+        self._names = []
         for line in found:
             if line is None:
                 yield None

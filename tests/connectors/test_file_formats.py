@@ -94,6 +94,24 @@ def test_a_first_line_that_names_no_columns(tmp_path: Path, content: bytes, sent
         read(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])
+def test_a_file_without_records(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for text in (b"", b"\xef\xbb\xbf", b"\n \r\n", b"id,vector\n\n" if "csv" in name else b""):
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        with pytest.raises(InputError, match=rf"{name} holds no records: name another file\."):
+            read(path)
+    if path.suffix != ".gz":  # there something may come
+        FileSource(path, Options(2, follow=True))
+
+
+def test_a_table_is_read_from_its_first_line_again(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,emb\na,1 2\n")
+    source = FileSource(tmp_path / "a.csv", Options(2))
+    for _ in range(2):
+        assert [part.rows.kept().rejected for part in source.parts()] == [[]]
+
+
 def test_compressed_text(tmp_path: Path) -> None:
     plain = written(tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:40]) + gzip.compress(plain[40:]))
