@@ -112,6 +112,20 @@ def test_a_table_is_read_from_its_first_line_again(tmp_path: Path) -> None:
         assert [part.rows.kept().rejected for part in source.parts()] == [[]]
 
 
+def test_decimal_commas_are_no_embeddings(tmp_path: Path) -> None:
+    good = ["[1, 2]", "{1,2}", "1 2", "[1. 2.]", " {1 , 2} ", "(1,2)", "1;2"]
+    bad = ["0,5 0,2", "1,2", "[0,5 0,2]", "{0,5;0,2}", "0,5"]
+    path = tmp_path / "a.tsv"
+    path.write_text("id\tvector\n" + "".join(f"{text}\t{text}\n" for text in good + bad))
+    batch, rejects = single(path)
+    assert [key.decode().strip() for key in batch.keys] == [text.strip() for text in good]
+    assert np.array_equal(batch.vectors, np.repeat(quantize([[1, 2]])[0], len(good), 0))
+    assert len(rejects) == len(bad)
+    assert rejects[0] == (
+        "row 7: the embedding must be written [0.1, 0.9], {0.1, 0.9} or 0.1 0.9, not '0,5 0,2'"
+    )
+
+
 def test_compressed_text(tmp_path: Path) -> None:
     plain = written(tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:40]) + gzip.compress(plain[40:]))
