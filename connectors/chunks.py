@@ -30,3 +30,4 @@ class Chunk:
     rows: int  # read, rejected and blank ones included
     superseded: int  # records that a later one of the same key replaced
     dim: int | None  # of the vectors, None: not known yet
+    blank: int = 0  # of the rows

@@ -268,9 +268,9 @@ def read_vector(value: Any) -> Float64:
 
 
 def text_vector(text: str) -> list[Any]:
-    """A vector written out: `[1,2]` as JSON and pgvector have it, `{1,2}`, or numbers with commas or blanks.
+    """A vector written out: `[1,2]` as JSON and pgvector have it, `{1,2}`, or numbers with blanks.
 
-    Raises Unusable.
+    Raises Unusable: also for commas without brackets, which may be decimal ones.
     """
     inner = text.strip()
     if inner.startswith("["):
@@ -279,8 +279,13 @@ def text_vector(text: str) -> list[Any]:
             return found if isinstance(found, list) else [found]
         except orjson.JSONDecodeError:
             pass
+    bare = inner.strip("[]{}()")
+    if "," in bare and bare == inner:
+        forms = "[0.1, 0.9], {0.1, 0.9} or 0.1 0.9"
+        raise Unusable(f"the embedding must be written {forms}, not {shown(text)}")
+    numbers = bare.rstrip(", ").split(",") if "," in bare else bare.replace(";", " ").split()
     try:
-        return [float(number) for number in inner.strip("[]{}()").replace(",", " ").replace(";", " ").split()]
+        return [float(number) for number in numbers]
     except ValueError:
         raise Unusable(f"the embedding must be a list of numbers, not {shown(text)}") from None
 

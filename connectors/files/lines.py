@@ -58,6 +58,11 @@ def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
         yield Line(None if dropped else rest, at + dropped + len(rest))
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether the name says so, in either case."""
+    return path.suffix.lower() in COMPRESSED
+
+
 def is_pipe(path: Path) -> bool:
     """Whether it can be read only once: standard input, a FIFO, a device."""
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
@@ -72,9 +77,10 @@ def opened(path: Path, offset: int = 0) -> Iterator[Read]:
         return
     with path.open("rb") as file:
         stream = cast(BinaryIO, file)
-        if path.suffix == ".gz":
+        suffix = path.suffix.lower()
+        if suffix == ".gz":
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-        elif path.suffix == ".zst":
+        elif suffix == ".zst":
             unpacked = _unpacked(file)
             yield lambda: _guarded(path, lambda: next(unpacked, b""))
             return

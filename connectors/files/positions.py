@@ -19,6 +19,7 @@ from connectors.files.reading import CHUNK_BYTES
 TAIL_BYTES = 2**16  # before a position, by which a followed file is known again
 NAME_BYTES = 400  # of a position's name; the store takes 511
 _FORMAT = struct.Struct(">QQQQ")
+_DIGEST_BYTES = 32  # as many as _FORMAT has
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,12 @@ class Mark:
     size: int = 0  # of the file, when its digest was taken
     rejected: int = 0  # of the rows so far
     tail: bytes = b""  # digest of the bytes before `offset`, of a followed file
+    blank: int = 0  # of the rows so far
 
     def dump(self) -> bytes:
-        return _FORMAT.pack(self.row, self.offset, self.size, self.rejected) + self.tail
+        return _FORMAT.pack(self.row, self.offset, self.size, self.rejected) + self.tail + (
+            self.blank.to_bytes(8, "big") if self.blank else b""
+        )
 
     @classmethod
     def load(cls, raw: bytes | None) -> Mark:
@@ -42,7 +46,8 @@ class Mark:
         if len(raw) < _FORMAT.size:
             return cls(int.from_bytes(raw, "big"))
         row, offset, size, rejected = _FORMAT.unpack_from(raw)
-        return cls(row, offset, size, rejected, raw[_FORMAT.size :])
+        tail = raw[_FORMAT.size : len(raw) // _DIGEST_BYTES * _DIGEST_BYTES]
+        return cls(row, offset, size, rejected, tail, int.from_bytes(raw[_FORMAT.size + len(tail) :], "big"))
 
 
 @dataclass(frozen=True, slots=True)

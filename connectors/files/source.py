@@ -15,7 +15,7 @@ from pathlib import Path
 
 from connectors.chunks import Chunk, Remark
 from connectors.files.arrow import ArrowReader
-from connectors.files.lines import COMPRESSED, Replaced, is_pipe
+from connectors.files.lines import COMPRESSED, Replaced, is_compressed, is_pipe
 from connectors.files.npz import NumpyReader
 from connectors.files.positions import Mark, Prefix, digest_of, name_of, own_stem, owner_bytes, tail_digest
 from connectors.files.reading import STDIN, Part, Reader, Reading
@@ -68,7 +68,7 @@ class FileSource:
 
     def _open(self, reading: Reading) -> Reader:
         suffix, follow = format_of(self.path), self._options.follow
-        if follow and (self._piped or suffix not in TEXT or self.path.suffix in COMPRESSED):
+        if follow and (self._piped or suffix not in TEXT or is_compressed(self.path)):
             raise InputError(f"{self.path} cannot be followed: only {', '.join(TEXT)} can.")
         if self._piped:
             return TextReader(reading, suffix if suffix in TEXT else "")
@@ -77,7 +77,10 @@ class FileSource:
         if suffix in ARROW:
             return ArrowReader(reading)
         if suffix in TEXT:
-            return TextReader(reading, suffix, follow)
+            reader = TextReader(reading, suffix, follow)
+            if not follow and reader.is_empty():
+                raise InputError(f"{self.path} holds no records: name another file.")
+            return reader
         known = ", ".join((*NUMPY, *ARROW, *TEXT))
         raise InputError(
             f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."
@@ -124,7 +127,7 @@ class FileSource:
     def _find(self, positions: Mapping[str, bytes]) -> Mark:
         """The position of this content, or of its longest beginning that is known."""
         path, size = self.path, self.path.stat().st_size
-        grows = isinstance(self._reader, TextReader) and path.suffix not in COMPRESSED
+        grows = isinstance(self._reader, TextReader) and not is_compressed(path)
         digest, prefix = digest_of(path, positions, grows)
         follow = name_of("follow", str(path.absolute()))
         self._name = follow if self._options.follow else f"file:{digest}"
@@ -161,7 +164,10 @@ class FileSource:
             raise InputError(f"{rejects[0]} (stopped there: --strict).")
         tail = tail_digest(self.path, part.offset) if self._options.follow else b""
         mark = self._mark
-        self._mark = Mark(part.end, part.offset, mark.size, mark.rejected + len(rejects), tail)
+        batch, rows = settled.batch, part.end - part.first
+        blank = rows - len(batch.keys) - len(batch.deletes) - settled.superseded - len(rejects)
+        rejected = mark.rejected + len(rejects)
+        self._mark = Mark(part.end, part.offset, mark.size, rejected, tail, mark.blank + blank)
         positions = {self._name: self._mark.dump()} if self._name else {}
         if self._name and not self._reader.has_keys:
             positions[name_of("keys", self._stem)] = owner_bytes(self.path)
@@ -171,12 +177,13 @@ class FileSource:
                     f" {self.path.stem}:0."
                 )
         return Chunk(
-            replace(settled.batch, positions=positions),
+            replace(batch, positions=positions),
             rejects,
             [self._remark(number, reason) for number, reason in settled.doubts],
-            part.end - part.first,
+            rows,
             settled.superseded,
             settled.dim,
+            blank,
         )
 
     def _remark(self, number: int, reason: str) -> Remark:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
 
-from connectors.files.lines import COMPRESSED, Line, count_lines, followed, is_pipe, lines, opened
+from connectors.files.lines import Line, count_lines, followed, is_compressed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
 from engine.errors import InputError, Unusable, counted
 from engine.records import Plan, brief, is_utf8, text_payload, text_vector
@@ -48,7 +48,7 @@ class TextReader:
         path = reading.path
         self.format: Format = JsonLines(reading) if suffix in ("", *JSON_LINES) else Csv(reading)
         self._sniffs = not suffix
-        plain = not is_pipe(path) and path.suffix not in COMPRESSED
+        plain = not is_pipe(path) and not is_compressed(path)
         self.total = count_lines(path) if plain and not follow and suffix in JSON_LINES else None
         self._seekable = suffix in JSON_LINES and plain
         self._offset = 0  # of the record at which `parts` begins, where that is known
@@ -90,6 +90,12 @@ class TextReader:
                     first, rows = number, self._reading.rows()
             if number > first:
                 yield Part(first, number, rows, end)
+
+    def is_empty(self) -> bool:
+        """Whether there is no record. Raises InputError where a table's first line cannot be used."""
+        with opened(self._reading.path) as read:
+            entries = self._entries(self._checked(lines(read, self._reading.limits.record_max_bytes)))
+            return not any(entry and (entry.text is None or entry.text.strip()) for entry in entries)
 
     def _checked(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
         """Without the mark of the byte order. Raises InputError for UTF-16."""
@@ -148,6 +154,7 @@ class Csv:
     def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
         """Rows, of one line or, where a quoted field has breaks, of several."""
         held, end, most = b"", 0, self._reading.limits.record_max_bytes
+        self._names = []
         for line in found:
             if line is None:
                 yield None
@@ -178,6 +185,7 @@ class Csv:
         raw, shown = line.text or b"", self._reading.shown
         text = raw.decode(errors="replace")
         self._delimiter = max(_DELIMITERS, key=text.count)
+        names, why = list[str](), "it is empty"
         try:
             names = [name.strip() for name in self._split(text)]
         except csv.Error as problem:
@@ -185,7 +193,7 @@ class Csv:
                 raise InputError(
                     f"{shown} ends its lines with carriage returns only: convert it with tr '\\r' '\\n'."
                 ) from None
-            names, why = [], brief(problem)
+            why = brief(problem)
         if _BINARY.search(raw) or not (is_utf8(raw) or "vector" in self._reading.parser.plan(names).roles):
             raise InputError(
                 f"{shown} is not text: a file of another format needs its own ending, like .parquet or .npz."

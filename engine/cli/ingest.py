@@ -105,7 +105,7 @@ class _Work:
     def _take(self, engine: Any, source: FileSource, progress: Progress, stop: Stop) -> bool:
         """Returns whether the source was read to its end."""
         mark = source.begin(engine.store.positions())
-        at, rejected = mark.row, mark.rejected
+        at, rejected, blank = mark.row, mark.rejected, mark.blank
         self._tell_notes(source)
         self.counts["skipped"] += at
         self.counts["rejected_before"] += rejected
@@ -115,7 +115,7 @@ class _Work:
             if chunk.rows:
                 self._count(engine.apply(chunk.batch), chunk)
                 self._tell_doubts(chunk, doubtful)
-                at, rejected = at + chunk.rows, rejected + len(chunk.rejects)
+                at, rejected, blank = at + chunk.rows, rejected + len(chunk.rejects), blank + chunk.blank
                 doubtful += len(chunk.doubts)
                 progress.update(task, completed=at)
             self._tell_notes(source)
@@ -124,8 +124,8 @@ class _Work:
                 self.place = f" after row {at:,}{of} of {source.path.name}"
                 return False
         self.place = f" after {source.path.name}"
-        if at and rejected == at:
-            sentence = f"{source.shown} has {counted(at, 'record')}, and none that can be used."
+        if rejected and rejected == at - blank:
+            sentence = f"{source.shown} has {counted(rejected, 'record')}, and none that can be used."
             if OTHER_DIMENSION in " ".join(self.rejects[-1:]):
                 sentence += (
                     f" The collection has {counted(engine.dim, 'dimension')} until all its items are deleted."

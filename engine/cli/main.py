@@ -6,7 +6,6 @@ needs neither torch nor dgl.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -46,8 +45,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of standard output; stores have StoreFull
 
 AnyLevel = Annotated[
     str | None,
@@ -387,6 +384,8 @@ def main() -> None:
         complain(f"shoal: {printable(str(problem))}")
         sys.exit(problem.exit_code)
     except OSError as problem:
+        from engine.system.files import FULL
+
         if problem.errno not in FULL:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left there when it ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from typing import BinaryIO
 
 import xxhash
 
-from engine.errors import InputError
+from engine.errors import InputError, StoreFull
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # room would help
 _PIECE = 1 << 20
 
 
@@ -54,12 +56,13 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """As `replaced`, for a file that a user has named. Raises InputError, with what is wrong with it."""
+    """As `replaced`, for a file that a user has named. Raises InputError, StoreFull: what is wrong."""
     try:
         with replaced(path) as file:
             yield file
     except OSError as problem:
-        raise InputError(f"{path} cannot be written: {problem.strerror or problem}.") from None
+        kind = StoreFull if problem.errno in FULL else InputError
+        raise kind(f"{path} cannot be written: {problem.strerror or problem}.") from None
 
 
 def versions(folder: Path, name: str) -> list[int]:

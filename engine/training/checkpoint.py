@@ -20,9 +20,11 @@ T = TypeVar("T")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dictionaries, atomically. Raises InputError."""
+    """Write tensors, numbers, strings, lists and dictionaries, atomically. Raises InputError, StoreFull."""
+    content = io.BytesIO()  # of a file that cannot be written torch makes a RuntimeError
+    torch.save({"format": FORMAT, "state": state}, content)
     with written(path) as file:
-        torch.save({"format": FORMAT, "state": state}, file)
+        file.write(content.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -97,10 +97,22 @@ def test_a_file_without_a_usable_record_is_no_success(take: Take, tmp_path: Path
     for _ in range(2):  # nor is it the second time
         summary = take(path)
         assert summary["error"] == f"{path} has 3 records, and none that can be used."
+    path.write_bytes(b"\n" + path.read_bytes() + b"\n\n")  # nor with blank lines between
+    for _ in range(2):
+        assert take(path)["error"] == f"{path} has 3 records, and none that can be used."
     good = lines(tmp_path / "b.jsonl", record("k"))
     summary = take(path, good)
     assert summary["inserted"] == 1
     assert "has 3 records, and none" in summary["error"]
+
+
+def test_blank_lines_alone_hide_no_bad_record(take: Take, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" + orjson.dumps(record("k")) + b"\n\n")
+    assert counted(take(path), "inserted", "rejected") == [1, 0]
+    path.write_bytes(path.read_bytes() + b"broken\n\n")  # it goes on behind a record that was good
+    for _ in range(2):
+        assert take(path)["error"] == ""
 
 
 def test_times_in_seconds_are_not_from_1970(take: Take, tmp_path: Path, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from engine.errors import InputError
+from engine.errors import InputError, StoreFull
 from engine.training import checkpoint
 from tests.cli.test_cli import data as data
 from tests.cli.test_cli import mixture, refused
@@ -101,6 +103,21 @@ def test_a_full_disk_is_one_sentence(
     assert (done.returncode, done.stderr) == (
         7, "shoal: the output cannot be written: No space left on device.\n",
     )  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_of_files_too(tmp_path: Path, shoal: Run, data: Path) -> None:
+    assert shoal("ingest", data).returncode == 0
+    full = tmp_path / "full.ndjson"
+    full.symlink_to("/dev/full")
+    refused(shoal("export", "-o", full), 7, f"shoal: {full} cannot be written: No space left on device.")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(StoreFull, match=r"m\.checkpoint cannot be written: File too large\."):
+            checkpoint.save(tmp_path / "m.checkpoint", {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_closed_output_is_no_fault(data: Path, tmp_path: Path, shoal: Run) -> None:

@@ -94,13 +94,47 @@ def test_a_first_line_that_names_no_columns(tmp_path: Path, content: bytes, sent
         read(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.csv.gz"])
+def test_a_file_without_records(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for text in (b"", b"\xef\xbb\xbf", b"\n \r\n", b"id,vector\n\n" if "csv" in name else b""):
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        with pytest.raises(InputError, match=rf"{name} holds no records: name another file\."):
+            read(path)
+    if path.suffix != ".gz":  # there something may come
+        FileSource(path, Options(2, follow=True))
+
+
+def test_a_table_is_read_from_its_first_line_again(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,emb\na,1 2\n")
+    source = FileSource(tmp_path / "a.csv", Options(2))
+    for _ in range(2):
+        assert [part.rows.kept().rejected for part in source.parts()] == [[]]
+
+
+def test_decimal_commas_are_no_embeddings(tmp_path: Path) -> None:
+    good = ["[1, 2]", "{1,2}", "1 2", "[1. 2.]", " {1 , 2} ", "(1,2)", "1;2"]
+    bad = ["0,5 0,2", "1,2", "[0,5 0,2]", "{0,5;0,2}", "0,5"]
+    path = tmp_path / "a.tsv"
+    path.write_text("id\tvector\n" + "".join(f"{text}\t{text}\n" for text in good + bad))
+    batch, rejects = single(path)
+    assert [key.decode().strip() for key in batch.keys] == [text.strip() for text in good]
+    assert np.array_equal(batch.vectors, np.repeat(quantize([[1, 2]])[0], len(good), 0))
+    assert len(rejects) == len(bad)
+    assert rejects[0] == (
+        "row 7: the embedding must be written [0.1, 0.9], {0.1, 0.9} or 0.1 0.9, not '0,5 0,2'"
+    )
+
+
 def test_compressed_text(tmp_path: Path) -> None:
     plain = written(tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:40]) + gzip.compress(plain[40:]))
     pack = zstandard.ZstdCompressor().compress
     (tmp_path / "a.ndjson.zst").write_bytes(pack(plain[:40]) + pack(plain[40:]))
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(plain))
+    (tmp_path / "A.JSONL.ZST").write_bytes(pack(plain))
     expected, _ = single(tmp_path / "a.jsonl")
-    for name in ("a.jsonl.gz", "a.ndjson.zst"):
+    for name in ("a.jsonl.gz", "a.ndjson.zst", "A.JSONL.GZ", "A.JSONL.ZST"):
         batch, rejects = single(tmp_path / name)
         assert (batch.keys, rejects) == (expected.keys, [])
         first, *_ = read(tmp_path / name, 2)
