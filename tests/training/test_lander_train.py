@@ -219,3 +219,9 @@ def test_a_training_ends_where_the_score_has_stopped_rising(scored: Sequence[flo
     run.history, run.score = [[at, score] for at, score in enumerate(scored)], max(scored)
     run.run(lambda _: None, None)
     assert run.trainer.steps == steps
+
+
+def test_a_long_training_has_checks_enough_to_end_early() -> None:
+    length = LanderPlan(begin="random").length
+    assert (length.minutes, length.steps) == (20.0, None)
+    assert length.checks > length.patience

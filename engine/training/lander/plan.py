@@ -8,7 +8,6 @@ from engine.training.training_run import Schedule
 
 BEGINNINGS = ("metric", "random")
 METRIC_STEPS, MINUTES = 4_000, 20.0  # where the plan has neither; minutes of `random`
-FIRST_CHECK = 0.3  # share of the training
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,16 @@ class LanderPlan:
     most_items: int = 12_000  # of training graphs, in whole classes
     average: float = 0.995  # EMA's decay
     held_out: float = 0.2  # of the classes, for choosing, where no file is named for it
-    checks: int = 4  # evaluations on what is held out
+    checks: int | None = None  # evaluations on what is held out; None: 4 of a metric, 8 of `random`
     patience: int = 5  # checks without a better score after which the training ends
     save_every: float = 60.0  # seconds between checkpoints, if a file is named for them
 
     @property
     def length(self) -> Schedule:
         """When the training ends."""
-        steps = self.steps
-        if steps is None and self.minutes is None and self.begin == "metric":
-            steps = METRIC_STEPS
-        minutes = MINUTES if self.minutes is None else self.minutes
-        return Schedule(minutes, steps, self.checks, FIRST_CHECK, self.patience, self.save_every)
+        steps, minutes = self.steps, MINUTES if self.minutes is None else self.minutes
+        checks, first = 8, 0.2
+        if self.begin == "metric":
+            checks, first = 4, 0.3
+            steps = METRIC_STEPS if steps is None and self.minutes is None else steps
+        return Schedule(minutes, steps, self.checks or checks, first, self.patience, self.save_every)
