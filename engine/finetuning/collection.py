@@ -22,7 +22,7 @@ from engine.evaluation.bulk import (
 )
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import UNKNOWN
-from engine.training.rollout import TrainingGraph, known_chances, training_graphs
+from engine.training.rollout import TrainingGraph, chances, training_graphs
 from engine.types import Epoch, Float32, Float64, Int64
 
 
@@ -103,5 +103,5 @@ def unit(emb: Float64) -> Float32:
 def labelled_level(level: RolloutLevel, labels: Int64) -> LabelledLevel:
     """Return a level with targets; `labels` (n,) of the items, UNKNOWN for some."""
     graph = level.graph
-    _, target, known = known_chances(level.place, labels, len(graph.degrees), graph.heads, graph.tails)
+    _, target, known = chances(level.place, labels, len(graph.degrees), graph.heads, graph.tails)
     return LabelledLevel(replace(graph, target=target), known)

@@ -74,7 +74,7 @@ def training_graphs(
     """Return the levels from `lowest` up, features raw; `labels` (n,): of the items."""
     levels = zip(built.levels, places(built), strict=True)
     return [
-        _training_graph(level, counts_of(place, labels, level.nodes.rows), epoch, depth)
+        _training_graph(level, place, labels, epoch, depth)
         for depth, (level, place) in enumerate(levels)
         if depth >= lowest and level.nodes.live > 1
     ]
@@ -134,12 +134,12 @@ def _named(graph: TrainingGraph, names: Sequence[bytes]) -> list[tuple[bytes, by
     return [(names[i], names[j]) for i, j in zip(graph.heads.tolist(), graph.tails.tolist(), strict=True)]
 
 
-def _training_graph(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch, depth: int) -> TrainingGraph:
+def _training_graph(level: Level, place: Int64, labels: Int64, epoch: Epoch, depth: int) -> TrainingGraph:
     graph, n = level.graph(), level.nodes.rows
     rows = np.arange(n, dtype=np.int32)
     sources, ranks = list_edges(graph, rows)
-    tails = graph.neighbors[sources, ranks]
-    size, target = chances(counts, sources, tails)
+    heads, tails = sources.astype(np.int64), graph.neighbors[sources, ranks].astype(np.int64)
+    size, target, _ = chances(place, labels, n, heads, tails)
     cut = KnnGraph(
         graph.k, graph.neighbors[:n], graph.dots[:n], graph.degree[:n], graph.size[:n],
         graph.identity[:n], graph.mean[:n], graph.is_base, graph.evidence,
@@ -147,22 +147,11 @@ def _training_graph(level: Level, counts: scipy.sparse.csr_matrix, epoch: Epoch,
     x, e = raw_features(cut, epoch, sources, ranks)
     similarity = (graph.dots[sources, ranks] / DOT_SCALE).astype(np.float32)
     return TrainingGraph(
-        x, e, cut.degree.astype(np.int32), sources.astype(np.int64), tails.astype(np.int64),
-        target.astype(np.float32), similarity, size.astype(np.float32), depth,
+        x, e, cut.degree.astype(np.int32), heads, tails, target, similarity, size, depth,
     )  # fmt: skip
 
 
-def chances(counts: scipy.sparse.csr_matrix, heads: Int32, tails: Int32) -> tuple[Any, Any]:
-    """Return the items of each node (n,), and the target (e,) of each edge; see the module.
-
-    `counts` (n, classes): items of the nodes, by class.
-    """
-    size = np.asarray(counts.sum(axis=1)).ravel()
-    both = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
-    return size, both / np.maximum(size[heads] * size[tails], 1.0)
-
-
-def known_chances(
+def chances(
     place: Int64, labels: Int64, nodes: int, heads: Int64, tails: Int64
 ) -> tuple[Float32, Float32, Float32]:
     """Return items (nodes,), target (e,) and known (e,) where some of the labels (n,) are UNKNOWN.

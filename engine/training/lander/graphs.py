@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from engine.clustering.level import Level, Model
-from engine.evaluation.bulk import hierarchy, places
+from engine.evaluation.bulk import BulkClustering, hierarchy, places
 from engine.model.features import list_edges
-from engine.training.rollout import known_chances, side_by_side
+from engine.training.rollout import chances, side_by_side
 from engine.types import Cache, Epoch, Float32, Int16, Int32, Int64, KnnGraph
 from engine.vectors import DOT_SCALE, SCALE, quantize
 
 DEPTHS = {10: 2, 5: 3, 3: 4}  # of levels from true labels, by k
+EPOCH = Epoch(0.0, 1.0, 0)  # a lander reads no calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,12 @@ class TrueLinks:
 
 def true_levels(emb: Float32, labels: Int64, k: int) -> list[LevelGraph]:
     """Return the levels that the labels make, as many as the paper takes for this k."""
-    return levels(emb, labels, TrueLinks(emb, labels, k), (0.5, 0.5), DEPTHS.get(k, 2))
+    return graphs_of(true_links(emb, labels, k, DEPTHS.get(k, 2)), labels)
+
+
+def true_links(emb: Float32, labels: Int64, k: int, depth: int) -> BulkClustering:
+    """Cluster embeddings (n, d) by their labels (n,); the lists are those of every model."""
+    return hierarchy(emb, TrueLinks(emb, labels, k), 0.5, depth, EPOCH)
 
 
 def levels(
@@ -104,9 +110,13 @@ def levels(
 ) -> list[LevelGraph]:
     """Return the levels that a model makes of embeddings (n, d) with labels (n,), UNKNOWN for some.
 
-    `taus`: level 0's, and that of the levels above. Of two items without a label nothing is known.
+    `taus`: level 0's, and that of the levels above.
     """
-    built = hierarchy(emb, model, taus[1], depth, Epoch(0.0, 1.0, 0), base_tau=taus[0])
+    return graphs_of(hierarchy(emb, model, taus[1], depth, EPOCH, base_tau=taus[0]), labels)
+
+
+def graphs_of(built: BulkClustering, labels: Int64) -> list[LevelGraph]:
+    """Return the levels of a clustering. Of two items without a label nothing is known."""
     return [
         _level_graph(level, place, labels)
         for level, place in zip(built.levels, places(built), strict=True)
@@ -118,7 +128,7 @@ def _level_graph(level: Level, place: Int64, labels: Int64) -> LevelGraph:
     graph, rows, nodes = level.graph(), level.nodes.all_rows(), level.nodes.rows
     sources, ranks = list_edges(graph, rows)
     heads, tails = sources.astype(np.int64), graph.neighbors[sources, ranks].astype(np.int64)
-    size, target, known = known_chances(place, labels, nodes, heads, tails)
+    size, target, known = chances(place, labels, nodes, heads, tails)
     return LevelGraph(
         graph.identity[rows].copy(),
         (graph.identity if graph.is_base else graph.mean)[rows].copy(),

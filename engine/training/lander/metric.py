@@ -14,8 +14,8 @@ layers learn. They read a handful of sums, so they cannot remember a class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from engine.training.checkpoint import packed, unpacked
 from engine.training.datasets import UNKNOWN, Collection, dense, whole_classes
 from engine.training.discriminant import discriminant
 from engine.training.graph_loss import importance
-from engine.training.lander.graphs import LevelGraph, TrueLinks, levels
+from engine.training.lander.graphs import LevelGraph, graphs_of, levels, true_links
+from engine.training.lander.judge import Judge
 from engine.training.lander.plan import LanderPlan
 from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
@@ -95,21 +96,26 @@ class Geometry:
             self.convolution[at : at + 2 * len(both)] = np.concatenate([both, -both])
             starts.append(at)
             at += 2 * len(both)
-        unit = 0
-        for number, (theirs, own) in enumerate(mixes.distances):
-            for row in range(self.directions):
-                for ends, first, sign in (
-                    (self.source, starts[theirs], 1.0),
-                    (self.target, starts[own], -1.0),
-                ):
-                    ends[unit, first + row] = sign
-                    ends[unit, first + self.directions + row] = -sign
-                self.sums[unit, number] = 1.0
-                unit += 1
-        for number, first in enumerate(starts[len(mixes.of) :]):
-            for side, ends in enumerate((self.source, self.target)):
-                ends[unit, first : first + 2 * samples] = 1.0
-                self.sums[unit, count + 2 * number + side] = 1.0
+        self._read_distances(mixes.distances, starts, eye)
+        self._read_spreads(starts[len(mixes.of) :], 2 * samples, count)
+
+    def _read_distances(self, pairs: Sequence[tuple[int, int]], starts: Sequence[int], eye: Float32) -> None:
+        """One unit a direction: the neighbour's mix less the node's."""
+        size = len(eye)
+        signed = np.concatenate([eye, -eye], axis=1)  # relu(z), relu(-z)
+        for number, (theirs, own) in enumerate(pairs):
+            units = slice(number * size, (number + 1) * size)
+            self.source[units, starts[theirs] : starts[theirs] + 2 * size] += signed
+            self.target[units, starts[own] : starts[own] + 2 * size] -= signed
+            self.sums[units, number] = 1.0
+
+    def _read_spreads(self, starts: Sequence[int], size: int, count: int) -> None:
+        """One unit a spread and end, behind those of `count` distances."""
+        unit = count * self.directions
+        for first in starts:
+            for ends in (self.source, self.target):
+                ends[unit, first : first + size] = 1.0
+                self.sums[unit, count + unit - count * self.directions] = 1.0
                 unit += 1
 
     def read(self, graph: LevelGraph, projection: Float32) -> Float32:
@@ -191,15 +197,6 @@ class Reader(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """A collection, and the classes in it that count: whole ones among all the others."""
-
-    collection: Collection
-    classes: Int64
-    first_layer: Mapping[str, Tensor] = field(default_factory=dict)  # weights by which it is seen instead
-
-
-@dataclass(frozen=True, slots=True)
 class EdgeTable:
     """What the last layers read of a level's edges."""
 
@@ -234,7 +231,7 @@ class MetricTrainer:
         classes = np.unique(np.concatenate([each.labels for each in self.sources]))
         self.projection = directions(self.sources, classes, self.geometry.directions)
         self.folds = self._folds(self.rng.permutation(classes))
-        self.base = [self._base_table(fold) for fold in self.folds]
+        self.base = self._base_tables()
         self.pool: list[EdgeTable] = []
         reader = Reader(np.concatenate([each.sums for each in self.base]), min(LAST_WIDTH, card.half))
         self.optimization = Optimization(reader, OptimizerPlan(RATE, 0.0, plan.average, 50))
@@ -279,11 +276,17 @@ class MetricTrainer:
 
     def judges(self) -> list[Judge]:
         """Return all classes, each fold through the map that others have taught."""
+        k = self.geometry.card.k
+        lists = [Judge.of(source, np.unique(source.labels), k) for source in self.sources]
         return [
-            Judge(source, fold.classes, self.geometry.first_layer(fold.projection))
+            replace(
+                judge,
+                classes=np.intersect1d(judge.classes, fold.classes),
+                first_layer=self.geometry.first_layer(fold.projection),
+            )
             for fold in self.folds
-            for source in self.sources
-            if np.isin(source.labels, fold.classes).any()
+            for judge in lists
+            if np.isin(judge.classes, fold.classes).any()
         ]
 
     def _folds(self, classes: Int64) -> list[Fold]:
@@ -295,12 +298,15 @@ class MetricTrainer:
             found.append(Fold(directions(self.sources, taught, self.geometry.directions), own))
         return found
 
-    def _base_table(self, fold: Fold) -> EdgeTable:
-        """The first level of the largest file, whose lists no model changes."""
+    def _base_tables(self) -> list[EdgeTable]:
+        """The first level of the largest file, whose lists no model changes, in the eyes of each fold."""
         source = max(self.sources, key=lambda each: len(each.labels))
-        links = TrueLinks(source.emb, source.labels, self.geometry.card.k)
-        [graph] = levels(source.emb, fold.seen(source.labels), links, (0.5, 0.5), 1)
-        return self._table(graph, fold)
+        built = true_links(source.emb, source.labels, self.geometry.card.k, 1)
+        return [
+            self._table(graph, fold)
+            for fold in self.folds
+            for graph in graphs_of(built, fold.seen(source.labels))
+        ]
 
     def _draw(self) -> None:
         """Put the levels that the network makes of whole classes into the pool."""

@@ -9,7 +9,7 @@ lie among the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,15 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.evaluation import scores
-from engine.evaluation.bulk import hierarchy, partitions, recluster, recluster_upper_levels
-from engine.model.lander import LanderCard, LanderModel
-from engine.system.determinism import one_thread
+from engine.evaluation.bulk import hierarchy, partitions
+from engine.model.lander import LanderModel
 from engine.training.datasets import Collection, distinct, read_labelled
-from engine.training.lander.metric import Judge, MetricTrainer
+from engine.training.lander.judge import Judge, Setting, best_setting
+from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.plan import BEGINNINGS, LanderPlan
 from engine.training.lander.trainer import Trainer
 from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint
-from engine.types import Epoch, Float64, Int64
-
-BASE_TAUS, TAUS = (0.3, 0.4, 0.5, 0.6, 0.7), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried
-DEPTH = 3  # levels, at most
-EPOCH = Epoch(0.0, 1.0, 0)  # a lander reads none
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a card says of clustering, and the mean BCubed F of the judges with it."""
-
-    base_tau: float
-    tau: float
-    depth: int
-    score: float
+from engine.types import Int64
 
 
 def train(
@@ -53,40 +39,37 @@ def train(
 ) -> LanderModel:
     """Train on labelled files of one space; write weights and card to `out`.
 
-    `held_out` files choose the checkpoint, tau and levels; without them, classes held out do. `start`: a
+    `held_out` files choose the checkpoint, both taus and levels; without them, classes do. `start`: a
     model to go on from. `checkpoint`: where the state is kept meanwhile, and whether to go on from it.
     Raises InputError where a file cannot be used, or files are of several dimensions.
     """
     plan = plan or LanderPlan()
     if start:
-        plan = replace(plan, variant=start.card.variant, hidden=start.card.hidden, heads=start.card.heads)
-        plan = replace(plan, begin="random")  # not at a metric: where the start is
+        card = start.card
+        plan = replace(plan, variant=card.variant, hidden=card.hidden, heads=card.heads, begin="random")
     if plan.begin not in BEGINNINGS:
         raise InputError(f"a lander begins with one of {', '.join(BEGINNINGS)}, not {plan.begin!r}")
     files_read = [distinct(read_labelled(Path(path))) for path in files]
     others = [distinct(read_labelled(Path(path))) for path in held_out]
     _check(files_read, others, start)
-    judges = [Judge(other, np.unique(other.labels)) for other in others]
-    trainer: Any
-    if plan.begin == "metric":
-        trainer = MetricTrainer(files_read, plan)
-        judges = judges or trainer.judges()
-    else:
-        sources = files_read
-        if not judges:
-            judges = [Judge(source, _held_out(source, plan)) for source in files_read]
-            sources = [_without(each.collection, each.classes) for each in judges]
-            judges = [each for each in judges if len(each.classes)]
-        trainer = Trainer(sources, plan, start)
-    trainer.model()  # refuses a plan that makes no model, before the work
+    trainer, judges = _begun(files_read, plan, start, others)
+    settings: dict[str, Setting] = {}  # by model
+
+    def setting(model: LanderModel) -> Setting:
+        if model.sha256 not in settings:
+            settings[model.sha256] = best_setting(model, judges)
+        return settings[model.sha256]
 
     def judged(model: LanderModel) -> dict[str, float]:
-        return {"held-out classes": best_setting(model, judges).score}
+        return {"held-out classes": setting(model).score}
 
     mark = fingerprint([*files_read, *others], plan, start and start.sha256)
     run: TrainingRun[LanderModel] = TrainingRun(trainer, judged if judges else None, plan.length, mark)
     best = run.run(progress, checkpoint)
-    card = _tuned(best, judges)
+    card = best.card
+    if judges:
+        found = setting(best)
+        card = replace(card, base_tau=found.base_tau, tau=found.tau, max_levels=found.depth)
     about = {
         "trained_on": [Path(path).stem for path in files],
         "held_out": [Path(path).stem for path in held_out] or "classes",
@@ -101,6 +84,28 @@ def train(
     return model
 
 
+def _begun(
+    sources: Sequence[Collection],
+    plan: LanderPlan,
+    start: LanderModel | None,
+    others: Sequence[Collection],
+) -> tuple[Any, list[Judge]]:
+    """Return the trainer and its judges: the `others`, or classes of the sources. Raises InputError."""
+    trainer: Any
+    counted = [(other, np.unique(other.labels)) for other in others]
+    if plan.begin == "metric":
+        trainer = MetricTrainer(sources, plan)
+        if not others:
+            return trainer, trainer.judges()
+    else:
+        if not others:
+            counted = [(source, _held_out(source, plan)) for source in sources]
+            sources = [_without(source, classes) for source, classes in counted]
+        trainer = Trainer(sources, plan, start)
+    k = trainer.model().k  # it refuses a plan that makes no model, before the work
+    return trainer, [Judge.of(each, classes, k) for each, classes in counted if len(classes)]
+
+
 def read_model(path: Path | None) -> LanderModel | None:
     """Return the lander at `path`, if one is named. Raises InputError where it cannot be read."""
     return LanderModel.load(path) if path else None
@@ -111,45 +116,6 @@ def evaluate(model: LanderModel, judge: Collection) -> dict[str, float]:
     built = hierarchy(judge.emb, model, model.tau, model.max_levels, base_tau=model.base_tau)
     by_level = [scores.bcubed_f(judge.labels, part) for part in partitions(built)]
     return {"Fb": by_level[-1]} | {f"Fb_{at}": value for at, value in enumerate(by_level)}
-
-
-@one_thread()
-def best_setting(model: LanderModel, judges: Sequence[Judge]) -> Setting:
-    """Return the taus and the number of levels that do best on the judges' classes.
-
-    A setting counts with those beside it: few classes make one peak too high.
-    """
-    f = np.mean([_scores(model, judge) for judge in judges], axis=0)  # (base taus, taus, depths)
-    padded = np.pad(f, ((1, 1), (1, 1), (0, 0)), constant_values=np.nan)
-    around = [padded[at : at + f.shape[0], to : to + f.shape[1]] for at in range(3) for to in range(3)]
-    smooth = np.round(np.nanmean(around, axis=0), 4)
-    at, to, depth = np.unravel_index(int(np.argmax(smooth)), f.shape)
-    return Setting(BASE_TAUS[at], TAUS[to], int(depth) + 1, float(f[at, to, depth]))
-
-
-def _scores(model: LanderModel, judge: Judge) -> Float64:
-    """BCubed F of the judge's classes at all settings, (base taus, taus, depths)."""
-    labels = judge.collection.labels
-    counted = labels[np.isin(labels, judge.classes)]
-    found = np.zeros((len(BASE_TAUS), len(TAUS), DEPTH))
-    model = model.with_weights(judge.first_layer)
-    built = hierarchy(judge.collection.emb, model, TAUS[0], 1, EPOCH, base_tau=BASE_TAUS[0])
-    for at, base_tau in enumerate(BASE_TAUS):
-        built = recluster(built, model, TAUS[0], base_tau, 1, EPOCH)
-        for to, tau in enumerate(TAUS):
-            parts = partitions(recluster_upper_levels(built, model, tau, DEPTH, EPOCH))
-            for depth in range(DEPTH):
-                part = parts[min(depth, len(parts) - 1)]
-                found[at, to, depth] = scores.bcubed_f_of(labels, part, counted)
-    return found
-
-
-def _tuned(model: LanderModel, judges: Sequence[Judge]) -> LanderCard:
-    """Return the card with what does best on what is held out."""
-    if not judges:
-        return model.card
-    best = best_setting(model, judges)
-    return replace(model.card, base_tau=best.base_tau, tau=best.tau, max_levels=best.depth)
 
 
 def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: LanderModel | None) -> None:
