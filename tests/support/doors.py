@@ -98,9 +98,9 @@ class Doors:
     def file(self, raw: bytes) -> Outcome:
         self._path.write_bytes(raw + b"\n")
         os.utime(self._path, (NOW_MS / 1000, NOW_MS / 1000))
-        source = FileSource(self._path, Options(100, SETTINGS.limits, clock=lambda: NOW_MS / 1000))
-        source.begin({})
         try:
+            source = FileSource(self._path, Options(100, SETTINGS.limits, clock=lambda: NOW_MS / 1000))
+            source.begin({})
             chunks = list(source.chunks(DIM))
         except InputError as problem:  # the file as a whole: UTF-16
             return Outcome(reason=str(problem))
