@@ -37,8 +37,8 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         )
     if request.space and not (request.kind == "universal" and request.start):
         raise InputError("--space is for going on from a universal model: name it with --start")
-    if request.adapter and not request.space:
-        raise InputError("--adapter is for learning a space with --start and --space")
+    if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
+        raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
     _need_files(files, out, request)
     from engine.training import training_report
 
@@ -156,7 +156,8 @@ def _finetuned(files: Sequence[Path], out: Path, request: TrainOptions, report: 
 
 
 def _tuned_to_space(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
-    from engine.finetuning.space import SpaceFiles, SpacePlan, tune_to_space
+    from engine.finetuning.space import SpacePlan, tune_to_space
+    from engine.training.datasets import SpaceFiles
     from engine.training.training_run import Checkpoint
 
     start = _start(request)
@@ -180,6 +181,7 @@ def _start(request: TrainOptions) -> Any:
 
 
 def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Report) -> Any:
+    from engine.training.datasets import SpaceFiles
     from engine.training.lander.plan import LanderPlan
     from engine.training.lander.train import read_model, train
     from engine.training.training_run import Checkpoint
@@ -194,7 +196,8 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
         begin=request.begin,
     )
     kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
-    return train(files, out, plan, request.choose or (), report, start, kept)
+    named = SpaceFiles(files, request.choose or (), request.adapter)
+    return train(named, out, plan, report, start, kept)
 
 
 def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, levels: int) -> None:

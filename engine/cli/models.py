@@ -62,7 +62,7 @@ class TrainOptions:
     ] = False
     adapter: Annotated[
         Path | None,
-        path_option("--adapter", metavar="FILE", about="With --space: learn an adapter too, and write it."),
+        path_option("--adapter", metavar="FILE", about="With --space or a lander: write an adapter, too."),
     ] = None
     base: Annotated[
         Path | None, path_option("--base", metavar="MODEL", about="Keep its level 0, train what is above it.")

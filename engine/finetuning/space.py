@@ -26,14 +26,13 @@ from engine.finetuning.tuner import NetworkTuner, drawn_base_tau
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
-from engine.training.datasets import UNKNOWN, Collection, distinct, whole_classes
-from engine.training.discriminant import discriminant
+from engine.training.datasets import UNKNOWN, Collection, SpaceFiles, distinct, whole_classes
+from engine.training.discriminant import discriminant, through
 from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
 from engine.training.rollout import training_graphs
 from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
 from engine.types import Float32, Float64, Int64
-from engine.vectors import as_float, quantize
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
@@ -96,15 +95,6 @@ class Judge:
             clusters = partitions(recluster_upper_levels(built, model, tau, model.max_levels, epoch))[-1]
             found.append(class_scores(self.labels, clusters, self.classes))
         return np.array(found)
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceFiles:
-    """Files of one embedding space."""
-
-    labelled: Sequence[Path]  # to train on
-    choose: Sequence[Path] = ()  # judge in place of held-out classes
-    adapter: Path | None = None  # where a map of the space goes, if one is to be learned
 
 
 def tune_to_space(
@@ -248,7 +238,7 @@ def views_of(
     for at in range(plan.folds):
         visible = shuffled[at :: plan.folds]
         views.append(
-            View(_through(_map(source, np.setdiff1d(learned, visible)), source.emb), source.labels, visible)
+            View(through(_map(source, np.setdiff1d(learned, visible)), source.emb), source.labels, visible)
         )
     return views, _map(source, learned)
 
@@ -259,12 +249,8 @@ def _map(source: Collection, classes: Int64) -> Adapter:
     return discriminant(source.emb[rows], source.labels[rows], about)
 
 
-def _through(adapter: Adapter | None, emb: Float32) -> Float32:
-    return as_float(adapter.apply(quantize(emb)[0])) if adapter else emb
-
-
 def _judge(collection: Collection, classes: Int64, adapter: Adapter | None) -> Judge:
-    return Judge(_through(adapter, collection.emb), collection.labels, classes)
+    return Judge(through(adapter, collection.emb), collection.labels, classes)
 
 
 def _scored(model: LinkageModel, judges: Sequence[Judge], taus: Sequence[float]) -> Float64:

@@ -38,6 +38,15 @@ class Collection:
     labels: Int64
 
 
+@dataclass(frozen=True, slots=True)
+class SpaceFiles:
+    """Files of one embedding space."""
+
+    labelled: Sequence[Path]  # to train on
+    choose: Sequence[Path] = ()  # judge in place of held-out classes
+    adapter: Path | None = None  # where a map of the space goes, if one is to be learned
+
+
 def read_labelled(path: Path) -> Collection:
     """Read a labelled file; classes get numbers from 0. Raises InputError where it is none."""
     return collection_of(path.stem, read_file(path))

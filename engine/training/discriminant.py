@@ -7,12 +7,15 @@ items of one class differ, and moderately up those in which class means do.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.errors import InputError
 from engine.model.adapter import Adapter
 from engine.types import Float32, Float64, Int64
+from engine.vectors import as_float, quantize
 
 SHRINKAGE = 1.0  # of the covariance within classes, in mean variances, towards a sphere
 BETWEEN = 0.3  # so too, of that of class means
@@ -35,6 +38,20 @@ def discriminant(emb: Float32, labels: Int64, about: Mapping[str, Any]) -> Adapt
     apart = (means - centre) @ within
     onto = within @ _power(apart.T @ apart / len(apart), BETWEEN, POWER)
     return Adapter.of({"direct": onto, "bias": -(centre @ onto)}, about)
+
+
+def through(adapter: Adapter | None, emb: Float32) -> Float32:
+    """Return embeddings (n, d) as they are after the adapter, if there is one."""
+    return as_float(adapter.apply(quantize(emb)[0])) if adapter else emb
+
+
+def refuse_mapped(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise InputError where the model at `path` is for what an adapter makes of embeddings."""
+    if about.get("adapter"):
+        raise InputError(
+            f"{path} was trained behind an adapter: training cannot go on from it. Begin with the model that "
+            "it began with"
+        )
 
 
 def _power(covariance: Float64, shrinkage: float, power: float) -> Float64:

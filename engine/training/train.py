@@ -19,6 +19,7 @@ from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
 from engine.model.trained import SHIPPED
 from engine.training.datasets import Collection, read_labelled
+from engine.training.discriminant import refuse_mapped
 from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
 from engine.training.terms import Terms, with_terms
@@ -79,11 +80,7 @@ def read_model(path: Path | None) -> LinkageModel | None:
     if path is None:
         return None
     model = LinkageModel.load() if path == SHIPPED and not path.exists() else LinkageModel.load(path)
-    if model.card.about.get("adapter"):
-        raise InputError(
-            f"{path} was trained behind an adapter: training cannot go on from it. Begin with the model that "
-            "it began with"
-        )
+    refuse_mapped(path, model.card.about)
     return model
 
 

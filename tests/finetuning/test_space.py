@@ -15,7 +15,6 @@ from engine.config import ModelSettings, Settings
 from engine.errors import InputError
 from engine.finetuning.collection import shared_classes
 from engine.finetuning.space import (
-    SpaceFiles,
     SpacePlan,
     SpaceTrainer,
     View,
@@ -25,7 +24,7 @@ from engine.finetuning.space import (
 )
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
-from engine.training.datasets import Collection, distinct, whole_classes
+from engine.training.datasets import Collection, SpaceFiles, distinct, whole_classes
 from engine.training.discriminant import discriminant
 from engine.training.optimization import OptimizerPlan
 from engine.training.training_run import Checkpoint, Progress

@@ -12,6 +12,7 @@ from engine.errors import InputError
 from engine.evaluation.bulk import hierarchy
 from engine.model.lander import LanderCard
 from engine.training.datasets import UNKNOWN
+from engine.training.discriminant import discriminant, through
 from engine.training.lander.graphs import levels
 from engine.training.lander.metric import Geometry, MetricTrainer, directions
 from engine.training.lander.plan import LanderPlan
@@ -39,17 +40,22 @@ def test_what_the_last_layers_read_is_what_the_engine_computes(variant: str) -> 
         assert np.abs(level.linkage[graph.heads, ranks] - p).max() < 1e-4
 
 
-def test_each_class_is_seen_through_a_map_that_others_have_taught() -> None:
+@pytest.mark.parametrize("mapped", [False, True], ids=["as they come", "behind an adapter"])
+def test_each_class_is_seen_through_a_map_that_others_have_taught(mapped: bool) -> None:
     data = clusters(2, 200, 9)
-    trainer = MetricTrainer([data], PLAN)
+    trainer = MetricTrainer([data], replace(PLAN, adapter=mapped))
     classes = [set(fold.classes) for fold in trainer.folds]
     assert len(classes) == 3
     assert sorted(each for fold in classes for each in fold) == list(range(9))
     source = trainer.sources[0]
     for fold in trainer.folds:
         others = np.setdiff1d(np.arange(9), fold.classes)
-        taught = directions([source], others, trainer.geometry.directions)
-        assert np.array_equal(fold.projection, taught)
+        rows = np.isin(source.labels, others)
+        taught = discriminant(source.emb[rows], source.labels[rows], {})
+        emb = through(taught if mapped else None, source.emb)
+        assert np.array_equal(fold.sources[0].emb, emb)
+        weights = np.eye(16) if mapped else taught.weights["direct"]
+        assert np.array_equal(fold.projection, directions(emb[rows], weights, trainer.geometry.directions))
         assert (fold.seen(source.labels)[np.isin(source.labels, others)] == UNKNOWN).all()
 
 

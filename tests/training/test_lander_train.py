@@ -13,11 +13,14 @@ import torch
 from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
+from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel, shapes
+from engine.training.datasets import SpaceFiles
+from engine.training.discriminant import through
 from engine.training.lander.graphs import joined, levels, true_levels
 from engine.training.lander.network import Lander
 from engine.training.lander.plan import LanderPlan
-from engine.training.lander.train import evaluate, train
+from engine.training.lander.train import evaluate, read_model, train
 from engine.training.lander.trainer import Trainer, graph_loss
 from engine.training.training_run import Checkpoint, Progress, TrainingRun
 from engine.types import Epoch
@@ -104,7 +107,7 @@ def test_a_run_from_file_to_model(tmp_path: Path, variant: str) -> None:
     file = file_of(parts[0], tmp_path / "a.npz")
     steps, told = [], []
     model = train(
-        [file], tmp_path / "m.safetensors", replace(SMALL, steps=120, variant=variant),
+        SpaceFiles([file]), tmp_path / "m.safetensors", replace(SMALL, steps=120, variant=variant),
         progress=lambda p: (steps.append(p.step), told.append(p.held_out)),
     )  # fmt: skip
     assert steps[-1] == 120
@@ -130,36 +133,54 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
     file = file_of(clusters(7), tmp_path / "a.npz")
     start = random_lander(2, 16, variant="gat", heads=2, hidden=10)
-    model = train([file], tmp_path / "m.safetensors", replace(SMALL, steps=2), start=start)
+    model = train(SpaceFiles([file]), tmp_path / "m.safetensors", replace(SMALL, steps=2), start=start)
     assert replace(model.card, about={}, tau=0.5, base_tau=None, max_levels=2) == start.card
     assert model.card.about["started_from"] == start.sha256
     moved = max(float((model.weights[name] - start.weights[name]).abs().max()) for name in start.weights)
     assert 0 < moved < 0.1
 
 
+def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
+    data, out, adapter = clusters(5, 600, 20), tmp_path / "m.safetensors", tmp_path / "a.safetensors"
+    known = data.labels < 14
+    parts = [replace(data, emb=data.emb[rows], labels=data.labels[rows]) for rows in (known, ~known)]
+    files = [file_of(part, tmp_path / f"{at}.npz") for at, part in enumerate(parts)]
+    model = train(SpaceFiles(files[:1], files[1:], adapter), out, SMALL)
+    written = Adapter.load(adapter)
+    assert LanderModel.load(out).card.about["adapter"] == written.sha256
+    mapped = replace(parts[1], emb=through(written, parts[1].emb))
+    best = max(score for _, score in model.card.about["history"])
+    assert evaluate(model, mapped)["Fb"] == pytest.approx(best)
+    with pytest.raises(InputError, match="behind an adapter"):
+        read_model(out)
+    with pytest.raises(InputError, match="only a lander that begins with a metric learns an adapter"):
+        train(SpaceFiles(files[:1], (), adapter), out, replace(SMALL, begin="random"))
+
+
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     out, good = tmp_path / "m.safetensors", file_of(clusters(1), tmp_path / "good.npz")
     with pytest.raises(InputError, match="at least one labelled file"):
-        train([], out, SMALL)
+        train(SpaceFiles([]), out, SMALL)
     other = clusters(1)
     narrow = file_of(replace(other, emb=other.emb[:, :9]), tmp_path / "narrow.npz")
     with pytest.raises(InputError, match="one embedding space: good has 16 components, narrow 9"):
-        train([good, narrow], out, SMALL)
+        train(SpaceFiles([good, narrow]), out, SMALL)
     with pytest.raises(InputError, match="the model to start from has 5 components, good 16"):
-        train([good], out, SMALL, start=random_lander(1, 5))
+        train(SpaceFiles([good]), out, SMALL, start=random_lander(1, 5))
     one = file_of(replace(other, labels=np.zeros_like(other.labels)), tmp_path / "one.npz")
     with pytest.raises(InputError, match="one has one class only"):
-        train([one], out, SMALL)
+        train(SpaceFiles([one]), out, SMALL)
     np.savez(tmp_path / "bare.npz", emb=other.emb)
     with pytest.raises(InputError, match="labels"):
-        train([tmp_path / "bare.npz"], out, SMALL)
+        train(SpaceFiles([tmp_path / "bare.npz"]), out, SMALL)
     assert not out.exists()
 
 
 def test_items_with_nan_are_left_out(tmp_path: Path) -> None:
     data = clusters(8, 200)
     data.emb[::20] = np.nan
-    model = train([file_of(data, tmp_path / "nan.npz")], tmp_path / "m.safetensors", replace(SMALL, steps=3))
+    file = file_of(data, tmp_path / "nan.npz")
+    model = train(SpaceFiles([file]), tmp_path / "m.safetensors", replace(SMALL, steps=3))
     assert model.card.dim == 16
 
 
@@ -170,7 +191,7 @@ class Stopped(Exception):
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     file, out = file_of(clusters(9, 250, 20), tmp_path / "a.npz"), tmp_path / "m.safetensors"
     plan = replace(SMALL, steps=70, save_every=0.0, checks=4, most_items=120, edges=600)
-    wanted = train([file], out, plan)
+    wanted = train(SpaceFiles([file]), out, plan)
     kept = tmp_path / "m.checkpoint"
 
     def stop(progress: Progress) -> None:
@@ -178,10 +199,10 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None
             raise Stopped
 
     with pytest.raises(Stopped):
-        train([file], out, plan, progress=stop, checkpoint=Checkpoint(kept))
+        train(SpaceFiles([file]), out, plan, progress=stop, checkpoint=Checkpoint(kept))
     steps: list[int] = []
     again = train(
-        [file], out, plan, progress=lambda p: steps.append(p.step), checkpoint=Checkpoint(kept, resume=True)
+        SpaceFiles([file]), out, plan, lambda p: steps.append(p.step), None, Checkpoint(kept, resume=True)
     )
     assert min(steps) >= 49  # what was done is not done again
     assert (again.sha256, again.card) == (wanted.sha256, wanted.card)
@@ -197,17 +218,17 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         raise Stopped
 
     with pytest.raises(InputError, match="cannot be read"):
-        train([file], out, plan, checkpoint=kept)
+        train(SpaceFiles([file]), out, plan, checkpoint=kept)
     with pytest.raises(Stopped):
-        train([file], out, plan, progress=stop, checkpoint=Checkpoint(kept.path))
+        train(SpaceFiles([file]), out, plan, progress=stop, checkpoint=Checkpoint(kept.path))
     with pytest.raises(InputError, match="another plan or another start"):
-        train([file], out, replace(plan, seed=5), checkpoint=kept)
+        train(SpaceFiles([file]), out, replace(plan, seed=5), checkpoint=kept)
     other = file_of(clusters(10, 200), tmp_path / "b.npz")
     with pytest.raises(InputError, match="other files"):
-        train([other], out, plan, checkpoint=kept)
+        train(SpaceFiles([other]), out, plan, checkpoint=kept)
     kept.path.write_bytes(kept.path.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
-        train([file], out, plan, checkpoint=kept)
+        train(SpaceFiles([file]), out, plan, checkpoint=kept)
     assert not out.exists()
 
 

@@ -10,6 +10,8 @@ list, they compute
 
 in the units of the paper's network: relu(z) and relu(-z) give z, a slope of -1 gives |z|. Only the last
 layers learn. They read a handful of sums, so they cannot remember a class.
+
+With an adapter the map is applied to the embeddings themselves: neighbour lists are of mapped vectors, too.
 """
 
 from __future__ import annotations
@@ -23,18 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError
+from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
 from engine.training.datasets import UNKNOWN, Collection, dense, whole_classes
-from engine.training.discriminant import discriminant
+from engine.training.discriminant import discriminant, through
 from engine.training.graph_loss import importance
 from engine.training.lander.graphs import LevelGraph, graphs_of, levels, true_links
 from engine.training.lander.judge import Judge
 from engine.training.lander.plan import LanderPlan
 from engine.training.optimization import Optimization, OptimizerPlan
 from engine.training.pool import keep
-from engine.types import Float32, Int64
+from engine.types import Float32, Float64, Int64
 
 FOLDS, LEAST_OF_A_FOLD = 3, 2  # of the classes, for the maps that training sees; classes
 MOST_DIRECTIONS, LAST_WIDTH = 64, 64  # of P; units of the layer that learns
@@ -207,10 +210,11 @@ class EdgeTable:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Classes, and the directions that others have taught: through its own map a class looks closer."""
+    """Classes, and the map that others have taught: through its own map a class looks closer."""
 
-    projection: Float32  # (r, d)
     classes: Int64
+    projection: Float32  # (r, d)
+    sources: Sequence[Collection]  # behind the adapter that others have taught, if there is to be one
 
     def seen(self, labels: Int64) -> Int64:
         """Labels, UNKNOWN for classes that taught the map."""
@@ -219,6 +223,8 @@ class Fold:
 
 class MetricTrainer:
     """The last layers in training: see `engine.training.training_run.Trainer`."""
+
+    adapter: Adapter | None  # behind which the model is
 
     def __init__(self, sources: Sequence[Collection], plan: LanderPlan) -> None:
         self.sources, self.plan = _numbered(sources), plan
@@ -229,7 +235,7 @@ class MetricTrainer:
         )
         self.geometry = Geometry(card)
         classes = np.unique(np.concatenate([each.labels for each in self.sources]))
-        self.projection = directions(self.sources, classes, self.geometry.directions)
+        self.adapter, _, self.projection = self._map(classes)
         self.folds = self._folds(self.rng.permutation(classes))
         self.base = self._base_tables()
         self.pool: list[EdgeTable] = []
@@ -277,41 +283,51 @@ class MetricTrainer:
     def judges(self) -> list[Judge]:
         """Return all classes, each fold through the map that others have taught."""
         k = self.geometry.card.k
-        lists = [Judge.of(source, np.unique(source.labels), k) for source in self.sources]
-        return [
-            replace(
-                judge,
-                classes=np.intersect1d(judge.classes, fold.classes),
-                first_layer=self.geometry.first_layer(fold.projection),
-            )
-            for fold in self.folds
-            for judge in lists
-            if np.isin(judge.classes, fold.classes).any()
-        ]
+        found = []
+        for fold in self.folds:
+            first_layer = self.geometry.first_layer(fold.projection)
+            for source in fold.sources:
+                classes = np.intersect1d(source.labels, fold.classes)
+                if len(classes):
+                    found.append(replace(Judge.of(source, classes, k), first_layer=first_layer))
+        return found
+
+    def _map(self, classes: Int64) -> tuple[Adapter | None, Sequence[Collection], Float32]:
+        """What these classes teach: an adapter, if there is to be one, the sources behind it, directions."""
+        emb, labels = (
+            np.concatenate([getattr(each, name)[np.isin(each.labels, classes)] for each in self.sources])
+            for name in ("emb", "labels")
+        )
+        about = {"kind": "discriminant", "taught_by": "+".join(each.name for each in self.sources)}
+        adapter = discriminant(emb, labels, about | {"classes": len(classes)})
+        count = self.geometry.directions
+        if not self.plan.adapter:
+            return None, self.sources, directions(emb, adapter.weights["direct"], count)
+        mapped = [replace(each, emb=through(adapter, each.emb)) for each in self.sources]
+        return adapter, mapped, directions(through(adapter, emb), np.eye(emb.shape[1]), count)
 
     def _folds(self, classes: Int64) -> list[Fold]:
         folds = FOLDS if len(classes) >= FOLDS * LEAST_OF_A_FOLD else 1
         found = []
         for at in range(folds):
             own = classes[at::folds]
-            taught = np.setdiff1d(classes, own) if folds > 1 else classes
-            found.append(Fold(directions(self.sources, taught, self.geometry.directions), own))
+            _, sources, projection = self._map(np.setdiff1d(classes, own) if folds > 1 else classes)
+            found.append(Fold(own, projection, sources))
         return found
 
     def _base_tables(self) -> list[EdgeTable]:
         """The first level of the largest file, whose lists no model changes, in the eyes of each fold."""
-        source = max(self.sources, key=lambda each: len(each.labels))
-        built = true_links(source.emb, source.labels, self.geometry.card.k, 1)
-        return [
-            self._table(graph, fold)
-            for fold in self.folds
-            for graph in graphs_of(built, fold.seen(source.labels))
-        ]
+        found = []
+        for fold in self.folds:
+            source = max(fold.sources, key=lambda each: len(each.labels))
+            built = true_links(source.emb, source.labels, self.geometry.card.k, 1)
+            found += [self._table(graph, fold) for graph in graphs_of(built, fold.seen(source.labels))]
+        return found
 
     def _draw(self) -> None:
         """Put the levels that the network makes of whole classes into the pool."""
         fold = self.folds[int(self.rng.integers(len(self.folds)))]
-        source = self.sources[int(self.rng.integers(len(self.sources)))]
+        source = fold.sources[int(self.rng.integers(len(fold.sources)))]
         drawn = whole_classes(source, self.rng, SHARE, self.plan.most_items)
         model = self.optimization.ema_net.model(self.geometry, fold.projection)
         taus = float(self.rng.uniform(*BASE_TAUS)), float(self.rng.uniform(*TAUS))
@@ -335,15 +351,9 @@ class MetricTrainer:
         return (weight * loss).sum() / weight.sum().clamp(min=1e-9)
 
 
-def directions(sources: Sequence[Collection], classes: Int64, count: int) -> Float32:
-    """Return the projection (count, d) onto the first principal directions after the map of these classes."""
-    emb, labels = (
-        np.concatenate([getattr(each, name)[np.isin(each.labels, classes)] for each in sources])
-        for name in ("emb", "labels")
-    )
-    unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
-    weights = discriminant(unit, labels, {}).weights["direct"]
-    mapped = unit @ weights
+def directions(emb: Float32, weights: Float64, count: int) -> Float32:
+    """Return the projection (count, d) onto the first principal directions of `emb @ weights`."""
+    mapped = emb @ weights
     mapped -= mapped.mean(axis=0)
     deviation = float(np.sqrt((mapped**2).sum(axis=1).mean()))
     _, vectors = np.linalg.eigh(mapped.T @ mapped)
@@ -352,9 +362,10 @@ def directions(sources: Sequence[Collection], classes: Int64, count: int) -> Flo
 
 
 def _numbered(sources: Sequence[Collection]) -> list[Collection]:
-    """Collections without copies and zero vectors, whose classes have different numbers."""
+    """Collections of distinct unit vectors, whose classes have different numbers."""
     found, first = [], 0
     for source in map(dense, sources):
-        found.append(replace(source, labels=source.labels + first))
+        emb = source.emb / np.linalg.norm(source.emb, axis=1, keepdims=True)
+        found.append(replace(source, emb=emb.astype(np.float32), labels=source.labels + first))
         first += int(source.labels.max(initial=-1)) + 1
     return found

@@ -17,6 +17,7 @@ class LanderPlan:
     minutes: float | None = None
     steps: int | None = None  # instead of minutes: the same seed gives the same weights
     begin: str = "metric"  # or `random`
+    adapter: bool = False  # the embeddings are mapped, which `metric` can do
     seed: int = 0
     variant: str = "mean"
     hidden: int = 512

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
-from engine.training.datasets import Collection, distinct, read_labelled
+from engine.training.datasets import Collection, SpaceFiles, distinct, read_labelled
+from engine.training.discriminant import refuse_mapped, through
 from engine.training.lander.judge import Judge, Setting, best_setting
 from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.plan import BEGINNINGS, LanderPlan
@@ -29,28 +29,22 @@ from engine.types import Int64
 
 
 def train(
-    files: Sequence[Path],
+    files: SpaceFiles,
     out: Path,
     plan: LanderPlan | None = None,
-    held_out: Sequence[Path] = (),
     progress: Callable[[Progress], None] = lambda _: None,
     start: LanderModel | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> LanderModel:
-    """Train on labelled files of one space; write weights and card to `out`.
+    """Train on labelled files of one space; write weights and card to `out`, and an adapter if asked for.
 
-    `held_out` files choose the checkpoint, both taus and levels; without them, classes do. `start`: a
+    The files named for it choose the checkpoint, both taus and levels; without them, classes do. `start`: a
     model to go on from. `checkpoint`: where the state is kept meanwhile, and whether to go on from it.
     Raises InputError where a file cannot be used, or files are of several dimensions.
     """
-    plan = plan or LanderPlan()
-    if start:
-        card = start.card
-        plan = replace(plan, variant=card.variant, hidden=card.hidden, heads=card.heads, begin="random")
-    if plan.begin not in BEGINNINGS:
-        raise InputError(f"a lander begins with one of {', '.join(BEGINNINGS)}, not {plan.begin!r}")
-    files_read = [distinct(read_labelled(Path(path))) for path in files]
-    others = [distinct(read_labelled(Path(path))) for path in held_out]
+    plan = _completed(plan or LanderPlan(), start, files.adapter is not None)
+    files_read = [distinct(read_labelled(Path(path))) for path in files.labelled]
+    others = [distinct(read_labelled(Path(path))) for path in files.choose]
     _check(files_read, others, start)
     trainer, judges = _begun(files_read, plan, start, others)
     settings: dict[str, Setting] = {}  # by model
@@ -71,12 +65,15 @@ def train(
         found = setting(best)
         card = replace(card, base_tau=found.base_tau, tau=found.tau, max_levels=found.depth)
     about = {
-        "trained_on": [Path(path).stem for path in files],
-        "held_out": [Path(path).stem for path in held_out] or "classes",
+        "trained_on": [Path(path).stem for path in files.labelled],
+        "held_out": [Path(path).stem for path in files.choose] or "classes",
+        "adapter": trainer.adapter and trainer.adapter.sha256,
         "plan": asdict(plan),
         "started_from": start and start.sha256,
         **run.facts(),
     }
+    if trainer.adapter and files.adapter:
+        trainer.adapter.save(files.adapter)
     model = best.with_card(replace(card, about=about))
     model.save(Path(out))
     if checkpoint:
@@ -84,14 +81,27 @@ def train(
     return model
 
 
+def _completed(plan: LanderPlan, start: LanderModel | None, is_mapped: bool) -> LanderPlan:
+    """Return the plan with what the other arguments imply. Raises InputError: it cannot be followed."""
+    plan = replace(plan, adapter=is_mapped)
+    if start:
+        card = start.card
+        plan = replace(plan, variant=card.variant, hidden=card.hidden, heads=card.heads, begin="random")
+    if plan.begin not in BEGINNINGS:
+        raise InputError(f"a lander begins with one of {', '.join(BEGINNINGS)}, not {plan.begin!r}")
+    if is_mapped and plan.begin != "metric":
+        raise InputError("only a lander that begins with a metric learns an adapter")
+    return plan
+
+
 def _begun(
     sources: Sequence[Collection],
     plan: LanderPlan,
     start: LanderModel | None,
     others: Sequence[Collection],
-) -> tuple[Any, list[Judge]]:
+) -> tuple[MetricTrainer | Trainer, list[Judge]]:
     """Return the trainer and its judges: the `others`, or classes of the sources. Raises InputError."""
-    trainer: Any
+    trainer: MetricTrainer | Trainer
     counted = [(other, np.unique(other.labels)) for other in others]
     if plan.begin == "metric":
         trainer = MetricTrainer(sources, plan)
@@ -103,12 +113,20 @@ def _begun(
             sources = [_without(source, classes) for source, classes in counted]
         trainer = Trainer(sources, plan, start)
     k = trainer.model().k  # it refuses a plan that makes no model, before the work
-    return trainer, [Judge.of(each, classes, k) for each, classes in counted if len(classes)]
+    return trainer, [
+        Judge.of(replace(each, emb=through(trainer.adapter, each.emb)), classes, k)
+        for each, classes in counted
+        if len(classes)
+    ]
 
 
 def read_model(path: Path | None) -> LanderModel | None:
-    """Return the lander at `path`, if one is named. Raises InputError where it cannot be read."""
-    return LanderModel.load(path) if path else None
+    """Return the lander at `path`, if one is named. Raises InputError where training cannot go on from it."""
+    if path is None:
+        return None
+    model = LanderModel.load(path)
+    refuse_mapped(path, model.card.about)
+    return model
 
 
 def evaluate(model: LanderModel, judge: Collection) -> dict[str, float]:

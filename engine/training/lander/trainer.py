@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
@@ -33,6 +34,8 @@ WHOLE = (0.1, 1.0)  # range of the share of a file's items in a draw
 
 class Trainer:
     """The network in training, its average, and a pool of hierarchies that are drawn from again and again."""
+
+    adapter: Adapter | None = None  # it reads embeddings as they come
 
     def __init__(
         self, sources: Sequence[Collection], plan: LanderPlan, start: LanderModel | None = None
