@@ -6,12 +6,10 @@ of a labelled and an unlabelled item is a negative. Whether two unlabelled items
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from connectors.files.labelled import LabelledFile
 from engine.evaluation.bulk import (
     BulkClustering,
     hierarchy,
@@ -23,7 +21,7 @@ from engine.evaluation.bulk import (
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import UNKNOWN
 from engine.training.rollout import TrainingGraph, chances, training_graphs
-from engine.types import Epoch, Float32, Float64, Int64
+from engine.types import Epoch, Float32, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +79,6 @@ class FinetuneCollection:
     def _levels(self, built: BulkClustering, lowest: int) -> list[RolloutLevel]:
         found, at = training_graphs(built, self.labels, self.epoch, lowest), places(built)
         return [RolloutLevel(graph, at[graph.level]) for graph in found]
-
-
-def shared_classes(files: Sequence[LabelledFile]) -> list[Int64]:
-    """Number the classes of several files, (n,) each: the same label is the same class; UNKNOWN: no label."""
-    numbers: dict[str, int] = {}
-    found = []
-    for file in files:
-        names, of = file.classes()
-        own = [numbers.setdefault(name, len(numbers)) for name in names]
-        found.append(np.array([*own, UNKNOWN], np.int64)[of])  # -1, without a label, is the last one
-    return found
-
-
-def unit(emb: Float64) -> Float32:
-    """Return vectors (n, d) scaled to unit length."""
-    scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
-    return scaled
 
 
 def labelled_level(level: RolloutLevel, labels: Int64) -> LabelledLevel:

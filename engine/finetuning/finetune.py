@@ -16,11 +16,11 @@ import numpy as np
 from connectors.files.labelled import read_labelled
 from engine.errors import InputError, counted
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import FinetuneCollection, shared_classes, unit
+from engine.finetuning.collection import FinetuneCollection
 from engine.finetuning.folds import FEW_CLASSES, Fold, Folds, Models, folds_of, verdict
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
-from engine.training.datasets import UNKNOWN, Collection
+from engine.training.datasets import UNKNOWN, Collection, shared_classes, unit
 from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize

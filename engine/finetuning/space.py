@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from connectors.files.labelled import read_labelled
 from engine.errors import InputError, counted
 from engine.evaluation.bulk import hierarchy, measure_epoch, partitions, places, recluster_upper_levels
 from engine.evaluation.scores import class_scores, f_of_classes
-from engine.finetuning.collection import RolloutLevel, labelled_level, shared_classes, unit
+from engine.finetuning.collection import RolloutLevel, labelled_level
 from engine.finetuning.finetune import words
 from engine.finetuning.folds import verdict
 from engine.finetuning.tuner import NetworkTuner, drawn_base_tau
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
 from engine.system.determinism import one_thread
-from engine.training.datasets import UNKNOWN, Collection, SpaceFiles, distinct, whole_classes
+from engine.training.datasets import UNKNOWN, Collection, SpaceFiles, distinct, read_space, whole_classes
 from engine.training.discriminant import discriminant, through
 from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
@@ -269,13 +268,12 @@ def _with_tau(model: LinkageModel, judges: Sequence[Judge]) -> tuple[LinkageMode
 
 def _read(paths: Sequence[Path]) -> Collection:
     """Files of one space together: distinct unit vectors."""
-    files = [read_labelled(Path(path)) for path in paths]
+    files = read_space(paths)
     dims = sorted({file.emb.shape[1] for file in files})
     if len(dims) > 1:
         raise InputError(f"--space learns one embedding space: the files have {dims} components")
-    emb, labels = [unit(file.emb) for file in files], shared_classes(files)
-    name = "+".join(Path(path).stem for path in paths)
-    return distinct(Collection(name, np.concatenate(emb), np.concatenate(labels)))
+    emb, labels = (np.concatenate([getattr(file, name) for file in files]) for name in ("emb", "labels"))
+    return distinct(Collection("+".join(file.name for file in files), emb, labels))
 
 
 def _check(source: Collection, others: Sequence[Collection]) -> None:

@@ -52,6 +52,30 @@ def read_labelled(path: Path) -> Collection:
     return collection_of(path.stem, read_file(path))
 
 
+def read_space(paths: Sequence[Path]) -> list[Collection]:
+    """Read labelled files of one space; the same label is the same class. Raises InputError."""
+    files = [read_file(Path(path)) for path in paths]
+    named = zip(paths, files, shared_classes(files), strict=True)
+    return [Collection(Path(path).stem, unit(file.emb), labels) for path, file, labels in named]
+
+
+def shared_classes(files: Sequence[LabelledFile]) -> list[Int64]:
+    """Number the classes of several files, (n,) each: the same label is the same class; UNKNOWN: no label."""
+    numbers: dict[str, int] = {}
+    found = []
+    for file in files:
+        names, of = file.classes()
+        own = [numbers.setdefault(name, len(numbers)) for name in names]
+        found.append(np.array([*own, UNKNOWN], np.int64)[of])  # -1, without a label, is the last one
+    return found
+
+
+def unit(emb: Float32 | Float64) -> Float32:
+    """Return vectors (n, d) scaled to unit length."""
+    scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
 def collection_of(name: str, file: LabelledFile) -> Collection:
     """Return the records of a file whose labels are all known."""
     return Collection(name, file.emb.astype(np.float32), file.classes()[1])

@@ -13,12 +13,12 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import partitions
 from engine.evaluation.scores import f_of_classes
-from engine.finetuning.collection import FinetuneCollection, labelled_level, unit
+from engine.finetuning.collection import FinetuneCollection, labelled_level
 from engine.finetuning.finetune import FinetuneData, FinetunePlan, finetune, read_collections, tuned
 from engine.finetuning.folds import Fold, Folds, Prior, folds_of, verdict
 from engine.finetuning.tuner import anchored, labelled_loss
 from engine.model.linkage import LinkageModel
-from engine.training.datasets import UNKNOWN
+from engine.training.datasets import UNKNOWN, unit
 from engine.training.training_run import Checkpoint, Progress
 from tests.support.random_models import random_model
 

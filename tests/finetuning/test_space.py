@@ -13,7 +13,6 @@ from connectors.files.labelled import read_labelled
 from engine.collection.build import load_adapter, load_model, store_config
 from engine.config import ModelSettings, Settings
 from engine.errors import InputError
-from engine.finetuning.collection import shared_classes
 from engine.finetuning.space import (
     SpacePlan,
     SpaceTrainer,
@@ -24,7 +23,7 @@ from engine.finetuning.space import (
 )
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
-from engine.training.datasets import Collection, SpaceFiles, distinct, whole_classes
+from engine.training.datasets import Collection, SpaceFiles, distinct, shared_classes, whole_classes
 from engine.training.discriminant import discriminant
 from engine.training.optimization import OptimizerPlan
 from engine.training.training_run import Checkpoint, Progress

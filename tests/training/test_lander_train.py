@@ -15,12 +15,13 @@ from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel, shapes
-from engine.training.datasets import SpaceFiles
+from engine.training.datasets import SpaceFiles, read_space
 from engine.training.discriminant import through
 from engine.training.lander.graphs import joined, levels, true_levels
+from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.network import Lander
 from engine.training.lander.plan import LanderPlan
-from engine.training.lander.train import evaluate, read_model, train
+from engine.training.lander.train import begun, evaluate, read_model, train
 from engine.training.lander.trainer import Trainer, graph_loss
 from engine.training.training_run import Checkpoint, Progress, TrainingRun
 from engine.types import Epoch
@@ -174,6 +175,19 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="labels"):
         train(SpaceFiles([tmp_path / "bare.npz"]), out, SMALL)
     assert not out.exists()
+
+
+def test_a_label_in_several_files_is_one_class(tmp_path: Path) -> None:
+    data = clusters(5, 600, 20)
+    rows = np.arange(600) % 2 == 0
+    parts = [replace(data, emb=data.emb[own], labels=data.labels[own]) for own in (rows, ~rows)]
+    files = [file_of(part, tmp_path / f"{at}.npz") for at, part in enumerate(parts)]
+    sources = read_space(files)
+    trainer = MetricTrainer(sources, SMALL)
+    assert sum(len(fold.classes) for fold in trainer.folds) == 20
+    _, judges = begun(sources, replace(SMALL, begin="random"), None, [])
+    assert [list(judge.classes) for judge in judges] == [list(judges[0].classes)] * 2
+    assert len(judges[0].classes) == 4
 
 
 def test_items_with_nan_are_left_out(tmp_path: Path) -> None:

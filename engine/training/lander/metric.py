@@ -29,7 +29,7 @@ from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
 from engine.training.checkpoint import packed, unpacked
-from engine.training.datasets import UNKNOWN, Collection, dense, whole_classes
+from engine.training.datasets import UNKNOWN, Collection, distinct, unit, whole_classes
 from engine.training.discriminant import discriminant, through
 from engine.training.graph_loss import importance
 from engine.training.lander.graphs import LevelGraph, graphs_of, levels, true_links
@@ -227,7 +227,8 @@ class MetricTrainer:
     adapter: Adapter | None  # behind which the model is
 
     def __init__(self, sources: Sequence[Collection], plan: LanderPlan) -> None:
-        self.sources, self.plan = _numbered(sources), plan
+        self.sources = [distinct(replace(each, emb=unit(each.emb))) for each in sources]
+        self.plan = plan
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
         card = LanderCard(
@@ -359,13 +360,3 @@ def directions(emb: Float32, weights: Float64, count: int) -> Float32:
     _, vectors = np.linalg.eigh(mapped.T @ mapped)
     onto = weights @ vectors[:, ::-1][:, :count] / max(deviation, 1e-12)
     return np.ascontiguousarray(onto.T, np.float32)
-
-
-def _numbered(sources: Sequence[Collection]) -> list[Collection]:
-    """Collections of distinct unit vectors, whose classes have different numbers."""
-    found, first = [], 0
-    for source in map(dense, sources):
-        emb = source.emb / np.linalg.norm(source.emb, axis=1, keepdims=True)
-        found.append(replace(source, emb=emb.astype(np.float32), labels=source.labels + first))
-        first += int(source.labels.max(initial=-1)) + 1
-    return found

@@ -18,7 +18,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
-from engine.training.datasets import Collection, SpaceFiles, distinct, read_labelled
+from engine.training.datasets import Collection, SpaceFiles, distinct, read_space
 from engine.training.discriminant import refuse_mapped, through
 from engine.training.lander.judge import Judge, Setting, best_setting
 from engine.training.lander.metric import MetricTrainer
@@ -43,10 +43,9 @@ def train(
     Raises InputError where a file cannot be used, or files are of several dimensions.
     """
     plan = _completed(plan or LanderPlan(), start, files.adapter is not None)
-    files_read = [distinct(read_labelled(Path(path))) for path in files.labelled]
-    others = [distinct(read_labelled(Path(path))) for path in files.choose]
+    files_read, others = (list(map(distinct, read_space(each))) for each in (files.labelled, files.choose))
     _check(files_read, others, start)
-    trainer, judges = _begun(files_read, plan, start, others)
+    trainer, judges = begun(files_read, plan, start, others)
     settings: dict[str, Setting] = {}  # by model
 
     def setting(model: LanderModel) -> Setting:
@@ -94,7 +93,7 @@ def _completed(plan: LanderPlan, start: LanderModel | None, is_mapped: bool) -> 
     return plan
 
 
-def _begun(
+def begun(
     sources: Sequence[Collection],
     plan: LanderPlan,
     start: LanderModel | None,
@@ -109,8 +108,11 @@ def _begun(
             return trainer, trainer.judges()
     else:
         if not others:
-            counted = [(source, _held_out(source, plan)) for source in sources]
-            sources = [_without(source, classes) for source, classes in counted]
+            held = _held_out(sources, plan)
+            parts = [_without(source, held) for source in sources]
+            able = [part for part in parts if len(np.unique(part.labels)) > 1]
+            counted = [(source, np.intersect1d(source.labels, held)) for source in sources if able]
+            sources = able or sources
         trainer = Trainer(sources, plan, start)
     k = trainer.model().k  # it refuses a plan that makes no model, before the work
     return trainer, [
@@ -153,9 +155,9 @@ def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: L
             raise InputError(f"{each.name} has one class only: there is nothing to tell apart")
 
 
-def _held_out(collection: Collection, plan: LanderPlan) -> Int64:
+def _held_out(sources: Sequence[Collection], plan: LanderPlan) -> Int64:
     """Choose the classes that are held out; none where there are fewer than eight."""
-    classes = np.unique(collection.labels)
+    classes = np.unique(np.concatenate([source.labels for source in sources]))
     count = int(len(classes) * plan.held_out) if len(classes) >= 8 else 0
     return np.random.default_rng(plan.seed).permutation(classes)[:count]
 
