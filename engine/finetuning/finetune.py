@@ -7,7 +7,7 @@ whether the fine-tuned model replaces the start; otherwise the start is written 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engine.finetuning.folds import FEW_CLASSES, Fold, Folds, Models, folds_of, 
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
 from engine.training.datasets import UNKNOWN, Collection, shared_classes, unit
-from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
+from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint, finished
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
@@ -78,11 +78,7 @@ def finetune(
     about["among"] = data.among and data.among.stem
     about["held_out"] = [path.stem for path in data.choose] or "classes"
     about["said"] = words(about)
-    model = model.with_card(replace(model.card, about=about))
-    model.save(out)
-    if checkpoint:
-        checkpoint.path.unlink(missing_ok=True)
-    return model
+    return finished(model, about, out, checkpoint)
 
 
 def tuned(

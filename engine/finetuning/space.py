@@ -30,7 +30,7 @@ from engine.training.discriminant import discriminant, through
 from engine.training.draws import lagging
 from engine.training.optimization import OptimizerPlan
 from engine.training.rollout import training_graphs
-from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint
+from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint, finished
 from engine.types import Float32, Float64, Int64
 
 import torch  # isort: skip
@@ -148,11 +148,7 @@ def tune_to_space(
         about["said"] += f" Its tau is {model.tau:g}, not {start.tau:g}."
     if adapter and files.adapter:
         adapter.save(files.adapter)
-    model = model.with_card(replace(model.card, about=about))
-    model.save(out)
-    if checkpoint:
-        checkpoint.path.unlink(missing_ok=True)
-    return model
+    return finished(model, about, out, checkpoint)
 
 
 class SpaceTrainer:

@@ -8,7 +8,7 @@ The kept weights are an exponential moving average (EMA), taken at the check wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,14 @@ from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
 from engine.training.terms import Terms, with_terms
 from engine.training.trainer import Trainer
-from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, held_out_scores
+from engine.training.training_run import (
+    Checkpoint,
+    Progress,
+    TrainingRun,
+    fingerprint,
+    finished,
+    held_out_scores,
+)
 
 
 def train(
@@ -65,11 +72,7 @@ def train(
         "given": initial.sha256,
         **run.facts(),
     }
-    model = best.with_card(replace(best.card, about=about))
-    model.save(Path(out))
-    if checkpoint:
-        checkpoint.path.unlink(missing_ok=True)
-    return model
+    return finished(best, about, out, checkpoint)
 
 
 def read_model(path: Path | None) -> LinkageModel | None:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,7 +22,19 @@ from engine.errors import InputError
 from engine.training import checkpoint as checkpoints
 from engine.training.datasets import Collection
 
+
+class Writable(Protocol):
+    """A model with a card beside its weights."""
+
+    card: Any
+
+    def with_card(self, card: Any) -> Any: ...
+
+    def save(self, path: Path) -> None: ...
+
+
 M = TypeVar("M")
+W = TypeVar("W", bound=Writable)
 
 
 class Trainer(Protocol[M]):
@@ -187,6 +199,15 @@ def held_out_scores(
     if not judges:
         return None
     return lambda model: {judge.name: evaluate(model, judge)["Fb"] for judge in judges}
+
+
+def finished(model: W, about: Mapping[str, Any], out: Path, checkpoint: Checkpoint | None) -> W:
+    """Write a trained model with `about` on its card, and remove the checkpoint; return that model."""
+    written: W = model.with_card(replace(model.card, about=about))
+    written.save(Path(out))
+    if checkpoint:
+        checkpoint.path.unlink(missing_ok=True)
+    return written
 
 
 def fingerprint(collections: Sequence[Collection], *settings: object) -> str:

@@ -24,7 +24,7 @@ from engine.training.lander.judge import Judge, Setting, best_setting
 from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.plan import BEGINNINGS, LanderPlan
 from engine.training.lander.trainer import Trainer
-from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint
+from engine.training.training_run import Checkpoint, Progress, TrainingRun, fingerprint, finished
 from engine.types import Int64
 
 
@@ -59,10 +59,10 @@ def train(
     mark = fingerprint([*files_read, *others], plan, start and start.sha256)
     run: TrainingRun[LanderModel] = TrainingRun(trainer, judged if judges else None, plan.length, mark)
     best = run.run(progress, checkpoint)
-    card = best.card
     if judges:
         found = setting(best)
-        card = replace(card, base_tau=found.base_tau, tau=found.tau, max_levels=found.depth)
+        card = replace(best.card, base_tau=found.base_tau, tau=found.tau, max_levels=found.depth)
+        best = best.with_card(card)
     about = {
         "trained_on": [Path(path).stem for path in files.labelled],
         "held_out": [Path(path).stem for path in files.choose] or "classes",
@@ -73,11 +73,7 @@ def train(
     }
     if trainer.adapter and files.adapter:
         trainer.adapter.save(files.adapter)
-    model = best.with_card(replace(card, about=about))
-    model.save(Path(out))
-    if checkpoint:
-        checkpoint.path.unlink(missing_ok=True)
-    return model
+    return finished(best, about, out, checkpoint)
 
 
 def _completed(plan: LanderPlan, start: LanderModel | None, is_mapped: bool) -> LanderPlan:
