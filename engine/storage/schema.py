@@ -18,7 +18,7 @@ table)`, four bytes, big-endian. A mismatch raises `CorruptStore`.
 | sizes | 2^64 - 1 - size u64, cluster u64 | none; the living final clusters, largest first |
 | endings | version u64, cluster u64 | none; the ended clusters that the log still records |
 | commits | version u64 | time i64, events u64, bytes of their bodies u64 |
-| events | version u64, ordinal u32 | JSON without what key and configuration imply; see `event_body` |
+| events | version u64, ordinal u32 | JSON without what key and configuration imply; see `bodies` |
 | positions | source (UTF-8) | the next position |
 | nodes | node u64 | vector i16 x d; identical vectors are one node |
 | copies | node u64, item u64 | none; the items that have the node's vector |
@@ -35,10 +35,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine.errors import ConfigMismatch
 from engine.events import EventId
+from engine.types import Epoch
 
 FORMAT = 2
 REBUILT_FROM = 1  # stores of this format are brought over by a rebuild, see `engine.storage.upgrade`
@@ -71,6 +72,40 @@ K = TypeVar("K")
 
 _U64, _PAIR, _EVENT = struct.Struct(">Q"), struct.Struct(">QQ"), struct.Struct(">QI")
 _TOP = 2**64 - 1
+
+
+class StateRecord(NamedTuple):
+    """The last committed version."""
+
+    version: int  # 0: nothing was committed yet
+    time_ms: int  # of the commit
+    epoch: Epoch
+    counters: Mapping[str, int]
+
+    @property
+    def levels(self) -> int:
+        return int(self.counters.get("levels", 1))
+
+
+class LogRecord(NamedTuple):
+    """The event log as a whole."""
+
+    bytes: int  # of the bodies of its events
+    forgot: EventId | None  # the last event that was forgotten
+
+
+class Commit(NamedTuple):
+    """A version in the event log."""
+
+    version: int
+    time_ms: int
+    events: int
+    bytes: int  # of their bodies
+
+    @property
+    def last(self) -> EventId:
+        """The place of its last event; the next version is behind it."""
+        return self.version, max(self.events - 1, 0)
 
 
 def require_format(path: Path, config: Mapping[str, Any]) -> None:
