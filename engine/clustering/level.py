@@ -219,9 +219,10 @@ class Level(Columns):
 
         Each stage goes on only with what changed in its bits.
         """
-        embedded, differing = self._embed(changed, epoch)
+        graph, cache = self.graph(), self.cache()
+        embedded, differing = self._embed(graph, cache, changed, epoch)
         watch.lap("embed")
-        linked, relinked = self._link(np.union1d(changed, differing), epoch)
+        linked, relinked = self._link(graph, cache, np.union1d(changed, differing), epoch)
         watch.lap("link")
         judged = np.union1d(changed, relinked)
         rehung = self._rehang(judged)
@@ -256,20 +257,20 @@ class Level(Columns):
         """Compute the means of nodes of level 0, which follow from their lists."""
         self.means[rows] = self.lists.means(rows)
 
-    def _embed(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
+    def _embed(self, graph: KnnGraph, cache: Cache, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         if self.is_base:
             self.average(changed)
         rows = self._by_tree(self.lists.affected_nodes(changed))
         self.node_valid[changed] = False
         if not self.is_base:
             self.edge_valid[self.lists.affected_edges(rows, changed)] = False
-        fresh = self.model.embed(self.graph(), epoch, rows, self.cache())
+        fresh = self.model.embed(graph, epoch, rows, cache)
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
-    def _link(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
+    def _link(self, graph: KnnGraph, cache: Cache, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = self.model.link(self.graph(), epoch, self.hidden, sources, ranks, self.cache())
+        fresh = self.model.link(graph, epoch, self.hidden, sources, ranks, cache)
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.clustering.hierarchy import lift
 from engine.clustering.level import Delta, Level, Model
 from engine.clustering.state import State
-from engine.clustering.supernodes import lift
 from engine.errors import InputError
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch

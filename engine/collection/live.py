@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -165,9 +164,7 @@ class LiveCollection(Closing):
             now_ms = self._now_ms()
             expired = retention.due(state, self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
-            change, applied = pipeline.step(
-                state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
-            )
+            change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
             self.store.commit(change, config)
             watch.lap("store")
@@ -175,7 +172,7 @@ class LiveCollection(Closing):
             self._since_snapshot += applied.stats["nodes"]
             nodes = state.hierarchy.base.nodes.live
             self._snapshot(least=max(self.settings.limits.snapshot_items, nodes // SNAPSHOT_SHARE))
-            return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
+            return applied
 
     def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Take a batch of deletes; unknown keys are counted and change nothing."""

@@ -103,6 +103,7 @@ class Generation:
         )
         rows = rows[~same]
         arrivals = Arrivals(
+            rows=at[~same],
             keys=theirs.named(rows),
             vectors=self.spaces.vectors_of(live, rows),
             ids=theirs.ids[rows],
@@ -126,7 +127,7 @@ class Generation:
         """Take the last difference and name clusters after the live ones; return what that alters."""
         self.take(self.difference(live))
         state = self.state
-        state.adopt(live.names, live.version)
+        state.names, state.version = live.names, live.version
         state.next_item, state.next_node = live.next_item, live.next_node
         if self.spaces.differ:
             state.next_node = number_nodes(state, live.next_node)

@@ -55,7 +55,7 @@ def recluster_upper_levels(
     base = built.levels[0]
     shape = replace(base.shape, tau=tau, max_levels=max_levels)
     again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
-    again.levels = [base]
+    again.base, again.levels = base, [base]
     again.climb(epoch)
     return BulkClustering(again.levels, built.node_of)
 
