@@ -46,14 +46,14 @@ class Hierarchy:
 
     def update(self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
         """Cluster after inserts and deletes, which are already applied to `base.nodes`."""
-        delta = Delta.of(new, gone)
+        delta = Delta(new, gone)
         found = self.base.update(delta, epoch, everything, watch)
         self._climb(delta, found, epoch, everything, watch)
         return found
 
     def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
         """Cluster from the lists of level 0, which are already in place."""
-        delta = Delta.of(self.base.nodes.all_rows(), NO_ROWS)
+        delta = Delta(self.base.nodes.all_rows())
         found = self.base.recluster(delta, delta.new, epoch, watch)
         self._climb(delta, found, epoch, True, watch)
         return found.work
@@ -71,7 +71,7 @@ class Hierarchy:
         base.above[: base.nodes.rows] = -1
         arrival = base.arrival()
         found = Clustered(arrival, NO_ROWS, arrival.rows, [])
-        self._climb(Delta.of(arrival.rows, NO_ROWS), found, epoch, True, Stopwatch())
+        self._climb(Delta(arrival.rows), found, epoch, True, Stopwatch())
 
     def _climb(
         self, delta: Delta, found: Clustered, epoch: Epoch, everything: bool, watch: Stopwatch
@@ -90,7 +90,7 @@ class Hierarchy:
             if at == len(self.levels):
                 self.levels.append(Level(self.shape, self.model, False, ExactIndex))
                 moves = lower.arrival()
-                delta, told = Delta.of(NO_ROWS, NO_ROWS), moves.rows
+                delta, told = Delta(), moves.rows
             upper = self.levels[at]
             delta, told = lift(lower, upper, delta, moves, told)
             lower.nodes.release(released)

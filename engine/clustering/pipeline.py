@@ -244,12 +244,12 @@ def _name(
         np.concatenate([np.ones(len(came_from) + len(left), np.int64), state.copies[moved] - came]),
     )
     stay = _staying(state, part)[np.searchsorted(state.names.trees.handles, before[stood])]
-    transfers = _without_empty(
-        Transfers(
-            np.concatenate([part.before, before[stood]]),
-            np.concatenate([part.after, trees[stood]]),
-            np.concatenate([part.count, stay]),
-        )
+    count = np.concatenate([part.count, stay])
+    some = count > 0
+    transfers = Transfers(
+        np.concatenate([part.before, before[stood]])[some],
+        np.concatenate([part.after, trees[stood]])[some],
+        count[some],
     )
     old = state.names.trees
     found = touched.follow(state.names, _partition(state, roots), transfers, version)
@@ -270,7 +270,7 @@ def _name(
     others = np.setdiff1d(items.of_nodes(elsewhere, base.capacity), turnover.items)
     rows = np.concatenate([others, turnover.items])
     previous = final_of(old, np.concatenate([before[items.nodes[others]], came_from]))
-    assignments = _assignments(state, found, rows, previous)
+    assignments = _assignments(state, found, trees, rows, previous)
     last = final_of(old, left).tolist()
     assignments += [Assignment(key, 0, final, ()) for (_, key), final in zip(removed, last, strict=True)]
     return _Named(found, places, assignments)
@@ -282,12 +282,12 @@ def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple
     `places`: the old trees of all items.
     """
     roots = state.roots()
-    trees = _tree_numbers(state, roots)[state.items.nodes[items]]
-    transfers = Transfers(places, trees, np.ones(len(items), np.int64))
+    trees = _tree_numbers(state, roots)
+    transfers = Transfers(places, trees[state.items.nodes[items]], np.ones(len(items), np.int64))
     previous = final_of(state.names.trees, places)
     found = lineage.follow(state.names, _partition(state, roots), transfers, version)
     state.handles[roots] = found.handles
-    return found, _assignments(state, found, items, previous)
+    return found, _assignments(state, found, trees, items, previous)
 
 
 def _tree_numbers(state: State, roots: Int32) -> Int64:
@@ -306,11 +306,6 @@ def _staying(state: State, part: Transfers) -> Int64:
     row = np.searchsorted(trees.handles, part.before[known])
     out: Int64 = np.bincount(row, weights=part.count[known], minlength=len(size)).astype(np.int64)
     return size - out
-
-
-def _without_empty(transfers: Transfers) -> Transfers:
-    some = transfers.count > 0
-    return Transfers(transfers.before[some], transfers.after[some], transfers.count[some])
 
 
 def _at(values: Int64, rows: Int32) -> Int64:
@@ -332,11 +327,14 @@ def _members(state: State, roots: Int32, moved: Int32) -> Int32:
     return np.flatnonzero(member).astype(np.int32)
 
 
-def _assignments(state: State, found: Lineage, rows: Int32, previous: Int64) -> list[Assignment]:
-    """Return an event for each item whose final cluster differs from `previous`, by rising item id."""
-    base, items = state.hierarchy.base, state.items
-    root = base.root[items.nodes[rows]]
-    trees = np.searchsorted(state.roots(), root)
+def _assignments(
+    state: State, found: Lineage, trees: Int64, rows: Int32, previous: Int64
+) -> list[Assignment]:
+    """Return an event for each item whose final cluster differs from `previous`, by rising item id.
+
+    `trees`: of each node, as `_tree_numbers` has them.
+    """
+    items, trees = state.items, trees[state.items.nodes[rows]]
     current = found.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
     # By item id: row numbers differ after a restart, and events must keep their order.

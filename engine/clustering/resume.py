@@ -90,7 +90,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
     if saved is None:
-        return Delta.of(rows, NO_ROWS), rows
+        return Delta(rows), rows
     at = _find(saved.content, base.nodes.hashes[rows])
     known, at = rows[at >= 0], at[at >= 0]
     row_of = np.full(len(saved.content) + 1, -1, np.int32)  # the last for -1
@@ -106,7 +106,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     base.average(rows[same[rows]])  # of the others when they are embedded
     fresh = np.ones(base.capacity, np.bool_)
     fresh[known] = False
-    return Delta.of(rows[fresh[rows]], NO_ROWS), rows[~same[rows]]
+    return Delta(rows[fresh[rows]]), rows[~same[rows]]
 
 
 def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
@@ -128,8 +128,7 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     reshaped = NO_ROWS
     if saved is not None:
         reshaped = stayed[_basis(upper, stayed) != saved.basis[at[at >= 0]]]
-    nothing = Delta.of(new, gone)
-    return Delta(new, gone, NO_ROWS, nothing.gained_sizes, nothing.gained_sums, reshaped)
+    return Delta(new, gone, reshaped=reshaped)
 
 
 def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.clustering.state import State
 from engine.config import Settings
-from engine.types import Batch, Int32
+from engine.types import Batch
 
 
 def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[bytes]:
@@ -20,7 +20,7 @@ def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[byt
         return []
     held = {*batch.keys, *batch.deletes}
     rows = np.setdiff1d(state.items.all_rows(), state.items.find([*held]))
-    rows = _oldest_first(state, rows)
+    rows = rows[np.lexsort((state.items.ids[rows], state.items.times[rows]))]  # oldest event, then key, first
     count = 0
     if kept.max_age_s is not None:
         count = int(np.searchsorted(state.items.times[rows], now_ms - int(kept.max_age_s * 1000)))
@@ -28,8 +28,3 @@ def due(state: State, settings: Settings, now_ms: int, batch: Batch) -> list[byt
         count = max(count, len(rows) + len(batch.keys) - kept.max_items)
     most = max(settings.limits.expire_items, 2 * len(batch.keys))
     return state.items.named(rows[: min(count, most)])
-
-
-def _oldest_first(state: State, rows: Int32) -> Int32:
-    """Sort by event time, then by first sight of the key."""
-    return rows[np.lexsort((state.items.ids[rows], state.items.times[rows]))]

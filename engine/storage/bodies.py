@@ -28,7 +28,6 @@ from engine.types import (
     Items,
     LineageEvent,
     Lists,
-    Vectors,
 )
 
 V = TypeVar("V")
@@ -63,16 +62,6 @@ def unpack_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
         [body[end:] for body, end in zip(bodies, ends, strict=True)],
         head["version"].astype(np.int64),
     )
-
-
-def pack_vectors(columns: Vectors) -> list[bytes]:
-    return split_rows(columns.vectors.astype("<i2"))
-
-
-def unpack_vectors(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
-    """`bodies`: of one length."""
-    grid = np.frombuffer(b"".join(bodies), "<i2").astype(np.int16)
-    return Vectors(unpack_ids(keys), grid.reshape(len(keys), len(bodies[0]) // 2 if bodies else 0))
 
 
 def pack_lists(columns: Lists) -> list[bytes]:

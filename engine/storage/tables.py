@@ -282,13 +282,15 @@ class VectorTable(ColumnTable[Vectors]):
     """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
 
     def __init__(self, raw: RawTable) -> None:
-        super().__init__(raw, bodies.pack_vectors, self._checked)
+        super().__init__(raw, lambda columns: split_rows(columns.vectors.astype("<i2")), self._read)
 
-    def _checked(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> Vectors:
-        odd = next((key for key, row in zip(keys, rows, strict=True) if len(row) != len(rows[0])), None)
+    def _read(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> Vectors:
+        size = len(rows[0]) if rows else 0
+        odd = next((key for key, row in zip(keys, rows, strict=True) if len(row) != size), None)
         if odd is not None:
-            self.raw.refuse(odd, f"its dimension is not that of the others, {len(rows[0]) // 2}")
-        return bodies.unpack_vectors(keys, rows)
+            self.raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
+        grid = np.frombuffer(b"".join(rows), "<i2").astype(np.int16)
+        return Vectors(unpack_ids(keys), grid.reshape(len(keys), size // 2))
 
 
 class ListTable(ColumnTable[Lists]):
