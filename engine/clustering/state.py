@@ -13,11 +13,12 @@ from engine.clustering.distinct import Distinct
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Model, Shape
 from engine.clustering.lineage import NO_NAMES, Names
+from engine.config import Settings
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes, Table
 from engine.index.hnsw import HnswIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import NO_ROWS, Epoch, Int16, Int32, Int64, Loaded, Trees
+from engine.types import NO_ROWS, Batch, Epoch, Int16, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
 
@@ -275,6 +276,24 @@ class State:
         rows = rows[np.argsort(-items.ids[rows])]  # the last one written is the oldest
         key_of = dict(zip(items.nodes[rows].tolist(), items.named(rows), strict=True))
         return [key_of[node] for node in nodes.tolist()]
+
+    def due(self, settings: Settings, now_ms: int, batch: Batch) -> list[bytes]:
+        """Return keys that retention deletes together with a batch; none of them occurs in the batch.
+
+        They depend on the state and the clock alone: the oldest events first, a bounded number at a time.
+        """
+        kept, items = settings.retention, self.items
+        if kept.max_age_s is None and kept.max_items is None:
+            return []
+        rows = np.setdiff1d(items.all_rows(), items.find([*batch.keys, *batch.deletes]))
+        rows = rows[np.lexsort((items.ids[rows], items.times[rows]))]  # then by first sight of the key
+        count = 0
+        if kept.max_age_s is not None:
+            count = int(np.searchsorted(items.times[rows], now_ms - int(kept.max_age_s * 1000)))
+        if kept.max_items is not None:
+            count = max(count, len(rows) + len(batch.keys) - kept.max_items)
+        most = max(settings.limits.expire_items, 2 * len(batch.keys))
+        return items.named(rows[: min(count, most)])
 
     def roots(self) -> Int32:
         """Return the peaks of level 0, int32, rising."""

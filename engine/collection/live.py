@@ -15,7 +15,7 @@ import numpy as np
 from typing_extensions import Self
 
 from engine.closing import Closing
-from engine.clustering import explain, pipeline, retention, themes
+from engine.clustering import explain, pipeline, themes
 from engine.clustering.resume import resume
 from engine.clustering.state import State
 from engine.collection import assign, snapshots
@@ -162,7 +162,7 @@ class LiveCollection(Closing):
             if anew:
                 state = self._begin_again(state, dim)
             now_ms = self._now_ms()
-            expired = retention.due(state, self.settings, now_ms, batch)
+            expired = state.due(self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
             change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
@@ -184,7 +184,7 @@ class LiveCollection(Closing):
         """A version of what retention deletes now, at most `[limits] expire_items`; None: nothing is due."""
         with self._running():
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
-            if not self._state or not retention.due(self._state, self.settings, self._now_ms(), nothing):
+            if not self._state or not self._state.due(self.settings, self._now_ms(), nothing):
                 return None
             return self.apply(nothing)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
-from engine.storage import bodies
+from engine.storage import schema
 from engine.storage.schema import Commit, LogRecord, StateRecord
 from engine.storage.tables import Tables
 from engine.types import Assignment, Change, Cluster, DeadLetter, Erased, Event, Renumbered, Shift, Vectors
@@ -147,9 +147,9 @@ def erase_mentions(tables: Tables, key: bytes) -> int:
     mentions = [
         (place, len(body))
         for place, body in tables.events.stored()
-        if any(needle in body for needle in needles) and _mentions(bodies.unpack_event(body), key)
+        if any(needle in body for needle in needles) and _mentions(schema.unpack_event(body), key)
     ]
-    blank, saved = len(bodies.pack_event(Erased())), 0
+    blank, saved = len(schema.pack_event(Erased())), 0
     for (version, ordinal), size in mentions:
         tables.events.put((version, ordinal), Erased())
         record = tables.commits.need(version)

@@ -1,7 +1,7 @@
 """The tables of a store within one transaction, each with the encoding of its rows.
 
 So no caller pairs a table with an encoding. Every value is compared with its checksum when it is read, and
-given one when it is written. `schema` documents the bytes; the larger bodies are encoded by `bodies`.
+given one when it is written. `schema` documents and encodes the bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from xxhash import xxh32_digest
 
 from engine.errors import CorruptStore
 from engine.events import EventId
-from engine.storage import bodies, schema
-from engine.storage.bodies import BodyCodec, split_rows, unpack_ids
+from engine.storage import schema
 from engine.storage.schema import (
     BYTES,
     CHECKSUM_BYTES,
@@ -30,6 +29,7 @@ from engine.storage.schema import (
     SEEDS,
     SIZE,
     TEXT,
+    BodyCodec,
     K,
     KeyCodec,
     LogRecord,
@@ -37,6 +37,8 @@ from engine.storage.schema import (
     Row,
     StateRecord,
     show_key,
+    split_rows,
+    unpack_ids,
 )
 from engine.types import Cluster, Clusters, Epoch, Event, Int64, Item, Items, Lists, Shift, Vectors
 
@@ -91,7 +93,7 @@ class RawTable:
         return self._txn.cursor(self._db)
 
     def read(self) -> tuple[list[bytes], list[bytes]]:
-        """Return all keys and all bodies. Raises CorruptStore."""
+        """Return all keys and all schema. Raises CorruptStore."""
         seed, digest = self._seed, xxh32_digest
         keys: list[bytes] = []
         bodies: list[bytes] = []
@@ -271,11 +273,11 @@ class ItemTable(ColumnTable[Items]):
     def get(self, number: int) -> Item | None:
         """Return the item of this id, None if there is none. Raises CorruptStore."""
         body = self.raw.get(ID.pack(number))
-        return None if body is None else bodies.unpack_item(number, body)
+        return None if body is None else schema.unpack_item(number, body)
 
     def need(self, number: int) -> Item:
         """Return the item of this id, which must exist. Raises CorruptStore."""
-        return bodies.unpack_item(number, self.raw.need(ID.pack(number)))
+        return schema.unpack_item(number, self.raw.need(ID.pack(number)))
 
 
 class VectorTable(ColumnTable[Vectors]):
@@ -330,20 +332,20 @@ class ClusterTable(Table[int, Cluster]):
 
     def living(self) -> Clusters:
         """Return the clusters that have not ended, by rising id. Raises CorruptStore."""
-        return bodies.unpack_living(*self.raw.read())
+        return schema.unpack_living(*self.raw.read())
 
 
 class EventTable(Table[EventId, Event]):
     """Events by version and ordinal."""
 
     def stored(self, start: EventId = (0, 0)) -> Iterator[tuple[EventId, bytes]]:
-        """Yield (place, body) from a place on; see `bodies`. Raises CorruptStore."""
+        """Yield (place, body) from a place on; see `schema.unpack_event`. Raises CorruptStore."""
         for key, body in self.raw.rows(PLACE.pack(start)):
             yield PLACE.unpack(key), body
 
     def put_version(self, version: int, events: Sequence[Event]) -> int:
-        """Write the events of a version; return the bytes of their bodies."""
-        rows = list(map(bodies.pack_event, events))
+        """Write the events of a version; return the bytes of their schema."""
+        rows = list(map(schema.pack_event, events))
         self.raw.put_all((PLACE.pack((version, ordinal)), body) for ordinal, body in enumerate(rows))
         return sum(map(len, rows))
 
@@ -430,19 +432,19 @@ class Tables:
         return RawTable(self._txn, self._handles[name], name)
 
     meta = _table("meta", MetaTable)
-    items = _table("items", lambda raw: ItemTable(raw, bodies.pack_items, bodies.unpack_items))
-    keys = _table("keys", lambda raw: Table(raw, BYTES, bodies.NUMBER))
+    items = _table("items", lambda raw: ItemTable(raw, schema.pack_items, schema.unpack_items))
+    keys = _table("keys", lambda raw: Table(raw, BYTES, schema.NUMBER))
     nodes = _table("nodes", VectorTable)
     copies = _table("copies", lambda raw: PairTable(raw, PAIR))
     incoming = _table("incoming", VectorTable)  # by item id
-    lists = _table("lists", lambda raw: ListTable(raw, bodies.pack_lists, bodies.unpack_lists))
-    places = _table("places", lambda raw: PlaceTable(raw, ID, bodies.NUMBER))
+    lists = _table("lists", lambda raw: ListTable(raw, schema.pack_lists, schema.unpack_lists))
+    places = _table("places", lambda raw: PlaceTable(raw, ID, schema.NUMBER))
     members = _table("members", lambda raw: PairTable(raw, PAIR))
-    trees = _table("trees", lambda raw: TreeTable(raw, ID, bodies.PATH))
+    trees = _table("trees", lambda raw: TreeTable(raw, ID, schema.PATH))
     cluster_trees = _table("cluster_trees", lambda raw: PairTable(raw, PAIR))
-    clusters = _table("clusters", lambda raw: ClusterTable(raw, ID, bodies.CLUSTER))
+    clusters = _table("clusters", lambda raw: ClusterTable(raw, ID, schema.CLUSTER))
     sizes = _table("sizes", lambda raw: PairTable(raw, SIZE))
     endings = _table("endings", lambda raw: PairTable(raw, PAIR))
-    commits = _table("commits", lambda raw: Table(raw, ID, bodies.COMMIT))
-    events = _table("events", lambda raw: EventTable(raw, PLACE, bodies.EVENT))
-    positions = _table("positions", lambda raw: Table(raw, TEXT, bodies.BYTES))
+    commits = _table("commits", lambda raw: Table(raw, ID, schema.COMMIT))
+    events = _table("events", lambda raw: EventTable(raw, PLACE, schema.EVENT))
+    positions = _table("positions", lambda raw: Table(raw, TEXT, schema.RAW))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CorruptStore, counted
-from engine.storage import bodies
+from engine.storage import schema
 from engine.storage.environment import reading
 from engine.storage.load import load
 from engine.storage.schema import Commit, Pair, show_key
@@ -106,7 +106,7 @@ def _read_events(tables: Tables, contents: Contents) -> None:
         if ordinal != count:
             contents.strange.append(f"event {version}-{ordinal} stands where {version}-{count} should")
         try:
-            event = bodies.unpack_event(body)
+            event = schema.unpack_event(body)
         except (ValueError, KeyError, TypeError):
             contents.strange.append(f"event {version}-{ordinal} cannot be read")
             continue

@@ -13,7 +13,7 @@ import pytest
 
 from engine.api.follower import Bounds, Follower, Growth, History, WindowStart, mentioned
 from engine.events import BEGIN
-from engine.storage import bodies
+from engine.storage import schema
 from engine.storage.eventlog import CLUSTERS, ITEMS, Raw
 from engine.storage.reader import View
 from engine.storage.schema import Commit
@@ -23,7 +23,7 @@ from tests.support.fake_collection import CONFIG, Toy
 
 
 def event(version: int, ordinal: int, what: Assignment | LineageEvent) -> Raw:
-    body = bodies.pack_event(what)
+    body = schema.pack_event(what)
     return Raw((version, ordinal), body, orjson.loads(body))
 
 

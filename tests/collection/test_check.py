@@ -22,7 +22,7 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import NoStore
-from engine.storage import bodies
+from engine.storage import schema
 from engine.storage.schema import PLACE, K
 from engine.storage.store import Store
 from engine.storage.tables import Table, Tables, V
@@ -215,9 +215,9 @@ def lose_a_commit(tables: Tables) -> None:
 def tell_a_lie(tables: Tables) -> None:
     """The last event of an item says it is elsewhere."""
     for place, body in reversed(list(tables.events.stored())):
-        event = bodies.unpack_event(body)
+        event = schema.unpack_event(body)
         if isinstance(event, Assignment) and event.cluster:
-            lie = bodies.pack_event(replace(event, cluster=event.cluster + 1))
+            lie = schema.pack_event(replace(event, cluster=event.cluster + 1))
             tables.events.raw.put(PLACE.pack(place), lie.ljust(len(body)))
             return
 
