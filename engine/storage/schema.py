@@ -182,6 +182,9 @@ def show_key(table: str, key: bytes) -> str:
     return key.hex() if layout is None else "/".join(map(str, layout.unpack(key)))
 
 
+# --- the bodies of rows, as columns: tables that are loaded as a whole or written by the batch ----
+
+
 def unpack_item(number: int, body: bytes) -> Item:
     time, version, node, length = _ITEM.unpack_from(body)
     end = _ITEM.size + length
@@ -239,6 +242,32 @@ def _list(width: int) -> np.dtype[np.void]:
     return np.dtype([("low", "<u4", (width,)), ("high", "<u2", (width,)), ("dot", "<i4", (width,))])
 
 
+def unpack_living(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Clusters:
+    """Return the clusters that have not ended."""
+    columns = np.frombuffer(b"".join([body[:_CLUSTER] for body in bodies]), "<u8").reshape(-1, 8)
+    living = columns[:, 7] == 0
+    table = Clusters(unpack_ids(keys)[living], *columns[living, :7].T.astype(np.int64))
+    assert len(fields(table)) == 8
+    return table
+
+
+def unpack_ids(keys: Sequence[bytes]) -> Int64:
+    """Decode keys of eight bytes."""
+    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
+
+
+def split_rows(rows: NDArray[Any]) -> list[bytes]:
+    """Return the bytes of each row of an array."""
+    rows = np.ascontiguousarray(rows)
+    if not len(rows):
+        return []
+    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
+    return raw
+
+
+# --- the bodies of rows, one by one -------------------------------------------------------------
+
+
 def pack_cluster(value: Cluster) -> bytes:
     numbers = (value.size, value.finest, value.coarsest, value.peak)
     times = (value.parent, value.born, value.changed, value.ended)
@@ -249,15 +278,6 @@ def unpack_cluster(number: int, body: bytes) -> Cluster:
     numbers = struct.unpack(f"<{len(body) // 8}Q", body)
     size, finest, coarsest, peak, parent, born, changed, ended, *into = numbers
     return Cluster(number, size, finest, coarsest, peak, parent, born, changed, ended, tuple(into))
-
-
-def unpack_living(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Clusters:
-    """Return the clusters that have not ended."""
-    columns = np.frombuffer(b"".join([body[:_CLUSTER] for body in bodies]), "<u8").reshape(-1, 8)
-    living = columns[:, 7] == 0
-    table = Clusters(unpack_ids(keys)[living], *columns[living, :7].T.astype(np.int64))
-    assert len(fields(table)) == 8
-    return table
 
 
 def pack_event(event: Event) -> bytes:
@@ -306,20 +326,6 @@ def _unpack_dead_letter(body: bytes) -> DeadLetter:
         None if head["value"] is None else body[middle:],
         [(name, bytes.fromhex(value)) for name, value in head["headers"]],
     )
-
-
-def unpack_ids(keys: Sequence[bytes]) -> Int64:
-    """Decode keys of eight bytes."""
-    return np.frombuffer(b"".join(keys), ">u8").astype(np.int64)
-
-
-def split_rows(rows: NDArray[Any]) -> list[bytes]:
-    """Return the bytes of each row of an array."""
-    rows = np.ascontiguousarray(rows)
-    if not len(rows):
-        return []
-    raw: list[bytes] = rows.view(f"V{rows.nbytes // len(rows)}").reshape(-1).tolist()
-    return raw
 
 
 RAW: BodyCodec[Any, bytes] = BodyCodec(bytes, lambda _, body: body)
