@@ -280,21 +280,6 @@ class ItemTable(ColumnTable[Items]):
         return schema.unpack_item(number, self.raw.need(ID.pack(number)))
 
 
-class VectorTable(ColumnTable[Vectors]):
-    """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
-
-    def __init__(self, raw: RawTable) -> None:
-        super().__init__(raw, lambda columns: split_rows(columns.vectors.astype("<i2")), self._read)
-
-    def _read(self, keys: Sequence[bytes], rows: Sequence[bytes]) -> Vectors:
-        size = len(rows[0]) if rows else 0
-        odd = next((key for key, row in zip(keys, rows, strict=True) if len(row) != size), None)
-        if odd is not None:
-            self.raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
-        grid = np.frombuffer(b"".join(rows), "<i2").astype(np.int16)
-        return Vectors(unpack_ids(keys), grid.reshape(len(keys), size // 2))
-
-
 class ListTable(ColumnTable[Lists]):
     """Neighbour lists of level 0 by node id."""
 
@@ -344,7 +329,7 @@ class EventTable(Table[EventId, Event]):
             yield PLACE.unpack(key), body
 
     def put_version(self, version: int, events: Sequence[Event]) -> int:
-        """Write the events of a version; return the bytes of their schema."""
+        """Write the events of a version; return the bytes of their bodies."""
         rows = list(map(schema.pack_event, events))
         self.raw.put_all((PLACE.pack((version, ordinal)), body) for ordinal, body in enumerate(rows))
         return sum(map(len, rows))
@@ -411,6 +396,20 @@ def _pack_ids(ids: Int64) -> list[bytes]:
     return split_rows(ids.astype(">u8"))
 
 
+def _vectors(raw: RawTable) -> ColumnTable[Vectors]:
+    """Make a table of vectors, (d,) int16 each, by the id of a node (distinct ones) or an item (incoming)."""
+
+    def unpack(keys: Sequence[bytes], rows: Sequence[bytes]) -> Vectors:
+        size = len(rows[0]) if rows else 0
+        odd = next((key for key, row in zip(keys, rows, strict=True) if len(row) != size), None)
+        if odd is not None:
+            raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
+        grid = np.frombuffer(b"".join(rows), "<i2").astype(np.int16)
+        return Vectors(unpack_ids(keys), grid.reshape(len(keys), size // 2))
+
+    return ColumnTable(raw, lambda columns: split_rows(columns.vectors.astype("<i2")), unpack)
+
+
 def _table(name: str, make: Callable[[RawTable], T]) -> cached_property[T]:
     """Declare a table of `Tables`, which is made when it is first used."""
     return cached_property(lambda tables: make(tables.open(name)))
@@ -434,9 +433,9 @@ class Tables:
     meta = _table("meta", MetaTable)
     items = _table("items", lambda raw: ItemTable(raw, schema.pack_items, schema.unpack_items))
     keys = _table("keys", lambda raw: Table(raw, BYTES, schema.NUMBER))
-    nodes = _table("nodes", VectorTable)
+    nodes = _table("nodes", _vectors)
     copies = _table("copies", lambda raw: PairTable(raw, PAIR))
-    incoming = _table("incoming", VectorTable)  # by item id
+    incoming = _table("incoming", _vectors)  # by item id
     lists = _table("lists", lambda raw: ListTable(raw, schema.pack_lists, schema.unpack_lists))
     places = _table("places", lambda raw: PlaceTable(raw, ID, schema.NUMBER))
     members = _table("members", lambda raw: PairTable(raw, PAIR))
