@@ -17,7 +17,7 @@ from numba import njit
 
 from engine.clustering import evidence
 from engine.clustering.decode import ROOT
-from engine.clustering.level import Clustered, Delta, Level, Model, Moves, Shape, Work
+from engine.clustering.level import Clustered, Delta, Level, Model, Moves, Shape
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
@@ -44,19 +44,24 @@ class Hierarchy:
         self.base = Level(shape, model, True, base_index)
         self.levels = [self.base]  # level 0 first
 
-    def update(self, new: Int32, gone: Int32, epoch: Epoch, everything: bool, watch: Stopwatch) -> Clustered:
+    def update(
+        self,
+        new: Int32,
+        gone: Int32,
+        epoch: Epoch,
+        everything: bool = False,
+        watch: Stopwatch | None = None,
+    ) -> Clustered:
         """Cluster after inserts and deletes, which are already applied to `base.nodes`."""
-        delta = Delta(new, gone)
+        delta, watch = Delta(new, gone), watch or Stopwatch()
         found = self.base.update(delta, epoch, everything, watch)
         self._climb(delta, found, epoch, everything, watch)
         return found
 
-    def restore(self, epoch: Epoch, watch: Stopwatch) -> list[Work]:
+    def restore(self, epoch: Epoch) -> None:
         """Cluster from the lists of level 0, which are already in place."""
-        delta = Delta(self.base.nodes.all_rows())
-        found = self.base.recluster(delta, delta.new, epoch, watch)
-        self._climb(delta, found, epoch, True, watch)
-        return found.work
+        delta, watch = Delta(self.base.nodes.all_rows()), Stopwatch()
+        self._climb(delta, self.base.recluster(delta, delta.new, epoch, watch), epoch, True, watch)
 
     def retune(self, tau: float, base_tau: float | None, epoch: Epoch) -> None:
         """Cluster anew at other taus, `base_tau` that of level 0: it has its linkage already."""

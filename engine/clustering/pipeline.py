@@ -63,13 +63,13 @@ class _Named:
 
 
 def step(
-    state: State, batch: Batch, now_ms: int, watch: Stopwatch, expired: Sequence[bytes] = ()
+    state: State, batch: Batch, now_ms: int, watch: Stopwatch | None = None, expired: Sequence[bytes] = ()
 ) -> tuple[Change, Applied]:
     """Apply a batch to the state; return the change to commit and a summary.
 
     `expired`: keys that retention deletes together with it; none of them occurs in the batch.
     """
-    version = state.version + 1
+    version, watch = state.version + 1, watch or Stopwatch()
     plan = _sort_out(state, batch, [*batch.deletes, *expired])
     removed = list(zip(state.items.ids[plan.gone].tolist(), state.items.named(plan.gone), strict=True))
     arrivals = _arrivals(state, batch, plan, version)

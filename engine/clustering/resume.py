@@ -16,7 +16,7 @@ from numba import njit
 
 from engine.clustering.decode import ROOT
 from engine.clustering.hierarchy import Hierarchy
-from engine.clustering.level import Delta, Level, Work
+from engine.clustering.level import Delta, Level
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
@@ -65,14 +65,14 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
     return saved
 
 
-def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch) -> list[Work]:
+def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch) -> None:
     """Cluster from the lists of level 0, which are in place, reusing what is still valid in a snapshot.
 
     The snapshot must be of the same shape, model, arithmetic and epoch.
     """
-    base = hierarchy.base
+    base, watch = hierarchy.base, Stopwatch()
     delta, changed = _begin(base, saved[0] if saved else None)
-    works = list(base.recluster(delta, changed, epoch, watch).work)
+    base.recluster(delta, changed, epoch, watch)
     for at in range(1, hierarchy.shape.max_levels):
         lower = hierarchy.levels[at - 1]
         if lower.links == 0:
@@ -81,9 +81,8 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
         hierarchy.levels.append(upper)
         known = saved[at] if saved and at < len(saved) else None
         delta = _lift(lower, upper, known)
-        works += upper.update(delta, epoch, False, watch).work
+        upper.update(delta, epoch, False, watch)
         upper.nodes.release(delta.gone)
-    return works
 
 
 def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:

@@ -17,7 +17,6 @@ from engine.config import Settings
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes, Table
 from engine.index.hnsw import HnswIndex
-from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Batch, Epoch, Int16, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
@@ -213,7 +212,7 @@ class State:
     def recluster_all(self) -> None:
         """Cluster all nodes from scratch, after `of`."""
         rows = self.hierarchy.base.nodes.all_rows()
-        self.hierarchy.update(rows, NO_ROWS, self.calibration.epoch, False, Stopwatch())
+        self.hierarchy.update(rows, NO_ROWS, self.calibration.epoch)
 
     def _reserve(self) -> None:
         more = self.hierarchy.base.capacity - len(self.node_ids)

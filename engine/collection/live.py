@@ -406,7 +406,7 @@ class LiveCollection(Closing):
         saved = snapshots.load_levels(self.store.path, state.version, basis)
         newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
         self._since_snapshot = state.nodes_since(newest)
-        resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
+        resume(state.hierarchy, saved, state.calibration.epoch)
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:

@@ -28,7 +28,6 @@ from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.storage import schema
 from engine.storage.store import Store, changes
-from engine.system.stopwatch import Stopwatch
 from engine.types import Change, Int16, Int32, Int64, Renumbered
 
 
@@ -120,7 +119,7 @@ class Generation:
         turnover = state.take(self.spaces.mapped(change.arrivals), change.gone)
         if first:
             state.calibration.begin()
-        state.hierarchy.update(turnover.new, turnover.gone, state.calibration.epoch, False, Stopwatch())
+        state.hierarchy.update(turnover.new, turnover.gone, state.calibration.epoch)
         self._begun = True
 
     def finish(self, live: State, now_ms: int) -> Change:
