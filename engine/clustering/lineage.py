@@ -153,6 +153,11 @@ def distinct(paths: Int64) -> Int64:
     return packed
 
 
+def listed(paths: Int64) -> list[tuple[int, ...]]:
+    """Return the distinct ids of each path, final first."""
+    return [tuple(i for i in path if i) for path in distinct(paths).tolist()]
+
+
 def _totals(index: Int64, count: Int64, length: int) -> Int64:
     return np.bincount(index, weights=count, minlength=length).astype(np.int64)  # exact below 2^53
 

@@ -134,7 +134,7 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
     found, assignments = _name_anew(state, state.items.all_rows(), places, version)
     state.names, state.version = found.names, version
     none = np.empty((0, state.hierarchy.shape.dim), np.int16)
-    paths = lineage.distinct(found.names.trees.paths).tolist()
+    trees = found.names.trees
     return Change(
         version=version,
         time_ms=now_ms,
@@ -147,10 +147,7 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
         vectors=Vectors(_NO_IDS, none),
         lists=_lists(state, nodes),
         places=Shift(state.node_ids[nodes], np.zeros(len(nodes), np.int64), state.handles[base.root[nodes]]),
-        trees={
-            handle: tuple(i for i in path if i)
-            for handle, path in zip(found.names.trees.handles.tolist(), paths, strict=True)
-        },
+        trees=dict(zip(trees.handles.tolist(), lineage.listed(trees.paths), strict=True)),
         clusters=found.changed_clusters,
         events=[*found.events, *assignments],
     )
@@ -340,7 +337,7 @@ def _assignments(
     # By item id: row numbers differ after a restart, and events must keep their order.
     changed = changed[np.argsort(items.ids[rows[changed]])]
     concerned, which = np.unique(trees[changed], return_inverse=True)
-    paths = [tuple(i for i in path if i) for path in lineage.distinct(found.paths[concerned]).tolist()]
+    paths = lineage.listed(found.paths[concerned])
     columns = (rows[changed], current[changed], previous[changed], which)
     return [
         Assignment(items.keys[row], cluster, old, paths[tree])
