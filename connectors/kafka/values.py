@@ -43,11 +43,7 @@ class Decoder:
         self._settings, self._limits = settings, limits
         self._parser = Parser(limits)
         self._registry = Registry(settings) if settings.registry_url else None
-
-    @property
-    def ignored(self) -> Mapping[str, int]:
-        """Names of fields that were not understood, and in how many records."""
-        return self._parser.ignored
+        self.ignored: Mapping[str, int] = self._parser.ignored  # names not understood, in how many records
 
     def settle(
         self, records: Sequence[Any], dim: int | None, now_ms: int

@@ -17,7 +17,7 @@ from engine.errors import StoreError
 from engine.events import EventId
 from engine.storage.eventlog import CLUSTERS, ITEMS, Raw
 from engine.storage.reader import Head, View
-from engine.storage.tables import Commit
+from engine.storage.schema import Commit
 
 POLL_S = 0.1  # between two checks for a new version
 SLICE_EVENTS = 250  # about a millisecond

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numba import njit
 from engine.clustering import decode
 from engine.clustering.decode import ROOT
 from engine.clustering.evidence import Evidence, Sources, Trees
+from engine.clustering.list_arrays import means
 from engine.clustering.neighborhood import Neighborhood
 from engine.index.base import ExactIndex
 from engine.index.columns import Columns, Nodes
@@ -74,17 +75,13 @@ class Shape:
 class Delta:
     """A level's batch: rows already added or removed, and the gains (or losses) of supernodes."""
 
-    new: Int32
-    gone: Int32
-    touched: Int32
-    gained_sizes: Int64  # (touched,)
-    gained_sums: Int64  # (touched, d)
-    reshaped: Int32  # rows whose size, rounded mean or evidence, which a model sees, changed
-
-    @classmethod
-    def of(cls, new: Int32, gone: Int32) -> Delta:
-        """Return a batch of inserts and deletes alone."""
-        return cls(new, gone, NO_ROWS, np.empty(0, np.int64), np.empty((0, 0), np.int64), NO_ROWS)
+    new: Int32 = field(default_factory=lambda: NO_ROWS)
+    gone: Int32 = field(default_factory=lambda: NO_ROWS)
+    touched: Int32 = field(default_factory=lambda: NO_ROWS)
+    gained_sizes: Int64 = field(default_factory=lambda: np.empty(0, np.int64))  # (touched,)
+    gained_sums: Int64 = field(default_factory=lambda: np.empty((0, 0), np.int64))  # (touched, d)
+    # Rows whose size, rounded mean or evidence, which a model sees, changed.
+    reshaped: Int32 = field(default_factory=lambda: NO_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +189,6 @@ class Level(Columns):
             evidence=None if self.is_base else self.evidence.arrays,
         )
 
-    def cache(self) -> Cache:
-        """Return the model's intermediate results for the level."""
-        return Cache(self.cached_nodes, self.node_valid, self.cached_edges, self.edge_valid)
-
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
         rows = self.nodes.add(vectors, hashes)
         self.prepare(rows)
@@ -219,9 +212,11 @@ class Level(Columns):
 
         Each stage goes on only with what changed in its bits.
         """
-        embedded, differing = self._embed(changed, epoch)
+        graph = self.graph()
+        cache = Cache(self.cached_nodes, self.node_valid, self.cached_edges, self.edge_valid)
+        embedded, differing = self._embed(graph, cache, changed, epoch)
         watch.lap("embed")
-        linked, relinked = self._link(np.union1d(changed, differing), epoch)
+        linked, relinked = self._link(graph, cache, np.union1d(changed, differing), epoch)
         watch.lap("link")
         judged = np.union1d(changed, relinked)
         rehung = self._rehang(judged)
@@ -235,7 +230,7 @@ class Level(Columns):
         self.shape, tau = shape, shape.tau_at(self.is_base)
         if tau != self.tau:
             self.tau = tau
-            self._move(Delta.of(NO_ROWS, NO_ROWS), self._rehang(self.nodes.all_rows()))
+            self._move(Delta(), self._rehang(self.nodes.all_rows()))
 
     def sources(self) -> Sources:
         """Return what the evidence of the level above sums up."""
@@ -254,22 +249,23 @@ class Level(Columns):
 
     def average(self, rows: Int32) -> None:
         """Compute the means of nodes of level 0, which follow from their lists."""
-        self.means[rows] = self.lists.means(rows)
+        lists = self.lists
+        self.means[rows] = means(rows, self.shape.k, lists.neighbors, lists.lengths, self.nodes.vectors)
 
-    def _embed(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
+    def _embed(self, graph: KnnGraph, cache: Cache, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         if self.is_base:
             self.average(changed)
         rows = self._by_tree(self.lists.affected_nodes(changed))
         self.node_valid[changed] = False
         if not self.is_base:
             self.edge_valid[self.lists.affected_edges(rows, changed)] = False
-        fresh = self.model.embed(self.graph(), epoch, rows, self.cache())
+        fresh = self.model.embed(graph, epoch, rows, cache)
         return len(rows), _write_nodes(self.hidden, rows, fresh)
 
-    def _link(self, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
+    def _link(self, graph: KnnGraph, cache: Cache, changed: Int32, epoch: Epoch) -> tuple[int, Int32]:
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
-        fresh = self.model.link(self.graph(), epoch, self.hidden, sources, ranks, self.cache())
+        fresh = self.model.link(graph, epoch, self.hidden, sources, ranks, cache)
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:

@@ -57,8 +57,6 @@ class Lineage:
     names: Names
     handles: Int64  # (t,), of new tree number 0, 1, ...
     paths: Int64  # (t, levels), their cluster ids, finest level first
-    previous: Int64  # (a,), final cluster of a transfer's items before, 0: new
-    current: Int64  # (a,), and now, 0: gone
     changed_trees: dict[int, tuple[int, ...]]  # handle -> distinct ids, final first; (): gone
     changed_clusters: list[Cluster]
     events: list[LineageEvent]
@@ -124,15 +122,10 @@ def follow(names: Names, partition: Partition, transfers: Transfers, version: in
     clusters, record = _table(levels, old, version)
     order = np.argsort(handles)
     trees = Trees(handles[order], paths[order])
-    previous, current = np.zeros_like(transfers.before), np.zeros_like(transfers.before)
-    previous[known] = old_trees.paths[row[known], -1]
-    current[kept] = paths[transfers.after[kept], -1]
     return Lineage(
         Names(trees, clusters, next_tree, next_cluster),
         handles,
         paths,
-        previous,
-        current,
         _changed_trees(old_trees, trees),
         [*_records(clusters, record), *_ended(names, clusters, paths, parts, version)],
         _events(old, levels[-1]),
@@ -158,6 +151,11 @@ def distinct(paths: Int64) -> Int64:
     rows, columns = np.nonzero(keep)
     packed[rows, position[rows, columns]] = coarse_first[rows, columns]
     return packed
+
+
+def listed(paths: Int64) -> list[tuple[int, ...]]:
+    """Return the distinct ids of each path, final first."""
+    return [tuple(i for i in path if i) for path in distinct(paths).tolist()]
 
 
 def _totals(index: Int64, count: Int64, length: int) -> Int64:

@@ -17,7 +17,7 @@ from engine.clustering.list_arrays import ListArrays, Near, Offers
 from engine.index.base import NEVER, Index
 from engine.index.columns import Columns, Nodes
 from engine.system.stopwatch import Stopwatch
-from engine.types import Bool, Int8, Int16, Int32
+from engine.types import Bool, Int8, Int32
 
 _WALK = 300  # lists read one after the other in the time in which one node's holders are found
 
@@ -73,7 +73,7 @@ class Neighborhood(Columns):
         short = self._short(dropped, len(new))
         complete = self._complete(len(new))
         searched = np.concatenate([new, short])
-        found, found_dots = self._search(searched)
+        found, found_dots = self.index.search(searched, self.width if self.index.exact else self.search_width)
         watch.lap("search")
         list_arrays.replace(searched, found[:, : self.width], found_dots[:, : self.width], self.arrays)
         self.marks[searched] = 1
@@ -94,11 +94,6 @@ class Neighborhood(Columns):
     def degrees(self) -> Int32:
         """Neighbours in use, int32 (rows,)."""
         return np.minimum(self.lengths[: self.nodes.rows], self.k)
-
-    def means(self, rows: Int32) -> Int16:
-        """Return the rounded mean (m, d) of the vectors of each of these nodes and of N(i)."""
-        found: Int16 = list_arrays.means(rows, self.k, self.neighbors, self.lengths, self.nodes.vectors)
-        return found
 
     def affected_nodes(self, changed: Int32) -> Int32:
         """`changed` and the nodes that have one of them in N(i), rising."""
@@ -141,10 +136,6 @@ class Neighborhood(Columns):
             return np.zeros(self.capacity, np.bool_)
         complete: Bool = (self.lengths >= before) & self.nodes.alive[: self.capacity]
         return complete
-
-    def _search(self, rows: Int32) -> tuple[Int32, Int32]:
-        width = self.width if self.index.exact else self.search_width
-        return self.index.search(rows, width)
 
     def _enter(self, new: Int32, searched: Int32, found: Int32, complete: Bool) -> Int32:
         """Offer the newcomers to the old lists that they may enter; returns the lists that took one.

@@ -48,13 +48,9 @@ class _Plan:
     held: Int32  # (n,), the item row that an upsert's key has, -1: the key is new
     fresh: Bool  # (n,), the key is new
     moving: Int64  # upserts that give a known key another vector
+    arriving: Int64  # the upserts of new keys, then the moving ones
     gone: Int32  # item rows of deleted keys
     unknown: int  # deletes of unknown keys
-
-    @property
-    def arrivals(self) -> Int64:
-        """The upserts of new keys and of known keys with another vector."""
-        return np.concatenate([np.flatnonzero(self.fresh), self.moving])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +62,15 @@ class _Named:
     assignments: list[Assignment]
 
 
-def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Change, Applied]:
-    """Apply a batch to the state; return the change to commit and a summary."""
-    version = state.version + 1
-    plan = _sort_out(state, batch)
+def step(
+    state: State, batch: Batch, now_ms: int, watch: Stopwatch | None = None, expired: Sequence[bytes] = ()
+) -> tuple[Change, Applied]:
+    """Apply a batch to the state; return the change to commit and a summary.
+
+    `expired`: keys that retention deletes together with it; none of them occurs in the batch.
+    """
+    version, watch = state.version + 1, watch or Stopwatch()
+    plan = _sort_out(state, batch, [*batch.deletes, *expired])
     removed = list(zip(state.items.ids[plan.gone].tolist(), state.items.named(plan.gone), strict=True))
     arrivals = _arrivals(state, batch, plan, version)
     turnover = state.take(arrivals, plan.gone)
@@ -79,7 +80,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
     epoch = state.calibration.epoch
     clustered = state.hierarchy.update(turnover.new, turnover.gone, epoch, recalibrated, watch)
     named = _name(state, turnover, clustered, removed, version)
-    state.adopt(named.found.names, version)
+    state.names, state.version = named.found.names, version
     watch.lap("lineage")
 
     new = turnover.new[~np.isin(turnover.new, turnover.replacing)]
@@ -89,7 +90,7 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         epoch=epoch,
         counters=state.counters,
         positions=batch.positions,
-        upserts=_upserts(state, batch),
+        upserts=_upserts(state, batch, plan, turnover),
         removed=removed,
         copies=_copies(state, turnover, removed),
         vectors=Vectors(state.node_ids[new], state.hierarchy.base.nodes.vectors[new]),
@@ -98,17 +99,20 @@ def step(state: State, batch: Batch, now_ms: int, watch: Stopwatch) -> tuple[Cha
         trees=named.found.changed_trees,
         clusters=named.found.changed_clusters,
         events=[*named.found.events, *named.assignments, *batch.rejected],
-        incoming=_incoming(batch, plan, arrivals),
+        incoming=Vectors(arrivals.ids, batch.incoming.vectors[plan.arriving])
+        if batch.incoming
+        else NO_VECTORS,
     )
     watch.lap("change")
     return change, Applied(
         version=version,
         inserted=int(plan.fresh.sum()),
         moved=len(plan.moving),
-        unchanged=len(batch.keys) - len(plan.arrivals),
-        deleted=len(plan.gone),
+        unchanged=len(batch.keys) - len(plan.arriving),
+        deleted=len(plan.gone) - len(expired),
         unknown=plan.unknown,
         rejected=len(batch.rejected),
+        expired=len(expired),
         stats={
             "work": clustered.work,
             "nodes": len(turnover.new) + len(turnover.gone),
@@ -128,9 +132,9 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
     base, version = state.hierarchy.base, state.version + 1
     nodes = base.nodes.all_rows()
     found, assignments = _name_anew(state, state.items.all_rows(), places, version)
-    state.adopt(found.names, version)
+    state.names, state.version = found.names, version
     none = np.empty((0, state.hierarchy.shape.dim), np.int16)
-    paths = lineage.distinct(found.names.trees.paths).tolist()
+    trees = found.names.trees
     return Change(
         version=version,
         time_ms=now_ms,
@@ -143,27 +147,26 @@ def regenerate(state: State, places: Int64, now_ms: int) -> Change:
         vectors=Vectors(_NO_IDS, none),
         lists=_lists(state, nodes),
         places=Shift(state.node_ids[nodes], np.zeros(len(nodes), np.int64), state.handles[base.root[nodes]]),
-        trees={
-            handle: tuple(i for i in path if i)
-            for handle, path in zip(found.names.trees.handles.tolist(), paths, strict=True)
-        },
+        trees=dict(zip(trees.handles.tolist(), lineage.listed(trees.paths), strict=True)),
         clusters=found.changed_clusters,
         events=[*found.events, *assignments],
     )
 
 
-def _sort_out(state: State, batch: Batch) -> _Plan:
+def _sort_out(state: State, batch: Batch, deletes: Sequence[bytes]) -> _Plan:
     items, nodes = state.items, state.hierarchy.base.nodes
     held = items.find(batch.keys)
     old = np.flatnonzero(held >= 0)
     same = (nodes.vectors[items.nodes[held[old]]] == batch.vectors[old]).all(axis=1)
     if batch.incoming:
         same &= ~batch.incoming.differs[old]
-    deleted = items.find(batch.deletes)
+    deleted = items.find(deletes)
+    fresh, moving = held < 0, old[~same]
     return _Plan(
         held=held,
-        fresh=held < 0,
-        moving=old[~same],
+        fresh=fresh,
+        moving=moving,
+        arriving=np.concatenate([np.flatnonzero(fresh), moving]),
         gone=deleted[deleted >= 0],
         unknown=int(np.count_nonzero(deleted < 0)),
     )
@@ -171,7 +174,7 @@ def _sort_out(state: State, batch: Batch) -> _Plan:
 
 def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals:
     """Return inserted and moved items, with ids for new keys; update the event times of the others."""
-    items, at = state.items, plan.arrivals
+    items, at = state.items, plan.arriving
     new = int(plan.fresh.sum())
     ids = np.concatenate(
         [np.arange(state.next_item, state.next_item + new), items.ids[plan.held[plan.moving]]]
@@ -180,6 +183,7 @@ def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals
     known = np.flatnonzero(~plan.fresh)
     items.times[plan.held[known]] = batch.times[known]
     return Arrivals(
+        rows=plan.held[at],
         keys=[batch.keys[i] for i in at.tolist()],
         vectors=batch.vectors[at],
         ids=ids,
@@ -188,17 +192,10 @@ def _arrivals(state: State, batch: Batch, plan: _Plan, version: int) -> Arrivals
     )
 
 
-def _incoming(batch: Batch, plan: _Plan, arrivals: Arrivals) -> Vectors:
-    """Return the incoming vectors of inserted and moved items, by item id."""
-    if batch.incoming is None:
-        return NO_VECTORS
-    return Vectors(arrivals.ids, batch.incoming.vectors[plan.arrivals])
-
-
-def _upserts(state: State, batch: Batch) -> Items:
+def _upserts(state: State, batch: Batch, plan: _Plan, turnover: Turnover) -> Items:
     """Return the item rows to write, by rising id."""
-    items = state.items
-    rows = items.find(batch.keys)
+    items, rows = state.items, plan.held.copy()
+    rows[plan.arriving] = turnover.items
     order = np.argsort(items.ids[rows])
     rows = rows[order]
     return Items(
@@ -244,12 +241,12 @@ def _name(
         np.concatenate([np.ones(len(came_from) + len(left), np.int64), state.copies[moved] - came]),
     )
     stay = _staying(state, part)[np.searchsorted(state.names.trees.handles, before[stood])]
-    transfers = _without_empty(
-        Transfers(
-            np.concatenate([part.before, before[stood]]),
-            np.concatenate([part.after, trees[stood]]),
-            np.concatenate([part.count, stay]),
-        )
+    count = np.concatenate([part.count, stay])
+    some = count > 0
+    transfers = Transfers(
+        np.concatenate([part.before, before[stood]])[some],
+        np.concatenate([part.after, trees[stood]])[some],
+        count[some],
     )
     old = state.names.trees
     found = touched.follow(state.names, _partition(state, roots), transfers, version)
@@ -270,7 +267,7 @@ def _name(
     others = np.setdiff1d(items.of_nodes(elsewhere, base.capacity), turnover.items)
     rows = np.concatenate([others, turnover.items])
     previous = final_of(old, np.concatenate([before[items.nodes[others]], came_from]))
-    assignments = _assignments(state, found, rows, previous)
+    assignments = _assignments(state, found, trees, rows, previous)
     last = final_of(old, left).tolist()
     assignments += [Assignment(key, 0, final, ()) for (_, key), final in zip(removed, last, strict=True)]
     return _Named(found, places, assignments)
@@ -282,12 +279,12 @@ def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple
     `places`: the old trees of all items.
     """
     roots = state.roots()
-    trees = _tree_numbers(state, roots)[state.items.nodes[items]]
-    transfers = Transfers(places, trees, np.ones(len(items), np.int64))
+    trees = _tree_numbers(state, roots)
+    transfers = Transfers(places, trees[state.items.nodes[items]], np.ones(len(items), np.int64))
     previous = final_of(state.names.trees, places)
     found = lineage.follow(state.names, _partition(state, roots), transfers, version)
     state.handles[roots] = found.handles
-    return found, _assignments(state, found, items, previous)
+    return found, _assignments(state, found, trees, items, previous)
 
 
 def _tree_numbers(state: State, roots: Int32) -> Int64:
@@ -306,11 +303,6 @@ def _staying(state: State, part: Transfers) -> Int64:
     row = np.searchsorted(trees.handles, part.before[known])
     out: Int64 = np.bincount(row, weights=part.count[known], minlength=len(size)).astype(np.int64)
     return size - out
-
-
-def _without_empty(transfers: Transfers) -> Transfers:
-    some = transfers.count > 0
-    return Transfers(transfers.before[some], transfers.after[some], transfers.count[some])
 
 
 def _at(values: Int64, rows: Int32) -> Int64:
@@ -332,17 +324,20 @@ def _members(state: State, roots: Int32, moved: Int32) -> Int32:
     return np.flatnonzero(member).astype(np.int32)
 
 
-def _assignments(state: State, found: Lineage, rows: Int32, previous: Int64) -> list[Assignment]:
-    """Return an event for each item whose final cluster differs from `previous`, by rising item id."""
-    base, items = state.hierarchy.base, state.items
-    root = base.root[items.nodes[rows]]
-    trees = np.searchsorted(state.roots(), root)
+def _assignments(
+    state: State, found: Lineage, trees: Int64, rows: Int32, previous: Int64
+) -> list[Assignment]:
+    """Return an event for each item whose final cluster differs from `previous`, by rising item id.
+
+    `trees`: of each node, as `_tree_numbers` has them.
+    """
+    items, trees = state.items, trees[state.items.nodes[rows]]
     current = found.paths[trees, -1]
     changed = np.flatnonzero(previous != current)
     # By item id: row numbers differ after a restart, and events must keep their order.
     changed = changed[np.argsort(items.ids[rows[changed]])]
     concerned, which = np.unique(trees[changed], return_inverse=True)
-    paths = [tuple(i for i in path if i) for path in lineage.distinct(found.paths[concerned]).tolist()]
+    paths = lineage.listed(found.paths[concerned])
     columns = (rows[changed], current[changed], previous[changed], which)
     return [
         Assignment(items.keys[row], cluster, old, paths[tree])

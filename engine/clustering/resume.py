@@ -16,7 +16,7 @@ from numba import njit
 
 from engine.clustering.decode import ROOT
 from engine.clustering.hierarchy import Hierarchy
-from engine.clustering.level import Delta, Level, Work
+from engine.clustering.level import Delta, Level
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
@@ -65,14 +65,14 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
     return saved
 
 
-def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, watch: Stopwatch) -> list[Work]:
+def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch) -> None:
     """Cluster from the lists of level 0, which are in place, reusing what is still valid in a snapshot.
 
     The snapshot must be of the same shape, model, arithmetic and epoch.
     """
-    base = hierarchy.base
+    base, watch = hierarchy.base, Stopwatch()
     delta, changed = _begin(base, saved[0] if saved else None)
-    works = list(base.recluster(delta, changed, epoch, watch).work)
+    base.recluster(delta, changed, epoch, watch)
     for at in range(1, hierarchy.shape.max_levels):
         lower = hierarchy.levels[at - 1]
         if lower.links == 0:
@@ -81,16 +81,15 @@ def resume(hierarchy: Hierarchy, saved: Sequence[Saved] | None, epoch: Epoch, wa
         hierarchy.levels.append(upper)
         known = saved[at] if saved and at < len(saved) else None
         delta = _lift(lower, upper, known)
-        works += upper.update(delta, epoch, False, watch).work
+        upper.update(delta, epoch, False, watch)
         upper.nodes.release(delta.gone)
-    return works
 
 
 def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     """Restore the valid part of level 0; return the inserts, and all rows that changed."""
     rows = base.nodes.all_rows()
     if saved is None:
-        return Delta.of(rows, NO_ROWS), rows
+        return Delta(rows), rows
     at = _find(saved.content, base.nodes.hashes[rows])
     known, at = rows[at >= 0], at[at >= 0]
     row_of = np.full(len(saved.content) + 1, -1, np.int32)  # the last for -1
@@ -106,7 +105,7 @@ def _begin(base: Level, saved: Saved | None) -> tuple[Delta, Int32]:
     base.average(rows[same[rows]])  # of the others when they are embedded
     fresh = np.ones(base.capacity, np.bool_)
     fresh[known] = False
-    return Delta.of(rows[fresh[rows]], NO_ROWS), rows[~same[rows]]
+    return Delta(rows[fresh[rows]]), rows[~same[rows]]
 
 
 def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
@@ -128,8 +127,7 @@ def _lift(lower: Level, upper: Level, saved: Saved | None) -> Delta:
     reshaped = NO_ROWS
     if saved is not None:
         reshaped = stayed[_basis(upper, stayed) != saved.basis[at[at >= 0]]]
-    nothing = Delta.of(new, gone)
-    return Delta(new, gone, NO_ROWS, nothing.gained_sizes, nothing.gained_sums, reshaped)
+    return Delta(new, gone, reshaped=reshaped)
 
 
 def _put_back(lower: Level, upper: Level, saved: Saved, peaks: Int32, at: Int32) -> Int32:

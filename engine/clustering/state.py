@@ -11,22 +11,82 @@ from engine import vectors
 from engine.clustering.calibration import Calibration
 from engine.clustering.distinct import Distinct
 from engine.clustering.hierarchy import Hierarchy
-from engine.clustering.items import ItemTable
 from engine.clustering.level import Model, Shape
 from engine.clustering.lineage import NO_NAMES, Names
+from engine.config import Settings
 from engine.index.base import ExactIndex
-from engine.index.columns import Nodes
+from engine.index.columns import Nodes, Table
 from engine.index.hnsw import HnswIndex
-from engine.system.stopwatch import Stopwatch
-from engine.types import NO_ROWS, Epoch, Int16, Int32, Int64, Loaded, Trees
+from engine.types import NO_ROWS, Batch, Epoch, Int16, Int32, Int64, Loaded, Trees
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
+
+
+class ItemTable(Table):
+    """A table of items; any number of them may share a node."""
+
+    ids: Int64
+    versions: Int64  # of the vector
+    times: Int64  # of the event
+    nodes: Int32  # row of level 0, -1: no item
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "ids": (np.int64, 0, ()),
+                "versions": (np.int64, 0, ()),
+                "times": (np.int64, 0, ()),
+                "nodes": (np.int32, -1, ()),
+            }
+        )
+        self.keys: list[bytes] = []  # by row; b"" where free
+        self.row_of: dict[bytes, int] = {}
+
+    def find(self, keys: Sequence[bytes]) -> Int32:
+        """Return the row of each key, int32 (n,); -1: there is no such item."""
+        get = self.row_of.get
+        return np.fromiter((get(key, -1) for key in keys), np.int32, len(keys))
+
+    def add(self, keys: Sequence[bytes]) -> Int32:
+        """Allocate rows for new keys; return them, int32 (n,)."""
+        rows = self.take(len(keys))
+        self.keys.extend([b""] * (self.capacity - len(self.keys)))
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            self.keys[row] = key
+            self.row_of[key] = row
+        return rows
+
+    def fill(self, rows: Int32, ids: Int64, versions: Int64, times: Int64, nodes: Int32) -> None:
+        """Set all columns of rows."""
+        self.ids[rows], self.versions[rows] = ids, versions
+        self.times[rows], self.nodes[rows] = times, nodes
+
+    def drop(self, rows: Int32) -> None:
+        """Delete items."""
+        for row in rows.tolist():
+            del self.row_of[self.keys[row]]
+            self.keys[row] = b""
+        self.nodes[rows] = -1
+        self.remove(rows)
+        self.release(rows)
+
+    def of_nodes(self, nodes: Int32, capacity: int) -> Int32:
+        """Return the items of some nodes, by rising row, int32. `capacity`: of the table of nodes."""
+        wanted = np.zeros(capacity + 1, np.bool_)  # the last for -1
+        wanted[nodes] = True
+        held = np.flatnonzero(wanted[self.nodes[: self.rows]])
+        return held.astype(np.int32)
+
+    def named(self, rows: Int32) -> list[bytes]:
+        """Return the keys of rows."""
+        return [self.keys[row] for row in rows.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """Inserted items, and known items with another vector."""
 
+    rows: Int32  # (n,), of known items, -1: the item is new
     keys: Sequence[bytes]
     vectors: Int16  # (n, d)
     ids: Int64
@@ -122,7 +182,7 @@ class State:
         The caller must update the hierarchy next.
         """
         items, nodes = self.items, self.hierarchy.base.nodes
-        rows = items.find(arrivals.keys)
+        rows = arrivals.rows.copy()
         known = rows >= 0
         before = np.full(len(rows), -1, np.int32)
         before[known] = items.nodes[rows[known]]
@@ -152,11 +212,7 @@ class State:
     def recluster_all(self) -> None:
         """Cluster all nodes from scratch, after `of`."""
         rows = self.hierarchy.base.nodes.all_rows()
-        self.hierarchy.update(rows, NO_ROWS, self.calibration.epoch, False, Stopwatch())
-
-    def adopt(self, names: Names, version: int) -> None:
-        """Advance to a version with these names."""
-        self.names, self.version = names, version
+        self.hierarchy.update(rows, NO_ROWS, self.calibration.epoch)
 
     def _reserve(self) -> None:
         more = self.hierarchy.base.capacity - len(self.node_ids)
@@ -219,6 +275,24 @@ class State:
         rows = rows[np.argsort(-items.ids[rows])]  # the last one written is the oldest
         key_of = dict(zip(items.nodes[rows].tolist(), items.named(rows), strict=True))
         return [key_of[node] for node in nodes.tolist()]
+
+    def due(self, settings: Settings, now_ms: int, batch: Batch) -> list[bytes]:
+        """Return keys that retention deletes together with a batch; none of them occurs in the batch.
+
+        They depend on the state and the clock alone: the oldest events first, a bounded number at a time.
+        """
+        kept, items = settings.retention, self.items
+        if kept.max_age_s is None and kept.max_items is None:
+            return []
+        rows = np.setdiff1d(items.all_rows(), items.find([*batch.keys, *batch.deletes]))
+        rows = rows[np.lexsort((items.ids[rows], items.times[rows]))]  # then by first sight of the key
+        count = 0
+        if kept.max_age_s is not None:
+            count = int(np.searchsorted(items.times[rows], now_ms - int(kept.max_age_s * 1000)))
+        if kept.max_items is not None:
+            count = max(count, len(rows) + len(batch.keys) - kept.max_items)
+        most = max(settings.limits.expire_items, 2 * len(batch.keys))
+        return items.named(rows[: min(count, most)])
 
     def roots(self) -> Int32:
         """Return the peaks of level 0, int32, rising."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.clustering.hierarchy import lift
 from engine.clustering.level import Delta, Level, Model
 from engine.clustering.state import State
-from engine.clustering.supernodes import lift
 from engine.errors import InputError
 from engine.index.base import ExactIndex
 from engine.system.stopwatch import Stopwatch
-from engine.types import NO_ROWS, Epoch, Int32, Int64, Themes
+from engine.types import Epoch, Int32, Int64, Themes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def grow(ground: Ground, taus: Sequence[float]) -> Themes:
 def _raise(lower: Level, upper: Level) -> Delta:
     """Make the peaks of a level the nodes of an empty one; return their arrival."""
     moves = lower.arrival()
-    delta, _ = lift(lower, upper, Delta.of(NO_ROWS, NO_ROWS), moves, moves.rows)
+    delta, _ = lift(lower, upper, Delta(), moves, moves.rows)
     return delta
 
 

@@ -58,14 +58,12 @@ def follow(names: Names, partition: Partition, transfers: Transfers, version: in
     handles[transfers.after[~part]] = transfers.before[~part]
     paths[transfers.after[~part]] = old_trees.paths[row[~part]]
     handles[trees_now], paths[trees_now] = found.handles, found.paths
-    previous, current = old_trees.paths[row, -1], old_trees.paths[row, -1]
-    previous[part], current[part] = found.previous, found.current
     joined = replace(
         found.names,
         trees=_joined_trees(old_trees, ~trees_before, found.names.trees),
         clusters=_joined(_pick(old, ~table), found.names.clusters),
     )
-    return replace(found, names=joined, handles=handles, paths=paths, previous=previous, current=current)
+    return replace(found, names=joined, handles=handles, paths=paths)
 
 
 def _touched(

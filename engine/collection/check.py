@@ -36,7 +36,6 @@ from engine.storage.environment import reading_made, require_file
 from engine.storage.verify import Contents
 from engine.system import isolation
 from engine.system.files import versions
-from engine.system.stopwatch import Stopwatch
 from engine.types import Bool, Int32, Int64
 
 SHOWN_MAX = 20  # findings of a part that are shown; all are counted
@@ -230,7 +229,7 @@ def recompute(settings: Settings, contents: Contents) -> State:
     state = unclustered(settings, contents.config, contents.loaded)
     if len(contents.loaded.items.ids):
         state.restore_lists(contents.loaded)
-        state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+        state.hierarchy.restore(state.calibration.epoch)
     return state
 
 

@@ -29,7 +29,6 @@ from engine.errors import InputError, counted
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.model.trained import Trained
-from engine.system.stopwatch import Stopwatch
 from engine.types import Batch, Bool, Float64, Int16, Int64
 from engine.vectors import quantize
 
@@ -204,7 +203,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             now = int(1000 * time.time())
             times = np.full(len(keys), now)
             batch = Batch(keys, self._adapted(grid[entering]), times, [b""] * len(keys))
-            pipeline.step(self._state, batch, now, Stopwatch())
+            pipeline.step(self._state, batch, now)
         self._usable = np.concatenate([self._usable, usable])
         if self._adapter is not None:
             self._incoming.append(grid[usable])

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +15,7 @@ import numpy as np
 from typing_extensions import Self
 
 from engine.closing import Closing
-from engine.clustering import explain, pipeline, retention, themes
+from engine.clustering import explain, pipeline, themes
 from engine.clustering.resume import resume
 from engine.clustering.state import State
 from engine.collection import assign, snapshots
@@ -163,11 +162,9 @@ class LiveCollection(Closing):
             if anew:
                 state = self._begin_again(state, dim)
             now_ms = self._now_ms()
-            expired = retention.due(state, self.settings, now_ms, batch)
+            expired = state.due(self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
-            change, applied = pipeline.step(
-                state, replace(batch, deletes=[*batch.deletes, *expired]), now_ms, watch
-            )
+            change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
             self.store.commit(change, config)
             watch.lap("store")
@@ -175,7 +172,7 @@ class LiveCollection(Closing):
             self._since_snapshot += applied.stats["nodes"]
             nodes = state.hierarchy.base.nodes.live
             self._snapshot(least=max(self.settings.limits.snapshot_items, nodes // SNAPSHOT_SHARE))
-            return replace(applied, deleted=applied.deleted - len(expired), expired=len(expired))
+            return applied
 
     def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Take a batch of deletes; unknown keys are counted and change nothing."""
@@ -187,7 +184,7 @@ class LiveCollection(Closing):
         """A version of what retention deletes now, at most `[limits] expire_items`; None: nothing is due."""
         with self._running():
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
-            if not self._state or not retention.due(self._state, self.settings, self._now_ms(), nothing):
+            if not self._state or not self._state.due(self.settings, self._now_ms(), nothing):
                 return None
             return self.apply(nothing)
 
@@ -409,7 +406,7 @@ class LiveCollection(Closing):
         saved = snapshots.load_levels(self.store.path, state.version, basis)
         newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
         self._since_snapshot = state.nodes_since(newest)
-        resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
+        resume(state.hierarchy, saved, state.calibration.epoch)
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:

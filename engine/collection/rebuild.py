@@ -28,7 +28,6 @@ from engine.model.adapter import Adapter
 from engine.model.trained import Trained, check_dim
 from engine.storage import schema
 from engine.storage.store import Store, changes
-from engine.system.stopwatch import Stopwatch
 from engine.types import Change, Int16, Int32, Int64, Renumbered
 
 
@@ -103,6 +102,7 @@ class Generation:
         )
         rows = rows[~same]
         arrivals = Arrivals(
+            rows=at[~same],
             keys=theirs.named(rows),
             vectors=self.spaces.vectors_of(live, rows),
             ids=theirs.ids[rows],
@@ -119,14 +119,14 @@ class Generation:
         turnover = state.take(self.spaces.mapped(change.arrivals), change.gone)
         if first:
             state.calibration.begin()
-        state.hierarchy.update(turnover.new, turnover.gone, state.calibration.epoch, False, Stopwatch())
+        state.hierarchy.update(turnover.new, turnover.gone, state.calibration.epoch)
         self._begun = True
 
     def finish(self, live: State, now_ms: int) -> Change:
         """Take the last difference and name clusters after the live ones; return what that alters."""
         self.take(self.difference(live))
         state = self.state
-        state.adopt(live.names, live.version)
+        state.names, state.version = live.names, live.version
         state.next_item, state.next_node = live.next_item, live.next_node
         if self.spaces.differ:
             state.next_node = number_nodes(state, live.next_node)

@@ -20,7 +20,6 @@ from engine.config import Settings
 from engine.errors import InputError
 from engine.storage.environment import reading_made
 from engine.storage.load import load
-from engine.system.stopwatch import Stopwatch
 from engine.types import Int64
 
 
@@ -55,7 +54,7 @@ class Sweeper:
         state = unclustered(own, config, loaded)
         state.restore_lists(loaded)
         saved = snapshots.load_levels(path, state.version, snapshots.dependencies(state, model))
-        resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
+        resume(state.hierarchy, saved, state.calibration.epoch)
         self.state, self.shape = state, state.hierarchy.shape
         self.base_tau = own_base_tau(self.shape, model)
 

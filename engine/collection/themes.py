@@ -10,7 +10,6 @@ from engine.config import Settings
 from engine.errors import CorruptStore, InputError
 from engine.storage.environment import reading_made
 from engine.storage.load import load
-from engine.system.stopwatch import Stopwatch
 from engine.types import Themes
 
 
@@ -29,7 +28,7 @@ def themes_of(settings: Settings) -> Themes:
     state.restore_lists(loaded)
     basis = snapshots.dependencies(state, load_model(settings))
     saved = snapshots.load_levels(path, state.version, basis)
-    resume(state.hierarchy, saved, state.calibration.epoch, Stopwatch())
+    resume(state.hierarchy, saved, state.calibration.epoch)
     if not state.settle(loaded.places):
         raise CorruptStore(
             f"{path}: its clusters are not those of its lists; `shoal rebuild` makes them anew"

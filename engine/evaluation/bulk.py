@@ -11,7 +11,6 @@ from engine.clustering.calibration import LEAST_ITEMS, Calibration
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level, Model, Shape
 from engine.index.base import ExactIndex
-from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, Float32, Int16, Int64
 from engine.vectors import quantize
 
@@ -44,7 +43,7 @@ def hierarchy(
     built = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     hashes = np.random.default_rng(seed).permutation(len(grid)).astype(np.uint64)
     rows = built.base.add(grid, hashes)
-    built.update(rows, NO_ROWS, epoch or measure_epoch(emb), True, Stopwatch())
+    built.update(rows, NO_ROWS, epoch or measure_epoch(emb), True)
     return BulkClustering(built.levels, node_of)
 
 
@@ -55,7 +54,7 @@ def recluster_upper_levels(
     base = built.levels[0]
     shape = replace(base.shape, tau=tau, max_levels=max_levels)
     again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
-    again.levels = [base]
+    again.base, again.levels = base, [base]
     again.climb(epoch)
     return BulkClustering(again.levels, built.node_of)
 
@@ -69,7 +68,7 @@ def recluster(
     again = Hierarchy(shape, model, lambda nodes: ExactIndex(nodes))
     again.base.nodes, again.base.lists = lower.nodes, lower.lists
     again.base.prepare(lower.nodes.all_rows())
-    again.restore(epoch, Stopwatch())
+    again.restore(epoch)
     return BulkClustering(again.levels, built.node_of)
 
 

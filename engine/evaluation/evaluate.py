@@ -27,7 +27,6 @@ from engine.config import STREAM_BATCH, Settings, StoreSettings
 from engine.evaluation import scores
 from engine.evaluation.bulk import BulkClustering, partitions
 from engine.index.base import ExactIndex
-from engine.system.stopwatch import Stopwatch
 from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # churn is measured every so many items
@@ -215,7 +214,7 @@ def _clustered_again(engine: Engine, tau: float | None) -> State:
     """Cluster the engine's items at another tau from its lists and calibration, without naming clusters."""
     state, loaded = _unclustered(engine, _at(engine.settings, tau))
     state.restore_lists(loaded)
-    state.hierarchy.restore(state.calibration.epoch, Stopwatch())
+    state.hierarchy.restore(state.calibration.epoch)
     return state
 
 

@@ -7,6 +7,10 @@ change, and replaces it when it is complete. So no batch waits for a graph to be
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,66 @@ from numba import njit, prange
 
 from engine import vectors
 from engine.index.base import ExactIndex, Points, offer
-from engine.index.lock import GraphLock
 from engine.types import Bool, Float32, Int16, Int32, Int64
 from engine.vectors import dot
 
 _SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; fewer, some milliseconds' worth, while queries wait
 _LEAST_TOMBSTONES = 1024  # fewer are not worth another graph
 _BESIDE = 2  # rows the next graph gets for each row inserted or removed
+PATIENCE_S = 0.02  # for so long an insert lets new searches in; then they wait
+ASKED_S = 1.0  # for so long after a search from another thread, expect another one
+
+
+class GraphLock:
+    """The lock of a graph: one insert alone, or any number of searches together. `clock` returns seconds.
+
+    A batch inserts in slices, and waiting searches run between two slices: a query waits for a slice, not
+    for a batch. An insert waits for those searches, but only for `PATIENCE_S`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._change = threading.Condition()
+        self._clock = clock
+        self._searching = self._waiting = 0
+        self._inserting = self._pressing = False
+        self._asked = -ASKED_S  # when another thread last searched
+        self._writer = 0  # the thread that inserts
+
+    @property
+    def busy(self) -> bool:
+        """Return whether searches are to be expected during inserts: slices should then be short."""
+        return self._clock() - self._asked < ASKED_S
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        with self._change:
+            if self._writer != threading.get_ident():
+                self._asked = self._clock()
+            self._waiting += 1
+            self._change.wait_for(lambda: not (self._inserting or self._pressing))
+            self._waiting -= 1
+            self._searching += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._searching -= 1
+                self._change.notify_all()
+
+    @contextmanager
+    def insert(self) -> Iterator[None]:
+        with self._change:
+            self._writer = threading.get_ident()
+            self._change.wait_for(lambda: not (self._searching or self._waiting), PATIENCE_S)
+            self._pressing = True
+            self._change.wait_for(lambda: not (self._searching or self._inserting))
+            self._pressing, self._inserting = False, True
+        try:
+            yield
+        finally:
+            with self._change:
+                self._inserting = False
+                self._change.notify_all()
 
 
 class Graph:

@@ -17,8 +17,8 @@ def parts(rows: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
-def share_out(blocks: Sequence[slice], work: Callable[[Sequence[slice]], None]) -> None:
-    """Call `work` with shares of the blocks on all cores, one thread each.
+def share_out(rows: int, size: int, work: Callable[[Sequence[slice]], None]) -> None:
+    """Call `work` with shares of the blocks of `parts` on all cores, one thread each.
 
     The kernels between the products release the GIL. Threads inside one small product would gain less than
     they cost, and on busy cores would wait for each other.
@@ -28,9 +28,9 @@ def share_out(blocks: Sequence[slice], work: Callable[[Sequence[slice]], None]) 
         with torch.inference_mode():
             work(share)
 
-    if (
-        len(blocks) < 2 * WORKERS and torch.get_num_threads() == 1
-    ):  # an `assign` must not queue behind a batch
+    blocks = parts(rows, size)
+    # An `assign` must not queue behind a batch.
+    if len(blocks) < 2 * WORKERS and torch.get_num_threads() == 1:
         work(blocks)
         return
     shares = min(len(blocks), WORKERS)

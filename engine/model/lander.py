@@ -29,7 +29,7 @@ from engine.config import MAX_DIM
 from engine.errors import InputError
 from engine.model import files
 from engine.model import lander_kernels as kernels
-from engine.model.blocks import parts, share_out
+from engine.model.blocks import share_out
 from engine.model.features import mark_missing
 from engine.types import Bool, Cache, Epoch, Float32, Int32, KnnGraph
 
@@ -169,7 +169,7 @@ class LanderModel:
                 torch.addmm(self._ends_bias, h, self._ends, out=ends)
                 out[block] = ends[: block.stop - block.start]
 
-        share_out(parts(len(rows), BLOCK), work)
+        share_out(len(rows), BLOCK, work)
         return out.numpy()
 
     @torch.inference_mode()
@@ -201,7 +201,7 @@ class LanderModel:
                 torch.addmm(self._out_bias, inner, self._out, out=p).sigmoid_()
                 out[block] = p.numpy()[:m, 0]
 
-        share_out(parts(len(sources), BLOCK), work)
+        share_out(len(sources), BLOCK, work)
         return out
 
     def _cached(self, graph: KnnGraph, cache: Cache | None) -> tuple[Float32, Bool]:
@@ -226,7 +226,7 @@ class LanderModel:
                 torch.addmm(bias, x, weights, out=product)
                 products[rows] = product.numpy()[: len(rows)]
 
-        share_out(parts(len(nodes), BLOCK), work)
+        share_out(len(nodes), BLOCK, work)
 
     def _bytes(self) -> bytes:
         return safetensors.torch.save(self.weights)

@@ -135,7 +135,6 @@ class Linkage:
         degrees = graph.degree[rows]
         heads = np.repeat(np.arange(len(rows), dtype=np.int32), degrees)
         out = torch.empty((len(rows), self.hidden))
-        chunks = parts(len(rows), CHUNK)
         stops = np.searchsorted(heads, np.arange(0, len(rows) + CHUNK, CHUNK))
 
         def work(share: Sequence[slice]) -> None:
@@ -148,7 +147,7 @@ class Linkage:
                 buffers.mean.numpy()[: len(degrees[chunk])] /= np.maximum(degrees[chunk], 1)[:, None]
                 self._update(out[chunk], buffers)
 
-        share_out(chunks, work)
+        share_out(len(rows), CHUNK, work)
         return out.numpy()
 
     @torch.inference_mode()
@@ -182,7 +181,7 @@ class Linkage:
                 p.clamp_(-MOST_LOGIT, MOST_LOGIT).sigmoid_()
                 out[part] = p.numpy()[:m, 0]
 
-        share_out(parts(len(sources), BLOCK), work)
+        share_out(len(sources), BLOCK, work)
         return out
 
     @torch.inference_mode()
@@ -216,7 +215,7 @@ class Linkage:
                 torch.mm(x, w, out=product)
                 far[nodes[part]] = product.numpy()[:m]
 
-        share_out(parts(len(nodes), BLOCK), work)
+        share_out(len(nodes), BLOCK, work)
         return far
 
     def _near(self, graph: KnnGraph, epoch: Epoch, rows: Int32, buffers: _Buffers) -> None:

@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
-from engine.storage import event_body
-from engine.storage.tables import Commit, LogRecord, StateRecord, Tables
+from engine.storage import schema
+from engine.storage.schema import Commit, LogRecord, StateRecord
+from engine.storage.tables import Tables
 from engine.types import Assignment, Change, Cluster, DeadLetter, Erased, Event, Renumbered, Shift, Vectors
 
 
@@ -146,9 +147,9 @@ def erase_mentions(tables: Tables, key: bytes) -> int:
     mentions = [
         (place, len(body))
         for place, body in tables.events.stored()
-        if any(needle in body for needle in needles) and _mentions(event_body.unpack(body), key)
+        if any(needle in body for needle in needles) and _mentions(schema.unpack_event(body), key)
     ]
-    blank, saved = len(event_body.pack(Erased())), 0
+    blank, saved = len(schema.pack_event(Erased())), 0
     for (version, ordinal), size in mentions:
         tables.events.put((version, ordinal), Erased())
         record = tables.commits.need(version)
@@ -156,7 +157,7 @@ def erase_mentions(tables: Tables, key: bytes) -> int:
         saved += size - blank
     if mentions:
         log = tables.meta.log
-        tables.meta.put_log(replace(log, bytes=log.bytes - saved))
+        tables.meta.put_log(log._replace(bytes=log.bytes - saved))
     return len(mentions)
 
 

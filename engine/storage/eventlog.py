@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from engine.events import BEGIN, EventId, EventRow, show_event
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.schema import PLACE
 from engine.storage.tables import Tables
 from engine.types import Erased, Event
@@ -42,7 +42,7 @@ class Raw:
 
     def show(self, collection: str) -> EventRow:
         """Return it as people and programs read it."""
-        return show_event(collection, *self.place, event_body.unpack(self.body))
+        return show_event(collection, *self.place, schema.unpack_event(self.body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def unpublished(tables: Tables, after: EventId, max_events: int, max_bytes: int)
         if len(events) == max_events or (events and size > max_bytes):
             break
         place = at
-        event = event_body.unpack(body)
+        event = schema.unpack_event(body)
         if not isinstance(event, Erased):
             events.append((place, event))
     return Unpublished(events, place, tables.meta.state.version, forgot(tables))
@@ -139,5 +139,5 @@ def _rows(tables: Tables, start: EventId) -> Iterator[Raw]:
 
 
 def _raw(place: EventId, body: bytes) -> Raw:
-    """Decode the values of an event; a dead letter has none, see `event_body`."""
+    """Decode the values of an event; a dead letter has none, see `schema`."""
     return Raw(place, body, [] if body.startswith(b"{") else orjson.loads(body))

@@ -37,8 +37,8 @@ from engine.storage.answers import (
 )
 from engine.storage.environment import MAP_BYTES, Environment, not_made, require_file
 from engine.storage.queries import Peaks, Snapshot, page_size
+from engine.storage.schema import Commit, StateRecord
 from engine.storage.store import Store
-from engine.storage.tables import Commit, StateRecord
 from engine.storage.themes import Grouped
 from engine.system import isolation
 from engine.types import Int16, Items, Themes

@@ -1,64 +1,338 @@
-"""The tables of a store within one transaction, each with the encoding of its rows; see `schema`.
+"""The tables of a store within one transaction, each with the encoding of its rows.
 
-Tables that are loaded as a whole or written by the batch take and give columns (`Items`, `Lists`, `Clusters`,
-arrays).
+So no caller pairs a table with an encoding. Every value is compared with its checksum when it is read, and
+given one when it is written. `schema` documents and encodes the bytes.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from operator import itemgetter
+from typing import Any, Generic, NoReturn, TypeVar
 
 import lmdb
 import numpy as np
 import orjson
+from xxhash import xxh32_digest
 
+from engine.errors import CorruptStore
 from engine.events import EventId
-from engine.storage import event_body, schema
-from engine.storage.schema import BYTES, ID, PAIR, PLACE, SIZE, TEXT, K
-from engine.storage.table import ColumnTable, PairTable, RawTable, Table, pack_ids, split_rows, unpack_ids
-from engine.types import Cluster, Clusters, Epoch, Event, Int64, Item, Items, Lists, Vectors
+from engine.storage import schema
+from engine.storage.schema import (
+    BYTES,
+    CHECKSUM_BYTES,
+    ID,
+    PAIR,
+    PLACE,
+    SEEDS,
+    SIZE,
+    TEXT,
+    BodyCodec,
+    K,
+    KeyCodec,
+    LogRecord,
+    Pair,
+    Row,
+    StateRecord,
+    show_key,
+    split_rows,
+    unpack_ids,
+)
+from engine.types import Cluster, Clusters, Epoch, Event, Int64, Item, Items, Lists, Shift, Vectors
 
 T = TypeVar("T")
+V = TypeVar("V")
+C = TypeVar("C", bound=Items | Lists | Vectors)
 
 
-@dataclass(frozen=True, slots=True)
-class StateRecord:
-    """The last committed version."""
+class RawTable:
+    """The rows of a table as bytes, in the order of their keys."""
 
-    version: int  # 0: nothing was committed yet
-    time_ms: int  # of the commit
-    epoch: Epoch
-    counters: Mapping[str, int]
+    __slots__ = ("_db", "_seed", "_txn", "name")
 
-    @property
-    def levels(self) -> int:
-        return int(self.counters.get("levels", 1))
+    def __init__(self, txn: lmdb.Transaction[bytes], db: Any, name: str) -> None:
+        self._txn, self._db, self._seed, self.name = txn, db, SEEDS[name], name
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the body under a key, None if there is none. Raises CorruptStore."""
+        value = self._txn.get(key, db=self._db)
+        return None if value is None else self.unseal(key, value)
+
+    def need(self, key: bytes) -> bytes:
+        """Return the body of a row that must exist. Raises CorruptStore."""
+        body = self.get(key)
+        if body is None:
+            raise CorruptStore(
+                f"table {self.name}, key {show_key(self.name, key)} is missing; restore a backup"
+            )
+        return body
+
+    def rows(self, start: bytes = b"", prefix: bytes = b"") -> Iterator[Row]:
+        """Yield rows from `start` on while their keys begin with `prefix`. Raises CorruptStore."""
+        with self.cursor() as cursor:
+            more = cursor.set_range(max(start, prefix)) if start or prefix else cursor.first()
+            while more and cursor.key().startswith(prefix):
+                yield cursor.key(), self.unseal(*cursor.item())
+                more = cursor.next()
+
+    def rows_back(self, start: bytes = b"") -> Iterator[Row]:
+        """Yield rows from `start` (by default the last row) backwards. Raises CorruptStore."""
+        with self.cursor() as cursor:
+            if start and cursor.set_range(start):
+                more = cursor.key() == start or cursor.prev()
+            else:
+                more = cursor.last()
+            while more:
+                yield cursor.key(), self.unseal(*cursor.item())
+                more = cursor.prev()
+
+    def cursor(self) -> lmdb.Cursor[bytes]:
+        """Return a cursor over keys and values as they are on disk, checksums included."""
+        return self._txn.cursor(self._db)
+
+    def read(self) -> tuple[list[bytes], list[bytes]]:
+        """Return all keys and all schema. Raises CorruptStore."""
+        seed, digest = self._seed, xxh32_digest
+        keys: list[bytes] = []
+        bodies: list[bytes] = []
+        with self.cursor() as cursor:
+            for key, value in cursor:
+                body = value[:-CHECKSUM_BYTES]
+                if digest(key + body, seed) != value[-CHECKSUM_BYTES:]:
+                    self.refuse(key, "the checksum does not match")
+                keys.append(key)
+                bodies.append(body)
+        return keys, bodies
+
+    def count(self) -> int:
+        """Return the number of rows."""
+        return int(self._txn.stat(self._db)["entries"])
+
+    def put(self, key: bytes, body: bytes) -> None:
+        """Write one row."""
+        self._txn.put(key, body + xxh32_digest(key + body, self._seed), db=self._db)
+
+    def put_all(self, rows: Iterable[Row]) -> None:
+        """Write rows, in the order of their keys: rows that share a page then cost one copy of it.
+
+        Rows behind the last one are appended, which fills pages; LMDB otherwise leaves each a quarter empty.
+        """
+        seed, digest, key_of = self._seed, xxh32_digest, itemgetter(0)
+        ordered = sorted(rows, key=key_of)
+        sealed = [(key, body + digest(key + body, seed)) for key, body in ordered]
+        with self.cursor() as cursor:
+            last = cursor.key() if cursor.last() else b""
+            inner = bisect_right(sealed, last, key=key_of)
+            cursor.putmulti(sealed[:inner])
+            cursor.putmulti(sealed[inner:], append=True)
+
+    def delete(self, key: bytes) -> bool:
+        """Delete a row; return whether it existed."""
+        return bool(self._txn.delete(key, db=self._db))
+
+    def delete_all(self, keys: Iterable[bytes]) -> None:
+        """Delete rows, each of which must exist, in the order of their keys."""
+        for key in sorted(keys):
+            existed = self.delete(key)
+            assert existed, f"table {self.name} has no key {show_key(self.name, key)}"
+
+    def clear(self) -> None:
+        """Delete all rows."""
+        self._txn.drop(self._db, delete=False)
+
+    def unseal(self, key: bytes, value: bytes) -> bytes:
+        """Return the body of a stored value. Raises CorruptStore."""
+        body = value[:-CHECKSUM_BYTES]
+        if xxh32_digest(key + body, self._seed) != value[-CHECKSUM_BYTES:]:
+            self.refuse(key, "the checksum does not match")
+        return body
+
+    def refuse(self, key: bytes, reason: str) -> NoReturn:
+        """Raise CorruptStore for a row."""
+        raise CorruptStore(
+            f"table {self.name}, key {show_key(self.name, key)}: {reason}; "
+            "restore a backup, or rebuild from the source"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """The event log as a whole."""
+class Keyed(Generic[K]):
+    """What every table does by key alone."""
 
-    bytes: int  # of the bodies of its events
-    forgot: EventId | None  # the last event that was forgotten
+    def __init__(self, raw: RawTable, key: KeyCodec[K]) -> None:
+        self.raw, self._key = raw, key
+
+    def count(self) -> int:
+        """Return the number of rows."""
+        return self.raw.count()
+
+    def delete(self, key: K) -> bool:
+        """Delete a row; return whether it existed."""
+        return self.raw.delete(self._key.pack(key))
+
+    def delete_all(self, keys: Iterable[K]) -> None:
+        """Delete rows, each of which must exist, in the order of their keys."""
+        self.raw.delete_all(map(self._key.pack, keys))
+
+    def clear(self) -> None:
+        """Delete all rows."""
+        self.raw.clear()
 
 
-class Commit(NamedTuple):
-    """A version in the event log."""
+class Table(Keyed[K], Generic[K, V]):
+    """The rows of a table as keys and values."""
 
-    version: int
-    time_ms: int
-    events: int
-    bytes: int  # of their bodies
+    def __init__(self, raw: RawTable, key: KeyCodec[K], body: BodyCodec[K, V]) -> None:
+        super().__init__(raw, key)
+        self._pack, self._unpack = body.pack, body.unpack
 
-    @property
-    def last(self) -> EventId:
-        """The place of its last event; the next version is behind it."""
-        return self.version, max(self.events - 1, 0)
+    def get(self, key: K) -> V | None:
+        """Return the value under a key, None if there is none. Raises CorruptStore."""
+        body = self.raw.get(self._key.pack(key))
+        return None if body is None else self._unpack(key, body)
+
+    def need(self, key: K) -> V:
+        """Return the value of a row that must exist. Raises CorruptStore."""
+        return self._unpack(key, self.raw.need(self._key.pack(key)))
+
+    def rows(self, start: K | None = None) -> Iterator[tuple[K, V]]:
+        """Yield rows in the order of keys, from `start` on. Raises CorruptStore."""
+        for raw_key, body in self.raw.rows(b"" if start is None else self._key.pack(start)):
+            key = self._key.unpack(raw_key)
+            yield key, self._unpack(key, body)
+
+    def rows_back(self, start: K | None = None) -> Iterator[tuple[K, V]]:
+        """Yield rows backwards, from `start` (by default the last row). Raises CorruptStore."""
+        for raw_key, body in self.raw.rows_back(b"" if start is None else self._key.pack(start)):
+            key = self._key.unpack(raw_key)
+            yield key, self._unpack(key, body)
+
+    def put(self, key: K, value: V) -> None:
+        """Write one row."""
+        self.raw.put(self._key.pack(key), self._pack(value))
+
+    def put_all(self, rows: Iterable[tuple[K, V]]) -> None:
+        """Write rows, in the order of their keys."""
+        self.raw.put_all((self._key.pack(key), self._pack(value)) for key, value in rows)
+
+
+class PairTable(Keyed[Pair]):
+    """A table of pairs of numbers without values, used as an index."""
+
+    def pairs(self, start: Pair | None = None) -> Iterator[Pair]:
+        """Yield pairs in the order of keys, from `start` on. Raises CorruptStore."""
+        for key, _ in self.raw.rows(b"" if start is None else self._key.pack(start)):
+            yield self._key.unpack(key)
+
+    def of(self, first: int, start: int = 0) -> Iterator[int]:
+        """Yield the second numbers of the pairs that begin with `first`, from `start` on."""
+        for key, _ in self.raw.rows(self._key.pack((first, start)), self._key.pack((first, 0))[:8]):
+            yield self._key.unpack(key)[1]
+
+    def add(self, pairs: Iterable[Pair]) -> None:
+        """Write pairs, in the order of their keys."""
+        self.raw.put_all((self._key.pack(pair), b"") for pair in pairs)
+
+    def shift(self, shift: Shift) -> None:
+        """Replace the pairs (before, id) by (after, id), where 0 is no place."""
+        left, here = shift.before > 0, shift.after > 0
+        self.delete_all(zip(shift.before[left].tolist(), shift.ids[left].tolist(), strict=True))
+        self.add(zip(shift.after[here].tolist(), shift.ids[here].tolist(), strict=True))
+
+
+class ColumnTable(Keyed[int], Generic[C]):
+    """Rows by id that are read and written side by side. `pack` and `unpack`: of columns."""
+
+    def __init__(
+        self,
+        raw: RawTable,
+        pack: Callable[[C], list[bytes]],
+        unpack: Callable[[Sequence[bytes], Sequence[bytes]], C],
+    ) -> None:
+        super().__init__(raw, ID)
+        self._pack, self._unpack = pack, unpack
+
+    def columns(self) -> C:
+        """Return all rows by rising id. Raises CorruptStore."""
+        return self._unpack(*self.raw.read())
+
+    def pick(self, ids: Int64) -> C:
+        """Return those of these rows that exist, in the order of `ids`. Raises CorruptStore."""
+        rows = [(key, body) for key in _pack_ids(ids) if (body := self.raw.get(key)) is not None]
+        return self._unpack([key for key, _ in rows], [body for _, body in rows])
+
+    def put_columns(self, columns: C) -> None:
+        """Write rows."""
+        self.raw.put_all(zip(_pack_ids(columns.ids), self._pack(columns), strict=True))
+
+
+class ItemTable(ColumnTable[Items]):
+    """Items by id."""
+
+    def get(self, number: int) -> Item | None:
+        """Return the item of this id, None if there is none. Raises CorruptStore."""
+        body = self.raw.get(ID.pack(number))
+        return None if body is None else schema.unpack_item(number, body)
+
+    def need(self, number: int) -> Item:
+        """Return the item of this id, which must exist. Raises CorruptStore."""
+        return schema.unpack_item(number, self.raw.need(ID.pack(number)))
+
+
+class ListTable(ColumnTable[Lists]):
+    """Neighbour lists of level 0 by node id."""
+
+    def pick(self, ids: Int64) -> Lists:
+        """Return the lists of these nodes, each of which must exist. Raises CorruptStore."""
+        keys = _pack_ids(ids)
+        return self._unpack(keys, [self.raw.need(key) for key in keys])
+
+
+class PlaceTable(Table[int, int]):
+    """The level-0 tree of each node."""
+
+    def columns(self) -> tuple[Int64, Int64]:
+        """Return node ids, rising, and their trees. Raises CorruptStore."""
+        keys, rows = self.raw.read()
+        return unpack_ids(keys), np.frombuffer(b"".join(rows), "<u8").astype(np.int64)
+
+    def put_columns(self, ids: Int64, trees: Int64) -> None:
+        """Write the trees of nodes."""
+        self.raw.put_all(zip(_pack_ids(ids), split_rows(trees.astype("<u8")), strict=True))
+
+
+class TreeTable(Table[int, tuple[int, ...]]):
+    """The path of each level-0 tree: distinct cluster ids, final first."""
+
+    def columns(self) -> tuple[Int64, list[tuple[int, ...]]]:
+        """Return trees, rising, and their paths. Raises CorruptStore."""
+        keys, rows = self.raw.read()
+        ids = unpack_ids(keys)
+        return ids, list(map(self._unpack, ids.tolist(), rows))
+
+
+class ClusterTable(Table[int, Cluster]):
+    """Clusters by id, the ended ones too."""
+
+    def living(self) -> Clusters:
+        """Return the clusters that have not ended, by rising id. Raises CorruptStore."""
+        return schema.unpack_living(*self.raw.read())
+
+
+class EventTable(Table[EventId, Event]):
+    """Events by version and ordinal."""
+
+    def stored(self, start: EventId = (0, 0)) -> Iterator[tuple[EventId, bytes]]:
+        """Yield (place, body) from a place on; see `schema.unpack_event`. Raises CorruptStore."""
+        for key, body in self.raw.rows(PLACE.pack(start)):
+            yield PLACE.unpack(key), body
+
+    def put_version(self, version: int, events: Sequence[Event]) -> int:
+        """Write the events of a version; return the bytes of their bodies."""
+        rows = list(map(schema.pack_event, events))
+        self.raw.put_all((PLACE.pack((version, ordinal)), body) for ordinal, body in enumerate(rows))
+        return sum(map(len, rows))
 
 
 class MetaTable:
@@ -99,12 +373,10 @@ class MetaTable:
 
     def put_state(self, state: StateRecord) -> None:
         epoch = [state.epoch.mean, state.epoch.deviation, state.epoch.items]
-        counters = dict(state.counters)
-        json = {"version": state.version, "time_ms": state.time_ms, "epoch": epoch, "counters": counters}
-        self._put("state", json)
+        self._put("state", {**state._asdict(), "epoch": epoch, "counters": dict(state.counters)})
 
     def put_log(self, log: LogRecord) -> None:
-        self._put("log", {"bytes": log.bytes, "forgot": log.forgot})
+        self._put("log", log._asdict())
 
     def _get(self, name: str) -> dict[str, Any] | None:
         body = self.raw.get(name.encode())
@@ -119,202 +391,23 @@ class MetaTable:
         self.raw.put(name.encode(), orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
-class ItemTable(ColumnTable[Items]):
-    """Items by id: a head of fixed length, key, payload."""
-
-    _HEAD = struct.Struct("<qqQH")
-    _HEADS = np.dtype([("time", "<i8"), ("version", "<i8"), ("node", "<u8"), ("key", "<u2")])  # the same
-
-    def get(self, number: int) -> Item | None:
-        """Return the item of this id, None if there is none. Raises CorruptStore."""
-        body = self.raw.get(ID.pack(number))
-        return None if body is None else self._item(number, body)
-
-    def need(self, number: int) -> Item:
-        """Return the item of this id, which must exist. Raises CorruptStore."""
-        return self._item(number, self.raw.need(ID.pack(number)))
-
-    def _item(self, number: int, body: bytes) -> Item:
-        time, version, node, length = self._HEAD.unpack_from(body)
-        start = self._HEAD.size
-        end = start + length
-        return Item(number, body[start:end], node, time, body[end:], version)
-
-    def pack(self, columns: Items) -> list[bytes]:
-        head = np.zeros(len(columns.ids), self._HEADS)
-        head["time"], head["version"], head["node"] = columns.times, columns.versions, columns.nodes
-        head["key"] = [len(key) for key in columns.keys]
-        return list(map(b"".join, zip(split_rows(head), columns.keys, columns.payloads, strict=True)))
-
-    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
-        start = self._HEADS.itemsize
-        head = np.frombuffer(b"".join([body[:start] for body in bodies]), self._HEADS)
-        ends = (start + head["key"].astype(np.int64)).tolist()
-        return Items(
-            unpack_ids(keys),
-            [body[start:end] for body, end in zip(bodies, ends, strict=True)],
-            head["node"].astype(np.int64),
-            head["time"].astype(np.int64),
-            [body[end:] for body, end in zip(bodies, ends, strict=True)],
-            head["version"].astype(np.int64),
-        )
+def _pack_ids(ids: Int64) -> list[bytes]:
+    """Encode ids (n,) as n keys of eight bytes."""
+    return split_rows(ids.astype(">u8"))
 
 
-class VectorTable(ColumnTable[Vectors]):
-    """Vectors, (d,) int16 each, by the id of a node (distinct ones) or of an item (incoming ones)."""
+def _vectors(raw: RawTable) -> ColumnTable[Vectors]:
+    """Make a table of vectors, (d,) int16 each, by the id of a node (distinct ones) or an item (incoming)."""
 
-    def pack(self, columns: Vectors) -> list[bytes]:
-        return split_rows(columns.vectors.astype("<i2"))
-
-    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Vectors:
-        size = len(bodies[0]) if bodies else 0
-        odd = next((key for key, body in zip(keys, bodies, strict=True) if len(body) != size), None)
+    def unpack(keys: Sequence[bytes], rows: Sequence[bytes]) -> Vectors:
+        size = len(rows[0]) if rows else 0
+        odd = next((key for key, row in zip(keys, rows, strict=True) if len(row) != size), None)
         if odd is not None:
-            self.raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
-        grid = np.frombuffer(b"".join(bodies), "<i2").astype(np.int16)
+            raw.refuse(odd, f"its dimension is not that of the others, {size // 2}")
+        grid = np.frombuffer(b"".join(rows), "<i2").astype(np.int16)
         return Vectors(unpack_ids(keys), grid.reshape(len(keys), size // 2))
 
-
-class ListTable(ColumnTable[Lists]):
-    """Neighbour lists of level 0 by node id: 160 bytes for sixteen neighbours."""
-
-    def pick(self, ids: Int64) -> Lists:
-        """Return the lists of these nodes, each of which must exist. Raises CorruptStore."""
-        keys = pack_ids(ids)
-        return self.unpack(keys, [self.raw.need(key) for key in keys])
-
-    def pack(self, columns: Lists) -> list[bytes]:
-        row = np.zeros(len(columns.ids), self._layout(columns.neighbors.shape[1]))
-        row["low"] = columns.neighbors & 0xFFFFFFFF
-        row["high"] = (columns.neighbors >> 32) & 0xFFFF
-        row["dot"] = columns.dots
-        return split_rows(row)
-
-    def unpack(self, keys: Sequence[bytes], bodies: Sequence[bytes]) -> Lists:
-        """Return lists in the order of their rows, all as wide as the widest."""
-        ids = unpack_ids(keys)
-        sizes = np.array([len(body) for body in bodies], np.int64)
-        width = int(sizes.max(initial=0)) // 10
-        neighbors = np.full((len(ids), width), -1, np.int64)
-        dots = np.zeros((len(ids), width), np.int32)
-        for size in np.unique(sizes).tolist():
-            rows, w = np.flatnonzero(sizes == size), size // 10
-            block = np.frombuffer(b"".join([bodies[i] for i in rows.tolist()]), self._layout(w))
-            listed = block["low"].astype(np.int64) | (block["high"].astype(np.int64) << 32)
-            listed[listed == 2**48 - 1] = -1
-            neighbors[rows, :w] = listed
-            dots[rows, :w] = block["dot"]
-        return Lists(ids, neighbors, dots)
-
-    @staticmethod
-    def _layout(width: int) -> np.dtype[np.void]:
-        return np.dtype([("low", "<u4", (width,)), ("high", "<u2", (width,)), ("dot", "<i4", (width,))])
-
-
-class NumberTable(Table[K, int]):
-    """A number by key."""
-
-    def pack(self, value: int) -> bytes:
-        return value.to_bytes(8, "little")
-
-    def unpack(self, key: bytes, body: bytes) -> int:
-        return int.from_bytes(body, "little")
-
-
-class PlaceTable(NumberTable[int]):
-    """The level-0 tree of each node."""
-
-    def columns(self) -> tuple[Int64, Int64]:
-        """Return node ids, rising, and their trees. Raises CorruptStore."""
-        keys, bodies = self.raw.read()
-        return unpack_ids(keys), np.frombuffer(b"".join(bodies), "<u8").astype(np.int64)
-
-    def put_columns(self, ids: Int64, trees: Int64) -> None:
-        """Write the trees of nodes."""
-        self.raw.put_all(zip(pack_ids(ids), split_rows(trees.astype("<u8")), strict=True))
-
-
-class TreeTable(Table[int, tuple[int, ...]]):
-    """The path of each level-0 tree: distinct cluster ids, final first."""
-
-    def pack(self, value: tuple[int, ...]) -> bytes:
-        return struct.pack(f"<{len(value)}Q", *value)
-
-    def unpack(self, key: bytes, body: bytes) -> tuple[int, ...]:
-        return struct.unpack(f"<{len(body) // 8}Q", body)
-
-    def columns(self) -> tuple[Int64, list[tuple[int, ...]]]:
-        """Return trees, rising, and their paths. Raises CorruptStore."""
-        keys, bodies = self.raw.read()
-        return unpack_ids(keys), list(map(self.unpack, keys, bodies))
-
-
-class ClusterTable(Table[int, Cluster]):
-    """Clusters by id, the ended ones too."""
-
-    _HEAD = 8 * 8  # bytes; `into` follows
-
-    def pack(self, value: Cluster) -> bytes:
-        numbers = (value.size, value.finest, value.coarsest, value.peak)
-        times = (value.parent, value.born, value.changed, value.ended)
-        return struct.pack(f"<{8 + len(value.into)}Q", *numbers, *times, *value.into)
-
-    def unpack(self, key: bytes, body: bytes) -> Cluster:
-        number, numbers = ID.unpack(key), struct.unpack(f"<{len(body) // 8}Q", body)
-        size, finest, coarsest, peak, parent, born, changed, ended, *into = numbers
-        return Cluster(number, size, finest, coarsest, peak, parent, born, changed, ended, tuple(into))
-
-    def living(self) -> Clusters:
-        """Return the clusters that have not ended, by rising id. Raises CorruptStore."""
-        keys, bodies = self.raw.read()
-        columns = np.frombuffer(b"".join([body[: self._HEAD] for body in bodies]), "<u8").reshape(-1, 8)
-        living = columns[:, 7] == 0
-        table = Clusters(unpack_ids(keys)[living], *columns[living, :7].T.astype(np.int64))
-        assert len(fields(table)) == 8
-        return table
-
-
-class CommitTable(Table[int, Commit]):
-    """What the event log knows of each version."""
-
-    _BODY = struct.Struct("<qQQ")
-
-    def pack(self, value: Commit) -> bytes:
-        return self._BODY.pack(*value[1:])
-
-    def unpack(self, key: bytes, body: bytes) -> Commit:
-        return Commit(ID.unpack(key), *self._BODY.unpack(body))
-
-
-class EventTable(Table[EventId, Event]):
-    """Events by version and ordinal."""
-
-    def pack(self, value: Event) -> bytes:
-        return event_body.pack(value)
-
-    def unpack(self, key: bytes, body: bytes) -> Event:
-        return event_body.unpack(body)
-
-    def stored(self, start: EventId = (0, 0)) -> Iterator[tuple[EventId, bytes]]:
-        """Yield (place, body) from a place on; see `event_body`. Raises CorruptStore."""
-        for key, body in self.raw.rows(PLACE.pack(start)):
-            yield PLACE.unpack(key), body
-
-    def put_version(self, version: int, events: Sequence[Event]) -> int:
-        """Write the events of a version; return the bytes of their bodies."""
-        bodies = list(map(event_body.pack, events))
-        self.raw.put_all((PLACE.pack((version, ordinal)), body) for ordinal, body in enumerate(bodies))
-        return sum(map(len, bodies))
-
-
-class PositionTable(Table[str, bytes]):
-    """The next position of each source."""
-
-    def pack(self, value: bytes) -> bytes:
-        return value
-
-    def unpack(self, key: bytes, body: bytes) -> bytes:
-        return body
+    return ColumnTable(raw, lambda columns: split_rows(columns.vectors.astype("<i2")), unpack)
 
 
 def _table(name: str, make: Callable[[RawTable], T]) -> cached_property[T]:
@@ -338,19 +431,19 @@ class Tables:
         return RawTable(self._txn, self._handles[name], name)
 
     meta = _table("meta", MetaTable)
-    items = _table("items", lambda raw: ItemTable(raw, ID))
-    keys = _table("keys", lambda raw: NumberTable(raw, BYTES))
-    nodes = _table("nodes", lambda raw: VectorTable(raw, ID))
+    items = _table("items", lambda raw: ItemTable(raw, schema.pack_items, schema.unpack_items))
+    keys = _table("keys", lambda raw: Table(raw, BYTES, schema.NUMBER))
+    nodes = _table("nodes", _vectors)
     copies = _table("copies", lambda raw: PairTable(raw, PAIR))
-    incoming = _table("incoming", lambda raw: VectorTable(raw, ID))  # by item id
-    lists = _table("lists", lambda raw: ListTable(raw, ID))
-    places = _table("places", lambda raw: PlaceTable(raw, ID))
+    incoming = _table("incoming", _vectors)  # by item id
+    lists = _table("lists", lambda raw: ListTable(raw, schema.pack_lists, schema.unpack_lists))
+    places = _table("places", lambda raw: PlaceTable(raw, ID, schema.NUMBER))
     members = _table("members", lambda raw: PairTable(raw, PAIR))
-    trees = _table("trees", lambda raw: TreeTable(raw, ID))
+    trees = _table("trees", lambda raw: TreeTable(raw, ID, schema.PATH))
     cluster_trees = _table("cluster_trees", lambda raw: PairTable(raw, PAIR))
-    clusters = _table("clusters", lambda raw: ClusterTable(raw, ID))
+    clusters = _table("clusters", lambda raw: ClusterTable(raw, ID, schema.CLUSTER))
     sizes = _table("sizes", lambda raw: PairTable(raw, SIZE))
     endings = _table("endings", lambda raw: PairTable(raw, PAIR))
-    commits = _table("commits", lambda raw: CommitTable(raw, ID))
-    events = _table("events", lambda raw: EventTable(raw, PLACE))
-    positions = _table("positions", lambda raw: PositionTable(raw, TEXT))
+    commits = _table("commits", lambda raw: Table(raw, ID, schema.COMMIT))
+    events = _table("events", lambda raw: EventTable(raw, PLACE, schema.EVENT))
+    positions = _table("positions", lambda raw: Table(raw, TEXT, schema.RAW))

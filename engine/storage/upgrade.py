@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.storage.table import unpack_ids
+from engine.storage.schema import unpack_ids
 from engine.storage.tables import Tables
 from engine.types import Items, Vectors
 

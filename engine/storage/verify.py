@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CorruptStore, counted
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.environment import reading
 from engine.storage.load import load
-from engine.storage.schema import Pair, show_key
-from engine.storage.table import RawTable
-from engine.storage.tables import Commit, Tables
+from engine.storage.schema import Commit, Pair, show_key
+from engine.storage.tables import RawTable, Tables
 from engine.types import Assignment, Cluster, Loaded, Vectors
 
 _REBUILD = "`shoal rebuild` mends it"
@@ -107,7 +106,7 @@ def _read_events(tables: Tables, contents: Contents) -> None:
         if ordinal != count:
             contents.strange.append(f"event {version}-{ordinal} stands where {version}-{count} should")
         try:
-            event = event_body.unpack(body)
+            event = schema.unpack_event(body)
         except (ValueError, KeyError, TypeError):
             contents.strange.append(f"event {version}-{ordinal} cannot be read")
             continue

@@ -13,17 +13,17 @@ import pytest
 
 from engine.api.follower import Bounds, Follower, Growth, History, WindowStart, mentioned
 from engine.events import BEGIN
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.eventlog import CLUSTERS, ITEMS, Raw
 from engine.storage.reader import View
+from engine.storage.schema import Commit
 from engine.storage.store import Store
-from engine.storage.tables import Commit
 from engine.types import Assignment, Erased, LineageEvent
 from tests.support.fake_collection import CONFIG, Toy
 
 
 def event(version: int, ordinal: int, what: Assignment | LineageEvent) -> Raw:
-    body = event_body.pack(what)
+    body = schema.pack_event(what)
     return Raw((version, ordinal), body, orjson.loads(body))
 
 

@@ -122,7 +122,7 @@ def compare_in_the_end(world: World) -> dict[str, Any]:
     """Raises AssertionError."""
     from engine import config
     from engine.collection.collection import Engine
-    from engine.storage import event_body
+    from engine.storage import schema
     from engine.storage.schema import PLACE
     from tests.support.sequences import World as Items
     from tests.support.sequences import differences, rebuilt
@@ -136,7 +136,7 @@ def compare_in_the_end(world: World) -> dict[str, Any]:
         items.live = dict(zip(world.vectors, grid, strict=True))
         other = rebuilt(items, engine.model, state.calibration.epoch, parts=10)
         assert differences(state.hierarchy, other.hierarchy) == []
-        events = [(PLACE.unpack(key), event_body.unpack(body)) for key, body in store.rows("events")]
+        events = [(PLACE.unpack(key), schema.unpack_event(body)) for key, body in store.rows("events")]
         keys, clusters = engine.labels()
     held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))
     assert last_assignments(world.topics, TOPIC) == held

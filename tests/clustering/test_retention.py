@@ -11,7 +11,7 @@ import pytest
 from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.model.linkage import LinkageModel
-from engine.storage import event_body
+from engine.storage import schema
 from engine.types import Assignment
 from tests.support.random_models import random_model
 
@@ -133,7 +133,7 @@ def test_deletes_by_retention_are_events(path: Path, weights: LinkageModel, cloc
         assert len(engine) <= 20
         last: dict[bytes, int] = {}
         for _, body in engine.store.rows("events"):
-            event = event_body.unpack(body)
+            event = schema.unpack_event(body)
             if isinstance(event, Assignment):
                 last[event.key] = event.cluster
         keys, clusters = engine.labels()

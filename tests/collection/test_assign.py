@@ -18,8 +18,7 @@ from engine.collection.collection import Engine
 from engine.config import Settings
 from engine.daemon.assign_queue import AssignQueue
 from engine.errors import StoreError, WriterAway, WriterBusy
-from engine.index.hnsw import HnswIndex
-from engine.index.lock import GraphLock
+from engine.index.hnsw import GraphLock, HnswIndex
 from engine.model.linkage import LinkageModel
 from engine.types import Float64, Int16
 from engine.vectors import quantize

@@ -22,11 +22,10 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import NoStore
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.schema import PLACE, K
 from engine.storage.store import Store
-from engine.storage.table import Table, V
-from engine.storage.tables import Tables
+from engine.storage.tables import Table, Tables, V
 from engine.system import files
 from engine.types import Assignment
 from tests.conftest import Run
@@ -216,16 +215,16 @@ def lose_a_commit(tables: Tables) -> None:
 def tell_a_lie(tables: Tables) -> None:
     """The last event of an item says it is elsewhere."""
     for place, body in reversed(list(tables.events.stored())):
-        event = event_body.unpack(body)
+        event = schema.unpack_event(body)
         if isinstance(event, Assignment) and event.cluster:
-            lie = event_body.pack(replace(event, cluster=event.cluster + 1))
+            lie = schema.pack_event(replace(event, cluster=event.cluster + 1))
             tables.events.raw.put(PLACE.pack(place), lie.ljust(len(body)))
             return
 
 
 def give_an_id_twice(tables: Tables) -> None:
     state = tables.meta.state
-    tables.meta.put_state(replace(state, counters={**state.counters, "next_item": 3}))
+    tables.meta.put_state(state._replace(counters={**state.counters, "next_item": 3}))
 
 
 HARM: list[tuple[Harm, str]] = [

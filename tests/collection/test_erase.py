@@ -17,7 +17,7 @@ from engine.collection.erase import FreshIndex
 from engine.config import Settings
 from engine.errors import StoreError, StoreFull, WriterAway
 from engine.model.linkage import LinkageModel
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.reader import View
 from engine.types import Batch, DeadLetter
 from engine.vectors import quantize
@@ -127,7 +127,7 @@ def test_dead_letters_of_the_item_go_too(tmp_path: Path, weights: LinkageModel) 
         engine.apply(Batch([], none, np.empty(0, np.int64), [], rejected=letters))
         engine.erase(SECRET)
         assert not found_in(tmp_path / "store", forms_of(SECRET, range(0)))
-        events = [event_body.unpack(body) for _, body in engine.store.rows("events")]
+        events = [schema.unpack_event(body) for _, body in engine.store.rows("events")]
         assert [event for event in events if isinstance(event, DeadLetter)] == letters[2:]
 
 

@@ -16,7 +16,7 @@ from engine.collection.collection import Engine
 from engine.collection.rebuild import Generation, rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, InputError, StoreFull
-from engine.storage import event_body, schema
+from engine.storage import schema
 from engine.types import Assignment
 from tests.properties.test_exactness import settings_of
 from tests.support import collections
@@ -108,7 +108,7 @@ def replay(engine: Engine) -> None:
     """Whoever follows the events has what the store has."""
     last: dict[bytes, int] = {}
     for _, body in engine.store.rows("events"):
-        event = event_body.unpack(body)
+        event = schema.unpack_event(body)
         if isinstance(event, Assignment):
             last[event.key] = event.cluster
     keys, clusters = engine.labels()

@@ -17,7 +17,7 @@ from engine.collection.rebuild import rebuild_store
 from engine.config import Settings
 from engine.errors import ConfigMismatch, StoreError
 from engine.model.adapter import Adapter
-from engine.storage import event_body, schema
+from engine.storage import schema
 from engine.storage.backup import back_up, restore
 from engine.storage.environment import Environment
 from engine.storage.reader import View
@@ -128,7 +128,7 @@ def test_it_is_refused_and_then_brought_over(settings: Settings, closed: bool) -
         now = dict(zip(*engine.labels(), strict=True))
         told = {}
         for _, body in engine.store.rows("events"):
-            event = event_body.unpack(body)
+            event = schema.unpack_event(body)
             if isinstance(event, Assignment):
                 told[event.key] = event.cluster
         assert {key: cluster for key, cluster in told.items() if cluster} == {

@@ -11,7 +11,7 @@ import numpy as np
 from engine import config
 from engine.collection.build import shape_of
 from engine.collection.collection import Engine
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.schema import PLACE
 from engine.types import DeadLetter
 from engine.vectors import quantize
@@ -51,7 +51,7 @@ def _compare(engine: Engine, topics: Topics, topic: str, load: Load) -> None:
     assert not wrong, wrong
 
     rows = list(store.rows("events"))
-    events = [(PLACE.unpack(key), event_body.unpack(body)) for key, body in rows]
+    events = [(PLACE.unpack(key), schema.unpack_event(body)) for key, body in rows]
     assert_published(topics, topic, engine.settings.collection.name, events)
     keys, clusters = engine.labels()
     held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))

@@ -13,7 +13,7 @@ import pytest
 
 from engine.collection.collection import Engine
 from engine.errors import BrokerError
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.schema import PLACE
 from engine.types import DeadLetter
 from tests.broker import Broker
@@ -81,7 +81,7 @@ def compare(daemon: Daemon, topics: Topics, model: Path, load: Load) -> None:
         world.live = {key: world.grid([vector])[0] for key, vector in load.live.items()}
         other = rebuilt(world, engine.model, state.calibration.epoch)
         assert differences(state.hierarchy, other.hierarchy) == [], f"{SEED=}"
-        events = [(PLACE.unpack(key), event_body.unpack(body)) for key, body in store.rows("events")]
+        events = [(PLACE.unpack(key), schema.unpack_event(body)) for key, body in store.rows("events")]
         keys, clusters = engine.labels()
     assert_published(topics, daemon.topic, COLLECTION, events)
     held = dict(zip(map(str.encode, keys), clusters.tolist(), strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from engine.events import BEGIN, EventId
-from engine.storage import event_body
+from engine.storage import schema
 from engine.storage.schema import PLACE
 from engine.storage.store import Store
 from engine.streams import SinkAway
@@ -46,7 +46,7 @@ class Topic:
         self._away = int(self.rng.integers(0, 4)) if fails else 0
         if fails and self.rng.random() < 0.5:
             raise SinkAway("before the transaction")
-        rows = [[*place, event_body.pack(event).hex()] for place, event in events]
+        rows = [[*place, schema.pack_event(event).hex()] for place, event in events]
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(handle, orjson.dumps(rows) + b"\n")
         os.close(handle)
@@ -77,7 +77,7 @@ def replay(published: Sequence[Published], store: Store) -> dict[bytes, int]:
     waiting = [(PLACE.unpack(key), body) for key, body in store.rows("events")]
     final: dict[bytes, int] = {}
     for place, body in [*published, *(row for row in waiting if row[0] > last)]:
-        event = event_body.unpack(body)
+        event = schema.unpack_event(body)
         if isinstance(event, Assignment):
             before = final.pop(event.key, 0)
             assert before == event.previous != event.cluster, f"{place}: {event}, but it was in {before}"

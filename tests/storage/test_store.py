@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigMismatch, StoreLocked
 from engine.events import show_event
-from engine.storage import event_body, schema
+from engine.storage import schema
 from engine.storage.environment import Environment
 from engine.storage.schema import ID, PAIR, PLACE
 from engine.storage.store import Store
@@ -54,7 +54,7 @@ def test_dead_letters_keep_their_bytes(
     key: bytes | None, value: bytes | None, name: str, header: bytes
 ) -> None:
     letter = DeadLetter("no key", "topic 0 at 7", key, value, [(name, header)])
-    assert event_body.unpack(event_body.pack(letter)) == letter
+    assert schema.unpack_event(schema.pack_event(letter)) == letter
     assert show_event("toy", 3, 2, letter) == {
         "schema": 1,
         "collection": "toy",
@@ -75,7 +75,7 @@ def test_events_come_back_in_order_with_ids_that_never_repeat(tmp_path: Path) ->
             wanted += [(change.version, i, event) for i, event in enumerate(change.events)]
         rows = list(store.rows("events"))
     assert [PLACE.pack((version, ordinal)) for version, ordinal, _ in wanted] == [key for key, _ in rows]
-    read = [show_event("toy", *PLACE.unpack(key), event_body.unpack(body)) for key, body in rows]
+    read = [show_event("toy", *PLACE.unpack(key), schema.unpack_event(body)) for key, body in rows]
     assert len({event["event-id"] for event in read}) == len(wanted) > 20
     for (version, _, event), found in zip(wanted, read, strict=True):
         common = {"schema": 1, "collection": "toy", "version": version, "event-id": found["event-id"]}

@@ -109,9 +109,8 @@ class Toy:
         listed = sorted(self.vectors)
         self._relist(listed)
         found, _ = self._name(self._draw(3), self.place, {})
-        packed = lineage.distinct(found.names.trees.paths).tolist()
-        paths = zip(found.names.trees.handles.tolist(), packed, strict=True)
-        whole = {int(handle): tuple(filter(None, path)) for handle, path in paths}
+        trees = found.names.trees
+        whole = dict(zip(trees.handles.tolist(), lineage.listed(trees.paths), strict=True))
         shift = _shift((node, 0, tree) for node, tree in self.tree.items())
         return self._change(found, shift, listed, trees=whole)
 

@@ -19,7 +19,6 @@ from engine.clustering.level import Level, Shape
 from engine.clustering.pipeline import step
 from engine.clustering.state import State
 from engine.index.base import ExactIndex
-from engine.system.stopwatch import Stopwatch
 from engine.types import Applied, Batch, Change, Epoch, Int16, UInt64
 from engine.vectors import SCALE, quantize
 
@@ -250,7 +249,7 @@ def empty_state(world: World, model: Any, epoch: Epoch | None = None) -> State:
 
 
 def take(state: State, batch: Batch) -> tuple[Change, Applied]:
-    return step(state, batch, 0, Stopwatch())
+    return step(state, batch, 0)
 
 
 def rebuilt(world: World, model: Any, epoch: Epoch, parts: int = 1) -> State:
