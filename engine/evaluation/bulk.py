@@ -59,6 +59,13 @@ def recluster_upper_levels(
     return BulkClustering(again.levels, built.node_of)
 
 
+def recluster_base(built: BulkClustering, base_tau: float) -> BulkClustering:
+    """Return level 0 alone, by its linkage at another tau; `built` is no longer valid."""
+    base = built.levels[0]
+    base.retune(replace(base.shape, base_tau=base_tau))
+    return BulkClustering([base], built.node_of)
+
+
 def recluster(
     built: BulkClustering, model: Model, tau: float, base_tau: float | None, max_levels: int, epoch: Epoch
 ) -> BulkClustering:

@@ -15,6 +15,7 @@ from engine.evaluation.bulk import (
     hierarchy,
     measure_epoch,
     partitions,
+    recluster_base,
     recluster_upper_levels,
 )
 from engine.model.linkage import LinkageModel
@@ -320,6 +321,18 @@ def test_levels_are_grown_anew_as_from_scratch() -> None:
         assert np.array_equal(one.x, other.x)
         assert np.array_equal(one.e, other.e)
         assert one.level == other.level > 0
+
+
+def test_another_base_tau_gives_the_clusters_from_scratch() -> None:
+    collection, model = clusters(3), random_model(4)
+    epoch = measure_epoch(collection.emb)
+    built = hierarchy(collection.emb, model, 0.4, 3, epoch, base_tau=0.3)
+    for base_tau in (0.6, 0.5, 0.4):
+        built = recluster_base(built, base_tau)
+        again = recluster_upper_levels(built, model, 0.5, 3, epoch)
+        whole = hierarchy(collection.emb, model, 0.5, 3, epoch, base_tau=base_tau)
+        for one, other in zip(partitions(again), partitions(whole), strict=True):
+            assert np.array_equal(one, other)
 
 
 def test_training_is_seeded() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.evaluation import scores
-from engine.evaluation.bulk import BulkClustering, partitions, recluster, recluster_upper_levels
+from engine.evaluation.bulk import BulkClustering, partitions, recluster, recluster_base, recluster_upper_levels
 from engine.model.lander import LanderModel
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection
@@ -39,8 +39,9 @@ class Judge:
         counted = self.labels[np.isin(self.labels, self.classes)]
         found = np.zeros((len(BASE_TAUS), len(TAUS), DEPTH))
         model = model.with_weights(self.first_layer)
+        built = recluster(self.built, model, TAUS[0], BASE_TAUS[0], 1, EPOCH)
         for at, base_tau in enumerate(BASE_TAUS):
-            built = recluster(self.built, model, TAUS[0], base_tau, 1, EPOCH)
+            built = recluster_base(built, base_tau)
             for to, tau in enumerate(TAUS):
                 parts = partitions(recluster_upper_levels(built, model, tau, DEPTH, EPOCH))
                 for depth in range(DEPTH):
