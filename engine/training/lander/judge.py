@@ -9,7 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from engine.evaluation import scores
-from engine.evaluation.bulk import BulkClustering, partitions, recluster, recluster_base, recluster_upper_levels
+from engine.evaluation.bulk import (
+    BulkClustering,
+    partitions,
+    recluster,
+    recluster_base,
+    recluster_upper_levels,
+)
 from engine.model.lander import LanderModel
 from engine.system.determinism import one_thread
 from engine.training.datasets import Collection
