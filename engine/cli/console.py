@@ -28,6 +28,8 @@ def print_json(document: Any) -> None:
 
 def home_path(text: str) -> Path:
     """Read a path of the command line: shells leave the ~ in --store=~/folder alone. Raises InputError."""
+    if not text:  # to Path it is the current folder
+        raise InputError("A path on the command line is empty: name a file or a folder, or leave it out.")
     try:
         return Path(text).expanduser()
     except RuntimeError as problem:

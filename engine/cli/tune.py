@@ -32,13 +32,15 @@ TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
 
-def tune(settings: Settings, file: Path | None, wish: TuneOptions) -> None:
-    """Choose tau for a store, or a file, by judgements; or print pairs to judge.
+def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path | None = None) -> None:
+    """Choose tau for a store, or a file, by judgements; or print pairs to judge. `store`: as named.
 
     Raises Undecided where the judgements do not tell, InputError where they cannot be used.
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
+    if file and store:
+        raise InputError("name either a file, or a store with --store")
     taus = [tau for tau in read_taus(wish.taus or TAUS, "--taus") if tau is not None]
     if min(taus) <= 0.0:
         raise InputError("--taus: a tau to choose from lies between 0 and 1")

@@ -14,6 +14,7 @@ from engine.errors import InputError
 from engine.types import Float32, Int64
 
 Array = NDArray[Any]
+NPY = b"\x93NUMPY"  # with which a file of one array begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ def read_labelled(path: Path) -> LabelledSet:
 def read_arrays(path: Path, *names: str) -> dict[str, Array]:
     """Return those of these arrays that an .npz has. Raises InputError where it is no .npz."""
     try:
+        with path.open("rb") as file:
+            start = file.read(len(NPY))
+        if start != NPY and not zipfile.is_zipfile(path):  # NumPy takes it for a pickle, and advises on those
+            raise InputError(
+                f"{path} is not an .npz, or it is damaged: make one with numpy.savez, of an array {names[0]} "
+                "and those that belong to it."
+            )
         # Opened here, the file is also closed where NumPy refuses it.
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
@@ -57,6 +65,10 @@ def read_arrays(path: Path, *names: str) -> dict[str, Array]:
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as problem:
+        if "Object arrays" in str(problem):
+            raise InputError(
+                f"{path} holds Python objects, which are never loaded; save plain arrays."
+            ) from None
         raise InputError(f"{path} is not an .npz, or it is damaged: {problem}.") from None
 
 

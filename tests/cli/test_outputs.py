@@ -72,6 +72,29 @@ def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
 
 
+def test_a_file_and_a_store_are_not_tuned_at_once(shoal: Run, data: Path) -> None:
+    refused(shoal("tune", data, "--store", "none"), 3, "either a file, or a store with --store")
+
+
+@pytest.mark.parametrize("words", [("clusters", "--store", ""), ("backup", ""), ("clusters", "-c", "")])
+def test_an_empty_path_is_not_the_current_folder(shoal: Run, words: tuple[str, ...]) -> None:
+    refused(shoal(*words), 3, "shoal: A path on the command line is empty: name a file or a folder")
+
+
+@pytest.mark.parametrize("command", [("opis",), ("adapt", "-o", "a.safetensors")])
+def test_what_reads_npz_alone_gives_no_advice_on_pickles(
+    shoal: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "part.jsonl"
+    path.write_text('{"key": "a", "embedding": [1, 2]}\n')
+    done = shoal(*command, path)
+    refused(done, 3, "part.jsonl is not an .npz, or it is damaged", "numpy.savez")
+    assert "pickle" not in done.stderr
+    np.savez(tmp_path / "a.npz", emb=np.eye(2), labels=np.array(["a", 1], object))
+    done = shoal(*command, "a.npz")
+    refused(done, 3, "a.npz holds Python objects, which are never loaded; save plain arrays.")
+
+
 def test_an_export_to_a_pipe_leaves_the_pipe(shoal: Run, data: Path, tmp_path: Path) -> None:
     assert shoal("ingest", data).returncode == 0
     pipe = tmp_path / "out.ndjson"
