@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import complain, need_ending, need_outputs, print_json, print_table, tell_noise
 from engine.config import Settings
 from engine.errors import InputError, counted
 
@@ -37,6 +37,7 @@ def adapt(
 
     models = [each for each in (settings.model.path, settings.model.adapter) if each]
     need_outputs([out], [*files, *models])
+    need_ending(out, ".safetensors")
     sets = [read_labelled(file) for file in files]
     for file, each in zip(files, sets, strict=True):
         tell_noise(file, each.names, each.classes)

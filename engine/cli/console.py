@@ -62,6 +62,12 @@ def _need_place(out: Path) -> None:
         raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
 
 
+def need_ending(out: Path, ending: str) -> None:
+    """Raise InputError where a file to write is not named for what it will hold: it may be the user's."""
+    if out.suffix.lower() != ending and (out.is_file() or not out.exists()):  # a device has no ending
+        raise InputError(f"{out} does not end in {ending}: name a file that does.")
+
+
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
     """Raise InputError where companions of `out` are there without it: they are the user's."""
     if out.exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import complain, need_ending, need_outputs, print_json, print_table, tell_noise
 from engine.config import Settings
 from engine.errors import InputError, counted
 
@@ -34,6 +34,7 @@ def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
         need_matplotlib()
         read = (file, settings.model.path, settings.model.adapter)
         need_outputs([wish.png], [each for each in read if each])
+        need_ending(wish.png, ".png")
     from engine.evaluation import evaluate
 
     labelled = evaluate.read_labelled(file)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import Interrupted, complain, need_companions, need_outputs, tell_noise
+from engine.cli.console import Interrupted, complain, need_companions, need_ending, need_outputs, tell_noise
 from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None
     read = [*files, *(request.choose or ()), *([request.among] if request.among else []), *models]
     written = [out, *companions, checkpoint, *([request.adapter] if request.adapter else [])]
     need_outputs(written, [*read, *(_beside(model, ".json") for model in models)])
+    for each in (out, request.adapter):
+        if each:
+            need_ending(each, ".safetensors")
     if not checkpoint.exists():
         need_companions(out, companions)
     elif not request.resume:
@@ -203,6 +206,7 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
 
     card = _beside(out, ".json")
     need_outputs([out, card], [file])
+    need_ending(out, ".safetensors")
     need_companions(out, [card])
     model = published.model_of(published.read(file), average, k, tau, levels)
     model.save(out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import need_ending, need_outputs, print_json, print_table, tell_noise
 from engine.cli.options import Chosen, Json, Model, path_argument, path_option, takes_records
 from engine.errors import InputError, counted
 
@@ -128,6 +128,7 @@ def opis(
     if wish.png:
         need_matplotlib()
         need_outputs([wish.png], [file] if file else [])
+        need_ending(wish.png, ".png")
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)

@@ -67,6 +67,30 @@ def test_a_report_does_not_replace_files_of_the_same_name(
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        ("train data.npz -o x.txt", ".safetensors"),
+        ("train data.npz --start universal --space -o m.safetensors --adapter x.txt", ".safetensors"),
+        ("model import data.npz -o x.txt", ".safetensors"),
+        ("adapt data.npz -o x.txt", ".safetensors"),
+        ("encode train data.npz -o x.txt", ".safetensors"),
+        ("encode apply a.safetensors data.npz -o x.txt", ".npz"),
+        ("encode adapt a.safetensors data.npz -o x.txt", ".npz"),
+        ("evaluate data.npz --png x.txt", ".png"),
+        ("opis data.npz --png x.txt", ".png"),
+    ],
+)
+def test_what_is_written_has_its_ending(
+    shoal: Run, data: Path, tmp_path: Path, command: str, ending: str
+) -> None:
+    mine = tmp_path / "x.txt"
+    mine.write_text("of the user")
+    words = [data if word == "data.npz" else word for word in command.split()]
+    refused(shoal(*words), 3, f"x.txt does not end in {ending}: name a file that does.")
+    assert mine.read_text() == "of the user"
+
+
 def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
