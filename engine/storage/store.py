@@ -34,7 +34,7 @@ from engine.closing import Closing
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.storage import commit, compaction, load, schema, seal
 from engine.storage.compaction import Compacted, write_anew
-from engine.storage.environment import DATA, MAP_BYTES, Environment, unwritable
+from engine.storage.environment import DATA, MAP_BYTES, Environment, refuse_remains, unwritable
 from engine.storage.tables import Tables
 from engine.storage.upgrade import upgrade
 from engine.system import files, isolation
@@ -386,11 +386,14 @@ def hold(folder: Path) -> int:
 
 
 def _examine(folder: Path) -> None:
-    """Raise CorruptStore unless the store is sealed or, after a crash, every value verifies.
+    """Raise CorruptStore unless the store is new, is sealed or, after a crash, every value verifies.
 
     Another process reads it: a damaged page can crash the reader.
     """
-    if not (folder / DATA).exists() or seal.is_sealed(folder) or not (folder / "unclean").exists():
+    if not (folder / DATA).exists():
+        refuse_remains(folder)
+        return
+    if seal.is_sealed(folder) or not (folder / "unclean").exists():
         return
     try:
         isolation.call("engine.storage.verify.walk", folder)
