@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_ending, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import (
+    complain,
+    need_ending,
+    need_outputs,
+    print_json,
+    print_table,
+    tell_noise,
+    tell_unused,
+)
 from engine.config import Settings
 from engine.errors import InputError, counted
 
@@ -40,6 +48,7 @@ def adapt(
     need_ending(out, ".safetensors")
     sets = [read_labelled(file) for file in files]
     for file, each in zip(files, sets, strict=True):
+        tell_unused(file, 0, each.superseded)
         tell_noise(file, each.names, each.classes)
     labelled = joined(sets, [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)

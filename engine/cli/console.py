@@ -92,6 +92,15 @@ def complain(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+def tell_unused(source: object, left_out: int, superseded: int) -> None:
+    """Say how many records of a file have no part in what follows, and why."""
+    if left_out:
+        complain(f"{source}: left out {counted(left_out, 'record')} that cannot be used")
+    if superseded:
+        records = counted(superseded, "record")
+        complain(f"{source}: left out {records}: a later one has the same key, and counts")
+
+
 def tell_noise(source: object, names: Sequence[str], classes: Any) -> None:
     """Say that the label -1 is taken for a class, where others mean noise by it.
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import Interrupted, complain, need_companions, need_ending, need_outputs, tell_noise
+from engine.cli.console import (
+    Interrupted,
+    complain,
+    need_companions,
+    need_ending,
+    need_outputs,
+    tell_noise,
+    tell_unused,
+)
 from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
@@ -111,8 +119,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
-    if found.left_out:
-        complain(f"{file}: left out {counted(len(found.left_out), 'record')} that cannot be used")
+    tell_unused(file, len(found.left_out), found.superseded)
     tell_noise(file, *found.classes())
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import need_ending, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import need_ending, need_outputs, print_json, print_table, tell_noise, tell_unused
 from engine.cli.options import Chosen, Json, Model, path_argument, path_option, takes_records
 from engine.errors import InputError, counted
 
@@ -132,6 +132,7 @@ def opis(
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)
+    tell_unused(file, 0, labelled.superseded)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)

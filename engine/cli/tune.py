@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from engine.cli.console import complain, print_json, print_table, tell_noise
+from engine.cli.console import complain, print_json, print_table, tell_noise, tell_unused
 from engine.cli.evaluate import read_taus
 from engine.config import BULK_BATCH, Settings, StoreSettings
 from engine.errors import InputError, Undecided, counted
@@ -88,17 +88,17 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="shoal-tune-") as folder:
         made = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         source = FileSource(file, Options(settings.batch.size or BULK_BATCH, settings.limits))
-        left_out = 0
+        left_out = superseded = 0
         with Engine.open(made) as engine:
             source.begin({})
             for chunk in source.chunks(None):
                 left_out += len(chunk.rejects)
                 if chunk.rows:
-                    engine.apply(chunk.batch)
+                    applied = engine.apply(chunk.batch)
+                    superseded += chunk.superseded + applied.moved + applied.unchanged
             if not len(engine):
                 raise InputError(f"{file} has no records that can be used")
-        if left_out:
-            complain(f"{file}: left out {counted(left_out, 'record')} that cannot be used")
+        tell_unused(file, left_out, superseded)
         yield made
 
 
