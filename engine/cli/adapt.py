@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.console import (
     complain,
+    need_distinct,
     need_ending,
     need_outputs,
     print_json,
@@ -43,6 +44,7 @@ def adapt(
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
+    need_distinct(files)
     models = [each for each in (settings.model.path, settings.model.adapter) if each]
     need_outputs([out], [*files, *models])
     need_ending(out, ".safetensors")

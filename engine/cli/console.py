@@ -68,6 +68,15 @@ def need_ending(out: Path, ending: str) -> None:
         raise InputError(f"{out} does not end in {ending}: name a file that does.")
 
 
+def need_distinct(files: Sequence[Path]) -> None:
+    """Raise InputError where one file is named twice to read, which would weigh it twice or judge on it."""
+    seen = set[Path]()
+    for each in files:
+        if each.resolve() in seen:
+            raise InputError(f"{each} is named twice: name each file once.")
+        seen.add(each.resolve())
+
+
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
     """Raise InputError where companions of `out` are there without it: they are the user's."""
     if out.exists():

@@ -11,6 +11,7 @@ from engine.cli.console import (
     Interrupted,
     complain,
     need_companions,
+    need_distinct,
     need_ending,
     need_outputs,
     tell_noise,
@@ -85,10 +86,12 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Raise InputError where a file cannot be written, or would replace one of the user's."""
+    among = [request.among] if request.among else []
+    need_distinct([*files, *(request.choose or ()), *among])
     companions = [_beside(out, ending) for ending in BESIDE]
     checkpoint = _beside(out, ".checkpoint")
     models = [each for each in (request.start, request.base, request.teacher) if each]
-    read = [*files, *(request.choose or ()), *([request.among] if request.among else []), *models]
+    read = [*files, *(request.choose or ()), *among, *models]
     written = [out, *companions, checkpoint, *([request.adapter] if request.adapter else [])]
     need_outputs(written, [*read, *(_beside(model, ".json") for model in models)])
     for each in (out, request.adapter):

@@ -230,6 +230,11 @@ def _plan(options: TrainingOptions, loss: str | None) -> Plan:
     ends = options.margins
     if ends and not all(-1.0 <= each <= 1.0 for each in ends):
         raise InputError(f"margins are similarities from -1 to 1, not {ends[0]:g} and {ends[1]:g}.")
+    if ends and ends[0] < ends[1]:
+        raise InputError(
+            f"--margins {ends[0]:g} {ends[1]:g}: the first is what pairs of a class are to exceed, and must "
+            "not be below the second, under which other pairs are to stay."
+        )
     margins = Margins(*ends) if ends else None
     plan = Plan(steps=options.steps, seed=options.seed, tcm=options.tcm, margins=margins)
     return replace(plan, loss=loss) if loss else plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,7 +368,8 @@ def test_evaluate(shoal: Run, data: Path, tmp_path: Path) -> None:
 def test_train(shoal: Run, data: Path, tmp_path: Path) -> None:
     refused(shoal("train", data, "-o", "nowhere/my.safetensors"), 3, "nowhere")
     refused(shoal("train", "gone.npz", "-o", "my.safetensors"), 3, "gone.npz")
-    done = shoal("train", data, "-o", "my.safetensors", "--steps", "2", "--hidden", "16", "--choose", data)
+    other = shutil.copy(data, tmp_path / "other.npz")
+    done = shoal("train", data, "-o", "my.safetensors", "--steps", "2", "--hidden", "16", "--choose", other)
     assert done.returncode == 0, done.stderr
     assert "my.safetensors: k 10" in done.stdout
     assert told(shoal("evaluate", data, "-m", "my.safetensors", "--json"))["items"] == 300

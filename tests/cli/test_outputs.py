@@ -91,6 +91,25 @@ def test_what_is_written_has_its_ending(
     assert mine.read_text() == "of the user"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train data.npz data.npz -o x.safetensors",
+        "train data.npz --choose ./data.npz -o x.safetensors",
+        "train data.npz --start universal --among data.npz -o x.safetensors",
+        "adapt data.npz data.npz -o x.safetensors",
+    ],
+)
+def test_a_file_to_learn_from_is_named_once(shoal: Run, data: Path, words: str) -> None:
+    refused(shoal(*words.split()), 3, "data.npz is named twice: name each file once.")
+
+
+@pytest.mark.parametrize("command", ["adapt data.npz", "encode train data.npz"])
+def test_margins_are_not_reversed(shoal: Run, data: Path, command: str) -> None:
+    done = shoal(*command.split(), "-o", "x.safetensors", "--margins", "0.2", "0.8")
+    refused(done, 3, "--margins 0.2 0.8: the first is what pairs of a class are to exceed")
+
+
 def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
