@@ -263,3 +263,22 @@ def test_a_dimension_beyond_the_bound_is_never_begun_with(opened: Open) -> None:
     with pytest.raises(InputError, match="16385 dimensions, not 1 to 16384"):
         engine.upsert(["a"], np.ones((1, 16_385)))
     assert engine.upsert(names(5), draw(1, 5)).inserted == 5
+
+
+def test_what_is_masked_is_not_taken_for_a_value(opened: Open) -> None:
+    engine, vectors = opened(), draw(2, 3)
+    hidden = np.ma.array(vectors, mask=False)
+    engine.upsert(names(3), hidden, times=np.ma.array([1.5e9, 1.5e9, 1.5e9]))  # nothing is masked
+    hidden[1, 2] = np.ma.masked
+    for embeddings in (hidden, list(hidden)):
+        with pytest.raises(InputError, match="embeddings: some values are masked; fill them"):
+            engine.upsert(names(3), embeddings)
+        with pytest.raises(InputError, match="embeddings: some values are masked"):
+            engine.assign(embeddings)
+    with pytest.raises(InputError, match="times: some values are masked"):
+        engine.upsert(names(3), vectors, times=np.ma.array([1.5e9] * 3, mask=[0, 1, 0]))
+    with pytest.raises(InputError, match=r"row 1 .*: the key is missing"):
+        engine.upsert(np.ma.array(names(3), mask=[0, 1, 0]), vectors)
+    assert engine.version == 1
+    engine.upsert(names(3), vectors, payloads=np.ma.array([1, 2, 3], mask=[0, 1, 0]))
+    assert [engine[name].payload for name in names(3)] == [1, None, 3]
