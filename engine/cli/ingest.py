@@ -23,7 +23,7 @@ from engine.types import Applied
 OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error then gets all
 FIRST = 5  # of a file's records that are rejected for one reason are named where people read
-APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
+APPLIED = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
 COUNTS = ("rows", *TOLD, "skipped", "rejected_before")
 

@@ -95,7 +95,7 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
                 left_out += len(chunk.rejects)
                 if chunk.rows:
                     applied = engine.apply(chunk.batch)
-                    superseded += chunk.superseded + applied.moved + applied.unchanged
+                    superseded += chunk.superseded + applied.moved + applied.unchanged + applied.updated
             if not len(engine):
                 raise InputError(f"{file} has no records that can be used")
         tell_unused(file, left_out, superseded)

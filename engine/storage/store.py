@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import numpy as np
 
 from engine.closing import Closing
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
@@ -156,6 +157,16 @@ class Store(Closing):
         if items is not None and len(found.ids) != len(items):
             raise CorruptStore("an item has no row in the table incoming; restore a backup")
         return found.vectors
+
+    def count_updated(self, change: Change) -> int:
+        """Return how many items a change gives another payload and no other vector. Raises CorruptStore."""
+        items = change.upserts
+        again = np.flatnonzero(items.versions < change.version)
+        if not len(again):
+            return 0
+        with self.snapshot() as tables:
+            before = tables.items.pick(items.ids[again]).payloads
+        return sum(items.payloads[at] != was for at, was in zip(again.tolist(), before, strict=True))
 
     def rows(self, table: str) -> Iterator[schema.Row]:
         """Yield all rows of a table by rising key, bodies without checksums. Raises CorruptStore."""

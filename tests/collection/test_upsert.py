@@ -37,6 +37,17 @@ def test_counts_what_a_batch_did(opened: Open) -> None:
     assert labels(engine).keys() == set(names(32)[2:])
 
 
+def test_another_payload_is_no_item_unchanged(opened: Open) -> None:
+    engine, vectors = opened(), draw(2, 4)
+    engine.upsert(names(4), vectors, payloads=[1, 2, None, None])
+    vectors[3] = draw(3, 1)
+    applied = engine.upsert(names(4), vectors, payloads=[1, 3, 4, 5])
+    assert (applied.moved, applied.updated, applied.unchanged) == (1, 2, 1)
+    applied = engine.upsert(names(2), vectors[:2])
+    assert (applied.updated, applied.unchanged) == (2, 0)
+    assert [engine[name].payload for name in names(4)] == [None, None, 4, 5]
+
+
 def test_a_vector_of_another_length_is_the_same_vector(opened: Open) -> None:
     engine = opened()
     vectors = draw(2, 20)
