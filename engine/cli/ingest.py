@@ -161,7 +161,7 @@ class _Work:
         """How many more were rejected than those that were named."""
         for reason, count in self._refused.items():
             if count > FIRST and not self.as_json:
-                more = f"{count - FIRST:,} more for this reason, which --json names: {reason}"
+                more = f"{count - FIRST:,} more for this reason, which --again --json names: {reason}"
                 complain(f"rejected: {printable(f'{source.shown}: {more}')}")
         self._refused.clear()
 

@@ -43,14 +43,16 @@ def read_labelled(path: Path) -> LabelledSet:
     for name in ("emb", "labels"):
         if name not in arrays:
             raise InputError(f"{path} has no array {name}: a labelled set needs emb (n, d) and labels (n,).")
-    emb, labels = arrays.pop("emb"), arrays["labels"]
+    emb, labels = arrays.pop("emb"), arrays.pop("labels")
     keys = next((arrays[name] for name in FIELDS.key if name in arrays), None)
     try:
         if keys is None or emb.shape[:1] != labels.shape:
             return labelled_set(emb, labels, arrays.get("label_names"))
-        rows = _last_of_each(keys, len(labels))
-        found = labelled_set(emb[rows], labels[rows], arrays.get("label_names"))
-        return replace(found, superseded=len(labels) - len(rows))
+        rows, count = _last_of_each(keys, len(labels)), len(labels)
+        if len(rows) < count:
+            emb, labels = emb[rows], labels[rows]
+        found = labelled_set(emb, labels, arrays.get("label_names"))
+        return replace(found, superseded=count - len(rows))
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
 

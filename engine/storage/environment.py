@@ -39,8 +39,8 @@ DAMAGE = (
     lmdb.PageFullError,
 )
 _REMAINS = (LOCK, "closed", "index-*.hnsw", "derived-*.npz")  # never there before DATA is
-_META = struct.Struct("=16xIIQQI92xQQ")  # magic, version, address, map, page size; last page, transaction
-_MAGIC = (0xBEEFC0DE, 1)
+_META = struct.Struct("=16x8s16xI92xQQ")  # of LMDB's: magic and format, page size, last page, transaction
+_MAGIC = struct.pack("=II", 0xBEEFC0DE, 1)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 T = TypeVar("T")
 Files = tuple[int, int] | None
@@ -365,18 +365,21 @@ def _is_short(file: Path) -> bool:
     """Return whether a file ends before the last page of its newest version. Another's is left to LMDB."""
     try:
         with file.open("rb") as data:
-            metas = [data.read(_META.size)]
-            if len(metas[0]) == _META.size:
-                data.seek(_META.unpack(metas[0])[4])  # each of the first two pages is one
-                metas.append(data.read(_META.size))
-            size = os.fstat(data.fileno()).st_size  # a writer only adds to it
+            first = data.read(_META.size)
+            if len(first) < _META.size:
+                return True
+            magic, page_size, *_ = _META.unpack(first)
+            if magic != _MAGIC:
+                return False
+            data.seek(page_size)
+            second = data.read(_META.size)  # each of the first two pages describes a version
+            length = os.fstat(data.fileno()).st_size  # a writer only adds to it
     except OSError:
         return False
-    if len(metas[-1]) < _META.size:
+    if len(second) < _META.size:
         return True
-    found = [meta for meta in map(_META.unpack, metas) if meta[:2] == _MAGIC]
-    newest = max(found, key=lambda meta: meta[-1], default=None)
-    return newest is not None and size < (newest[-2] + 1) * newest[4]
+    last: int = max(map(_META.unpack, (first, second)), key=lambda meta: meta[3])[2]
+    return length < (last + 1) * page_size
 
 
 def read_pages(folder: str) -> int:

@@ -166,6 +166,8 @@ class Store(Closing):
             return 0
         with self.snapshot() as tables:
             before = tables.items.pick(items.ids[again]).payloads
+        if len(before) != len(again):
+            raise CorruptStore("an item has no row in the table items; restore a backup")
         return sum(items.payloads[at] != was for at, was in zip(again.tolist(), before, strict=True))
 
     def rows(self, table: str) -> Iterator[schema.Row]:

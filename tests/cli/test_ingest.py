@@ -176,7 +176,7 @@ def test_many_records_that_are_rejected_for_one_reason_are_counted(
     assert err.splitlines() == [
         *(f"rejected: a.jsonl, line {line}: {reason}" for line in range(31, 36)),
         "rejected: a.jsonl, line 51: the embedding is zero",
-        f"rejected: {path}: 15 more for this reason, which --json names: {reason}",
+        f"rejected: {path}: 15 more for this reason, which --again --json names: {reason}",
     ]
     assert "30 inserted, 21 rejected" in out
     told = take(path, again=True)
