@@ -379,7 +379,7 @@ def _is_short(file: Path) -> bool:
     if len(second) < _META.size:
         return True
     last: int = max(map(_META.unpack, (first, second)), key=lambda meta: meta[3])[2]
-    return length < (last + 1) * page_size
+    return length < (last + 1) * int(page_size)
 
 
 def read_pages(folder: str) -> int:
