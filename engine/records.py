@@ -246,6 +246,8 @@ def read_delete(value: Any) -> bool:
 def read_vector(value: Any) -> Float64:
     """Numbers as (d,) float64, finite and not all zero. Raises Unusable."""
     if isinstance(value, np.ndarray) and value.ndim:
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise Unusable("the embedding has masked values")
         odd = value.ndim != 1 or value.dtype.kind not in "fiu"
     elif isinstance(value, (list, tuple)):
         odd = not set(map(type, value)) <= {int, float} and any(map(_is_no_number, value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +56,11 @@ class Kept:
     """Usable records side by side, in the order they came; a key may come twice, dimensions may differ."""
 
     numbers: Sequence[int]
+    keys: Sequence[bytes]
     vectors: Array | Sequence[Array]
     times: Sequence[int]  # ms
     payloads: Sequence[bytes]
+    deletes: Sequence[tuple[int, bytes]]  # number and key
     rejected: Sequence[tuple[int, str]]
 
 
@@ -120,15 +122,14 @@ class Rows:
 
     def kept(self) -> Kept:
         """All records that can be used, whatever came of the dimension."""
-        return Kept(self._numbers, self._vectors, self._times, self._payloads, self._rejected)
+        columns = (self._numbers, self._keys, self._vectors, self._times, self._payloads)
+        return Kept(*columns, self._deletes, self._rejected)
 
     def settle(self, dim: int | None) -> Settled:
         """The net effect of all rows. `dim`: the collection's, None: that of most of these vectors."""
         grid, kept, wrong, dim = _on_grid(self._vectors, dim)
         refused = self._rejected + [(self._numbers[row], reason) for row, reason in wrong.items()]
-        last = {self._keys[row]: self._numbers[row] for row in kept}
-        for number, key in self._deletes:
-            last[key] = max(number, last.get(key, -1))
+        last = last_of_each(((self._numbers[row], self._keys[row]) for row in kept), self._deletes)
         chosen = [at for at, row in enumerate(kept) if last[self._keys[row]] == self._numbers[row]]
         rows = [kept[at] for at in chosen]
         batch = Batch(
@@ -176,6 +177,16 @@ def _present(vector: Any) -> Array:
     if vector is None:
         raise Unusable("the embedding is missing")
     return read_vector(text_vector(vector) if isinstance(vector, str) else vector)
+
+
+def last_of_each(
+    upserts: Iterable[tuple[int, bytes]], deletes: Iterable[tuple[int, bytes]]
+) -> dict[bytes, int]:
+    """The number of each key's last record, of rising numbers and keys."""
+    last = {key: number for number, key in upserts}
+    for number, key in deletes:
+        last[key] = max(number, last.get(key, -1))
+    return last
 
 
 def majority(lengths: NDArray[np.int64]) -> int | None:

@@ -301,7 +301,8 @@ class Applied:
     version: int
     inserted: int = 0
     moved: int = 0
-    unchanged: int = 0
+    unchanged: int = 0  # came again with the same vector and payload
+    updated: int = 0  # came again with the same vector and another payload
     deleted: int = 0
     unknown: int = 0  # deletes of keys that were not there
     rejected: int = 0  # records to the dead letters

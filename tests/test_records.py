@@ -157,6 +157,7 @@ def test_random_times_agree_alone_and_in_a_column() -> None:
         ({"a": [1]}, "the embedding must be a list of numbers, not object"),
         (None, "the embedding must be a list of numbers, not null"),
         (np.array([True]), "the embedding must be a list of numbers, and there is np.True_ in it"),
+        (np.ma.array([1, 2], mask=[0, 1]), "the embedding has masked values"),
         ([], "the embedding has 0 dimensions, not 1 to 16384"),
         ([1] * 16_385, "the embedding has 16385 dimensions, not 1 to 16384"),
         ([1.0, float("nan")], "the embedding has a NaN or an infinity"),

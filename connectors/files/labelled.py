@@ -17,7 +17,7 @@ from connectors.files.source import FileSource, Options
 from engine.config import LimitsSettings
 from engine.errors import InputError, shown
 from engine.records import wrong_dimension
-from engine.rows import majority
+from engine.rows import last_of_each, majority
 from engine.types import Float64, Int64
 
 CHUNK = 4096  # records read at once
@@ -35,6 +35,7 @@ class LabelledFile:
     texts: Sequence[str] | None
     images: NDArray[Any] | None  # (n, ...)
     left_out: Sequence[tuple[int, str]]  # row and reason
+    superseded: int  # records that a later one of the same key replaced, as in an ingest
 
     def classes(self) -> tuple[list[str], Int64]:
         """Return the names of the classes, sorted, and the number of each record's (n,); -1: no label."""
@@ -55,11 +56,13 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
     if is_pipe(path):
         raise InputError(f"{path} is a pipe: a labelled set is a file.")
     source = FileSource(path, Options(CHUNK, BOUNDS, default_ms=NO_TIME))
-    vectors, times, payloads = list[Any](), list[int](), list[bytes]()
-    numbers, left_out = list[int](), list[tuple[int, str]]()
+    vectors, times, payloads, keys = list[Any](), list[int](), list[bytes](), list[bytes]()
+    numbers, deletes, left_out = list[int](), list[tuple[int, bytes]](), list[tuple[int, str]]()
     for part in source.parts():
         kept = part.rows.kept()
         numbers.extend(kept.numbers)
+        keys.extend(kept.keys)
+        deletes.extend(kept.deletes)
         vectors.extend(kept.vectors)
         times.extend(kept.times)
         payloads.extend(kept.payloads)
@@ -67,7 +70,9 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
     wanted = majority(np.fromiter(map(len, vectors), np.int64, len(vectors)))
     reasons = [_reason(vector, wanted) for vector in vectors]
     left_out += [(numbers[at], reason) for at, reason in enumerate(reasons) if reason]
-    rows = [at for at, reason in enumerate(reasons) if not reason]
+    usable = [at for at, reason in enumerate(reasons) if not reason]
+    last = last_of_each(((numbers[at], keys[at]) for at in usable), deletes)
+    rows = [at for at in usable if last[keys[at]] == numbers[at]]
     if not rows:
         raise InputError(f"{path} has no record that can be used.")
     found = [orjson.loads(payloads[at] or b"null") for at in rows]
@@ -89,6 +94,7 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
         texts=_column(documents, "text"),
         images=_images(documents),
         left_out=sorted(left_out),
+        superseded=len(usable) - len(rows),
     )
 
 

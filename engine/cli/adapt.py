@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import (
+    complain,
+    need_distinct,
+    need_ending,
+    need_outputs,
+    print_json,
+    print_table,
+    tell_noise,
+    tell_unused,
+)
 from engine.config import Settings
 from engine.errors import InputError, counted
 
@@ -35,10 +44,13 @@ def adapt(
     from engine.learning.judge import best, drawbacks, joined, judge, split
     from engine.learning.labelled import read_labelled
 
+    need_distinct(files)
     models = [each for each in (settings.model.path, settings.model.adapter) if each]
     need_outputs([out], [*files, *models])
+    need_ending(out, ".safetensors")
     sets = [read_labelled(file) for file in files]
     for file, each in zip(files, sets, strict=True):
+        tell_unused(file, 0, each.superseded)
         tell_noise(file, each.names, each.classes)
     labelled = joined(sets, [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)

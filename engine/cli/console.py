@@ -28,6 +28,8 @@ def print_json(document: Any) -> None:
 
 def home_path(text: str) -> Path:
     """Read a path of the command line: shells leave the ~ in --store=~/folder alone. Raises InputError."""
+    if not text:  # to Path it is the current folder
+        raise InputError("A path on the command line is empty: name a file or a folder, or leave it out.")
     try:
         return Path(text).expanduser()
     except RuntimeError as problem:
@@ -60,6 +62,21 @@ def _need_place(out: Path) -> None:
         raise InputError(f"{out} cannot be written: {problem.strerror or problem}.") from None
 
 
+def need_ending(out: Path, ending: str) -> None:
+    """Raise InputError where a file to write is not named for what it will hold: it may be the user's."""
+    if out.suffix.lower() != ending and (out.is_file() or not out.exists()):  # a device has no ending
+        raise InputError(f"{out} does not end in {ending}: name a file that does.")
+
+
+def need_distinct(files: Sequence[Path]) -> None:
+    """Raise InputError where one file is named twice to read, which would weigh it twice or judge on it."""
+    seen = set[Path]()
+    for each in files:
+        if each.resolve() in seen:
+            raise InputError(f"{each} is named twice: name each file once.")
+        seen.add(each.resolve())
+
+
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
     """Raise InputError where companions of `out` are there without it: they are the user's."""
     if out.exists():
@@ -82,6 +99,15 @@ def open_streams() -> None:
 def complain(sentence: str) -> None:
     """A sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def tell_unused(source: object, left_out: int, superseded: int) -> None:
+    """Say how many records of a file have no part in what follows, and why."""
+    if left_out:
+        complain(f"{source}: left out {counted(left_out, 'record')} that cannot be used")
+    if superseded:
+        records = counted(superseded, "record")
+        complain(f"{source}: left out {records}: a later one has the same key, and counts")
 
 
 def tell_noise(source: object, names: Sequence[str], classes: Any) -> None:

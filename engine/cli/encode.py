@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, need_outputs
+from engine.cli.console import complain, need_ending, need_outputs
 from engine.cli.spaces import progress_bar
 from engine.errors import InputError, counted
 from engine.system.files import written
@@ -33,6 +33,7 @@ def train(source: Path, out: Path, kind: str, dim: int, plan: Plan) -> None:
     from engine.learning.pictures import read_pictures
 
     need_outputs([out], [source])
+    need_ending(out, ".safetensors")
     pictures = read_pictures(source)
     size = pictures.grey.shape[1]
     classes = counted(int(pictures.classes.max()) + 1, "class", "classes")
@@ -50,6 +51,7 @@ def apply(encoder_file: Path, source: Path, out: Path) -> None:
     from engine.learning.pictures import read_pictures
 
     need_outputs([out], [encoder_file, source])
+    need_ending(out, ".npz")
     encoder = Encoder.load(encoder_file)
     pictures = read_pictures(source, encoder.size)
     with progress_bar("pictures") as advance:
@@ -69,6 +71,7 @@ def adapt(adapter_file: Path, source: Path, out: Path) -> None:
     from engine.learning.labelled import read_arrays
 
     need_outputs([out], [adapter_file, source])
+    need_ending(out, ".npz")
     adapter = Adapter.load(adapter_file)
     arrays = read_arrays(source, *NPZ)
     if "emb" not in arrays:

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cli.console import complain, need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import (
+    complain,
+    need_ending,
+    need_outputs,
+    print_json,
+    print_table,
+    tell_noise,
+    tell_unused,
+)
 from engine.config import Settings
-from engine.errors import InputError, counted
+from engine.errors import InputError
 
 if TYPE_CHECKING:
     from engine.cli.models import EvaluateOptions
@@ -34,11 +42,11 @@ def evaluate(settings: Settings, file: Path, wish: EvaluateOptions) -> None:
         need_matplotlib()
         read = (file, settings.model.path, settings.model.adapter)
         need_outputs([wish.png], [each for each in read if each])
+        need_ending(wish.png, ".png")
     from engine.evaluation import evaluate
 
     labelled = evaluate.read_labelled(file)
-    if labelled.left_out:
-        complain(f"{file}: left out {counted(labelled.left_out, 'record')} that cannot be used")
+    tell_unused(file, labelled.left_out, labelled.superseded)
     tell_noise(file, labelled.names, labelled.labels)
     runs = _runs(settings, labelled, taus, wish)
     if wish.png:

@@ -21,8 +21,9 @@ from engine.errors import InputError, counted
 from engine.types import Applied
 
 OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
-MAX_REJECTS_TOLD = 1000  # in JSON; standard error gets all
-APPLIED = ("inserted", "moved", "unchanged", "deleted", "unknown", "expired")
+MAX_REJECTS_TOLD = 1000  # in JSON; standard error then gets all
+FIRST = 5  # of a file's records that are rejected for one reason are named where people read
+APPLIED = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
 COUNTS = ("rows", *TOLD, "skipped", "rejected_before")
 
@@ -70,6 +71,7 @@ class _Work:
         self.settings, self.as_json = settings, as_json
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
+        self._refused: Counter[str] = Counter()  # of the file at work, by reason
         self.ignored: Counter[str] = Counter()
         self.useless: list[str] = []  # of files without a record that could be used, sentences
         self.version: int | None = None  # none: no file could be opened, and the store was left alone
@@ -94,6 +96,7 @@ class _Work:
                     continue
                 finally:
                     self._tell_notes(source)
+                    self._tell_refused(source)
                     self._tell_ignored(source)
                 if stop.asked and (not finished or source is not sources[-1]):
                     self.stopped = stop.asked
@@ -143,7 +146,9 @@ class _Work:
         self.counts["rejected"] += len(chunk.rejects)
         self.counts["doubtful"] += len(chunk.doubts)
         for reject in chunk.rejects:
-            complain(f"rejected: {printable(str(reject))}")
+            self._refused[reject.reason] += 1
+            if self.as_json or self._refused[reject.reason] <= FIRST:
+                complain(f"rejected: {printable(str(reject))}")
         told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
         self.rejects.extend(map(str, told))
 
@@ -151,6 +156,14 @@ class _Work:
         for note in source.notes:
             complain(f"shoal: {printable(note)}")
         source.notes.clear()
+
+    def _tell_refused(self, source: FileSource) -> None:
+        """How many more were rejected than those that were named."""
+        for reason, count in self._refused.items():
+            if count > FIRST and not self.as_json:
+                more = f"{count - FIRST:,} more for this reason, which --again --json names: {reason}"
+                complain(f"rejected: {printable(f'{source.shown}: {more}')}")
+        self._refused.clear()
 
     def _tell_doubts(self, chunk: Chunk, before: int) -> None:
         """The first one of a file; how many there are is in the summary."""

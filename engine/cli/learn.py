@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.console import Interrupted, complain, need_companions, need_outputs, tell_noise
+from engine.cli.console import (
+    Interrupted,
+    complain,
+    need_companions,
+    need_distinct,
+    need_ending,
+    need_outputs,
+    tell_noise,
+    tell_unused,
+)
 from engine.errors import InputError, counted
 
 if TYPE_CHECKING:
@@ -77,12 +86,17 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Raise InputError where a file cannot be written, or would replace one of the user's."""
+    among = [request.among] if request.among else []
+    need_distinct([*files, *(request.choose or ()), *among])
     companions = [_beside(out, ending) for ending in BESIDE]
     checkpoint = _beside(out, ".checkpoint")
     models = [each for each in (request.start, request.base, request.teacher) if each]
-    read = [*files, *(request.choose or ()), *([request.among] if request.among else []), *models]
+    read = [*files, *(request.choose or ()), *among, *models]
     written = [out, *companions, checkpoint, *([request.adapter] if request.adapter else [])]
     need_outputs(written, [*read, *(_beside(model, ".json") for model in models)])
+    for each in (out, request.adapter):
+        if each:
+            need_ending(each, ".safetensors")
     if not checkpoint.exists():
         need_companions(out, companions)
     elif not request.resume:
@@ -108,8 +122,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
-    if found.left_out:
-        complain(f"{file}: left out {counted(len(found.left_out), 'record')} that cannot be used")
+    tell_unused(file, len(found.left_out), found.superseded)
     tell_noise(file, *found.classes())
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
@@ -206,6 +219,7 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
 
     card = _beside(out, ".json")
     need_outputs([out, card], [file])
+    need_ending(out, ".safetensors")
     need_companions(out, [card])
     model = published.model_of(published.read(file), average, k, tau, levels)
     model.save(out)

@@ -179,7 +179,7 @@ def tune(
     """
     from engine.cli.tune import tune as run
 
-    run(chosen.settings(), file, wish)
+    run(chosen.settings(), file, wish, chosen.store)
 
 
 def import_weights(

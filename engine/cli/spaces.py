@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli.console import need_outputs, print_json, print_table, tell_noise
+from engine.cli.console import need_ending, need_outputs, print_json, print_table, tell_noise, tell_unused
 from engine.cli.options import Chosen, Json, Model, path_argument, path_option, takes_records
 from engine.errors import InputError, counted
 
@@ -128,9 +128,11 @@ def opis(
     if wish.png:
         need_matplotlib()
         need_outputs([wish.png], [file] if file else [])
+        need_ending(wish.png, ".png")
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label)
+    tell_unused(file, 0, labelled.superseded)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
@@ -228,6 +230,11 @@ def _plan(options: TrainingOptions, loss: str | None) -> Plan:
     ends = options.margins
     if ends and not all(-1.0 <= each <= 1.0 for each in ends):
         raise InputError(f"margins are similarities from -1 to 1, not {ends[0]:g} and {ends[1]:g}.")
+    if ends and ends[0] < ends[1]:
+        raise InputError(
+            f"--margins {ends[0]:g} {ends[1]:g}: the first is what pairs of a class are to exceed, and must "
+            "not be below the second, under which other pairs are to stay."
+        )
     margins = Margins(*ends) if ends else None
     plan = Plan(steps=options.steps, seed=options.seed, tcm=options.tcm, margins=margins)
     return replace(plan, loss=loss) if loss else plan

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from engine.cli.console import complain, print_json, print_table, tell_noise
+from engine.cli.console import complain, print_json, print_table, tell_noise, tell_unused
 from engine.cli.evaluate import read_taus
 from engine.config import BULK_BATCH, Settings, StoreSettings
 from engine.errors import InputError, Undecided, counted
@@ -32,13 +32,15 @@ TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
 
-def tune(settings: Settings, file: Path | None, wish: TuneOptions) -> None:
-    """Choose tau for a store, or a file, by judgements; or print pairs to judge.
+def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path | None = None) -> None:
+    """Choose tau for a store, or a file, by judgements; or print pairs to judge. `store`: as named.
 
     Raises Undecided where the judgements do not tell, InputError where they cannot be used.
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
+    if file and store:
+        raise InputError("name either a file, or a store with --store")
     taus = [tau for tau in read_taus(wish.taus or TAUS, "--taus") if tau is not None]
     if min(taus) <= 0.0:
         raise InputError("--taus: a tau to choose from lies between 0 and 1")
@@ -86,17 +88,17 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="shoal-tune-") as folder:
         made = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         source = FileSource(file, Options(settings.batch.size or BULK_BATCH, settings.limits))
-        left_out = 0
+        left_out = superseded = 0
         with Engine.open(made) as engine:
             source.begin({})
             for chunk in source.chunks(None):
                 left_out += len(chunk.rejects)
                 if chunk.rows:
-                    engine.apply(chunk.batch)
+                    applied = engine.apply(chunk.batch)
+                    superseded += chunk.superseded + applied.moved + applied.unchanged + applied.updated
             if not len(engine):
                 raise InputError(f"{file} has no records that can be used")
-        if left_out:
-            complain(f"{file}: left out {counted(left_out, 'record')} that cannot be used")
+        tell_unused(file, left_out, superseded)
         yield made
 
 

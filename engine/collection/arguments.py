@@ -65,6 +65,7 @@ def columns_of(keys: Any, embeddings: Any, times: Any, payloads: Any) -> Columns
 
 def grid_of(embeddings: Any, dim: int | None) -> Int16:
     """Return vectors (m, d), or one of (d,), on the grid. Raises InputError, naming the row."""
+    refuse_masked("embeddings", embeddings)
     matrix = _array(embeddings)
     if matrix is None or matrix.ndim not in (1, 2) or matrix.dtype.kind not in "fiu":
         raise InputError(f"embeddings must be numbers of the shape (m, d), not {_described(embeddings)}")
@@ -75,6 +76,13 @@ def grid_of(embeddings: Any, dim: int | None) -> Int16:
     for row, reason in bad.items():
         raise InputError(f"row {row}: {reason}")
     return grid
+
+
+def refuse_masked(name: str, values: Any) -> None:
+    """Raise InputError where a NumPy array has masked values, which other arrays would uncover."""
+    for part in values if isinstance(values, (list, tuple)) else (values,):
+        if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
+            raise InputError(f"{name}: some values are masked; fill them, or leave out their rows")
 
 
 def listed(name: str, values: Any) -> Sequence[Any]:
@@ -93,12 +101,14 @@ def listed(name: str, values: Any) -> Sequence[Any]:
 
 def _times(times: Any) -> Any:
     """NumPy's and pandas' columns keep their type."""
+    refuse_masked("times", times)
     array = _array(times) if hasattr(times, "dtype") or hasattr(times, "__array__") else None
     return listed("times", times) if array is None or array.ndim != 1 else array
 
 
 def _vectors(embeddings: Any, count: int) -> Any:
     """Return an array (n, d) of numbers as it is, and anything else as a sequence of n vectors."""
+    refuse_masked("embeddings", embeddings)
     if isinstance(embeddings, (list, tuple)):
         rows: Sequence[Any] = [np.asarray(row) if hasattr(row, "__array__") else row for row in embeddings]
     else:

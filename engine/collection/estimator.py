@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from engine.clustering import pipeline
 from engine.clustering.state import State
+from engine.collection.arguments import refuse_masked
 from engine.collection.build import empty_state, load_adapter, load_model, require_adapter
 from engine.collection.collection import Engine
 from engine.collection.memory import assign, strengths
@@ -84,6 +85,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Cluster the rows of X (n, d), and forget what was there before. `y` is ignored."""
+        refuse_masked("X", X)
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=1)
         self._begin(rows)
         return self._take(rows)
@@ -91,6 +93,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Insert the rows of X (n, d) beside those that are there; `labels_` cover all of them."""
         first = not hasattr(self, "labels_")
+        refuse_masked("X", X)
         rows = validate_data(self, X, dtype=np.float64, reset=first)
         if first:
             self._begin(rows)
@@ -103,6 +106,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Changes nothing. The cluster is that of the most probable linkage above tau.
         """
         check_is_fitted(self)
+        refuse_masked("X", X)
         rows = validate_data(self, X, dtype=np.float64, reset=False)
         grid, usable = self._on_grid(rows)
         out = np.full(len(rows), NEW, np.int64)

@@ -166,13 +166,14 @@ class LiveCollection(Closing):
             self._broken = "a batch was cut short"
             change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
+            updated = self.store.count_updated(change)
             self.store.commit(change, config)
             watch.lap("store")
             self._broken = ""
             self._since_snapshot += applied.stats["nodes"]
             nodes = state.hierarchy.base.nodes.live
             self._snapshot(least=max(self.settings.limits.snapshot_items, nodes // SNAPSHOT_SHARE))
-            return applied
+            return replace(applied, unchanged=applied.unchanged - updated, updated=updated)
 
     def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Take a batch of deletes; unknown keys are counted and change nothing."""

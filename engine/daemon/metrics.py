@@ -23,7 +23,7 @@ from engine.storage.store import Store
 from engine.streams import Lag
 from engine.types import Applied
 
-OUTCOMES = ("inserted", "moved", "unchanged", "deleted", "unknown", "rejected", "expired")
+OUTCOMES = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "rejected", "expired")
 BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 COMMITS_REMEMBERED = 100_000  # to tell how old a reader's snapshot is
 PUBLISHER_SILENT_S = 30.0  # without a word from the publisher it counts as down

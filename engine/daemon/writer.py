@@ -115,6 +115,7 @@ class Writer:
         self._progress = time.monotonic()
         self._receive_visits()
         self._do_chores()
+        self._tell()  # here, so that the last batches before a pause are told of, too
 
     def take(self, batch: Batch) -> Applied:
         """Apply a batch; it is durable when this returns."""
@@ -125,7 +126,6 @@ class Writer:
             self._last_reject = batch.rejected[-1].reason
         self.metrics.committed(applied, seconds)
         self.pace.took(len(batch.keys) + len(batch.deletes), seconds)
-        self._tell()
         return applied
 
     def between(self, work: Callable[[], T], timeout_s: float) -> T:

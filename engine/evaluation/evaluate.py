@@ -43,6 +43,7 @@ class Labelled:
     times: NDArray[Any]  # (n,) event times; zeros where the set has none
     timed: bool  # whether it has event times
     left_out: int = 0  # records of the file that cannot be used
+    superseded: int = 0  # records that a later one of the same key replaced
     names: Sequence[str] = ()  # of the classes, by label
 
 
@@ -86,8 +87,16 @@ def read_labelled(path: Path) -> Labelled:
     names, classes = found.classes()
     keys = [str(row) for row in range(len(found.emb))]
     times = np.zeros(len(keys)) if found.times is None else found.times
-    timed, left_out = found.times is not None, len(found.left_out)
-    return Labelled(keys, found.emb, classes, times, timed, left_out, names)
+    return Labelled(
+        keys,
+        found.emb,
+        classes,
+        times,
+        timed=found.times is not None,
+        left_out=len(found.left_out),
+        superseded=found.superseded,
+        names=names,
+    )
 
 
 def stream_order(labelled: Labelled, seed: int) -> Int64:

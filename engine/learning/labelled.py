@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.records import FIELDS
 from engine.types import Float32, Int64
 
 Array = NDArray[Any]
+NPY = b"\x93NUMPY"  # with which a file of one array begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class LabelledSet:
     emb: Float32
     classes: Int64
     names: tuple[str, ...]
+    superseded: int = 0  # rows of the file that a later one of the same key replaced
 
     @property
     def sizes(self) -> Int64:
@@ -31,23 +34,46 @@ class LabelledSet:
 
 
 def read_labelled(path: Path) -> LabelledSet:
-    """Read an .npz of `emb` (n, d), `labels` (n,) and, optionally, `label_names`.
+    """Read an .npz of `emb` (n, d), `labels` (n,) and, optionally, `label_names` and keys (n,).
 
-    Raises InputError as `labelled_set`, and where the file is no such .npz.
+    Of several rows of one key the last one counts, as in an ingest. Raises InputError as `labelled_set`, and
+    where the file is no such .npz.
     """
-    arrays = read_arrays(path, "emb", "labels", "label_names")
+    arrays = read_arrays(path, "emb", "labels", "label_names", *FIELDS.key)
     for name in ("emb", "labels"):
         if name not in arrays:
             raise InputError(f"{path} has no array {name}: a labelled set needs emb (n, d) and labels (n,).")
+    emb, labels = arrays.pop("emb"), arrays.pop("labels")
+    keys = next((arrays[name] for name in FIELDS.key if name in arrays), None)
     try:
-        return labelled_set(arrays.pop("emb"), arrays["labels"], arrays.get("label_names"))
+        if keys is None or emb.shape[:1] != labels.shape:
+            return labelled_set(emb, labels, arrays.get("label_names"))
+        rows, count = _last_of_each(keys, len(labels)), len(labels)
+        if len(rows) < count:
+            emb, labels = emb[rows], labels[rows]
+        found = labelled_set(emb, labels, arrays.get("label_names"))
+        return replace(found, superseded=count - len(rows))
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
+
+
+def _last_of_each(keys: Array, count: int) -> Int64:
+    """Return the last row of each key, by rising row."""
+    if keys.shape != (count,):
+        raise InputError(f"the keys must be {count}, one a row of emb, not {keys.shape}.")
+    return np.sort(count - 1 - np.unique(keys[::-1], return_index=True)[1])
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, Array]:
     """Return those of these arrays that an .npz has. Raises InputError where it is no .npz."""
     try:
+        with path.open("rb") as file:
+            start = file.read(len(NPY))
+        if start != NPY and not zipfile.is_zipfile(path):  # NumPy takes it for a pickle, and advises on those
+            raise InputError(
+                f"{path} is not an .npz, or it is damaged: make one with numpy.savez, of an array {names[0]} "
+                "and those that belong to it."
+            )
         # Opened here, the file is also closed where NumPy refuses it.
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
@@ -57,6 +83,10 @@ def read_arrays(path: Path, *names: str) -> dict[str, Array]:
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as problem:
+        if "Object arrays" in str(problem):
+            raise InputError(
+                f"{path} holds Python objects, which are never loaded; save plain arrays."
+            ) from None
         raise InputError(f"{path} is not an .npz, or it is damaged: {problem}.") from None
 
 

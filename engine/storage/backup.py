@@ -25,7 +25,7 @@ import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError, StoreFull
 from engine.storage import schema, seal
-from engine.storage.environment import DAMAGE, DATA, Environment, reading, unreadable
+from engine.storage.environment import DAMAGE, DATA, Environment, reading, remains, require_file, unreadable
 from engine.storage.store import Store, hold
 from engine.system import files, isolation
 
@@ -60,8 +60,7 @@ def back_up(store: Path, target: Path) -> Backup:
     The writing process itself uses `copy_open`. Raises NoStore, InputError (the target exists, or lies in
     the store), StoreFull, CorruptStore; then nothing is left of the copy.
     """
-    if not (store / DATA).is_file():
-        raise NoStore(f"there is no store in {store}; name another")
+    require_file(store)
     _require_apart(target, store)
     with _new_folder(target) as folder:
         _call("engine.storage.backup.copy", store, folder)
@@ -122,7 +121,7 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
     there = store.exists() and any(store.iterdir())
     if there and not force:
         raise InputError(f"{store} is not empty; name another place, or move it aside with --force")
-    if there and not (store / DATA).is_file():
+    if there and not (store / DATA).is_file() and not remains(store):
         raise InputError(f"{store} is not empty and holds no store; name another place")
     with _scratch(store, "restoring") as scratch:
         shutil.copyfile(folder / DATA, scratch / DATA)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import lmdb
 from engine.errors import CorruptStore, NoStore, StoreError, StoreFull
 from engine.storage import schema
 from engine.storage.tables import Tables
-from engine.system import files
+from engine.system import files, isolation
 
 DATA, LOCK = "data.mdb", "lock.mdb"
 MAP_BYTES = 1 << 36  # address space, neither memory nor disk
@@ -37,6 +38,9 @@ DAMAGE = (
     lmdb.CursorFullError,
     lmdb.PageFullError,
 )
+_REMAINS = (LOCK, "closed", "index-*.hnsw", "derived-*.npz")  # never there before DATA is
+_META = struct.Struct("=16x8s16xI92xQQ")  # of LMDB's: magic and format, page size, last page, transaction
+_MAGIC = struct.pack("=II", 0xBEEFC0DE, 1)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 T = TypeVar("T")
 Files = tuple[int, int] | None
@@ -202,6 +206,7 @@ def reading(path: str | os.PathLike[str], lock: bool) -> Iterator[Tables | None]
     StoreError.
     """
     folder = Path(path)
+    _need_whole(folder)
     try:
         env = lmdb.open(os.fspath(path), max_dbs=len(schema.TABLES), readonly=True, lock=lock, create=False)
         with env, env.begin() as txn:
@@ -227,10 +232,25 @@ def reading_made(folder: Path) -> Iterator[tuple[Tables, dict[str, Any]]]:
 
 
 def require_file(folder: Path) -> None:
-    """Raise NoStore where a folder has no store's file."""
+    """Raise NoStore where a folder has no store's file, CorruptStore where it has lost it."""
     if not (folder / DATA).is_file():
+        refuse_remains(folder)
         raise NoStore(
             f"there is no store in {folder}; name another, or make one with `shoal ingest` or `shoal serve`"
+        )
+
+
+def remains(folder: Path) -> Path | None:
+    """Return a file that only a store leaves, beside its own."""
+    return next((file for name in _REMAINS for file in folder.glob(name)), None)
+
+
+def refuse_remains(folder: Path) -> None:
+    """Raise CorruptStore where a folder without a store's file holds what only a store leaves."""
+    if found := remains(folder):
+        raise CorruptStore(
+            f"{folder} is damaged: it has lost its {DATA}, {found.name} is still there; restore a backup, or "
+            "delete the folder to begin anew"
         )
 
 
@@ -289,6 +309,7 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
 
 def _open_to_write(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
     """Durable at each commit, never a writable map: on a full disk that kills the process."""
+    _need_whole(folder)
     size = max(map_bytes, 2 * (folder / DATA).stat().st_size)
     env = lmdb.open(os.fspath(folder), map_size=size, max_dbs=len(schema.TABLES), max_readers=MAX_READERS)
     try:
@@ -301,6 +322,7 @@ def _open_to_write(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict
 
 
 def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
+    _need_whole(folder)
     try:
         env = lmdb.open(
             os.fspath(folder),
@@ -324,6 +346,52 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
         if isinstance(error, lmdb.Error):
             raise unreadable(folder, error) from error
         raise
+
+
+def _need_whole(folder: Path) -> None:
+    """Raise CorruptStore where the end of the file is missing: who reads a missing page is killed.
+
+    LMDB does not write free pages, so a whole file may be short too; another process reads what is in use.
+    """
+    if not _is_short(folder / DATA):
+        return
+    try:
+        isolation.call("engine.storage.environment.read_pages", folder)
+    except CorruptStore:
+        raise CorruptStore(f"{folder} is damaged: the end of {DATA} is missing; restore a backup") from None
+
+
+def _is_short(file: Path) -> bool:
+    """Return whether a file ends before the last page of its newest version. Another's is left to LMDB."""
+    try:
+        with file.open("rb") as data:
+            first = data.read(_META.size)
+            if len(first) < _META.size:
+                return True
+            magic, page_size, *_ = _META.unpack(first)
+            if magic != _MAGIC:
+                return False
+            data.seek(page_size)
+            second = data.read(_META.size)  # each of the first two pages describes a version
+            length = os.fstat(data.fileno()).st_size  # a writer only adds to it
+    except OSError:
+        return False
+    if len(second) < _META.size:
+        return True
+    last: int = max(map(_META.unpack, (first, second)), key=lambda meta: meta[3])[2]
+    return length < (last + 1) * int(page_size)
+
+
+def read_pages(folder: str) -> int:
+    """Read all pages in use; `_need_whole` runs it in a process of its own. Raises as `reading`."""
+    lock = (Path(folder) / LOCK).exists()  # others may be writing it
+    try:
+        env = lmdb.open(folder, max_dbs=len(schema.TABLES), readonly=True, lock=lock, create=False)
+        with env, open(os.devnull, "wb") as sink:
+            env.copyfd(sink.fileno(), compact=True)
+    except lmdb.Error as error:
+        raise unreadable(Path(folder), error) from error
+    return 0
 
 
 def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create: bool) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import numpy as np
 
 from engine.closing import Closing
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
 from engine.storage import commit, compaction, load, schema, seal
 from engine.storage.compaction import Compacted, write_anew
-from engine.storage.environment import DATA, MAP_BYTES, Environment, unwritable
+from engine.storage.environment import DATA, MAP_BYTES, Environment, refuse_remains, unwritable
 from engine.storage.tables import Tables
 from engine.storage.upgrade import upgrade
 from engine.system import files, isolation
@@ -156,6 +157,18 @@ class Store(Closing):
         if items is not None and len(found.ids) != len(items):
             raise CorruptStore("an item has no row in the table incoming; restore a backup")
         return found.vectors
+
+    def count_updated(self, change: Change) -> int:
+        """Return how many items a change gives another payload and no other vector. Raises CorruptStore."""
+        items = change.upserts
+        again = np.flatnonzero(items.versions < change.version)
+        if not len(again):
+            return 0
+        with self.snapshot() as tables:
+            before = tables.items.pick(items.ids[again]).payloads
+        if len(before) != len(again):
+            raise CorruptStore("an item has no row in the table items; restore a backup")
+        return sum(items.payloads[at] != was for at, was in zip(again.tolist(), before, strict=True))
 
     def rows(self, table: str) -> Iterator[schema.Row]:
         """Yield all rows of a table by rising key, bodies without checksums. Raises CorruptStore."""
@@ -386,11 +399,14 @@ def hold(folder: Path) -> int:
 
 
 def _examine(folder: Path) -> None:
-    """Raise CorruptStore unless the store is sealed or, after a crash, every value verifies.
+    """Raise CorruptStore unless the store is new, is sealed or, after a crash, every value verifies.
 
     Another process reads it: a damaged page can crash the reader.
     """
-    if not (folder / DATA).exists() or seal.is_sealed(folder) or not (folder / "unclean").exists():
+    if not (folder / DATA).exists():
+        refuse_remains(folder)
+        return
+    if seal.is_sealed(folder) or not (folder / "unclean").exists():
         return
     try:
         isolation.call("engine.storage.verify.walk", folder)

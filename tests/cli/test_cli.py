@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,8 +179,8 @@ def test_an_upsert_moves_and_a_delete_removes(shoal: Run, data: Path, tmp_path: 
     ]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, lines)))
     summary = told(shoal("ingest", tmp_path / "more.jsonl", "--json"))
-    counts = {name: summary[name] for name in ("inserted", "moved", "unchanged", "deleted", "unknown")}
-    assert counts == {"inserted": 0, "moved": 1, "unchanged": 1, "deleted": 1, "unknown": 1}
+    wanted = {"inserted": 0, "moved": 1, "unchanged": 0, "updated": 1, "deleted": 1, "unknown": 1}
+    assert {name: summary[name] for name in wanted} == wanted
     assert told(shoal("query", "item 0", "--json"))["payload"] == {"new": True}
     refused(shoal("query", "item 1"), 3, "item 1")
 
@@ -367,7 +368,8 @@ def test_evaluate(shoal: Run, data: Path, tmp_path: Path) -> None:
 def test_train(shoal: Run, data: Path, tmp_path: Path) -> None:
     refused(shoal("train", data, "-o", "nowhere/my.safetensors"), 3, "nowhere")
     refused(shoal("train", "gone.npz", "-o", "my.safetensors"), 3, "gone.npz")
-    done = shoal("train", data, "-o", "my.safetensors", "--steps", "2", "--hidden", "16", "--choose", data)
+    other = shutil.copy(data, tmp_path / "other.npz")
+    done = shoal("train", data, "-o", "my.safetensors", "--steps", "2", "--hidden", "16", "--choose", other)
     assert done.returncode == 0, done.stderr
     assert "my.safetensors: k 10" in done.stdout
     assert told(shoal("evaluate", data, "-m", "my.safetensors", "--json"))["items"] == 300

@@ -81,3 +81,19 @@ def test_no_heading_wraps_in_a_pipe(shoal: Run, data: Path) -> None:  # noqa: F8
     table = shoal("evaluate", data, "--tau", "0.3,0.5").stdout.split("At each tau:\n")[1]
     names = ("tau", "Fb", "Fb_precision", "Fb_recall", "Fp", "NMI", "ARI_labels", "clusters", "singletons")
     assert table.splitlines()[0].split() == [*names, "churn", "seconds"]
+
+
+def test_of_several_rows_of_a_key_the_last_one_counts(shoal: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    """As an ingest of the file has it."""
+    columns = dict(np.load(data))
+    earlier = {**columns, "emb": -columns["emb"], "labels": columns["labels"][::-1]}
+    joined = {name: np.concatenate([earlier[name][:100], columns[name]]) for name in columns}
+    np.savez(tmp_path / "again.npz", **joined)
+    for command in (("evaluate",), ("opis",)):
+        done = shoal(*command, tmp_path / "again.npz", "--json")
+        assert "left out 100 records: a later one has the same key, and counts" in done.stderr
+        assert {**told(done), "seconds": 0} == {**told(shoal(*command, data, "--json")), "seconds": 0}
+    done = shoal("tune", tmp_path / "again.npz", "--propose", "3")
+    assert "left out 100 records: a later one has the same key, and counts" in done.stderr
+    np.savez(tmp_path / "odd.npz", **{**columns, "keys": columns["keys"][:7]})
+    refused(shoal("opis", tmp_path / "odd.npz"), 3, "odd.npz: the keys must be 300, one a row of emb")

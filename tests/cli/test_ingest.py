@@ -162,6 +162,27 @@ def test_an_emptied_collection_takes_another_dimension(
     assert take(wide, again=True)["inserted"] == 1
 
 
+def test_many_records_that_are_rejected_for_one_reason_are_counted(
+    settings: Settings, take: Take, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of another reason are named still; with --json all are."""
+    good = [record(f"good {at}") for at in range(30)]
+    bad = [{**record(f"bad {at}"), "embedding": [1, 2, 3]} for at in range(20)]
+    zero = {**record("zero"), "embedding": [0, 0, 0, 0]}
+    path = lines(tmp_path / "a.jsonl", *good, *bad, zero)
+    ingest(settings, [path], Options(16), as_json=False)
+    out, err = capsys.readouterr()
+    reason = "the embedding has 3 dimensions, not the collection's 4"
+    assert err.splitlines() == [
+        *(f"rejected: a.jsonl, line {line}: {reason}" for line in range(31, 36)),
+        "rejected: a.jsonl, line 51: the embedding is zero",
+        f"rejected: {path}: 15 more for this reason, which --again --json names: {reason}",
+    ]
+    assert "30 inserted, 21 rejected" in out
+    told = take(path, again=True)
+    assert (len(told["rejects"]), told["err"].count("rejected: ")) == (21, 21)
+
+
 def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) -> None:
     table = "sku,vec,color\n" + "".join(f'{row},"[{row + 1}, 1]",red\n' for row in range(20)) + '"",1 2,red\n'
     done = subprocess.run(

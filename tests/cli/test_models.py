@@ -93,18 +93,19 @@ def test_a_space_is_learned(tmp_path: Path, shoal: Run) -> None:
     assert f"shoal: {about['said']}" in done.stderr
     assert not (tmp_path / "mine.checkpoint").exists()
     refused(shoal("evaluate", "many.npz", "-m", "mine.safetensors"), 3, "trained behind the adapter")
-    refused(shoal("train", "many.npz", "--start", "mine.safetensors", "-o", "x"), 3, "behind an adapter")
+    out = ("-o", "x.safetensors")
+    refused(shoal("train", "many.npz", "--start", "mine.safetensors", *out), 3, "behind an adapter")
     began = ("train", "many.npz", "--start", "universal", "--space")
     for flags, words in (
         (("-o", "many.npz"), "many.npz is read or written by this command already"),
-        (("-o", "x", "--adapter", "x"), "x is read or written by this command already"),
-        (("-o", "x", "--adapter", "x.json"), "x.json is read or written"),
+        ((*out, "--adapter", "x.safetensors"), "x.safetensors is read or written by this command already"),
+        ((*out, "--adapter", "x.json"), "x.json is read or written"),
         (("-o", "."), "is a folder"),
-        (("-o", "x", "--steps", "3", "--minutes", "1"), "name one"),
-        (("-o", "x", "--among", "many.npz"), "without --space"),
+        ((*out, "--steps", "3", "--minutes", "1"), "name one"),
+        ((*out, "--among", "many.npz"), "without --space"),
     ):
         refused(shoal(*began, *flags), 3, words)
-    assert shoal(*began, "-o", "x", "--seed", "-1").returncode == 2
+    assert shoal(*began, *out, "--seed", "-1").returncode == 2
     (tmp_path / "mine.toml").write_text('[model]\npath = "mine.safetensors"\nadapter = "a.safetensors"\n')
     done = shoal("evaluate", "many.npz", "-c", "mine.toml")
     assert done.returncode == 0, done.stderr

@@ -67,9 +67,75 @@ def test_a_report_does_not_replace_files_of_the_same_name(
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "ending"),
+    [
+        ("train data.npz -o x.txt", ".safetensors"),
+        ("train data.npz --start universal --space -o m.safetensors --adapter x.txt", ".safetensors"),
+        ("model import data.npz -o x.txt", ".safetensors"),
+        ("adapt data.npz -o x.txt", ".safetensors"),
+        ("encode train data.npz -o x.txt", ".safetensors"),
+        ("encode apply a.safetensors data.npz -o x.txt", ".npz"),
+        ("encode adapt a.safetensors data.npz -o x.txt", ".npz"),
+        ("evaluate data.npz --png x.txt", ".png"),
+        ("opis data.npz --png x.txt", ".png"),
+    ],
+)
+def test_what_is_written_has_its_ending(
+    shoal: Run, data: Path, tmp_path: Path, command: str, ending: str
+) -> None:
+    mine = tmp_path / "x.txt"
+    mine.write_text("of the user")
+    words = [data if word == "data.npz" else word for word in command.split()]
+    refused(shoal(*words), 3, f"x.txt does not end in {ending}: name a file that does.")
+    assert mine.read_text() == "of the user"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train data.npz data.npz -o x.safetensors",
+        "train data.npz --choose ./data.npz -o x.safetensors",
+        "train data.npz --start universal --among data.npz -o x.safetensors",
+        "adapt data.npz data.npz -o x.safetensors",
+    ],
+)
+def test_a_file_to_learn_from_is_named_once(shoal: Run, data: Path, words: str) -> None:
+    refused(shoal(*words.split()), 3, "data.npz is named twice: name each file once.")
+
+
+@pytest.mark.parametrize("command", ["adapt data.npz", "encode train data.npz"])
+def test_margins_are_not_reversed(shoal: Run, data: Path, command: str) -> None:
+    done = shoal(*command.split(), "-o", "x.safetensors", "--margins", "0.2", "0.8")
+    refused(done, 3, "--margins 0.2 0.8: the first is what pairs of a class are to exceed")
+
+
 def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
+
+
+def test_a_file_and_a_store_are_not_tuned_at_once(shoal: Run, data: Path) -> None:
+    refused(shoal("tune", data, "--store", "none"), 3, "either a file, or a store with --store")
+
+
+@pytest.mark.parametrize("words", [("clusters", "--store", ""), ("backup", ""), ("clusters", "-c", "")])
+def test_an_empty_path_is_not_the_current_folder(shoal: Run, words: tuple[str, ...]) -> None:
+    refused(shoal(*words), 3, "shoal: A path on the command line is empty: name a file or a folder")
+
+
+@pytest.mark.parametrize("command", [("opis",), ("adapt", "-o", "a.safetensors")])
+def test_what_reads_npz_alone_gives_no_advice_on_pickles(
+    shoal: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "part.jsonl"
+    path.write_text('{"key": "a", "embedding": [1, 2]}\n')
+    done = shoal(*command, path)
+    refused(done, 3, "part.jsonl is not an .npz, or it is damaged", "numpy.savez")
+    assert "pickle" not in done.stderr
+    np.savez(tmp_path / "a.npz", emb=np.eye(2), labels=np.array(["a", 1], object))
+    done = shoal(*command, "a.npz")
+    refused(done, 3, "a.npz holds Python objects, which are never loaded; save plain arrays.")
 
 
 def test_an_export_to_a_pipe_leaves_the_pipe(shoal: Run, data: Path, tmp_path: Path) -> None:

@@ -294,6 +294,15 @@ def test_bad_input() -> None:
         HiLander().fit([[1.0, 2.0]]).predict([[1.0, 2.0, 3.0]])
 
 
+def test_what_is_masked_is_not_taken_for_a_value(digits: Any) -> None:
+    rows = np.ma.array(digits[0][:50], mask=False)
+    clusterer = HiLander().fit(rows)
+    rows[3, 4] = np.ma.masked
+    for take in (clusterer.fit, clusterer.partial_fit, clusterer.predict):
+        with pytest.raises(InputError, match="X: some values are masked"):
+            take(rows)
+
+
 def test_parameters_are_those_of_the_first_fit(digits: Any) -> None:
     X, _ = digits
     unfitted = HiLander(index="exact", min_cluster_size=np.int64(2))

@@ -37,6 +37,17 @@ def test_counts_what_a_batch_did(opened: Open) -> None:
     assert labels(engine).keys() == set(names(32)[2:])
 
 
+def test_another_payload_is_no_item_unchanged(opened: Open) -> None:
+    engine, vectors = opened(), draw(2, 4)
+    engine.upsert(names(4), vectors, payloads=[1, 2, None, None])
+    vectors[3] = draw(3, 1)
+    applied = engine.upsert(names(4), vectors, payloads=[1, 3, 4, 5])
+    assert (applied.moved, applied.updated, applied.unchanged) == (1, 2, 1)
+    applied = engine.upsert(names(2), vectors[:2])
+    assert (applied.updated, applied.unchanged) == (2, 0)
+    assert [engine[name].payload for name in names(4)] == [None, None, 4, 5]
+
+
 def test_a_vector_of_another_length_is_the_same_vector(opened: Open) -> None:
     engine = opened()
     vectors = draw(2, 20)
@@ -263,3 +274,22 @@ def test_a_dimension_beyond_the_bound_is_never_begun_with(opened: Open) -> None:
     with pytest.raises(InputError, match="16385 dimensions, not 1 to 16384"):
         engine.upsert(["a"], np.ones((1, 16_385)))
     assert engine.upsert(names(5), draw(1, 5)).inserted == 5
+
+
+def test_what_is_masked_is_not_taken_for_a_value(opened: Open) -> None:
+    engine, vectors = opened(), draw(2, 3)
+    hidden = np.ma.array(vectors, mask=False)
+    engine.upsert(names(3), hidden, times=np.ma.array([1.5e9, 1.5e9, 1.5e9]))  # nothing is masked
+    hidden[1, 2] = np.ma.masked
+    for embeddings in (hidden, list(hidden)):
+        with pytest.raises(InputError, match="embeddings: some values are masked; fill them"):
+            engine.upsert(names(3), embeddings)
+        with pytest.raises(InputError, match="embeddings: some values are masked"):
+            engine.assign(embeddings)
+    with pytest.raises(InputError, match="times: some values are masked"):
+        engine.upsert(names(3), vectors, times=np.ma.array([1.5e9] * 3, mask=[0, 1, 0]))
+    with pytest.raises(InputError, match=r"row 1 .*: the key is missing"):
+        engine.upsert(np.ma.array(names(3), mask=[0, 1, 0]), vectors)
+    assert engine.version == 1
+    engine.upsert(names(3), vectors, payloads=np.ma.array([1, 2, 3], mask=[0, 1, 0]))
+    assert [engine[name].payload for name in names(3)] == [1, None, 3]

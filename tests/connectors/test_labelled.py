@@ -71,6 +71,32 @@ def test_records_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     assert [row for row, _ in found.left_out] == [1, 3]
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.jsonl"])
+def test_the_last_record_of_a_key_counts(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across the parts in which a file is read, and only those that can be used."""
+    monkeypatch.setattr("connectors.files.labelled.CHUNK", 2)
+    emb, keys = EMB.copy(), ["a", "b", "a", "c", "b"]
+    emb[4] = 0
+    path = tmp_path / name
+    if name == "a.npz":
+        write(path, emb=emb, labels=LABELS, keys=keys)
+    else:
+        rows = zip(keys, emb.tolist(), LABELS, strict=True)
+        lines(path, *({"key": key, "embedding": vector, "label": label} for key, vector, label in rows))
+    found = read_labelled(path)
+    assert np.array_equal(found.emb.astype(np.float32), EMB[[1, 2, 3]])
+    assert (list(found.labels), found.superseded) == ([0, 2, 1], 1)
+    assert [row for row, _ in found.left_out] == [4]
+    assert evaluate.read_labelled(path).superseded == 1
+
+
+def test_a_record_that_is_deleted_later_is_none(tmp_path: Path) -> None:
+    record = {"key": "a", "embedding": [1, 2], "label": "x"}
+    path = lines(tmp_path / "a.jsonl", record, {"key": "a", "delete": True}, {**record, "key": "b"})
+    found = read_labelled(path)
+    assert (len(found.emb), found.superseded) == (1, 1)
+
+
 def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.npz is not a labelled set: row 0 has no label"):
         read_labelled(write(tmp_path / "a.npz", emb=EMB))

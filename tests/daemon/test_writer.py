@@ -96,6 +96,36 @@ def script() -> Script:
     return Script()
 
 
+class Durable(Script):
+    """Its lag counts what is not committed, as Kafka's does."""
+
+    def lag(self) -> Lag:
+        return Lag({"p": 3 - len(self.versions)})
+
+
+class Lines:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.told.append({"event": event, **fields})
+
+
+def test_the_last_line_is_of_the_last_batch(
+    tmp_path: Path, weights: LinkageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.daemon.writer.LOG_S", 0.2)
+    source, log = Durable(), Lines()
+    with running(tmp_path, weights, lambda *_: source) as (writer, _):
+        writer.log = log
+        source.batches += [batch(1, 40), batch(2, 40), batch(3, 40)]
+        until(lambda: log.told[-1:] and log.told[-1]["version"] == 3)
+        assert sum(line["batches"] for line in log.told) == 3
+        assert log.told[-1]["lag"] == 0
+
+
 def test_batches_go_through_and_are_counted(tmp_path: Path, weights: LinkageModel, script: Script) -> None:
     with running(tmp_path, weights, lambda *_: script) as (writer, control):
         letter = DeadLetter("broken", "topic 0 7", b"k", b"v")

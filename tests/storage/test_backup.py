@@ -54,6 +54,17 @@ def test_a_backup_is_restored_to_the_bit(path: Path, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["again", "copies", "store"]
 
 
+def test_a_backup_replaces_a_store_that_lost_its_file(path: Path, tmp_path: Path) -> None:
+    whole = contents(path)
+    back_up(path, tmp_path / "copy")
+    (path / "data.mdb").unlink()
+    with pytest.raises(CorruptStore, match=r"has lost its data\.mdb"):
+        back_up(path, tmp_path / "other")
+    back = restore(tmp_path / "copy", path, force=True)
+    assert back.aside is not None
+    assert contents(path) == whole
+
+
 WRITER = """
 import sys
 from engine.storage.store import Store

@@ -16,6 +16,8 @@ import pytest
 
 from engine.errors import CorruptStore, StoreError, StoreFull
 from engine.storage import schema
+from engine.storage.environment import _is_short
+from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.storage.verify import walk
 from tests.support import warm_python
@@ -214,3 +216,70 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "folder" / "data.mdb").write_bytes(b"x" * 8192)
     with pytest.raises(CorruptStore, match="damaged"):
         Store.open(tmp_path / "folder")
+
+
+OPEN = """
+import sys
+from engine.errors import CorruptStore
+from engine.storage.reader import View
+from engine.storage.store import Store
+for look in View.open, Store.open:
+    try:
+        look(sys.argv[1]).close()
+    except CorruptStore as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, share: float) -> None:
+    """Neither sealed nor marked as open, so that nobody has read it before it is mapped."""
+    toy = Toy(17)
+    with Store.open(tmp_path, CONFIG) as store:
+        for _ in range(4):
+            store.commit(toy.step())
+    (tmp_path / "closed").unlink()
+    os.truncate(tmp_path / "data.mdb", int(share * (tmp_path / "data.mdb").stat().st_size))
+    done = run(OPEN, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = f"{tmp_path} is damaged: the end of data.mdb is missing; restore a backup"
+    assert done.stdout.splitlines() == [told, told]
+
+
+def test_a_file_that_ends_before_free_pages_is_whole(tmp_path: Path) -> None:
+    """LMDB does not write a page that the transaction which added it to the file has freed again."""
+    toy = Toy(18)
+    with Store.open(tmp_path, CONFIG) as store:
+        store.commit(toy.step())
+        sources = [f"source {number}" for number in range(3000)]
+        rows = [(source, b"x" * 90) for source in sources]
+        store.environment.write(lambda tables: tables.positions.put_all(rows))
+        store.environment.write(lambda tables: tables.positions.delete_all(sources))
+        for _ in range(3):
+            store.commit(toy.step(1))
+    (tmp_path / "closed").unlink()
+    os.truncate(tmp_path / "data.mdb", (tmp_path / "data.mdb").stat().st_size - 4096)
+    assert _is_short(tmp_path / "data.mdb")
+    with View.open(tmp_path) as view:
+        assert view.version == toy.version
+    (tmp_path / "unclean").touch()
+    with Store.open(tmp_path) as store:
+        assert_loaded(store.load(), toy)
+        store.commit(toy.step())
+        assert_loaded(store.load(), toy)
+
+
+@pytest.mark.parametrize("remaining", ["closed", "lock.mdb", "index-3.hnsw", "derived-3.npz"])
+def test_a_store_that_lost_its_file_is_no_new_store(tmp_path: Path, remaining: str) -> None:
+    (tmp_path / remaining).touch()
+    words = f"it has lost its data.mdb, {remaining} is still there; restore a backup, or delete the folder"
+    for look in Store.open, View.open:
+        with pytest.raises(CorruptStore, match=words):
+            look(tmp_path)
+    assert not (tmp_path / "data.mdb").exists()
+
+
+def test_a_writer_that_was_stopped_before_it_made_the_file_left_a_new_store(tmp_path: Path) -> None:
+    for name in ("writer", "unclean", "data.new"):
+        (tmp_path / name).touch()
+    Store.open(tmp_path).close()

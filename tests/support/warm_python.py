@@ -81,6 +81,7 @@ _PRELOADED = (
 _ROOT = Path(__file__).resolve().parents[2]
 _READS = "engine.index.graph_file", "engine.storage.backup", "engine.storage.export", "engine.storage.verify"
 _NAMES = "python", "threads", "reader"
+_FAILED = "failed"  # a file beside them: one of these processes could not become warm
 _SHARED = "TESTS_WARM_PYTHON"  # variable: the folder of the processes that a session's workers share
 START_S = 600.0
 _MOST_FILES = 64
@@ -176,8 +177,9 @@ def wait() -> None:
 def executable(threads: bool = False) -> str:
     """The path of a Python that starts warm; the processes behind it start with the first call."""
     folder = os.environ.get(_SHARED) or (_running[0] if _running else _start()).folder
-    path = f"{folder}/{_NAMES[threads]}"
-    until(lambda: os.path.exists(f"{path}.socket"), START_S)
+    path, failed = f"{folder}/{_NAMES[threads]}", f"{folder}/{_FAILED}"
+    until(lambda: os.path.exists(f"{path}.socket") or os.path.exists(failed), START_S)
+    assert os.path.exists(f"{path}.socket"), "no Python became warm; its traceback is on standard error"
     return path
 
 
@@ -197,17 +199,26 @@ def close() -> None:
 
 def main(python: str, threads: str, reader: str) -> None:
     """Fork a process for each connection, until standard input ends."""
+    try:
+        _fork_all(python, threads, reader)
+    except BaseException:  # also in a process that was forked
+        with contextlib.suppress(OSError):
+            Path(python).with_name(_FAILED).touch()
+        raise
+
+
+def _fork_all(python: str, threads: str, reader: str) -> None:
     for module in _READS:
         importlib.import_module(module)
-    if not os.fork():
+    if not (child := os.fork()):
         zygote.freeze()
         _serve(reader, {}, python)
         return
-    until(lambda: os.path.exists(f"{reader}.socket"), START_S)
+    _await(reader, child)
     for module in _PRELOADED:
         importlib.import_module(module)
     zygote.freeze()
-    if not os.fork():
+    if not (child := os.fork()):
         import numba.core.config
 
         os.environ.update(ENVIRONMENT)
@@ -215,11 +226,19 @@ def main(python: str, threads: str, reader: str) -> None:
         zygote.warm()
         _serve(python, ENVIRONMENT)
         return
-    until(lambda: os.path.exists(f"{python}.socket"), START_S)  # then the kernels are compiled
+    _await(python, child)  # then the kernels are compiled
     _serve(threads, {})
     with contextlib.suppress(ChildProcessError):
         while os.wait()[0]:  # so that their time counts as this process's
             pass
+
+
+def _await(executable: str, child: int) -> None:
+    """Until a child listens. Raises ChildProcessError where it ends before."""
+    is_there = Path(f"{executable}.socket").exists
+    until(lambda: is_there() or os.waitpid(child, os.WNOHANG)[0], START_S)
+    if not is_there():
+        raise ChildProcessError(f"the process behind {executable} ended before it was warm")
 
 
 class _Started(NamedTuple):

@@ -51,6 +51,21 @@ def test_it_ends_with_its_process(number: signal.Signals) -> None:
         until(lambda: not there.exists())
 
 
+def test_what_cannot_become_warm_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a kernel that does not compile; here a module that cannot be imported."""
+    monkeypatch.setattr(warm_python, "START_S", 60.0)
+    (tmp_path / "lmdb.py").write_text("raise RuntimeError('broken')")
+    broken = warm_python.WarmPython({**os.environ, "PYTHONPATH": str(tmp_path)})
+    monkeypatch.setenv("TESTS_WARM_PYTHON", broken.folder)
+    with pytest.raises(AssertionError, match="no Python became warm"):
+        warm_python.executable()
+    broken.close()
+    child = subprocess.Popen(["false"])
+    with pytest.raises(ChildProcessError, match="ended before it was warm"):
+        warm_python._await(str(tmp_path / "python"), child.pid)
+    child.wait()
+
+
 def test_open_files_are_passed_on() -> None:
     reading, writing = os.pipe()
     code = f"import os; os.write({writing}, b'here')"

@@ -98,6 +98,26 @@ def test_an_address_leads_to_an_item_whatever_its_key(tab: Tab, served: Api, key
     expect(page.locator(".level").first).to_be_visible()
 
 
+def test_an_address_that_is_cut_off_leads_to_no_view(tab: Tab) -> None:
+    for address in ("#/items/%ff", "#/items/a%"):
+        expect(tab.open(address).locator("h1")).to_have_text("There is no such view")
+    assert tab.complaints == []
+
+
+def test_tau_is_shown_as_other_probabilities_are(tab: Tab) -> None:
+    refused = {"verdict": "below-tau", "linkage": 0.5, "key": "b", "cluster": 2, "density": 0.2}
+    level = {"level": 0, "key": "a", "tau": 0.612345678, "density": 0.1, "chain_links": 0, "chain": []}
+    script = """async found => {
+        const module = document.querySelector("script[type=module]").src.replace("main.js", "explanation.js");
+        const nodes = (await import(module)).explanation(found, new AbortController().signal);
+        return nodes.map(node => node.textContent).join(" ");
+    }"""
+    levels = [{**level, "neighbors": [], "refused": refused}]
+    told = tab.open("#/").evaluate(script, {"cluster": 1, "levels": levels})
+    assert "items, τ = 0.612" in told
+    assert "p 0.500 does not exceed τ = 0.612." in told
+
+
 def test_search_leads_to_items_and_clusters(tab: Tab, places: dict[str, str]) -> None:
     page = tab.open("#/")
     page.keyboard.press("/")

@@ -55,7 +55,7 @@ const arrow = (linkage) => el("span", { class: "arrow" }, el("span", {}, linkage
 
 function refused({ refused: other, density }, tau) {
   const reason = other.verdict === "below-tau"
-    ? `p ${share(other.linkage)} does not exceed τ = ${tau}`
+    ? `p ${share(other.linkage)} does not exceed τ = ${share(tau)}`
     : `links lead uphill only, and it is less dense (${other.density.toFixed(3)}, not above ${density.toFixed(3)})`;
   const p = other.verdict === "below-tau" ? "" : ` at p ${share(other.linkage)}`;
   return el("p", { class: "refused-line" }, el("b", {}, "Not followed: "), itemLink(other.key), ` of `, clusterLink(other.cluster), `${p}, for ${reason}.`);

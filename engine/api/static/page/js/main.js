@@ -24,16 +24,14 @@ async function open() {
   leaving.abort();
   const mine = new AbortController();
   leaving = mine;
-  const hash = location.hash;
-  const route = ROUTES.find(({ pattern }) => pattern.test(hash));
+  const route = routeOf(location.hash);
   mark(route?.view);
   try {
-    const parameters = (route?.pattern.exec(hash) ?? []).slice(1).map((part) => part && decodeURIComponent(part));
     const show = route ? await route.load() : nowhere;
     if (mine.signal.aborted) return;
     const root = el("div", { class: "view", data: { view: route?.view ?? "nowhere" } });
     main.replaceChildren(root);
-    show(root, parameters, mine.signal);
+    show(root, route?.parameters, mine.signal);
   } catch (error) {
     if (!mine.signal.aborted) main.replaceChildren(failure(error, open));
   }
@@ -44,6 +42,15 @@ async function open() {
     main.focus({ preventScroll: true }); // a screen reader goes on from here
   }
   first = false;
+}
+
+function routeOf(hash) {
+  const route = ROUTES.find(({ pattern }) => pattern.test(hash));
+  try {
+    return route && { ...route, parameters: route.pattern.exec(hash).slice(1).map((part) => part && decodeURIComponent(part)) };
+  } catch {
+    return undefined; // an address that was cut off, as in #/items/%f
+  }
 }
 
 function nowhere(root) {
