@@ -14,6 +14,7 @@ from engine.clustering.decode import ROOT
 from engine.clustering.evidence import Evidence, Sources, Trees
 from engine.clustering.list_arrays import means
 from engine.clustering.neighborhood import Neighborhood
+from engine.errors import InputError
 from engine.index.base import ExactIndex
 from engine.index.columns import Columns, Nodes
 from engine.index.hnsw import HnswIndex
@@ -266,6 +267,8 @@ class Level(Columns):
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
         fresh = self.model.link(graph, epoch, self.hidden, sources, ranks, cache)
+        if np.isnan(fresh).any():  # then no neighbour would be the denser one, and trees would be rings
+            raise InputError("the model's p is not a number: its weights are too large. Train it again")
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 
     def _by_tree(self, rows: Int32) -> Int32:

@@ -38,6 +38,7 @@ import safetensors.torch  # isort: skip
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
+LARGEST = 1e37  # float32 ends at 3.4e38
 BLOCK = 64  # rows of every dense layer; an `assign` of one vector fills one block
 VARIANTS = ("mean", "gat")
 MAX_HIDDEN = 4096
@@ -292,6 +293,22 @@ def _check(weights: Mapping[str, Tensor], card: LanderCard) -> None:
             raise InputError(f"{name} has the shape {found}, a lander of this card has {shape}")
         if not torch.isfinite(weights[name]).all():
             raise InputError(f"{name} holds weights that are not finite: train it again")
+    if not _reach(weights, card) < LARGEST:
+        raise InputError("the weights are so large that p could not be computed: train it again")
+
+
+def _reach(weights: Mapping[str, Tensor], card: LanderCard) -> float:
+    """Return a bound of everything that the network computes, as no component of a feature exceeds 1."""
+    w = {name: value.detach().double().abs() for name, value in weights.items()}
+    node, bias = _node_layer(w, card)
+    products = node.sum(dim=0)  # U x | V x, or W x | l W x | r W x
+    h = products.sum() + torch.as_tensor(bias).double().abs().max()
+    q = (w["src_mlp.weight"] + w["dst_mlp.weight"]).sum(dim=1) * h + w["src_mlp.bias"] + w["dst_mlp.bias"]
+    q = q * w["classifier_conn.0.weight"].clamp(min=1.0)
+    inner = w["classifier_conn.1.weight"] @ q + w["classifier_conn.1.bias"]
+    inner = inner * w["classifier_conn.2.weight"].clamp(min=1.0)
+    z = w["classifier_conn.3.weight"] @ inner + w["classifier_conn.3.bias"]
+    return float(torch.stack([h, q.max(), inner.max(), z.max()]).max())
 
 
 def _node_layer(weights: Mapping[str, Tensor], card: LanderCard) -> tuple[Tensor, Any]:

@@ -180,6 +180,18 @@ def test_weights_that_are_damaged_are_refused(tmp_path: Path) -> None:
         LanderModel(weights, LanderCard(8))
 
 
+@pytest.mark.parametrize("variant", ["mean", "gat"])
+def test_weights_whose_products_overflow_are_refused(variant: str) -> None:
+    model = random_lander(1, 8, variant=variant)
+    for factor, refused in ((1e3, False), (1e9, True), (1e30, True)):
+        weights = {name: value * factor for name, value in model.weights.items()}
+        if refused:
+            with pytest.raises(InputError, match="the weights are so large that p could not be computed"):
+                LanderModel(weights, model.card)
+        else:
+            assert LanderModel(weights, model.card).k == 10
+
+
 def test_embeddings_of_another_dimension_are_refused() -> None:
     with pytest.raises(InputError, match="takes embeddings of 8 components, these have 24"):
         told(random_lander(1, 8), mixture(1, 30, DIM))

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from engine.errors import InputError
+from engine.evaluation.bulk import hierarchy
 from engine.model.features import edge_features, list_edges, node_features
 from engine.model.linkage import LinkageModel
 from engine.model.network import BLOCK, CHUNK, MOST_LOGIT, Linkage
@@ -285,6 +286,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model.save(tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="not finite"):
         LinkageModel.load(tmp_path / "m.safetensors")
+
+
+def test_a_model_that_gives_no_number_is_refused_before_it_makes_rings() -> None:
+    model = random_model(1)
+    with torch.no_grad():
+        for value in model.base.net.parameters():
+            value.mul_(1e30)  # finite, but their products are not
+    emb = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    with pytest.raises(InputError, match="p is not a number"):
+        hierarchy(emb, model, 0.5, 2)
 
 
 def test_weights_from_before_evidence_answer_as_they_did(tmp_path: Path) -> None:
