@@ -258,6 +258,14 @@ class State:
         """Return the final cluster id of items, by row, int64."""
         return self.final_of_nodes(self.items.nodes[items])
 
+    def clusters_at(self, items: Int32, level: int) -> Int64:
+        """Return the cluster id of items, by row, int64, at a level: 0 is the finest, or the top one."""
+        trees = self.names.trees
+        handles = self.handles[self.hierarchy.base.root[self.items.nodes[items]]]
+        column = min(level, trees.paths.shape[1] - 1)
+        found: Int64 = trees.paths[np.searchsorted(trees.handles, handles), column]
+        return found
+
     def final_of_nodes(self, nodes: Int32) -> Int64:
         """Return the final cluster id of nodes, by row of level 0, int64."""
         return final_of(self.names.trees, self.handles[self.hierarchy.base.root[nodes]])

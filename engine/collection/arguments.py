@@ -87,7 +87,8 @@ def refuse_masked(name: str, values: Any) -> None:
 
 def listed(name: str, values: Any) -> Sequence[Any]:
     """Return a column as a sequence. Raises InputError where it is none."""
-    if isinstance(values, (str, bytes, bytearray, dict)) or not isinstance(values, Iterable):
+    unordered = isinstance(values, (set, frozenset))  # whose n-th value is nobody's
+    if isinstance(values, (str, bytes, bytearray, dict)) or unordered or not isinstance(values, Iterable):
         raise InputError(f"{name} must be a list, one for each row, not {shown(values)}")
     if isinstance(values, (list, tuple)):
         return values

@@ -19,9 +19,11 @@ from engine.collection import arguments, items
 from engine.collection.assign import Answer
 from engine.collection.items import Item
 from engine.collection.live import Key, LiveCollection
+from engine.collection.themes import check_step
 from engine.config import Options, Settings
 from engine.errors import InputError, NotFound
 from engine.events import EventId, EventRow
+from engine.levels import checked, read_level, step_of
 from engine.model.trained import Trained
 from engine.storage.queries import MAX_PAGE
 from engine.storage.reader import View
@@ -111,14 +113,29 @@ class Engine(LiveCollection):
         self._check_process()
         return arguments.grid_of(embeddings, self.dim)
 
-    def labels(self) -> tuple[list[str], Int64]:
-        """All keys and the ids of their final clusters, (n,) int64, in no particular order."""
+    def labels(self, level: int | str | None = None) -> tuple[list[str], Int64]:
+        """All keys and the ids of their clusters, (n,) int64, in no particular order.
+
+        `level`: 0 is the finest, None the final clusters; "+1", "+2" ... themes, each known by its smallest
+        cluster. Raises InputError: there is no such level, or too many clusters to be grouped into themes.
+        """
+        level = checked(level, read_level)
         with self._running() as state:
             if state is None:
                 return [], np.empty(0, np.int64)
             rows = state.items.all_rows()
             keys = [key.decode() for key in state.items.named(rows)]
-            return keys, state.final_clusters(rows)
+            if isinstance(level, int):
+                return keys, state.clusters_at(rows, level)
+            final = state.final_clusters(rows)
+            return keys, self._themes_of(final, step_of(level)) if level else final
+
+    def _themes_of(self, final: Int64, step: int) -> Int64:
+        """The themes of final clusters (n,), so many levels above them."""
+        check_step(step, len(self.settings.model.coarser))
+        found = self.prepare_themes()()
+        keys: Int64 = found.keys[step - 1][np.searchsorted(found.clusters, final)]
+        return keys
 
     def __contains__(self, key: object) -> bool:
         try:

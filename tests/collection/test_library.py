@@ -15,6 +15,7 @@ import pytest
 from engine import Engine
 from engine.config import load
 from engine.errors import ConfigError, InputError, NotFound, StoreError
+from engine.storage.reader import View
 from tests.collection.conftest import Open
 from tests.conftest import ROOT, environment
 from tests.support.collections import DIM, draw, labels, members, names
@@ -108,6 +109,31 @@ def test_members_of_every_cluster(opened: Open, monkeypatch: pytest.MonkeyPatch)
             engine.members(wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="after is the event-id of an event"):
         engine.changes(after=5)  # type: ignore[arg-type]
+
+
+def test_labels_of_every_level_are_those_of_the_items(opened: Open) -> None:
+    engine = opened(model={"coarser": [0.3, 0.1]})
+    assert engine.labels("+1") == ([], pytest.approx([]))
+    engine.upsert(names(120), draw(3, 120))
+    keys, final = engine.labels()
+    with View.beside(engine.store) as view:
+        for level in (0, 1, 2, 64):
+            own, clusters = engine.labels(level)
+            assert own == keys
+            assert clusters.tolist() == [view.item(key, level)["cluster"] for key in keys]
+    assert (engine.labels(0)[1] != final).any()
+    found = engine.prepare_themes()()
+    for step in (1, 2):
+        themes = dict(zip(found.clusters.tolist(), found.keys[step - 1].tolist(), strict=True))
+        assert engine.labels(f"+{step}")[1].tolist() == [themes[cluster] for cluster in final.tolist()]
+    assert (engine.labels("+2")[1] != final).any()
+    with pytest.raises(InputError, match=r"level \+3: above the final clusters there are levels \+1 to \+2"):
+        engine.labels("+3")
+    for wrong in -1, "top", 1.5, True:
+        with pytest.raises(InputError, match="level is 0 to 64"):
+            engine.labels(wrong)
+    engine.delete(keys)
+    assert [len(part) for part in engine.labels("+1")] == [0, 0]
 
 
 def test_assign_and_events_name_keys_as_text(opened: Open) -> None:

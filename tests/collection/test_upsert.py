@@ -201,6 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "None key": ({"keys": ["a", None]}, "row 1 .*key is missing"),
     "one string as keys": ({"keys": "ab"}, "keys must be a list, one for each row, not 'ab'"),
     "a number as keys": ({"keys": 2}, "keys must be a list"),
+    "a set as keys": ({"keys": {"a", "b"}}, "keys must be a list"),
     "payload no JSON": ({"payloads": [b"{}", b"not json"]}, "row 1 .*payload is not JSON"),
     "payload no document": ({"payloads": [{"a": {1, 2}}, None]}, "row 0 .*payload is not JSON"),
     "endless payload": ({"payloads": [None, SELF]}, "row 1 .*nests too deep"),
