@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from engine.vectors import quantize
 
 FIXED = ("tau", "base_tau", "max_levels", "model", "adapter", "index", "metric")  # of all items together
 METRICS = ("cosine", "euclidean")
+FAR = 3.0  # such distances, of later rows: from there on directions no longer tell distances
 LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
 NEW = -1  # label of a vector that belongs to no cluster, or to one that is too small
 
@@ -50,7 +52,11 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     and divides by the root mean square distance from the mean; a constant component of 0.5 is added, so
     that angles grow with distances and points on one ray from the mean differ. `min_cluster_size`: items
     of smaller clusters get the label -1, as HDBSCAN's noise. `random_state`: of the order in which items
-    enter an HNSW index; with the exact index nothing is random, nor does order matter.
+    enter an HNSW index; with the exact index nothing is random, nor does the order of rows matter.
+
+    `partial_fit` in parts gives what `fit` on all rows gives where both end with the same calibration: the
+    similarity of random pairs, measured again when it has drifted. Otherwise some clusters differ, those that
+    lie close to `tau`; `fit` calibrates anew.
 
     After `fit`: `labels_` (n,) from 0 by first occurrence, of all items since `fit`, in order;
     `levels_` (n, levels), the clusters after each level, finest first;
@@ -91,13 +97,17 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return self._take(rows)
 
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Insert the rows of X (n, d) beside those that are there; `labels_` cover all of them."""
+        """Insert the rows of X (n, d) beside those that are there; `labels_` cover all of them.
+
+        Warns where metric="euclidean" and they lie far outside the first rows, which gave the scale.
+        """
         first = not hasattr(self, "labels_")
         refuse_masked("X", X)
         rows = validate_data(self, X, dtype=np.float64, reset=first)
         if first:
             self._begin(rows)
         self._need_unchanged()
+        self._warn_of_distance(rows)
         return self._take(rows)
 
     def predict(self, X: ArrayLike) -> Int64:
@@ -177,6 +187,18 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 raise InputError(
                     f"{name} was {then!r} at the first fit and is {now!r} now: `fit` begins anew with it"
                 )
+
+    def _warn_of_distance(self, rows: Float64) -> None:
+        """Warn where the scale of the first rows makes these all look alike; n > 0."""
+        if self._begun["metric"] != "euclidean":
+            return
+        far = float(np.sqrt((((rows - self._center) / self._scale) ** 2).sum(axis=1).mean()))
+        if far > FAR:
+            warnings.warn(
+                f"these rows lie {far:,.1f} times as far from the first data's mean as those did, and "
+                'metric="euclidean" is scaled by those: `fit` on all rows scales anew',
+                stacklevel=3,
+            )
 
     def _checked_settings(self) -> Settings:
         given = {name: getattr(self, name) for name in ("index", "tau", "base_tau", "max_levels", "adapter")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,16 @@ def test_euclidean_finds_blobs_wherever_they_are() -> None:
     assert adjusted_rand_score(found[0], found[1]) > 0.99
     assert (found[0] == found[2]).all()
     assert HiLander(metric="euclidean").fit(np.ones((4, 3))).labels_.tolist() == [0, 0, 0, 0]
+
+
+def test_rows_far_outside_the_first_scale_are_told() -> None:
+    X, y = make_blobs(300, 3, centers=5, random_state=0)
+    X = X[np.argsort(y, kind="stable")]
+    with pytest.warns(UserWarning, match="times as far from the first data's mean as those did"):
+        HiLander(metric="euclidean").fit(X[:60]).partial_fit(X[60:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HiLander(metric="euclidean").fit(X[::2]).partial_fit(X[1::2])
 
 
 def test_small_clusters_are_noise_where_asked(digits: Any) -> None:
