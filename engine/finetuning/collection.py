@@ -1,7 +1,7 @@
 """A partly labelled collection for fine-tuning, with its neighbour lists.
 
-Every item of a labelled class has its label, so an unlabelled item belongs to none of these classes: a pair
-of a labelled and an unlabelled item is a negative. Whether two unlabelled items are of one class is unknown.
+Every item of a labelled class has its label, so an unlabelled item belongs to none of these classes: of a
+labelled item's list everything is known, of an unlabelled item's next to nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RolloutLevel:
 
 @dataclass(frozen=True, slots=True)
 class LabelledLevel:
-    """A level with targets from the item pairs of which it is known whether they are of one class."""
+    """A level with targets from the item pairs whose first item has a label."""
 
     graph: TrainingGraph  # its targets are means over those pairs
     coverage: Float32  # (e,) share of those pairs among the pairs across each edge; its weight in the loss

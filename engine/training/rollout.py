@@ -156,16 +156,17 @@ def chances(
 ) -> tuple[Float32, Float32, Float32]:
     """Return items (nodes,), target (e,) and known (e,) where some of the labels (n,) are UNKNOWN.
 
-    The target is over the pairs across an edge of which it is known whether they are of one class, those with
-    a label at one end at least; `known` is their share. `place` (n,): the node of each item.
+    The target is over the pairs across an edge whose item at the head has a label; `known` is their share.
+    A pair with a label at the tail only is of two classes, which is known, too. But of an unlabelled item's
+    list these are all that is known, no neighbour of its own class: counted, they would make every item look
+    as if it had fewer of these than it has. `place` (n,): the node of each item.
     """
     is_labelled = labels != UNKNOWN
     counts = counts_of(place[is_labelled], labels[is_labelled], nodes)
-    items, unlabelled = (np.bincount(at, minlength=nodes) for at in (place, place[~is_labelled]))
-    pairs = items[heads] * items[tails]
-    told = pairs - unlabelled[heads] * unlabelled[tails]
+    items, labelled = (np.bincount(at, minlength=nodes) for at in (place, place[is_labelled]))
+    told = labelled[heads] * items[tails]
     same = np.asarray(counts[heads].multiply(counts[tails]).sum(axis=1)).ravel()
-    target, known = same / np.maximum(told, 1), told / pairs
+    target, known = same / np.maximum(told, 1), (labelled / np.maximum(items, 1))[heads]
     return items.astype(np.float32), target.astype(np.float32), known.astype(np.float32)
 
 

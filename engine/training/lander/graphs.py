@@ -37,7 +37,7 @@ class LevelGraph:
     tails: Int64
     similarity: Float32  # (e,)
     target: Float32  # (e,) probability of one class
-    known: Float32  # (e,) share of the pairs across of which the labels tell; the target is of these
+    known: Float32  # (e,) share of the pairs across whose head has a label; the target is of these
     size: Float32  # (n,) items
 
     def features(self, average: bool) -> Tensor:
@@ -116,7 +116,7 @@ def levels(
 
 
 def graphs_of(built: BulkClustering, labels: Int64) -> list[LevelGraph]:
-    """Return the levels of a clustering. Of two items without a label nothing is known."""
+    """Return the levels of a clustering; an item without a label tells nothing of its list."""
     return [
         _level_graph(level, place, labels)
         for level, place in zip(built.levels, places(built), strict=True)
