@@ -171,6 +171,9 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     one = file_of(replace(other, labels=np.zeros_like(other.labels)), tmp_path / "one.npz")
     with pytest.raises(InputError, match="one has one class only"):
         train(SpaceFiles([one]), out, SMALL)
+    alone = file_of(replace(other, labels=np.arange(300)), tmp_path / "alone.npz")
+    with pytest.raises(InputError, match="alone: no class has two distinct items"):
+        train(SpaceFiles([alone]), out, SMALL)
     np.savez(tmp_path / "bare.npz", emb=other.emb)
     with pytest.raises(InputError, match="labels"):
         train(SpaceFiles([tmp_path / "bare.npz"]), out, SMALL)

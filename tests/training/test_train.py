@@ -370,6 +370,9 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     alike = [file_of(replace(one, labels=one.labels * 0), tmp_path / f"{name}.npz") for name in "ab"]
     with pytest.raises(InputError, match="a, b: one class only"):
         train(alike, tmp_path / "m.safetensors", SMALL)
+    alone = [file_of(replace(one, labels=np.arange(300)), tmp_path / f"{name}.npz") for name in "de"]
+    with pytest.raises(InputError, match="d, e: no class has two distinct items"):
+        train(alone, tmp_path / "m.safetensors", SMALL)
     assert not (tmp_path / "m.safetensors").exists()
 
 

@@ -18,7 +18,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
-from engine.training.datasets import Collection, SpaceFiles, distinct, read_space
+from engine.training.datasets import Collection, SpaceFiles, distinct, need_pairs, read_space
 from engine.training.discriminant import refuse_mapped, through
 from engine.training.lander.judge import Judge, Setting, best_setting
 from engine.training.lander.metric import MetricTrainer
@@ -149,6 +149,7 @@ def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: L
     for each in sources:
         if len(np.unique(each.labels)) < 2:
             raise InputError(f"{each.name} has one class only: there is nothing to tell apart")
+    need_pairs(sources)
 
 
 def _held_out(sources: Sequence[Collection], plan: LanderPlan) -> Int64:
