@@ -83,10 +83,10 @@ def test_a_space_is_learned(tmp_path: Path, shoal: Run) -> None:
     command = ("train", "many.npz", "-o", "mine.safetensors", "--space")
     refused(shoal(*command), 3, "--start")
     refused(shoal("train", "many.npz", "-o", "x.safetensors", "--adapter", "a"), 3, "--space")
-    lander = ("train", "many.npz", "--kind", "lander", "-o", "x.safetensors", "--adapter", "a")
+    lander = ("train", "many.npz", "--kind", "lander", "-o", "x.safetensors", "--adapter", "a.safetensors")
     refused(shoal(*lander, "--begin", "random"), 3, "begins with a metric")
     refused(shoal(*command, "--start", "universal", "--teacher", "universal"), 3, "--teacher")
-    refused(shoal(*command, "--start", "universal", "--adapter", "none/a"), 3, "none")
+    refused(shoal(*command, "--start", "universal", "--adapter", "none/a.safetensors"), 3, "none")
     done = shoal(*command, "--start", "universal", "--steps", "8", "--adapter", "a.safetensors")
     assert done.returncode == 0, done.stderr
     about = LinkageModel.load(tmp_path / "mine.safetensors").card.about
