@@ -83,10 +83,9 @@ def _runs(
 
     if not wish.stream:
         return evaluate.run_in_bulk(settings, labelled, taus)
-    order = evaluate.stream_order(labelled, wish.seed)
-    complain(
-        f"in the order of time, ties by seed {wish.seed}" if labelled.timed else f"shuffled, seed {wish.seed}"
-    )
+    seed = wish.seed or 0
+    order = evaluate.stream_order(labelled, seed)
+    complain(f"in the order of time, ties by seed {seed}" if labelled.timed else f"shuffled, seed {seed}")
 
     def report(done: int) -> None:
         complain(f"{done:,} of {len(labelled.keys):,} items")

@@ -30,24 +30,7 @@ BESIDE = (".json", ".md", ".png")  # of the weights
 
 def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Train and write the model."""
-    if request.kind not in KINDS:
-        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
-    if request.among and not _is_tuning(request):
-        raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
-    if request.steps and request.minutes:
-        raise InputError("--steps and --minutes both say how long to train: name one")
-    if request.variant != "mean" and request.kind != "lander":
-        raise InputError("--variant is of a lander: name --kind lander with it")
-    if request.begin != "metric" and (request.kind != "lander" or request.start):
-        raise InputError("--begin says how a lander without --start begins: name --kind lander alone with it")
-    if request.kind == "lander" and (request.teacher or request.base):
-        raise InputError(
-            "a lander has one network and learns from labels: --base and --teacher are universal's"
-        )
-    if request.space and not (request.kind == "universal" and request.start):
-        raise InputError("--space is for going on from a universal model: name it with --start")
-    if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
-        raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
+    _need_fitting(request)
     _need_files(files, out, request)
     from engine.training import training_report
 
@@ -82,6 +65,51 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     levels = counted(model.max_levels, "level")
     print(f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}...")
     print(f"The report is {_beside(out, '.md')}.")
+
+
+def _need_fitting(request: TrainOptions) -> None:
+    """Raise InputError where options do not go together."""
+    if request.kind not in KINDS:
+        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
+    if request.steps and request.minutes:
+        raise InputError("--steps and --minutes both say how long to train: name one")
+    for is_wrong, sentence in _of_lander(request) if request.kind == "lander" else _of_universal(request):
+        if is_wrong:
+            raise InputError(sentence)
+    if request.among and not _is_tuning(request):
+        raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
+    if request.space and not (request.kind == "universal" and request.start):
+        raise InputError("--space is for going on from a universal model: name it with --start")
+    if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
+        raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
+
+
+def _of_lander(request: TrainOptions) -> list[tuple[bool, str]]:
+    """What is wrong with the options of a lander, and in which words."""
+    networks = request.teacher or request.base
+    kept = request.variant or request.hidden
+    begins = request.begin is not None and request.start is not None
+    return [
+        (
+            bool(networks),
+            "a lander has one network and learns from labels: --base and --teacher are universal's",
+        ),
+        (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
+        (
+            bool(request.start and kept),
+            "a lander that goes on from --start keeps its shape: name no --variant or --hidden with it",
+        ),
+    ]
+
+
+def _of_universal(request: TrainOptions) -> list[tuple[bool, str]]:
+    """What is wrong with the options of a universal model, and in which words."""
+    begins, width = request.begin is not None, bool(request.base and request.hidden)
+    return [
+        (request.variant is not None, "--variant is of a lander: name --kind lander with it"),
+        (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
+        (width and not request.start, "a model above --base is as wide as that: name no --hidden with it"),
+    ]
 
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
@@ -204,9 +232,9 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
         minutes=request.minutes,
         steps=request.steps,
         seed=request.seed,
-        variant=request.variant,
+        variant=request.variant or LanderPlan().variant,
         hidden=request.hidden or LanderPlan().hidden,
-        begin=request.begin,
+        begin=request.begin or LanderPlan().begin,
     )
     kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     named = SpaceFiles(files, request.choose or (), request.adapter)

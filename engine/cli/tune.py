@@ -39,6 +39,12 @@ def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path |
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
+    if wish.label is not None and (wish.pairs or wish.labels):
+        raise InputError("--label names a field of payloads: name neither --pairs nor --labels with it")
+    if wish.propose is not None and (wish.pairs or wish.labels or wish.label is not None):
+        raise InputError(
+            "--propose prints pairs before they are judged: name no --pairs, --labels or --label with it"
+        )
     if file and store:
         raise InputError("name either a file, or a store with --store")
     taus = [tau for tau in read_taus(wish.taus or TAUS, "--taus") if tau is not None]
@@ -154,7 +160,7 @@ def _judged(sweep: Sweep, wish: TuneOptions) -> Pairs | Labels:
     if wish.labels:
         found = judgements.read_labels(wish.labels, sweep.keys)
     else:
-        found = judgements.labels_of(sweep.payloads, wish.label)
+        found = judgements.labels_of(sweep.payloads, wish.label or "label")
     tell_noise(wish.labels or "payloads", found.names, found.labels)
     return found
 

@@ -251,6 +251,8 @@ class LanderModel:
     @classmethod
     def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LanderModel:
         """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
+        if "variant" not in facts and "format" not in facts:
+            raise files.foreign(path, "it is a universal model; a lander is wanted here", "lander")
         if (form := facts.get("format")) != FORMAT:
             raise files.foreign(path, f"its format is {form}, this version of Shoal reads {FORMAT}", "lander")
         told = {name: value for name, value in facts.items() if name not in ("format", "sha256")}

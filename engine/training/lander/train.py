@@ -18,6 +18,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
+from engine.model.trained import SHIPPED
 from engine.training.datasets import Collection, SpaceFiles, distinct, need_pairs, read_space
 from engine.training.discriminant import refuse_mapped, through
 from engine.training.lander.judge import Judge, Setting, best_setting
@@ -122,6 +123,8 @@ def read_model(path: Path | None) -> LanderModel | None:
     """Return the lander at `path`, if one is named. Raises InputError where training cannot go on from it."""
     if path is None:
         return None
+    if path == SHIPPED and not path.exists():
+        raise InputError(f"a lander goes on from a lander: {SHIPPED} is not one, leave out --kind lander")
     model = LanderModel.load(path)
     refuse_mapped(path, model.card.about)
     return model
