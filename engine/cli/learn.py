@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
+REPLACED = " (it replaced the model that was there)"
 BESIDE = (".json", ".md", ".png")  # of the weights
 
 
@@ -49,7 +50,7 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    checkpoint = _beside(out, ".checkpoint")
+    checkpoint, replaced = _beside(out, ".checkpoint"), out.is_file()
     before = _written_at(checkpoint)
     try:
         model = (_lander if request.kind == "lander" else _universal)(files, out, request, report)
@@ -63,7 +64,9 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise
     training_report.write(out, model, curve, data)
     levels = counted(model.max_levels, "level")
-    print(f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}...")
+    print(
+        f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}..." + REPLACED * replaced
+    )
     print(f"The report is {_beside(out, '.md')}.")
 
 
@@ -127,6 +130,10 @@ def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None
             need_ending(each, ".safetensors")
     if not checkpoint.exists():
         need_companions(out, companions)
+        if request.resume:
+            from engine.training import checkpoint as checkpoints
+
+            raise checkpoints.missing(checkpoint)
     elif not request.resume:
         raise InputError(
             f"{checkpoint} is left by an interrupted training: --resume goes on from it. Delete it to begin "
@@ -249,10 +256,10 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
     need_outputs([out, card], [file])
     need_ending(out, ".safetensors")
     need_companions(out, [card])
-    model = published.model_of(published.read(file), average, k, tau, levels)
+    model, replaced = published.model_of(published.read(file), average, k, tau, levels), out.is_file()
     model.save(out)
     made = model.card
     print(
         f"{out}: {made.variant}, embeddings of {made.dim} components, hidden {made.hidden}, k {made.k}, "
-        f"tau {made.tau}, SHA-256 {model.sha256[:16]}..."
+        f"tau {made.tau}, SHA-256 {model.sha256[:16]}..." + REPLACED * replaced
     )

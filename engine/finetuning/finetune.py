@@ -125,7 +125,7 @@ def tuned(
         Collection(collection.name, collection.emb, collection.labels)
         for collection in (*collections, *judges)
     ]
-    mark = fingerprint(used, plan, start.sha256)
+    mark = fingerprint(used, plan, start=start.sha256)
     run: TrainingRun[Models] = TrainingRun(trainer, judged, plan.length, mark)
     best = run.run(progress, checkpoint)
     found = verdict(before, scored(best), plan.seed, FEW_CLASSES)

@@ -120,7 +120,7 @@ def tune_to_space(
     judges = [_judge(each, classes, mapped) for each, classes in counted]
     as_they_come = [_judge(each, classes, None) for each, classes in counted]
     before = _scored(start, as_they_come, (start.tau,))[0]
-    mark = fingerprint([source, *others], plan, start.sha256, mapped and mapped.sha256)
+    mark = fingerprint([source, *others], plan, start=start.sha256, adapter=mapped and mapped.sha256)
     trainer = SpaceTrainer(views, start, plan)
 
     def judged(model: LinkageModel) -> dict[str, float]:

@@ -62,7 +62,7 @@ def train(
     need_pairs([each[0] for each in sources])
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, initial)
-    mark = fingerprint([each[0] for each in sources] + judges, plan, initial.sha256)
+    mark = fingerprint([each[0] for each in sources] + judges, plan, start=initial.sha256)
     run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
     best = run.run(progress, checkpoint)
     if not initial.start:  # which has its terms already

@@ -65,6 +65,7 @@ def test_a_report_does_not_replace_files_of_the_same_name(
         for _ in range(2):  # a training may replace its own model
             done = shoal(*train)
             assert done.returncode == 0, done.stderr
+        assert "(it replaced the model that was there)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def train(
     def judged(model: LanderModel) -> dict[str, float]:
         return {"held-out classes": setting(model).score}
 
-    mark = fingerprint([*files_read, *others], plan, start and start.sha256)
+    mark = fingerprint([*files_read, *others], plan, start=start and start.sha256)
     run: TrainingRun[LanderModel] = TrainingRun(trainer, judged if judges else None, plan.length, mark)
     best = run.run(progress, checkpoint)
     if judges:
