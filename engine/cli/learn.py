@@ -157,7 +157,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
-    tell_unused(file, len(found.left_out), found.superseded)
+    tell_unused(file, found.left_out, found.superseded)
     tell_noise(file, *found.classes())
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):

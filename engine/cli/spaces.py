@@ -148,7 +148,7 @@ def opis(
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label or "label")
-    tell_unused(file, 0, labelled.superseded)
+    tell_unused(file, (), labelled.superseded)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)

@@ -21,6 +21,7 @@ from engine.config import BULK_BATCH, Settings, StoreSettings
 from engine.errors import InputError, Undecided, counted
 
 if TYPE_CHECKING:
+    from connectors.chunks import Remark
     from engine.cli.models import TuneOptions
     from engine.collection.sweep import Sweep, Sweeper
     from engine.evaluation.base_tuning import BaseChoice
@@ -94,11 +95,12 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="shoal-tune-") as folder:
         made = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         source = FileSource(file, Options(settings.batch.size or BULK_BATCH, settings.limits))
-        left_out = superseded = 0
+        left_out: list[Remark] = []
+        superseded = 0
         with Engine.open(made) as engine:
             source.begin({})
             for chunk in source.chunks(None):
-                left_out += len(chunk.rejects)
+                left_out += chunk.rejects
                 if chunk.rows:
                     applied = engine.apply(chunk.batch)
                     superseded += chunk.superseded + applied.moved + applied.unchanged + applied.updated
