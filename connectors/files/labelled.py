@@ -86,8 +86,8 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
             )
         if isinstance(label, list | dict):
             raise InputError(
-                f"{path}, {source.place(numbers[at])}: the label {shown(label)} is neither a string nor a number; of "
-                "one-hot rows take the argmax."
+                f"{path}, {source.place(numbers[at])}: the label {shown(label)} is neither a string nor a "
+                "number; of one-hot rows take the argmax."
             )
     stamps = np.array([times[at] for at in rows], np.int64)
     return LabelledFile(

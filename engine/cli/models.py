@@ -223,7 +223,7 @@ def import_weights(
         int, typer.Option("--k", min=1, help="Neighbours beside the item; their --knn_k counts it.")
     ] = 9,
     tau: Annotated[float, typer.Option("--tau", help="Least probability that links.")] = 0.5,
-    levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels.")] = 10,
+    levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels, up to 32.")] = 10,
 ) -> None:
     """Make a model of weights trained with the authors' public code (dmlc/dgl, examples/pytorch/hilander)."""
     from engine.cli import learn

@@ -286,8 +286,13 @@ def _check(weights: Mapping[str, Tensor], card: LanderCard) -> None:
         raise InputError(f"base_tau is in [0, 1), or none, not {card.base_tau}")
     wanted = shapes(card)
     if wanted.keys() != weights.keys():
-        differing = ", ".join(sorted(wanted.keys() ^ weights.keys())[:4])
-        raise InputError(f"the weights are not those of a `{card.variant}` lander: {differing}")
+        missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+        told = [
+            f"{', '.join(sorted(names)[:4])} {word}"
+            for names, word in ((missing, "missing"), (surplus, "too many"))
+            if names
+        ]
+        raise InputError(f"the weights are not those of a `{card.variant}` lander: {'; '.join(told)}")
     for name, shape in wanted.items():
         found = tuple(weights[name].shape)
         if found != shape:
