@@ -233,6 +233,12 @@ def _print(found: Found, command: str | None) -> None:
     ]
     columns = {"tau": "right", "Fb": "right", "80 of 100 draws": "left", "": "left"}
     print_table(f"Expected BCubed F by {counted(choice.told, 'judgement')}:", columns, rows)
+    if more := choice.at_all + choice.at_none:
+        at_all, at_none = counted(choice.at_all, "pair"), counted(choice.at_none, "pair")
+        print(
+            f"{counted(more, 'judgement')} more {'does' if more == 1 else 'do'} not tell taus apart: "
+            f"{at_all} together at every tau, {at_none} at none."
+        )
     if found.reason:
         return
     print()
@@ -242,15 +248,20 @@ def _print(found: Found, command: str | None) -> None:
             f"{_gain(choice)}."
         )
     if base:
-        print(
-            f"Level 0's own tau {base.base_tau:g}, and tau {base.tau:g} above it: a further gain of "
-            f"{_gain(base)}."
-        )
+        over = "a further gain" if _is_first_taken(choice) else "over the present taus a gain"
+        print(f"Level 0's own tau {base.base_tau:g}, and tau {base.tau:g} above it: {over} of {_gain(base)}.")
     elif found.measured:
         print("Level 0's own tau stays: no other one gains surely.")
     else:
         print("Level 0's own tau stays: to choose that too, label half of the items.")
     print(f"To apply {'both' if base else 'it'}: {command}")
+
+
+def _is_first_taken(choice: Choice) -> bool:
+    """Whether what level 0's tau gains is counted from the tau that was chosen before, not the present."""
+    from engine.evaluation.tuning import SURE
+
+    return choice.chosen != choice.current and choice.sure >= SURE
 
 
 def _gain(of: Choice | BaseChoice) -> str:
