@@ -177,7 +177,7 @@ def _check(evidence: _Evidence, tree: Tree) -> None:
         total = counted(len(evidence.strata) + evidence.at_none, "judged pair")
         raise Undecided(
             f"only {evidence.told} of {total} tell taus apart, by being together at some of them alone, and "
-            f"at least {DECIDE_MIN} have to: judge more of the pairs that `--propose` prints, most of which do"
+            f"at least {DECIDE_MIN} have to: judge more of the pairs that `--propose` prints, most do"
         )
     decisive = evidence.same[evidence.strata < evidence.finest]
     if decisive.all() or not decisive.any():

@@ -210,9 +210,7 @@ def finished(model: W, about: Mapping[str, Any], out: Path, checkpoint: Checkpoi
     return written
 
 
-def fingerprint(
-    collections: Sequence[Collection], plan: Any, **initial: Mapping[str, str] | str | None
-) -> dict[str, str]:
+def fingerprint(collections: Sequence[Collection], plan: Any, **initial: object) -> dict[str, str]:
     """Return what a training depends on: a digest of its data, its plan (a record) and initial models."""
     digest = hashlib.sha256()
     for each in collections:
