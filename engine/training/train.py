@@ -63,7 +63,8 @@ def train(
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, initial)
     mark = fingerprint([each[0] for each in sources] + judges, plan, start=initial.sha256)
-    run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
+    judge = held_out_scores(judges, evaluate)
+    run = TrainingRun(trainer, judge, plan.length, mark)
     best = run.run(progress, checkpoint)
     if not initial.start:  # which has its terms already
         best = with_terms(best, Terms(slope=0.0, offset=0.0))
@@ -71,6 +72,7 @@ def train(
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
         "plan": asdict(plan),
         "given": initial.sha256,
+        "scores": judge(best) if judge else {},
         **run.facts(),
     }
     return finished(best, about, out, checkpoint)

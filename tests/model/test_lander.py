@@ -130,7 +130,7 @@ def test_files_of_other_kinds_are_told_apart(tmp_path: Path) -> None:
         type(random_model(1)).load(path)
     random_model(1).save(path)
     assert load(path).sha256 == random_model(1).sha256
-    with pytest.raises(InputError, match="not a lander model: its format is None"):
+    with pytest.raises(InputError, match="not a lander model: it is a universal model"):
         LanderModel.load(path)
 
 
