@@ -38,7 +38,8 @@ class TrainOptions:
         typer.Option(metavar="universal|lander", help="A model of any space, or of the space of the files."),
     ] = "universal"
     variant: Annotated[
-        str | None, typer.Option(metavar="mean|gat", help="With --kind lander. Default: mean.")
+        str | None,
+        typer.Option(metavar="mean|gat", help="With --kind lander, without --start. Default: mean."),
     ] = None
     begin: Annotated[
         str | None,
@@ -89,12 +90,16 @@ class TrainOptions:
     base: Annotated[
         Path | None,
         path_option(
-            "--base", metavar="MODEL", about="Without --start: keep its level 0, train what is above it."
+            "--base",
+            metavar="MODEL",
+            about="Universal, without --start: keep its level 0, train what is above.",
         ),
     ] = None
     teacher: Annotated[
         Path | None,
-        path_option("--teacher", metavar="MODEL", about="Without --start: half of each target is its p."),
+        path_option(
+            "--teacher", metavar="MODEL", about="Universal, without --start: half of each target is its p."
+        ),
     ] = None
 
 
