@@ -62,6 +62,7 @@ else:
 
 LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
+MAX_LEVELS = 32
 BULK_BATCH = 2048  # items a batch where throughput counts: files
 STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
 RENEWED = ("model", "index")  # sections that a rebuild may change
@@ -141,7 +142,7 @@ class ModelSettings(_Section):
     adapter: MaybePath = None  # applied to every embedding; "" or None: none
     tau: float | None = Field(None, ge=0, lt=1)  # least linkage probability that links, above level 0
     base_tau: float | None = Field(None, ge=0, lt=1)  # and at level 0
-    max_levels: int | None = Field(None, ge=1, le=32)
+    max_levels: int | None = Field(None, ge=1, le=MAX_LEVELS)
     coarser: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.35, 0.2], max_length=8
     )  # tau of each level of themes above the final clusters, falling; []: there are none

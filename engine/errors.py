@@ -52,7 +52,7 @@ class StoreLocked(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk or a bound of the store is full, or the disk cannot be written: make room, then retry."""
+    """Disk, memory or a bound of the store is full, or the disk cannot be written: make room, then retry."""
 
     exit_code = 7
 

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from connectors.chunks import Remark
 from connectors.files.lines import is_pipe
 from connectors.files.source import FileSource, Options
 from engine.config import LimitsSettings
@@ -34,7 +35,7 @@ class LabelledFile:
     times: Int64 | None  # (n,) ms
     texts: Sequence[str] | None
     images: NDArray[Any] | None  # (n, ...)
-    left_out: Sequence[tuple[int, str]]  # row and reason
+    left_out: Sequence[Remark]
     superseded: int  # records that a later one of the same key replaced, as in an ingest
 
     def classes(self) -> tuple[list[str], Int64]:
@@ -80,11 +81,13 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
     labels = [_label_of(document) for document in documents]
     for at, label in zip(rows, labels, strict=True):
         if label is None and not partly:
-            raise InputError(f"{path} is not a labelled set: row {numbers[at]} has no label or labels.")
+            raise InputError(
+                f"{path} is not a labelled set: {source.place(numbers[at])} has no label or labels."
+            )
         if isinstance(label, list | dict):
             raise InputError(
-                f"{path}, row {numbers[at]}: the label {shown(label)} is neither a string nor a number; of "
-                "one-hot rows take the argmax."
+                f"{path}, {source.place(numbers[at])}: the label {shown(label)} is neither a string nor a "
+                "number; of one-hot rows take the argmax."
             )
     stamps = np.array([times[at] for at in rows], np.int64)
     return LabelledFile(
@@ -93,7 +96,7 @@ def read_labelled(path: Path, partly: bool = False) -> LabelledFile:
         times=None if (stamps == NO_TIME).any() else stamps,
         texts=_column(documents, "text"),
         images=_images(documents),
-        left_out=sorted(left_out),
+        left_out=[source.remark(number, reason) for number, reason in sorted(left_out)],
         superseded=len(usable) - len(rows),
     )
 

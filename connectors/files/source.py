@@ -159,7 +159,7 @@ class FileSource:
 
     def _chunk(self, part: Part, dim: int | None) -> Chunk:
         settled = part.rows.settle(dim)
-        rejects = [self._remark(number, reason) for number, reason in settled.rejected]
+        rejects = [self.remark(number, reason) for number, reason in settled.rejected]
         if rejects and self._options.strict:
             raise InputError(f"{rejects[0]} (stopped there: --strict).")
         tail = tail_digest(self.path, part.offset) if self._options.follow else b""
@@ -179,18 +179,20 @@ class FileSource:
         return Chunk(
             replace(batch, positions=positions),
             rejects,
-            [self._remark(number, reason) for number, reason in settled.doubts],
+            [self.remark(number, reason) for number, reason in settled.doubts],
             rows,
             settled.superseded,
             settled.dim,
             blank,
         )
 
-    def _remark(self, number: int, reason: str) -> Remark:
+    def remark(self, number: int, reason: str) -> Remark:
+        """What is said about the record of a number, at its place for people."""
         name = self.shown if self.path == STDIN else self.path.name
-        return Remark(name, self._place(number), reason)
+        return Remark(name, self.place(number), reason)
 
-    def _place(self, number: int) -> str:
+    def place(self, number: int) -> str:
+        """Where the record of a number is, for people: a line from 1, or a row from 0."""
         return f"{self._reader.unit} {number + self._reader.first}"
 
 

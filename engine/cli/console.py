@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.errors import InputError, counted
 
+FIRST = 5  # of a file's records that cannot be used are named where people read
 PIPE_WIDTH = 10_000  # of a table that no terminal shows: nothing is wrapped
 
 
@@ -101,10 +102,12 @@ def complain(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def tell_unused(source: object, left_out: int, superseded: int) -> None:
-    """Say how many records of a file have no part in what follows, and why."""
+def tell_unused(source: object, left_out: Sequence[object], superseded: int) -> None:
+    """Say how many records of a file have no part in what follows, and why; the first ones one by one."""
+    for remark in left_out[:FIRST]:
+        complain(f"left out: {printable(str(remark))}")
     if left_out:
-        complain(f"{source}: left out {counted(left_out, 'record')} that cannot be used")
+        complain(f"{source}: left out {counted(len(left_out), 'record')} that cannot be used")
     if superseded:
         records = counted(superseded, "record")
         complain(f"{source}: left out {records}: a later one has the same key, and counts")

@@ -81,12 +81,12 @@ def _runs(
 ) -> list[Run]:
     from engine.evaluation import evaluate
 
+    evaluate.warm_up(settings, labelled)
     if not wish.stream:
         return evaluate.run_in_bulk(settings, labelled, taus)
-    order = evaluate.stream_order(labelled, wish.seed)
-    complain(
-        f"in the order of time, ties by seed {wish.seed}" if labelled.timed else f"shuffled, seed {wish.seed}"
-    )
+    seed = wish.seed or 0
+    order = evaluate.stream_order(labelled, seed)
+    complain(f"in the order of time, ties by seed {seed}" if labelled.timed else f"shuffled, seed {seed}")
 
     def report(done: int) -> None:
         complain(f"{done:,} of {len(labelled.keys):,} items")
@@ -125,10 +125,8 @@ def _print(runs: Sequence[Run], labelled: Labelled, levels: bool) -> None:
         print_table("At each tau:", columns, rows)
         print(f"\nAt tau {best.tau:g}, the best Fb:")
     print_figures(asdict(best.figures))
-    apart = best.figures.Fb_precision - best.figures.Fb_recall
-    if abs(apart) > UNEVEN:
-        print("Classes are in pieces: a lower tau joins more." if apart > 0 else
-              "Clusters are lumps of several classes: a higher tau keeps more apart.")  # fmt: skip
+    if uneven := _unevenness(best, [run.tau for run in runs]):
+        print(uneven)
     if levels:
         columns = dict.fromkeys(("level", *COLUMNS), "right")
         rows = [[str(at), *_cells(each, COLUMNS)] for at, each in enumerate(best.levels)]
@@ -142,6 +140,20 @@ def _print(runs: Sequence[Run], labelled: Labelled, levels: bool) -> None:
             {"class": "left", "items": "right", "precision": "right", "recall": "right", "where": "left"},
             [_row(score, labelled, best) for score in worst],
         )
+
+
+def _unevenness(best: Run, tried: Sequence[float]) -> str:
+    """What is wrong with the clusters, and what to try where it was not tried already; "": nothing is."""
+    apart = best.figures.Fb_precision - best.figures.Fb_recall
+    if abs(apart) <= UNEVEN:
+        return ""
+    wrong = "Classes are in pieces" if apart > 0 else "Clusters are lumps of several classes"
+    side, effect = ("lower", "joins more") if apart > 0 else ("higher", "keeps more apart")
+    beyond = [tau for tau in tried if (tau < best.tau if apart > 0 else tau > best.tau)]
+    if not beyond:
+        return f"{wrong}: a {side} tau {effect}."
+    nearest = max(beyond) if apart > 0 else min(beyond)
+    return f"{wrong}: a {side} tau {effect}, but {nearest:g} is no better in all."
 
 
 def _cells(figures: Figures, names: Sequence[str]) -> list[str]:

@@ -15,14 +15,13 @@ from rich.text import Text
 
 from connectors.chunks import Chunk
 from connectors.files.source import FileSource, Options
-from engine.cli.console import Interrupted, Stop, complain, print_json, printable
+from engine.cli.console import FIRST, Interrupted, Stop, complain, print_json, printable
 from engine.config import Settings
 from engine.errors import InputError, counted
 from engine.types import Applied
 
 OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error then gets all
-FIRST = 5  # of a file's records that are rejected for one reason are named where people read
 APPLIED = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
 COUNTS = ("rows", *TOLD, "skipped", "rejected_before")
@@ -110,7 +109,7 @@ class _Work:
         mark = source.begin(engine.store.positions())
         at, rejected, blank = mark.row, mark.rejected, mark.blank
         self._tell_notes(source)
-        self.counts["skipped"] += at
+        self.counts["skipped"] += at - blank
         self.counts["rejected_before"] += rejected
         task = progress.add_task(source.path.name, total=source.total, completed=at)
         doubtful = 0
@@ -141,7 +140,7 @@ class _Work:
     def _count(self, applied: Applied, chunk: Chunk) -> None:
         for name in APPLIED:
             self.counts[name] += getattr(applied, name)
-        self.counts["rows"] += chunk.rows
+        self.counts["rows"] += chunk.rows - chunk.blank
         self.counts["superseded"] += chunk.superseded
         self.counts["rejected"] += len(chunk.rejects)
         self.counts["doubtful"] += len(chunk.doubts)

@@ -25,29 +25,13 @@ if TYPE_CHECKING:
 
 
 KINDS = ("universal", "lander")
+REPLACED = " (it replaced the model that was there)"
 BESIDE = (".json", ".md", ".png")  # of the weights
 
 
 def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     """Train and write the model."""
-    if request.kind not in KINDS:
-        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
-    if request.among and not _is_tuning(request):
-        raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
-    if request.steps and request.minutes:
-        raise InputError("--steps and --minutes both say how long to train: name one")
-    if request.variant != "mean" and request.kind != "lander":
-        raise InputError("--variant is of a lander: name --kind lander with it")
-    if request.begin != "metric" and (request.kind != "lander" or request.start):
-        raise InputError("--begin says how a lander without --start begins: name --kind lander alone with it")
-    if request.kind == "lander" and (request.teacher or request.base):
-        raise InputError(
-            "a lander has one network and learns from labels: --base and --teacher are universal's"
-        )
-    if request.space and not (request.kind == "universal" and request.start):
-        raise InputError("--space is for going on from a universal model: name it with --start")
-    if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
-        raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
+    _need_fitting(request)
     _need_files(files, out, request)
     from engine.training import training_report
 
@@ -66,7 +50,7 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 
-    checkpoint = _beside(out, ".checkpoint")
+    checkpoint, replaced = _beside(out, ".checkpoint"), out.is_file()
     before = _written_at(checkpoint)
     try:
         model = (_lander if request.kind == "lander" else _universal)(files, out, request, report)
@@ -80,8 +64,55 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
         raise
     training_report.write(out, model, curve, data)
     levels = counted(model.max_levels, "level")
-    print(f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}...")
+    print(
+        f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}..." + REPLACED * replaced
+    )
     print(f"The report is {_beside(out, '.md')}.")
+
+
+def _need_fitting(request: TrainOptions) -> None:
+    """Raise InputError where options do not go together."""
+    if request.kind not in KINDS:
+        raise InputError(f"the kind of a model is one of {', '.join(KINDS)}, not {request.kind!r}")
+    if request.steps and request.minutes:
+        raise InputError("--steps and --minutes both say how long to train: name one")
+    for is_wrong, sentence in _of_lander(request) if request.kind == "lander" else _of_universal(request):
+        if is_wrong:
+            raise InputError(sentence)
+    if request.among and not _is_tuning(request):
+        raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
+    if request.space and not (request.kind == "universal" and request.start):
+        raise InputError("--space is for going on from a universal model: name it with --start")
+    if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
+        raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
+
+
+def _of_lander(request: TrainOptions) -> list[tuple[bool, str]]:
+    """What is wrong with the options of a lander, and in which words."""
+    networks = request.teacher or request.base
+    kept = request.variant or request.hidden
+    begins = request.begin is not None and request.start is not None
+    return [
+        (
+            bool(networks),
+            "a lander has one network and learns from labels: --base and --teacher are universal's",
+        ),
+        (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
+        (
+            bool(request.start and kept),
+            "a lander that goes on from --start keeps its shape: name no --variant or --hidden with it",
+        ),
+    ]
+
+
+def _of_universal(request: TrainOptions) -> list[tuple[bool, str]]:
+    """What is wrong with the options of a universal model, and in which words."""
+    begins, width = request.begin is not None, bool(request.base and request.hidden)
+    return [
+        (request.variant is not None, "--variant is of a lander: name --kind lander with it"),
+        (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
+        (width and not request.start, "a model above --base is as wide as that: name no --hidden with it"),
+    ]
 
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
@@ -99,6 +130,10 @@ def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None
             need_ending(each, ".safetensors")
     if not checkpoint.exists():
         need_companions(out, companions)
+        if request.resume:
+            from engine.training import checkpoint as checkpoints
+
+            raise checkpoints.missing(checkpoint)
     elif not request.resume:
         raise InputError(
             f"{checkpoint} is left by an interrupted training: --resume goes on from it. Delete it to begin "
@@ -122,7 +157,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
     partly = _is_tuning(request)  # a record need not have a label
     found = read_labelled(file, partly)
-    tell_unused(file, len(found.left_out), found.superseded)
+    tell_unused(file, found.left_out, found.superseded)
     tell_noise(file, *found.classes())
     if is_trained_on and not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
@@ -204,9 +239,9 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
         minutes=request.minutes,
         steps=request.steps,
         seed=request.seed,
-        variant=request.variant,
+        variant=request.variant or LanderPlan().variant,
         hidden=request.hidden or LanderPlan().hidden,
-        begin=request.begin,
+        begin=request.begin or LanderPlan().begin,
     )
     kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     named = SpaceFiles(files, request.choose or (), request.adapter)
@@ -221,10 +256,10 @@ def import_weights(file: Path, out: Path, average: bool, k: int, tau: float, lev
     need_outputs([out, card], [file])
     need_ending(out, ".safetensors")
     need_companions(out, [card])
-    model = published.model_of(published.read(file), average, k, tau, levels)
+    model, replaced = published.model_of(published.read(file), average, k, tau, levels), out.is_file()
     model.save(out)
     made = model.card
     print(
         f"{out}: {made.variant}, embeddings of {made.dim} components, hidden {made.hidden}, k {made.k}, "
-        f"tau {made.tau}, SHA-256 {model.sha256[:16]}..."
+        f"tau {made.tau}, SHA-256 {model.sha256[:16]}..." + REPLACED * replaced
     )

@@ -253,7 +253,7 @@ def export(
         Path | None, path_option("-o", "--output", metavar="FILE", about="Default: standard output.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="FORM", help="ndjson or parquet. Default: by the file.")
+        str | None, typer.Option("--format", metavar="ndjson|parquet", help="Default: by the file.")
     ] = None,
     level: Annotated[
         str | None, typer.Option("--level", help="0 is the finest. Default: final clusters.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.cli.options import (
-    BatchSize,
     Chosen,
     Index,
     Json,
@@ -19,6 +18,7 @@ from engine.cli.options import (
     path_option,
     takes_records,
 )
+from engine.errors import InputError
 
 Out = Annotated[Path, path_option("-o", "--out", metavar="MODEL", about="Where the model goes.")]
 
@@ -29,46 +29,77 @@ class TrainOptions:
 
     choose: Annotated[
         list[Path] | None,
-        path_option("--choose", metavar="FILE", about="Chooses the checkpoint; repeatable."),
+        path_option(
+            "--choose", metavar="FILE", about="Chooses the checkpoint, in place of classes; repeatable."
+        ),
     ] = None
-    kind: Annotated[str, typer.Option(help="universal (any space) or lander (the files' space).")] = (
-        "universal"
-    )
-    variant: Annotated[str, typer.Option(help="Of a lander: mean or gat.")] = "mean"
+    kind: Annotated[
+        str,
+        typer.Option(metavar="universal|lander", help="A model of any space, or of the space of the files."),
+    ] = "universal"
+    variant: Annotated[
+        str | None,
+        typer.Option(metavar="mean|gat", help="With --kind lander, without --start. Default: mean."),
+    ] = None
     begin: Annotated[
-        str, typer.Option(help="How a lander begins: metric (distances that the labels teach) or random.")
-    ] = "metric"
-    hidden: Annotated[int | None, typer.Option(min=2, help="Width of the network.")] = None
+        str | None,
+        typer.Option(
+            metavar="metric|random",
+            help="With --kind lander, without --start: distances that the labels teach (the default), or "
+            "random weights.",
+        ),
+    ] = None
+    hidden: Annotated[
+        int | None, typer.Option(min=2, help="Width of the network; without --start and --base.")
+    ] = None
     minutes: Annotated[
         float | None,
         typer.Option(min=0.01, help="How long to train; default: 20, or steps (--start, a lander)."),
     ] = None
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Instead of minutes: the same seed gives the same weights.")
+        int | None, typer.Option(min=1, help="Instead of --minutes: the same seed gives the same weights.")
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where it was interrupted.")] = False
     seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0
     start: Annotated[
         Path | None,
-        path_option("--start", metavar="MODEL", about="Fine-tune this model; `universal` ships."),
+        path_option(
+            "--start", metavar="MODEL", about="Fine-tune this model of the same --kind; `universal` ships."
+        ),
     ] = None
     among: Annotated[
         Path | None,
-        path_option("--among", metavar="FILE", about="Collection in which the labelled classes are."),
+        path_option(
+            "--among",
+            metavar="FILE",
+            about="With --start, without --space: collection in which the labelled classes are.",
+        ),
     ] = None
     space: Annotated[
-        bool,
-        typer.Option("--space", "--both", help="With --start: learn a space from many labelled classes."),
+        bool, typer.Option("--space", help="With --start: learn a space from many labelled classes.")
     ] = False
+    both: Annotated[bool, typer.Option("--both", hidden=True, help="The old name of --space.")] = False
     adapter: Annotated[
         Path | None,
-        path_option("--adapter", metavar="FILE", about="With --space or a lander: write an adapter, too."),
+        path_option(
+            "--adapter",
+            metavar="FILE",
+            about="With --space, or --kind lander without --start: write an adapter, too.",
+        ),
     ] = None
     base: Annotated[
-        Path | None, path_option("--base", metavar="MODEL", about="Keep its level 0, train what is above it.")
+        Path | None,
+        path_option(
+            "--base",
+            metavar="MODEL",
+            about="Universal, without --start: keep its level 0, train what is above.",
+        ),
     ] = None
     teacher: Annotated[
-        Path | None, path_option("--teacher", metavar="MODEL", about="Half of each target is its p.")
+        Path | None,
+        path_option(
+            "--teacher", metavar="MODEL", about="Universal, without --start: half of each target is its p."
+        ),
     ] = None
 
 
@@ -78,7 +109,9 @@ class EvaluateSettings(Chosen):
 
     model: Model = None
     index: Index = None
-    batch: BatchSize = None
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="With --stream: items in a batch.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +121,7 @@ class EvaluateOptions:
     stream: Annotated[
         bool, typer.Option("--stream", help="Feed it in order, in small batches; also ARI against a rebuild.")
     ] = False
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0
+    seed: Annotated[int | None, typer.Option(min=0, help="With --stream: of the shuffle. Default: 0.")] = None
     levels: Annotated[bool, typer.Option("--levels", help="Figures after each level.")] = False
     tau: Annotated[
         str | None,
@@ -111,8 +144,9 @@ class TuneOptions:
         Path | None, path_option("--labels", metavar="FILE", about="Labels of some items: key, label.")
     ] = None
     label: Annotated[
-        str, typer.Option(metavar="NAME", help="Without both: the payloads' field of labels.")
-    ] = "label"
+        str | None,
+        typer.Option(metavar="NAME", help="Without both: the payloads' field of labels. Default: label."),
+    ] = None
     propose: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=10_000, help="Print N pairs worth judging.")
     ] = None
@@ -145,7 +179,7 @@ def train(
     """
     from engine.cli import learn
 
-    learn.train(files, out, request)
+    learn.train(files, out, replace(request, space=request.space or request.both))
 
 
 @takes_records
@@ -161,6 +195,8 @@ def evaluate(
     """
     from engine.cli.evaluate import evaluate as run
 
+    if not wish.stream and (wish.seed is not None or chosen.batch is not None):
+        raise InputError("--seed and --batch are of a stream: name --stream with them.")
     run(chosen.settings(), file, wish)
 
 
@@ -192,7 +228,7 @@ def import_weights(
         int, typer.Option("--k", min=1, help="Neighbours beside the item; their --knn_k counts it.")
     ] = 9,
     tau: Annotated[float, typer.Option("--tau", help="Least probability that links.")] = 0.5,
-    levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels.")] = 10,
+    levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels, up to 32.")] = 10,
 ) -> None:
     """Make a model of weights trained with the authors' public code (dmlc/dgl, examples/pytorch/hilander)."""
     from engine.cli import learn

@@ -82,7 +82,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[
     Path | None, path_option("-m", "--model", metavar="MODEL", about="Default: the one that ships.")
 ]
-Index = Annotated[str | None, typer.Option("--index", metavar="KIND", help="hnsw (the default) or exact.")]
+Index = Annotated[str | None, typer.Option("--index", metavar="hnsw|exact", help="Default: hnsw.")]
 BatchSize = Annotated[int | None, typer.Option("--batch", metavar="N", help="Items in a batch.")]
 
 

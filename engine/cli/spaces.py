@@ -26,6 +26,8 @@ MarginPair = Annotated[
 Steps = Annotated[int, typer.Option(min=1, help="Batches to train on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 
+RATES = 0.01, 0.10  # of false acceptance, at the ends of the range of `opis`
+ENCODER_MARGINS = 0.9, 0.4
 WORST = 10  # classes that are named
 
 
@@ -38,9 +40,12 @@ class OpisOptions:
         typer.Option(metavar="D_MIN D_MAX", help="Distances. Default: from --rates."),
     ] = None
     rates: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="False-acceptance rates at the range's ends."),
-    ] = (0.01, 0.10)
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Instead of --range: false-acceptance rates at its ends. Default: 0.01 0.1.",
+        ),
+    ] = None
     epsilon: Annotated[float, typer.Option(help="The worst share of the classes.")] = 0.10
     json: Json = False
     png: Annotated[
@@ -63,7 +68,6 @@ class TrainingOptions:
 class EncoderOptions(TrainingOptions):
     """How an encoder is trained."""
 
-    margins: MarginPair = (0.9, 0.4)
     steps: Steps = 600
 
 
@@ -71,11 +75,17 @@ class EncoderOptions(TrainingOptions):
 class AdaptOptions:
     """What adapter is made, and when it is written."""
 
-    kind: Annotated[str, typer.Option(help="linear or mlp.")] = "linear"
+    kind: Annotated[
+        str, typer.Option(metavar="linear|mlp", help="One matrix, or a hidden layer beside it.")
+    ] = "linear"
     dim: Annotated[int, typer.Option(min=2, max=1024, help="Components that it makes.")] = 128
     loss: Annotated[
         str | None,
-        typer.Option(help="Of pytorch-metric-learning. Default: the best of three on held-out classes."),
+        typer.Option(
+            metavar="NAME",
+            help="Of pytorch-metric-learning, such as SupConLoss. Default: the best of SmoothAPLoss, "
+            "ArcFaceLoss and NormalizedSoftmaxLoss on held-out classes.",
+        ),
     ] = None
     search: Annotated[
         bool, typer.Option("--search", help="Choose among six margins on held-out classes, not two.")
@@ -111,7 +121,9 @@ def opis(
     store: Annotated[
         Path | None, path_option("--store", metavar="DIR", about="Instead: payloads with labels.")
     ] = None,
-    label: Annotated[str, typer.Option(help="Their field, with --store.")] = "label",
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --store: their field. Default: label.")
+    ] = None,
 ) -> None:
     """Measure how consistent one threshold is over the classes of a labelled set.
 
@@ -123,7 +135,11 @@ def opis(
     from engine.learning.labelled import read_labelled
     from engine.learning.opis import Request, check, measure
 
-    request = Request(wish.rates, wish.range, epsilon=wish.epsilon, seed=wish.seed)
+    if wish.range and wish.rates:
+        raise InputError("--range and --rates both say which distances to look at: name one.")
+    if file and label is not None:
+        raise InputError("--label names a field of payloads: name it with --store alone.")
+    request = Request(wish.rates or RATES, wish.range, epsilon=wish.epsilon, seed=wish.seed)
     check(request)
     if wish.png:
         need_matplotlib()
@@ -131,8 +147,8 @@ def opis(
         need_ending(wish.png, ".png")
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
-    labelled = read_labelled(file) if file else _stored(store, label)
-    tell_unused(file, 0, labelled.superseded)
+    labelled = read_labelled(file) if file else _stored(store, label or "label")
+    tell_unused(file, (), labelled.superseded)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
@@ -181,6 +197,10 @@ def adapt(
 
     if wish.kind not in KINDS:
         raise InputError(f"an adapter is {' or '.join(KINDS)}, not {wish.kind}.")
+    if wish.search and training.margins:
+        raise InputError("--search chooses the margins: name no --margins with it.")
+    if wish.search and not training.tcm:
+        raise InputError("--tcm 0 leaves the margin loss out: name no --search with it.")
     command.adapt(files, out, wish, _plan(training, wish.loss), chosen.settings(), json)
 
 
@@ -191,14 +211,18 @@ def encode_train(
     ],
     out: Annotated[Path, path_option("-o", "--out", metavar="FILE", about="Where the encoder goes.")],
     training: EncoderOptions,
-    kind: Annotated[str, typer.Option(help="convolutional or transformer.")] = "convolutional",
+    kind: Annotated[
+        str, typer.Option(metavar="convolutional|transformer", help="The network.")
+    ] = "convolutional",
     dim: Annotated[int, typer.Option(help="Components of an embedding.")] = 64,
-    loss: Annotated[str, typer.Option(help="Of pytorch-metric-learning.")] = "MultiSimilarityLoss",
+    loss: Annotated[
+        str, typer.Option(metavar="NAME", help="Of pytorch-metric-learning, such as SupConLoss.")
+    ] = "MultiSimilarityLoss",
 ) -> None:
     """Train a small encoder on labelled pictures."""
     from engine.cli import encode as command
 
-    command.train(source, out, kind, dim, _plan(training, loss))
+    command.train(source, out, kind, dim, _plan(training, loss, ENCODER_MARGINS))
 
 
 def encode_apply(
@@ -223,11 +247,14 @@ def encode_adapt(
     command.adapt(adapter, source, out)
 
 
-def _plan(options: TrainingOptions, loss: str | None) -> Plan:
+def _plan(options: TrainingOptions, loss: str | None, default: tuple[float, float] | None = None) -> Plan:
+    """How to train. `default`: margins where none are named. Raises InputError."""
     from engine.learning.losses import Margins
     from engine.learning.training import Plan
 
-    ends = options.margins
+    if options.margins and not options.tcm:
+        raise InputError("--tcm 0 leaves the margin loss out: name no --margins with it.")
+    ends = options.margins or default
     if ends and not all(-1.0 <= each <= 1.0 for each in ends):
         raise InputError(f"margins are similarities from -1 to 1, not {ends[0]:g} and {ends[1]:g}.")
     if ends and ends[0] < ends[1]:

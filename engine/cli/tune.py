@@ -21,6 +21,7 @@ from engine.config import BULK_BATCH, Settings, StoreSettings
 from engine.errors import InputError, Undecided, counted
 
 if TYPE_CHECKING:
+    from connectors.chunks import Remark
     from engine.cli.models import TuneOptions
     from engine.collection.sweep import Sweep, Sweeper
     from engine.evaluation.base_tuning import BaseChoice
@@ -39,6 +40,12 @@ def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path |
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
+    if wish.label is not None and (wish.pairs or wish.labels):
+        raise InputError("--label names a field of payloads: name neither --pairs nor --labels with it")
+    if wish.propose is not None and (wish.pairs or wish.labels or wish.label is not None):
+        raise InputError(
+            "--propose prints pairs before they are judged: name no --pairs, --labels or --label with it"
+        )
     if file and store:
         raise InputError("name either a file, or a store with --store")
     taus = [tau for tau in read_taus(wish.taus or TAUS, "--taus") if tau is not None]
@@ -88,11 +95,12 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="shoal-tune-") as folder:
         made = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
         source = FileSource(file, Options(settings.batch.size or BULK_BATCH, settings.limits))
-        left_out = superseded = 0
+        left_out: list[Remark] = []
+        superseded = 0
         with Engine.open(made) as engine:
             source.begin({})
             for chunk in source.chunks(None):
-                left_out += len(chunk.rejects)
+                left_out += chunk.rejects
                 if chunk.rows:
                     applied = engine.apply(chunk.batch)
                     superseded += chunk.superseded + applied.moved + applied.unchanged + applied.updated
@@ -154,7 +162,7 @@ def _judged(sweep: Sweep, wish: TuneOptions) -> Pairs | Labels:
     if wish.labels:
         found = judgements.read_labels(wish.labels, sweep.keys)
     else:
-        found = judgements.labels_of(sweep.payloads, wish.label)
+        found = judgements.labels_of(sweep.payloads, wish.label or "label")
     tell_noise(wish.labels or "payloads", found.names, found.labels)
     return found
 
@@ -225,6 +233,12 @@ def _print(found: Found, command: str | None) -> None:
     ]
     columns = {"tau": "right", "Fb": "right", "80 of 100 draws": "left", "": "left"}
     print_table(f"Expected BCubed F by {counted(choice.told, 'judgement')}:", columns, rows)
+    if more := choice.at_all + choice.at_none:
+        at_all, at_none = counted(choice.at_all, "pair"), counted(choice.at_none, "pair")
+        print(
+            f"{counted(more, 'judgement')} more {'does' if more == 1 else 'do'} not tell taus apart: "
+            f"{at_all} together at every tau, {at_none} at none."
+        )
     if found.reason:
         return
     print()
@@ -234,15 +248,20 @@ def _print(found: Found, command: str | None) -> None:
             f"{_gain(choice)}."
         )
     if base:
-        print(
-            f"Level 0's own tau {base.base_tau:g}, and tau {base.tau:g} above it: a further gain of "
-            f"{_gain(base)}."
-        )
+        over = "a further gain" if _is_first_taken(choice) else "over the present taus a gain"
+        print(f"Level 0's own tau {base.base_tau:g}, and tau {base.tau:g} above it: {over} of {_gain(base)}.")
     elif found.measured:
         print("Level 0's own tau stays: no other one gains surely.")
     else:
         print("Level 0's own tau stays: to choose that too, label half of the items.")
     print(f"To apply {'both' if base else 'it'}: {command}")
+
+
+def _is_first_taken(choice: Choice) -> bool:
+    """Whether what level 0's tau gains is counted from the tau that was chosen before, not the present."""
+    from engine.evaluation.tuning import SURE
+
+    return choice.chosen != choice.current and choice.sure >= SURE
 
 
 def _gain(of: Choice | BaseChoice) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from connectors.chunks import Remark
 from connectors.files import labelled as files
 from engine.clustering import pipeline
 from engine.clustering.state import State
@@ -30,6 +31,7 @@ from engine.index.base import ExactIndex
 from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # churn is measured every so many items
+WARM_UP = 64  # items that are clustered before time counts
 BACK_WITHIN = 5  # observations within which a change that is reverted counts as flapping
 
 
@@ -42,7 +44,7 @@ class Labelled:
     labels: Int64  # (n,)
     times: NDArray[Any]  # (n,) event times; zeros where the set has none
     timed: bool  # whether it has event times
-    left_out: int = 0  # records of the file that cannot be used
+    left_out: Sequence[Remark] = ()  # on records of the file that cannot be used
     superseded: int = 0  # records that a later one of the same key replaced
     names: Sequence[str] = ()  # of the classes, by label
 
@@ -93,7 +95,7 @@ def read_labelled(path: Path) -> Labelled:
         classes,
         times,
         timed=found.times is not None,
-        left_out=len(found.left_out),
+        left_out=found.left_out,
         superseded=found.superseded,
         names=names,
     )
@@ -125,6 +127,12 @@ def run_in_bulk(settings: Settings, labelled: Labelled, taus: Sequence[float | N
             state = _clustered_again(engine, tau)
             runs.append(_run(state, labelled, time.perf_counter() - start))
     return runs
+
+
+def warm_up(settings: Settings, labelled: Labelled) -> None:
+    """Compile and load what the first clustering needs, which its seconds are not to count."""
+    with _temporary(settings) as engine:
+        engine.upsert(labelled.keys[:WARM_UP], labelled.emb[:WARM_UP])
 
 
 def run_streamed(

@@ -11,7 +11,7 @@ percentiles over these draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ class Choice:
     gain_high: float
     sure: float  # probability that there is a gain
     told: int  # judgements that tell taus apart
+    at_all: int = 0  # judged pairs that are together at every tau, which they do not tell apart
+    at_none: int = 0  # judged pairs that are together at none
 
 
 def choose(sweep: Sweep, judged: Pairs | Labels, seed: int = 0) -> Choice:
@@ -65,14 +67,14 @@ def choose(sweep: Sweep, judged: Pairs | Labels, seed: int = 0) -> Choice:
     """
     rng = np.random.default_rng(seed)
     if isinstance(judged, Labels) and covers(sweep, judged):
-        told, f = len(judged.rows), measured(sweep, judged, rng)
-    else:
-        tree = tree_of(sweep.taus, sweep.clusters)
-        evidence = _of_labels(tree, judged) if isinstance(judged, Labels) else _of_pairs(tree, judged)
-        told = evidence.told
-        _check(evidence, tree)
-        f = _expected(tree, evidence, rng)
-    return _decide(sweep, f, told)
+        return _decide(sweep, measured(sweep, judged, rng), len(judged.rows))
+    tree = tree_of(sweep.taus, sweep.clusters)
+    evidence = _of_labels(tree, judged) if isinstance(judged, Labels) else _of_pairs(tree, judged)
+    _check(evidence, tree)
+    choice = _decide(sweep, _expected(tree, evidence, rng), evidence.told)
+    if isinstance(judged, Labels):
+        return choice
+    return replace(choice, at_all=len(evidence.strata) - evidence.told, at_none=evidence.at_none)
 
 
 def covers(sweep: Sweep, labels: Labels) -> bool:
@@ -125,6 +127,7 @@ class _Evidence:
     weight: Float64  # of each pair, as judgements
     units: Callable[[np.random.Generator], Float64]  # weights (m,) of one draw, 1 in the mean
     finest: int
+    at_none: int  # pairs that are together at no tau, and tell nothing
 
     @property
     def told(self) -> int:
@@ -141,6 +144,7 @@ def _of_pairs(tree: Tree, pairs: Pairs) -> _Evidence:
         np.ones(count),
         lambda rng: rng.exponential(size=count),
         len(tree.taus) - 1,
+        len(strata) - count,
     )
 
 
@@ -150,6 +154,7 @@ def _of_labels(tree: Tree, labels: Labels) -> _Evidence:
     first, second = labels.rows[one], labels.rows[other]
     strata = tree.strata(first, second)
     kept = np.flatnonzero(strata >= 0)
+    at_none = len(strata) - len(kept)
     one, other, strata = one[kept], other[kept], strata[kept]
     weight = 1.0 / tree.sizes[strata, first[kept]]
     for stratum in np.unique(strata):
@@ -162,23 +167,24 @@ def _of_labels(tree: Tree, labels: Labels) -> _Evidence:
         return np.asarray(items[one] * items[other])
 
     same = labels.labels[one] == labels.labels[other]
-    return _Evidence(strata, same, weight, units, len(tree.taus) - 1)
+    return _Evidence(strata, same, weight, units, len(tree.taus) - 1, at_none)
 
 
 def _check(evidence: _Evidence, tree: Tree) -> None:
     if tree.shares[:-1].max(initial=0.0) == 0.0:
         raise Undecided("the clusters are the same at every tau: there is nothing to choose")
     if evidence.told < DECIDE_MIN:
+        total = counted(len(evidence.strata) + evidence.at_none, "judged pair")
         raise Undecided(
-            f"only {evidence.told} judged pairs are together at some taus and apart at others, at least "
-            f"{DECIDE_MIN} are needed: `--propose` prints such pairs"
+            f"only {evidence.told} of {total} tell taus apart, by being together at some of them alone, and "
+            f"at least {DECIDE_MIN} have to: judge more of the pairs that `--propose` prints, most do"
         )
     decisive = evidence.same[evidence.strata < evidence.finest]
     if decisive.all() or not decisive.any():
         kind = "the same" if decisive.all() else "different"
         raise Undecided(
             f"all {evidence.told} judged pairs that tell taus apart are {kind}: "
-            "they do not show where to stop; `--propose` prints others"
+            "they do not show where to stop; `--propose` with another --seed prints others"
         )
 
 

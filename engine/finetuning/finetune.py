@@ -125,7 +125,7 @@ def tuned(
         Collection(collection.name, collection.emb, collection.labels)
         for collection in (*collections, *judges)
     ]
-    mark = fingerprint(used, plan, start.sha256)
+    mark = fingerprint(used, plan, start=start.sha256)
     run: TrainingRun[Models] = TrainingRun(trainer, judged, plan.length, mark)
     best = run.run(progress, checkpoint)
     found = verdict(before, scored(best), plan.seed, FEW_CLASSES)
@@ -143,8 +143,9 @@ def tuned(
 def words(about: dict[str, Any]) -> str:
     """Return a sentence that says which model was kept, and why."""
     said = about["verdict"]
+    tau = f" at tau {about['tuned_tau']:g}" if "tuned_tau" in about else ""
     figures = (
-        f"F of held-out classes {said['before']:.3f} before, {said['after']:.3f} after; expected gain "
+        f"F of held-out classes {said['before']:.3f} before, {said['after']:.3f} after{tau}; expected gain "
         f"{said['gain']:+.3f}, better with a probability of {said['sure']:.2f}"
     )
     if about["kept_start"]:

@@ -120,11 +120,12 @@ def tune_to_space(
     judges = [_judge(each, classes, mapped) for each, classes in counted]
     as_they_come = [_judge(each, classes, None) for each, classes in counted]
     before = _scored(start, as_they_come, (start.tau,))[0]
-    mark = fingerprint([source, *others], plan, start.sha256, mapped and mapped.sha256)
+    mark = fingerprint([source, *others], plan, start=start.sha256, adapter=mapped and mapped.sha256)
     trainer = SpaceTrainer(views, start, plan)
 
     def judged(model: LinkageModel) -> dict[str, float]:
-        return {"held-out classes": float(f_of_classes(_scored(model, judges, (model.tau,))[0])[0])}
+        found = _scored(model, judges, (start.tau,))[0]
+        return {f"held-out classes at tau {start.tau:g}": float(f_of_classes(found)[0])}
 
     run = TrainingRun(trainer, judged, plan.length, mark)
     best, after = _with_tau(run.run(progress, checkpoint), judges)
@@ -134,6 +135,7 @@ def tune_to_space(
         "started_from": start.sha256,
         "kept_start": not found.better,
         "verdict": asdict(found),
+        "tuned_tau": best.tau,
         "trained_on": [path.stem for path in files.labelled],
         "held_out": [path.stem for path in files.choose] or "classes",
         "plan": asdict(plan),

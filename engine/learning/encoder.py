@@ -59,7 +59,9 @@ class Encoder:
             return cls(net.eval(), kind, size, dim, card["about"])
         except OSError as problem:
             raise InputError(f"the encoder {path} cannot be read: {problem.strerror or problem}.") from None
-        except (KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as problem:
+        except KeyError:
+            raise InputError(f"{path} is no encoder of Shoal: it has no card of an encoder.") from None
+        except (ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as problem:
             reason = str(problem).split("\n")[0]
             raise InputError(f"{path} is no encoder of Shoal, or it is damaged: {reason}") from None
 

@@ -93,7 +93,10 @@ class Adapter:
             return _checked(cls(weights, int(card["shift"]), card["about"]))
         except OSError as problem:
             raise InputError(f"the adapter {path} cannot be read: {problem.strerror or problem}.") from None
-        except (KeyError, ValueError, TypeError, safetensors.SafetensorError, InputError) as problem:
+        except KeyError:
+            words = "it has no card of an adapter; a model is named under path, not under adapter"
+            raise InputError(f"{path} is no adapter of Shoal: {words}.") from None
+        except (ValueError, TypeError, safetensors.SafetensorError, InputError) as problem:
             raise InputError(f"{path} is no adapter of Shoal, or it is damaged: {problem}") from None
 
     def save(self, path: Path) -> None:

@@ -252,6 +252,8 @@ class LanderModel:
     @classmethod
     def parse(cls, path: Path, facts: Mapping[str, Any], weights: bytes) -> LanderModel:
         """Return the model of a card and its weights, which were read from `path`. Raises InputError."""
+        if "variant" not in facts and "format" not in facts:
+            raise files.foreign(path, "it is a universal model; a lander is wanted here", "lander")
         if (form := facts.get("format")) != FORMAT:
             raise files.foreign(path, f"its format is {form}, this version of Shoal reads {FORMAT}", "lander")
         told = {name: value for name, value in facts.items() if name not in ("format", "sha256")}
@@ -285,8 +287,13 @@ def _check(weights: Mapping[str, Tensor], card: LanderCard) -> None:
         raise InputError(f"base_tau is in [0, 1), or none, not {card.base_tau}")
     wanted = shapes(card)
     if wanted.keys() != weights.keys():
-        differing = ", ".join(sorted(wanted.keys() ^ weights.keys())[:4])
-        raise InputError(f"the weights are not those of a `{card.variant}` lander: {differing}")
+        missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+        told = [
+            f"{', '.join(sorted(names)[:4])} {word}"
+            for names, word in ((missing, "missing"), (surplus, "too many"))
+            if names
+        ]
+        raise InputError(f"the weights are not those of a `{card.variant}` lander: {'; '.join(told)}")
     for name, shape in wanted.items():
         found = tuple(weights[name].shape)
         if found != shape:

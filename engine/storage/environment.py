@@ -288,13 +288,18 @@ def unreadable(folder: Path, error: Exception) -> StoreError:
             f"{folder}: all {MAX_READERS} reader slots are taken; end programs that have the store open, "
             "then try again"
         )
+    if _code(error) == errno.ENOMEM:
+        return StoreFull(
+            f"{folder}: memory or address space is short ({error}): end other programs, or allow this one "
+            "more (ulimit -v), then start again"
+        )
     return CorruptStore(f"{folder} is damaged ({error}); restore a backup")
 
 
 def unwritable(folder: Path, error: Exception) -> StoreError:
     """Return the error to raise where a store cannot be opened to write, or a write failed."""
-    code = getattr(error, "errno", None) or getattr(error, "code", None)
-    if isinstance(error, (*DAMAGE, lmdb.ReadersFullError)):
+    code = _code(error)
+    if code == errno.ENOMEM or isinstance(error, (*DAMAGE, lmdb.ReadersFullError)):
         return unreadable(folder, error)
     if code in _REFUSED or isinstance(error, lmdb.ReadonlyError):
         return StoreFull(f"{folder} cannot be written ({error}); make it writable, then start again")
@@ -305,6 +310,11 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
         f"{folder}: the disk refused a write ({error}; {free:.0f} MB free); nothing of it was kept: "
         "make room or mend the disk, then start again"
     )
+
+
+def _code(error: Exception) -> int | None:
+    """The number of the system's error, which LMDB has under another name."""
+    return getattr(error, "errno", None) or getattr(error, "code", None)
 
 
 def _open_to_write(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[str, Any]]:
@@ -332,7 +342,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
             readonly=True,
             create=False,
         )
-    except (*DAMAGE, lmdb.ReadersFullError) as error:
+    except (*DAMAGE, lmdb.ReadersFullError, lmdb.MemoryError) as error:
         raise unreadable(folder, error) from error
     except lmdb.Error as error:
         raise StoreError(f"{folder} cannot be read ({error})") from error

@@ -31,6 +31,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote; nothing else is unpickled. Raises InputError where it is no checkpoint."""
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise missing(path) from None
     except OSError as problem:
         raise InputError(f"the checkpoint {path} cannot be read: {problem.strerror or problem}") from None
     try:
@@ -41,6 +43,13 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint of a training, or it is damaged") from problem
     state: dict[str, Any] = found["state"]
     return state
+
+
+def missing(path: Path) -> InputError:
+    """Return the error of a training that is to go on and has left nothing."""
+    return InputError(
+        f"there is no checkpoint {path}: the training is finished, or was never begun; leave out --resume"
+    )
 
 
 def packed(record: object) -> dict[str, Any]:

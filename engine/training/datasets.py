@@ -18,7 +18,7 @@ from scipy.ndimage import affine_transform, gaussian_filter, zoom
 
 from connectors.files.labelled import LabelledFile
 from connectors.files.labelled import read_labelled as read_file
-from engine.errors import counted
+from engine.errors import InputError, counted
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
@@ -103,6 +103,15 @@ def distinct(collection: Collection) -> Collection:
     _, first = np.unique(quantize(collection.emb)[0], axis=0, return_index=True)
     rows = np.sort(first)
     return replace(collection, emb=collection.emb[rows], labels=collection.labels[rows])
+
+
+def need_pairs(collections: Sequence[Collection]) -> None:
+    """Raise InputError where no class of any of them has two distinct items."""
+    for each in collections:
+        if np.unique(distinct(each).labels, return_counts=True)[1].max(initial=0) > 1:
+            return
+    names = ", ".join(each.name for each in collections)
+    raise InputError(f"{names}: no class has two distinct items, there is nothing to learn from")
 
 
 def other_embeddings(collection: Collection, file: LabelledFile, seed: int) -> list[Collection]:

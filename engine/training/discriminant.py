@@ -19,6 +19,7 @@ from engine.vectors import as_float, quantize
 
 SHRINKAGE = 1.0  # of the covariance within classes, in mean variances, towards a sphere
 BETWEEN = 0.3  # so too, of that of class means
+LEAST_SPREAD = 1e-9  # sum of variances within classes; less is rounding
 POWER = 0.25  # of the variance of class means along a direction, by which it is scaled
 
 
@@ -26,7 +27,7 @@ def discriminant(emb: Float32, labels: Int64, about: Mapping[str, Any]) -> Adapt
     """Learn the map from labelled unit vectors (n, d), (n,); it keeps all d components.
 
     For n vectors x with class means m_c and their mean m, S = cov(x - m_c), B = cov((m_c - m) S'^(-1/2)):
-    y = (x - m) S'^(-1/2) B'^POWER, where ' adds the shrinkage.
+    y = (x - m) S'^(-1/2) B'^POWER, where ' adds the shrinkage. Where no class has two items, S is none.
     """
     x = emb.astype(np.float64)
     _, of, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -34,7 +35,8 @@ def discriminant(emb: Float32, labels: Int64, about: Mapping[str, Any]) -> Adapt
     np.add.at(means, of, x)
     means /= counts[:, None]
     centre = x.mean(axis=0)
-    within = _power((x - means[of]).T @ (x - means[of]) / len(x), SHRINKAGE, -0.5)
+    spread = (x - means[of]).T @ (x - means[of]) / len(x)
+    within = _power(spread, SHRINKAGE, -0.5) if spread.trace() > LEAST_SPREAD else np.eye(x.shape[1])
     apart = (means - centre) @ within
     onto = within @ _power(apart.T @ apart / len(apart), BETWEEN, POWER)
     return Adapter.of({"direct": onto, "bias": -(centre @ onto)}, about)

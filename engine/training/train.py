@@ -18,7 +18,7 @@ from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
 from engine.model.trained import SHIPPED
-from engine.training.datasets import Collection, read_labelled
+from engine.training.datasets import Collection, need_pairs, read_labelled
 from engine.training.discriminant import refuse_mapped
 from engine.training.draws import embeddings_of
 from engine.training.plan import InitialModels, Plan
@@ -59,10 +59,12 @@ def train(
     if all(len(np.unique(each[0].labels)) < 2 for each in sources):
         names = ", ".join(each[0].name for each in sources)
         raise InputError(f"{names}: one class only, there is nothing to tell apart")
+    need_pairs([each[0] for each in sources])
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, initial)
-    mark = fingerprint([each[0] for each in sources] + judges, plan, initial.sha256)
-    run = TrainingRun(trainer, held_out_scores(judges, evaluate), plan.length, mark)
+    mark = fingerprint([each[0] for each in sources] + judges, plan, start=initial.sha256)
+    judge = held_out_scores(judges, evaluate)
+    run = TrainingRun(trainer, judge, plan.length, mark)
     best = run.run(progress, checkpoint)
     if not initial.start:  # which has its terms already
         best = with_terms(best, Terms(slope=0.0, offset=0.0))
@@ -70,6 +72,7 @@ def train(
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
         "plan": asdict(plan),
         "given": initial.sha256,
+        "scores": judge(best) if judge else {},
         **run.facts(),
     }
     return finished(best, about, out, checkpoint)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from engine.model.trained import Trained
 from engine.system import files
 from engine.training.training_run import Progress
 
+SAME = 1e-9  # difference of two figures that are one
 SMOOTH = 10  # reports in the moving average of the loss
 
 
@@ -31,7 +33,6 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
         shown = f"![Loss and held-out BCubed F by step]({picture.name})"
     except InputError as reason:
         shown = f"No picture: {reason}"
-    chosen = model.card.about.get("checkpoint_chosen_on") or {}
     plan = model.card.about.get("plan") or {}
     lines = [
         f"# {out.name}",
@@ -42,9 +43,7 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
         "",
         "## Held out",
         "",
-        "| set | BCubed F of the chosen checkpoint |",
-        "|---|---|",
-        *[f"| {_cell(name)} | {score:.3f} |" for name, score in chosen.items()],
+        *_held_out(model.card.about),
         "",
         *([str(model.card.about["said"]), ""] if "said" in model.card.about else []),
         "## Curve",
@@ -71,6 +70,35 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
         file.write("\n".join(lines).encode())
 
 
+def _held_out(about: Mapping[str, Any]) -> list[str]:
+    """Return a table of the F of the model that is written, first, and of what it was compared with."""
+    chosen, verdict = about.get("checkpoint_chosen_on") or {}, about.get("verdict")
+    if verdict is None:
+        head = "| set | BCubed F of the model written |"
+        found = about.get("scores") or chosen  # those of the terms that were added behind
+        rows = [(_cell(name), f) for name, f in found.items()]
+    else:
+        head, rows = "| held-out classes, clustered by | BCubed F |", _compared(about, chosen)
+    return [head, "|---|---|", *[f"| {name} | {f:.3f} |" for name, f in rows]]
+
+
+def _compared(about: Mapping[str, Any], chosen: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the rows of a fine-tuned model and its start."""
+    verdict, tuned = about["verdict"], "the fine-tuned model"
+    at_its_tau = f"{tuned} at tau {about['tuned_tau']:g}" if "tuned_tau" in about else tuned
+    rows = [
+        (f"{at_its_tau}, which is written", verdict["after"]),
+        ("the start", verdict["before"]),
+    ]
+    if about["kept_start"]:
+        rows = [
+            ("the start, which is written unchanged", verdict["before"]),
+            (f"{at_its_tau}, which is not written", verdict["after"]),
+        ]
+    other = [(name, f) for name, f in chosen.items() if abs(f - verdict["after"]) > SAME]
+    return rows + [(f"{tuned} as its step was chosen, on {_cell(name)}", f) for name, f in other]
+
+
 def draw(curve: Sequence[Progress], path: Path) -> None:
     """Draw loss and held-out scores by step."""
     judged = [point for point in curve if point.held_out]
@@ -78,7 +106,7 @@ def draw(curve: Sequence[Progress], path: Path) -> None:
         axes = both[0]
         steps, losses = [point.step for point in curve], np.array([point.loss for point in curve])
         width = min(SMOOTH, len(losses))
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
+        smooth = np.convolve(losses, np.ones(width) / width, "valid") if curve else losses
         axes[0].plot(steps, losses, alpha=0.3)
         axes[0].plot(steps[width - 1 :], smooth)
         axes[0].set(xlabel="step", title="loss")

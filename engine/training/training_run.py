@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -107,7 +107,7 @@ class TrainingRun(Generic[M]):
         trainer: Trainer[M],
         judge: Callable[[M], Mapping[str, float]] | None,
         length: Schedule,
-        mark: str,
+        mark: Mapping[str, str],
     ) -> None:
         """`judge` returns the held-out BCubed F by name; `mark` identifies the training in checkpoints."""
         self.trainer, self.judge, self.length, self.mark = trainer, judge, length, mark
@@ -172,7 +172,7 @@ class TrainingRun(Generic[M]):
 
     def _state(self) -> dict[str, Any]:
         return {
-            "mark": self.mark,
+            "mark": dict(self.mark),
             "trainer": self.trainer.state(),
             "share": self.share,
             "passed": self.passed,
@@ -184,7 +184,7 @@ class TrainingRun(Generic[M]):
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["mark"] != self.mark:
-            raise InputError("the checkpoint is of other files, another plan or another start")
+            raise InputError(f"the checkpoint is of {_differing(state['mark'], self.mark)}")
         self.share, self.passed = state["share"], state["passed"]
         if state["best"]:
             self.best = self.trainer.model_of(state["best"])
@@ -210,9 +210,22 @@ def finished(model: W, about: Mapping[str, Any], out: Path, checkpoint: Checkpoi
     return written
 
 
-def fingerprint(collections: Sequence[Collection], *settings: object) -> str:
-    """Return a digest of the data and settings that a training depends on."""
-    digest = hashlib.sha256(repr(settings).encode())
+def fingerprint(collections: Sequence[Collection], plan: Any, **initial: object) -> dict[str, str]:
+    """Return what a training depends on: a digest of its data, its plan (a record) and initial models."""
+    digest = hashlib.sha256()
     for each in collections:
         digest.update(each.emb.tobytes() + each.labels.tobytes())
-    return digest.hexdigest()
+    settings = {f"plan {each.name}": repr(getattr(plan, each.name)) for each in fields(plan)}
+    return {"files": digest.hexdigest(), **settings, **{name: repr(each) for name, each in initial.items()}}
+
+
+def _differing(found: Any, own: Mapping[str, str]) -> str:
+    """Say in what the training of a checkpoint differs; one of an earlier release does not tell."""
+    if not isinstance(found, dict):
+        return "other files, another plan or another start, or it was left by an earlier release"
+    names = [name for name in own if found.get(name) != own[name]]
+    settings = [name.removeprefix("plan ") for name in names if name.startswith("plan ")]
+    told = [f"{each} {found.get(f'plan {each}')}, not {own[f'plan {each}']}" for each in settings]
+    others = [name for name in names if not name.startswith("plan ")]
+    words = ["other files" if name == "files" else f"another {name}" for name in others]
+    return " and ".join([*words, *([f"another plan ({'; '.join(told)})"] if told else [])])

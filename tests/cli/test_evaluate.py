@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.cli.evaluate import _unevenness
 from tests.cli.test_cli import data, mixture, refused, told  # noqa: F401
 from tests.conftest import Run
 
@@ -41,6 +44,25 @@ def test_what_people_read(shoal: Run, data: Path, tmp_path: Path) -> None:  # no
         assert words in shoal("evaluate", data, "--tau", tau).stdout
 
 
+@pytest.mark.parametrize(
+    ("precision", "recall", "taus", "said"),
+    [
+        (0.9, 0.5, [0.5], "Classes are in pieces: a lower tau joins more."),
+        (0.9, 0.5, [0.5, 0.9], "Classes are in pieces: a lower tau joins more."),
+        (0.9, 0.5, [0.1, 0.3, 0.5], "a lower tau joins more, but 0.3 is no better in all."),
+        (0.5, 0.9, [0.2, 0.5, 0.8, 0.99], "a higher tau keeps more apart, but 0.8 is no better in all."),
+        (0.9, 0.9, [0.5], ""),
+    ],
+)
+def test_what_is_advised_was_not_found_to_be_no_better(
+    precision: float, recall: float, taus: list[float], said: str
+) -> None:
+    figures = SimpleNamespace(Fb_precision=precision, Fb_recall=recall)
+    best: Any = SimpleNamespace(figures=figures, tau=0.5)
+    found = _unevenness(best, taus)
+    assert said in found if said else not found
+
+
 def test_files_of_other_formats(shoal: Run, tmp_path: Path) -> None:
     emb, labels = mixture()
     lines = [
@@ -53,7 +75,10 @@ def test_files_of_other_formats(shoal: Run, tmp_path: Path) -> None:
     done = shoal("evaluate", "data.jsonl", "--json")
     found = told(done)
     assert found["items"] == 299
+    assert "left out: data.jsonl, line 300: " in done.stderr
     assert "left out 1 record that cannot be used" in done.stderr
+    (tmp_path / "bare.jsonl").write_text('{"key": "x", "embedding": [1, 2]}\n')
+    refused(shoal("evaluate", "bare.jsonl"), 3, "line 1 has no label")
     assert found["worst"][0]["class"].startswith("class ")
     assert sum(piece["items"] for piece in found["worst"][0]["pieces"]) <= found["worst"][0]["items"]
 

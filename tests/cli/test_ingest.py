@@ -109,7 +109,8 @@ def test_a_file_without_a_usable_record_is_no_success(take: Take, tmp_path: Path
 def test_blank_lines_alone_hide_no_bad_record(take: Take, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n" + orjson.dumps(record("k")) + b"\n\n")
-    assert counted(take(path), "inserted", "rejected") == [1, 0]
+    assert counted(take(path), "rows", "inserted", "rejected") == [1, 1, 0]  # nor are they rows
+    assert counted(take(path), "rows", "skipped") == [0, 1]
     path.write_bytes(path.read_bytes() + b"broken\n\n")  # it goes on behind a record that was good
     for _ in range(2):
         assert take(path)["error"] == ""

@@ -21,6 +21,7 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     done = shoal(*lander, "--minutes", "0.01", "--hidden", "32", "--variant", "gat")
     assert done.returncode == 0, done.stderr
     assert "lander.safetensors: k 10" in done.stdout
+    assert "replaced" not in done.stdout
     assert "100%" in done.stderr
     assert " s left" in done.stderr
     assert "data has 1 vector with several labels" in done.stderr
@@ -44,14 +45,17 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
         (("--begin", "zero"), "begins with one of metric, random, not 'zero'"),
         (("--teacher", "lander.safetensors"), "--base and --teacher are universal's"),
         (("--start", "data.npz"), "data.npz"),
-        (("--resume",), "the checkpoint lander.checkpoint cannot be read"),
+        (
+            ("--resume",),
+            "there is no checkpoint lander.checkpoint: the training is finished, or was never begun",
+        ),
     ):
         done = shoal(*lander, *flags)
         assert done.returncode == 3
         assert words in done.stderr.splitlines()[-1]
         assert "step" not in done.stderr  # before the work, not after it
     done = shoal("train", "data.npz", "-o", "u.safetensors", "--resume")
-    assert "the checkpoint u.checkpoint cannot be read" in done.stderr.splitlines()[-1]
+    assert "there is no checkpoint u.checkpoint" in done.stderr.splitlines()[-1]
 
 
 def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> None:
@@ -71,7 +75,7 @@ def test_fine_tune_on_a_few_classes_among_others(tmp_path: Path, shoal: Run) -> 
     for flags, words in (
         (("--teacher", "universal"), "name no --base, --teacher or --hidden"),
         (("--start", "none.safetensors"), "none.safetensors cannot be read"),
-        (("--resume",), "the checkpoint mine.checkpoint cannot be read"),
+        (("--resume",), "there is no checkpoint mine.checkpoint"),
     ):
         refused(shoal(*command, *flags), 3, words)
     refused(shoal("train", "few.npz", "-o", "x.safetensors", "--among", "all.npz"), 3, "--start")
@@ -86,7 +90,7 @@ def test_a_space_is_learned(tmp_path: Path, shoal: Run) -> None:
     lander = ("train", "many.npz", "--kind", "lander", "-o", "x.safetensors", "--adapter", "a.safetensors")
     refused(shoal(*lander, "--begin", "random"), 3, "begins with a metric")
     refused(shoal(*command, "--start", "universal", "--teacher", "universal"), 3, "--teacher")
-    refused(shoal(*command, "--start", "universal", "--adapter", "none/a"), 3, "none")
+    refused(shoal(*command, "--start", "universal", "--adapter", "none/a.safetensors"), 3, "none")
     done = shoal(*command, "--start", "universal", "--steps", "8", "--adapter", "a.safetensors")
     assert done.returncode == 0, done.stderr
     about = LinkageModel.load(tmp_path / "mine.safetensors").card.about

@@ -18,7 +18,7 @@ from engine.training import checkpoint
 from tests.cli.test_cli import data as data
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run, environment, warm_command
-from tests.support.random_models import random_lander
+from tests.support.random_models import random_lander, random_model
 
 
 @pytest.mark.parametrize("command", ["evaluate", "opis"])
@@ -65,6 +65,7 @@ def test_a_report_does_not_replace_files_of_the_same_name(
         for _ in range(2):  # a training may replace its own model
             done = shoal(*train)
             assert done.returncode == 0, done.stderr
+        assert "(it replaced the model that was there)" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,54 @@ def test_margins_are_not_reversed(shoal: Run, data: Path, command: str) -> None:
 def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tune data.npz --propose 5 --pairs p.csv", "--propose prints pairs before they are judged"),
+        ("tune data.npz --propose 5 --labels p.csv", "--propose prints pairs before they are judged"),
+        ("tune data.npz --propose 5 --label kind", "--propose prints pairs before they are judged"),
+        ("tune data.npz --pairs p.csv --label kind", "--label names a field of payloads"),
+        ("evaluate data.npz --seed 0", "--seed and --batch are of a stream: name --stream"),
+        ("evaluate data.npz --batch 9", "--seed and --batch are of a stream: name --stream"),
+        ("opis data.npz --range 0.1 0.5 --rates 0.01 0.1", "--range and --rates both say"),
+        ("opis data.npz --label label", "name it with --store alone"),
+        ("adapt data.npz -o x.safetensors --margins 0.9 0.4 --search", "name no --margins with it"),
+        ("adapt data.npz -o x.safetensors --margins 0.9 0.4 --tcm 0", "--tcm 0 leaves the margin loss out"),
+        ("adapt data.npz -o x.safetensors --search --tcm 0", "--tcm 0 leaves the margin loss out"),
+        ("encode train data.npz -o x.safetensors --margins 0.9 0.4 --tcm 0", "leaves the margin loss out"),
+        ("train data.npz -o x.safetensors --start universal --begin metric", "--begin says how a lander"),
+        ("train data.npz -o x.safetensors --variant mean", "--variant is of a lander"),
+        ("train data.npz -o x.safetensors --base universal --hidden 32", "name no --hidden with it"),
+    ],
+)
+def test_an_option_without_a_part_is_refused(shoal: Run, data: Path, words: str, said: str) -> None:
+    refused(shoal(*words.split()), 3, said)
+
+
+def test_a_lander_goes_on_from_a_lander(shoal: Run, data: Path, tmp_path: Path) -> None:
+    random_lander(1, 16).save(tmp_path / "l.safetensors")
+    random_model(1).save(tmp_path / "u.safetensors")
+    train = ("train", data, "--kind", "lander", "-o", "x.safetensors", "--start")
+    refused(shoal(*train, "universal"), 3, "a lander goes on from a lander: universal is not one")
+    refused(shoal(*train, "u.safetensors"), 3, "it is a universal model; a lander is wanted here")
+    for flags in (("--variant", "gat"), ("--hidden", "32")):
+        refused(shoal(*train, "l.safetensors", *flags), 3, "name no --variant or --hidden with it")
+    refused(shoal(*train, "l.safetensors", "--begin", "metric"), 3, "--begin says how a lander without")
+
+
+def test_help_shows_the_choices(shoal: Run) -> None:
+    for command, wanted in (
+        (("train",), ("universal|lander", "mean|gat", "metric|random", "With --space, or")),
+        (("adapt",), ("linear|mlp", "SmoothAPLoss")),
+        (("encode", "train"), ("convolutional|transformer",)),
+        (("ingest",), ("hnsw|exact",)),
+        (("export",), ("ndjson|parquet",)),
+    ):
+        said = " ".join(shoal(*command, "--help").stdout.split())
+        assert [words for words in wanted if words not in said] == []
+        assert "--both" not in said
 
 
 def test_a_file_and_a_store_are_not_tuned_at_once(shoal: Run, data: Path) -> None:

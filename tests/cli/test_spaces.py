@@ -18,7 +18,9 @@ from engine.learning.pictures import Pictures, read_pictures
 from engine.learning.training import Plan
 from engine.model.adapter import Adapter
 from engine.vectors import quantize
+from tests.cli.test_cli import refused
 from tests.conftest import Run
+from tests.support.random_models import random_lander
 
 
 def labelled(path: Path, seed: int = 0, classes: int = 12, each: int = 12) -> Path:
@@ -254,3 +256,12 @@ def pictures(digits: range) -> dict[str, Any]:
     rows = np.concatenate([np.flatnonzero(found.target == digit)[:40] for digit in digits])
     images = (found.images[rows].repeat(3, axis=1).repeat(3, axis=2) * 15.9).astype(np.uint8)
     return {"images": np.pad(images, ((0, 0), (2, 2), (2, 2))), "labels": found.target[rows]}
+
+
+def test_a_model_is_neither_an_adapter_nor_an_encoder(shoal: Run, tmp_path: Path) -> None:
+    random_lander(1, 16).save(tmp_path / "l.safetensors")
+    np.savez(tmp_path / "a.npz", emb=np.eye(16), labels=np.arange(16) // 2, images=np.zeros((16, 8, 8)))
+    for kind in ("apply", "adapt"):
+        done = shoal("encode", kind, "l.safetensors", "a.npz", "-o", "x.npz")
+        refused(done, 3, "l.safetensors is no ", " of Shoal: it has no card of an ")
+        assert "__metadata__" not in done.stderr

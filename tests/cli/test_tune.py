@@ -82,6 +82,10 @@ def test_from_a_proposal_to_a_rebuild(shoal: Run, data: Path, tmp_path: Path) ->
         "Level 0's own tau stays",
     ):
         assert words in printed.stdout
+    assert found["told"] + found["at_all"] + found["at_none"] == 60
+    more = found["at_all"] + found["at_none"]
+    assert more > 0
+    assert f"{more} judgements more do not tell taus apart: {found['at_all']} pairs" in printed.stdout
     words = shlex.split(found["command"])
     assert words[0] == "shoal"
     assert shoal(*words[1:]).returncode == 0
@@ -113,6 +117,8 @@ def test_labels_of_all_items_choose_level_0_too(shoal: Run, data: Path) -> None:
     assert 0.05 < found["base"]["gain_low"] <= found["base"]["gain"]
     printed = shoal("tune")
     assert f"Level 0's own tau {found['base']['base_tau']:g}" in printed.stdout
+    is_first = "instead of" in printed.stdout and found["sure"] >= 0.85
+    assert ("a further gain of" if is_first else "over the present taus a gain of") in printed.stdout
     assert f"To apply both: {found['command']}" in printed.stdout
     done = shoal(*shlex.split(found["command"])[1:])
     assert done.returncode == 0, done.stderr
@@ -145,7 +151,7 @@ def test_what_does_not_tell_ends_with_its_own_code(shoal: Run, data: Path, tmp_p
     lines = [f"{row['key']},{row['other']},different" for row in rows]
     few = write(tmp_path, "\n".join(["key,other,same", *lines[:3]]), "few.csv")
     alike = write(tmp_path, "\n".join(["key,other,same", *lines]), "alike.csv")
-    refused(shoal("tune", data, "--pairs", few), 13, "judged pairs", "--propose")
+    refused(shoal("tune", data, "--pairs", few), 13, " of 3 judged pairs tell taus apart", "--propose")
     refused(shoal("tune", data, "--pairs", alike), 13, "are different")
 
 

@@ -160,7 +160,7 @@ def test_another_adapter_is_refused_and_a_rebuild_brings_it(make: Make, other: s
     [
         ("elsewhere", "the adapter takes embeddings of 9 components, the collection's have 8"),
         ("short", "is no adapter of Shoal, or it is damaged"),
-        ("model", "is no adapter of Shoal, or it is damaged"),
+        ("model", r"is no adapter of Shoal: it has no card of an adapter; .*, not under adapter\.$"),
     ],
 )
 def test_an_adapter_that_cannot_be_is_refused_and_nothing_changes(

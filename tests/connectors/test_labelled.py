@@ -68,7 +68,7 @@ def test_records_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     emb[1], emb[3, 2] = 0, np.nan
     found = read_labelled(write(tmp_path / "a.npz", emb=emb, labels=LABELS))
     assert (len(found.emb), list(found.labels)) == (3, [2, 2, 0])
-    assert [row for row, _ in found.left_out] == [1, 3]
+    assert [each.place for each in found.left_out] == ["row 1", "row 3"]
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.jsonl"])
@@ -86,7 +86,7 @@ def test_the_last_record_of_a_key_counts(tmp_path: Path, name: str, monkeypatch:
     found = read_labelled(path)
     assert np.array_equal(found.emb.astype(np.float32), EMB[[1, 2, 3]])
     assert (list(found.labels), found.superseded) == ([0, 2, 1], 1)
-    assert [row for row, _ in found.left_out] == [4]
+    assert [each.place for each in found.left_out] == ["row 4" if name == "a.npz" else "line 5"]
     assert evaluate.read_labelled(path).superseded == 1
 
 

@@ -118,7 +118,7 @@ def test_what_tells_nothing_is_refused() -> None:
     one, labels = sweep(2)
     pairs = judged(one, labels, 60)
     some = slice(0, 5)
-    with pytest.raises(Undecided, match=r"only \d judged pairs .* at least 10"):
+    with pytest.raises(Undecided, match=r"only \d of 5 judged pairs .* at least 10"):
         choose(one, Pairs(pairs.first[some], pairs.second[some], pairs.same[some]))
     for same, word in ((True, "the same"), (False, "different")):
         with pytest.raises(Undecided, match=f"that tell taus apart are {word}"):

@@ -23,6 +23,7 @@ from engine.finetuning.space import (
 )
 from engine.model.adapter import Adapter
 from engine.model.linkage import LinkageModel
+from engine.training import training_report
 from engine.training.datasets import Collection, SpaceFiles, distinct, shared_classes, whole_classes
 from engine.training.discriminant import discriminant
 from engine.training.optimization import OptimizerPlan
@@ -111,7 +112,7 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
     about = LinkageModel.load(out).card.about
     assert about["adapter"] == Adapter.load(adapter).sha256
     assert model.sha256 != START.sha256
-    assert set(told[-1].held_out) == {"held-out classes"}
+    assert set(told[-1].held_out) == {f"held-out classes at tau {START.tau:g}"}
     assert about["started_from"] == START.sha256
     behind = Settings(model=ModelSettings(path=out))
     with pytest.raises(InputError, match="trained behind the adapter"):
@@ -135,6 +136,36 @@ def test_the_start_stays_where_training_makes_it_no_better(
     assert about["kept_start"] == (about["verdict"]["sure"] < 0.8)
     assert (model.sha256 == START.sha256) == about["kept_start"]
     assert about["kept_start"] == (rate > 1)
+    training_report.write(tmp_path / "m.safetensors", model, [], [])
+    first, second = _rows((tmp_path / "m.md").read_text())[:2]
+    written, other = ("before", "after") if about["kept_start"] else ("after", "before")
+    assert first == f"{about['verdict'][written]:.3f}"
+    assert second == f"{about['verdict'][other]:.3f}"
+    tried = f"{about['verdict']['after']:.3f} after at tau {about['tuned_tau']:g}"
+    assert tried in about["said"]
+
+
+def _rows(report: str) -> list[str]:
+    """The figures of the table of what is held out."""
+    table = report.split("## Held out")[1].split("## Curve")[0]
+    return [line.split("|")[-2].strip() for line in table.splitlines() if line.startswith("|")][2:]
+
+
+def test_a_figure_at_another_tau_says_so(tmp_path: Path) -> None:
+    """The step is chosen at the start's tau; the verdict is of the best one."""
+    about = {
+        "verdict": {"before": 0.68, "after": 0.646},
+        "kept_start": True,
+        "tuned_tau": 0.36,
+        "checkpoint_chosen_on": {"held-out classes at tau 0.46": 0.615},
+    }
+    model = START.with_card(replace(START.card, about=about))
+    training_report.write(tmp_path / "m.safetensors", model, [], [])
+    report = (tmp_path / "m.md").read_text()
+    assert _rows(report) == ["0.680", "0.646", "0.615"]
+    assert "| the start, which is written unchanged | 0.680 |" in report
+    assert "| the fine-tuned model at tau 0.36, which is not written | 0.646 |" in report
+    assert "on held-out classes at tau 0.46 | 0.615 |" in report
 
 
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -165,7 +196,7 @@ def test_a_named_file_judges(tmp_path: Path) -> None:
     told: list[Progress] = []
     files = SpaceFiles([a, b], [judge])
     model = tune_to_space(files, tmp_path / "m.safetensors", START, QUICK, told.append)
-    assert set(told[-1].held_out) == {"held-out classes"}
+    assert set(told[-1].held_out) == {f"held-out classes at tau {START.tau:g}"}
     assert model.card.about["held_out"] == ["judge"]
     assert model.card.about["trained_on"] == ["4", "5"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +15,21 @@ from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from tests.support.fake_collection import Toy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a bound of address space that holds")
+def test_memory_that_is_short_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    Store.open(tmp_path / "s").close()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
+    try:
+        with pytest.raises(StoreFull, match=r"s: memory or address space is short .*Cannot allocate memory"):
+            Store.open(tmp_path / "s")
+        with pytest.raises(StoreFull, match="memory or address space is short"):
+            View.open(tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_a_full_reader_table_is_named_and_does_no_harm(tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_an_item_without_a_label_tells_nothing_of_its_list() -> None:
     assert (graph.target == ((labels[graph.heads] == labels[graph.tails]) & ~unknown)).all()
 
 
+def test_a_map_that_classes_of_one_item_have_taught_is_none_too_large() -> None:
+    """The others of a fold may all be such classes."""
+    data = clusters(4, 40)
+    labels = np.arange(40)
+    labels[1] = 0
+    trainer = MetricTrainer([replace(data, labels=labels)], PLAN)
+    assert all(np.isfinite(fold.projection).all() for fold in trainer.folds)
+
+
 def test_a_lander_that_is_too_narrow_is_refused() -> None:
     with pytest.raises(InputError, match="14 hidden units has no room for a distance: name --hidden 16"):
         Geometry(LanderCard(16, hidden=14))

@@ -15,6 +15,7 @@ from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel, shapes
+from engine.training import checkpoint
 from engine.training.datasets import SpaceFiles, read_space
 from engine.training.discriminant import through
 from engine.training.lander.graphs import joined, levels, true_levels
@@ -171,6 +172,9 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     one = file_of(replace(other, labels=np.zeros_like(other.labels)), tmp_path / "one.npz")
     with pytest.raises(InputError, match="one has one class only"):
         train(SpaceFiles([one]), out, SMALL)
+    alone = file_of(replace(other, labels=np.arange(300)), tmp_path / "alone.npz")
+    with pytest.raises(InputError, match="alone: no class has two distinct items"):
+        train(SpaceFiles([alone]), out, SMALL)
     np.savez(tmp_path / "bare.npz", emb=other.emb)
     with pytest.raises(InputError, match="labels"):
         train(SpaceFiles([tmp_path / "bare.npz"]), out, SMALL)
@@ -231,15 +235,21 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         raise Stopped
 
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="finished, or was never begun"):
         train(SpaceFiles([file]), out, plan, checkpoint=kept)
     with pytest.raises(Stopped):
         train(SpaceFiles([file]), out, plan, progress=stop, checkpoint=Checkpoint(kept.path))
-    with pytest.raises(InputError, match="another plan or another start"):
+    with pytest.raises(InputError, match=r"of another plan \(seed 0, not 5\)$"):
         train(SpaceFiles([file]), out, replace(plan, seed=5), checkpoint=kept)
     other = file_of(clusters(10, 200), tmp_path / "b.npz")
-    with pytest.raises(InputError, match="other files"):
+    with pytest.raises(InputError, match=r"is of other files$"):
         train(SpaceFiles([other]), out, plan, checkpoint=kept)
+    with pytest.raises(InputError, match="is of other files and another start and another plan"):
+        train(SpaceFiles([other]), out, plan, start=random_lander(1, 16), checkpoint=kept)
+    state = checkpoint.load(kept.path)
+    checkpoint.save(kept.path, state | {"mark": 64 * "0"})
+    with pytest.raises(InputError, match="was left by an earlier release"):
+        train(SpaceFiles([file]), out, plan, checkpoint=kept)
     kept.path.write_bytes(kept.path.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
         train(SpaceFiles([file]), out, plan, checkpoint=kept)
@@ -250,7 +260,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 def test_a_training_ends_where_the_score_has_stopped_rising(scored: Sequence[float], steps: int) -> None:
     """Three checks below the best end it; otherwise it goes on to the last step."""
     data, plan = clusters(11, 60), replace(SMALL, steps=3, patience=3, edges=200)
-    run = TrainingRun(Trainer([data], plan), None, plan.length, "")
+    run = TrainingRun(Trainer([data], plan), None, plan.length, {})
     run.history, run.score = [[at, score] for at, score in enumerate(scored)], max(scored)
     run.run(lambda _: None, None)
     assert run.trainer.steps == steps

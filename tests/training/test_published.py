@@ -111,6 +111,10 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, shoal: Run) -> No
     refused("holds no state dict")
     torch.save({"weight": torch.zeros(2)}, file)
     refused("the weights are no lander")
+    torch.save({**model.weights, "extra": torch.zeros(2)}, file)
+    refused("not those of a `mean` lander: extra too many")
+    torch.save({name: each for name, each in model.weights.items() if name != "src_mlp.bias"}, file)
+    refused("not those of a `mean` lander: src_mlp.bias missing")
     torch.save({**model.weights, "conv.1.gcn_layer.mlp.weight": torch.zeros(2, 2)}, file)
     refused("2 graph convolutions; Shoal runs one")
     torch.save({**model.weights, "src_mlp.weight": torch.zeros(2, 2)}, file)
@@ -119,6 +123,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, shoal: Run) -> No
     refused("5 features, which are no two vectors")
     authors(file)
     refused("tau is in", "--tau", "1.5")
+    refused("a model has at most 32 levels, not 1,000", "--levels", "1000")
     assert shoal("model", "import", "authors.pth", "-o", "no/m.safetensors").returncode == 3
 
 
@@ -130,6 +135,14 @@ class Runs:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (self.marker,)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_and_a_wrapped_model_are_unwrapped(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.ones(2), "module.b": torch.zeros(1)}
+    wrapped = {f"module.{name}": each for name, each in weights.items()}
+    for saved in (weights, wrapped, {"state_dict": weights, "epoch": 3}, {"state_dict": wrapped}):
+        torch.save(saved, tmp_path / "a.pth")
+        assert read(tmp_path / "a.pth").keys() == weights.keys()
 
 
 def test_read_takes_tensors_alone(tmp_path: Path) -> None:

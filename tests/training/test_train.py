@@ -354,6 +354,8 @@ def test_files_in_and_a_model_out(tmp_path: Path) -> None:
     assert loaded.sha256 == model.sha256
     assert loaded.card.about["trained_on"] == ["a", "b", "generated mixtures"]
     assert set(loaded.card.about["checkpoint_chosen_on"]) == {"c"}
+    written = evaluate(loaded, read_labelled(tmp_path / "c.npz"))["Fb"]
+    assert loaded.card.about["scores"] == {"c": pytest.approx(written)}
     assert any(progress.held_out for progress in told)
 
 
@@ -370,6 +372,9 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     alike = [file_of(replace(one, labels=one.labels * 0), tmp_path / f"{name}.npz") for name in "ab"]
     with pytest.raises(InputError, match="a, b: one class only"):
         train(alike, tmp_path / "m.safetensors", SMALL)
+    alone = [file_of(replace(one, labels=np.arange(300)), tmp_path / f"{name}.npz") for name in "de"]
+    with pytest.raises(InputError, match="d, e: no class has two distinct items"):
+        train(alone, tmp_path / "m.safetensors", SMALL)
     assert not (tmp_path / "m.safetensors").exists()
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.config import MAX_LEVELS
 from engine.errors import InputError
 from engine.model.lander import LanderCard, LanderModel
 
+_WRAPPED = "module."  # before each name that DataParallel saves
 _GAT, _MEAN = "conv.0.gcn_layer.fc.weight", "conv.0.gcn_layer.mlp.weight"
 
 
@@ -40,9 +42,12 @@ def read(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} is damaged, or not of tensors alone, as torch.save(model.state_dict(), ...) writes them"
         ) from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]  # of a checkpoint
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
         raise InputError(f"{path} holds no state dict: save model.state_dict(), not the model")
-    return {str(name): tensor for name, tensor in found.items()}
+    is_wrapped = all(str(name).startswith(_WRAPPED) for name in found)
+    return {str(name)[len(_WRAPPED) if is_wrapped else 0 :]: tensor for name, tensor in found.items()}
 
 
 def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, levels: int) -> LanderModel:
@@ -51,6 +56,8 @@ def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, l
     `average`: they were trained with average features beside identity features (`--use_cluster_feat`); their
     shapes do not show it. Raises InputError where they are no such weights.
     """
+    if levels > MAX_LEVELS:
+        raise InputError(f"a model has at most {MAX_LEVELS} levels, not {levels:,}")
     deep = {name.split(".")[1] for name in weights if name.startswith("conv.")}
     if len(deep) > 1:
         raise InputError(

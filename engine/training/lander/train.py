@@ -18,7 +18,8 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
-from engine.training.datasets import Collection, SpaceFiles, distinct, read_space
+from engine.model.trained import SHIPPED
+from engine.training.datasets import Collection, SpaceFiles, distinct, need_pairs, read_space
 from engine.training.discriminant import refuse_mapped, through
 from engine.training.lander.judge import Judge, Setting, best_setting
 from engine.training.lander.metric import MetricTrainer
@@ -56,7 +57,7 @@ def train(
     def judged(model: LanderModel) -> dict[str, float]:
         return {"held-out classes": setting(model).score}
 
-    mark = fingerprint([*files_read, *others], plan, start and start.sha256)
+    mark = fingerprint([*files_read, *others], plan, start=start and start.sha256)
     run: TrainingRun[LanderModel] = TrainingRun(trainer, judged if judges else None, plan.length, mark)
     best = run.run(progress, checkpoint)
     if judges:
@@ -122,6 +123,8 @@ def read_model(path: Path | None) -> LanderModel | None:
     """Return the lander at `path`, if one is named. Raises InputError where training cannot go on from it."""
     if path is None:
         return None
+    if path == SHIPPED and not path.exists():
+        raise InputError(f"a lander goes on from a lander: {SHIPPED} is not one, leave out --kind lander")
     model = LanderModel.load(path)
     refuse_mapped(path, model.card.about)
     return model
@@ -149,6 +152,7 @@ def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: L
     for each in sources:
         if len(np.unique(each.labels)) < 2:
             raise InputError(f"{each.name} has one class only: there is nothing to tell apart")
+    need_pairs(sources)
 
 
 def _held_out(sources: Sequence[Collection], plan: LanderPlan) -> Int64:
