@@ -192,7 +192,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Warn where the scale of the first rows makes these all look alike; n > 0."""
         if self._begun["metric"] != "euclidean":
             return
-        far = float(np.sqrt((((rows - self._center) / self._scale) ** 2).sum(axis=1).mean()))
+        far = float(np.sqrt((self._scaled(rows) ** 2).sum(axis=1).mean()))
         if far > FAR:
             warnings.warn(
                 f"these rows lie {far:,.1f} times as far from the first data's mean as those did, and "
@@ -206,9 +206,13 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             given["model"] = self.model
         return with_options({name: value for name, value in given.items() if value is not None})
 
+    def _scaled(self, rows: Float64) -> Float64:
+        """Rows (n, d) around the first data's mean, in its units; as they are where metric="cosine"."""
+        return (rows - self._center) / self._scale
+
     def _on_grid(self, rows: Float64) -> tuple[Int16, Bool]:
         """Return the vectors of rows (n, d), and which of them have a direction, (n,)."""
-        moved = (rows - self._center) / self._scale
+        moved = self._scaled(rows)
         usable: Bool = np.asarray(moved.any(axis=1))
         if self._begun["metric"] == "euclidean":
             moved = np.concatenate([moved, np.full((len(rows), 1), LIFT)], axis=1)

@@ -25,7 +25,16 @@ import orjson
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreError, StoreFull
 from engine.storage import schema, seal
-from engine.storage.environment import DAMAGE, DATA, Environment, reading, remains, require_file, unreadable
+from engine.storage.environment import (
+    DAMAGE,
+    DATA,
+    Environment,
+    error_code,
+    reading,
+    remains,
+    require_file,
+    unreadable,
+)
 from engine.storage.store import Store, hold
 from engine.system import files, isolation
 
@@ -249,8 +258,7 @@ def _call(function: str, *arguments: Path) -> None:
 
 def _refused(folder: Path, error: Exception) -> StoreError:
     near = next(parent for parent in folder.parents if parent.exists())
-    code = getattr(error, "errno", None) or getattr(error, "code", None)
-    if code not in (errno.ENOSPC, errno.EDQUOT):
+    if error_code(error) not in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{near} cannot be written ({error}); mend what that names, then run it again")
     words = getattr(error, "strerror", None) or str(error)
     free = shutil.disk_usage(near).free / 1e6

@@ -288,7 +288,7 @@ def unreadable(folder: Path, error: Exception) -> StoreError:
             f"{folder}: all {MAX_READERS} reader slots are taken; end programs that have the store open, "
             "then try again"
         )
-    if _code(error) == errno.ENOMEM:
+    if error_code(error) == errno.ENOMEM:
         return StoreFull(
             f"{folder}: memory or address space is short ({error}): end other programs, or allow this one "
             "more (ulimit -v), then start again"
@@ -298,7 +298,7 @@ def unreadable(folder: Path, error: Exception) -> StoreError:
 
 def unwritable(folder: Path, error: Exception) -> StoreError:
     """Return the error to raise where a store cannot be opened to write, or a write failed."""
-    code = _code(error)
+    code = error_code(error)
     if code == errno.ENOMEM or isinstance(error, (*DAMAGE, lmdb.ReadersFullError)):
         return unreadable(folder, error)
     if code in _REFUSED or isinstance(error, lmdb.ReadonlyError):
@@ -312,7 +312,7 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
     )
 
 
-def _code(error: Exception) -> int | None:
+def error_code(error: Exception) -> int | None:
     """The number of the system's error, which LMDB has under another name."""
     return getattr(error, "errno", None) or getattr(error, "code", None)
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError
+from engine.evaluation.bulk import BulkClustering
 from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel
 from engine.system.determinism import one_thread
@@ -236,6 +237,7 @@ class MetricTrainer:
         )
         self.geometry = Geometry(card)
         classes = np.unique(np.concatenate([each.labels for each in self.sources]))
+        self._lists: dict[int, BulkClustering] = {}  # by source: folds without an adapter share theirs
         self.adapter, _, self.projection = self._map(classes)
         self.folds = self._folds(self.rng.permutation(classes))
         self.base = self._base_tables()
@@ -283,15 +285,21 @@ class MetricTrainer:
 
     def judges(self) -> list[Judge]:
         """Return all classes, each fold through the map that others have taught."""
-        k = self.geometry.card.k
         found = []
         for fold in self.folds:
             first_layer = self.geometry.first_layer(fold.projection)
             for source in fold.sources:
                 classes = np.intersect1d(source.labels, fold.classes)
                 if len(classes):
-                    found.append(replace(Judge.of(source, classes, k), first_layer=first_layer))
+                    found.append(Judge(source.labels, classes, self._lists_of(source), first_layer))
         return found
+
+    def _lists_of(self, source: Collection) -> BulkClustering:
+        """The first level of one of the folds' sources, found once: its lists depend on no model."""
+        if id(source) not in self._lists:
+            built = true_links(source.emb, source.labels, self.geometry.card.k, 1)
+            self._lists[id(source)] = built
+        return self._lists[id(source)]
 
     def _map(self, classes: Int64) -> tuple[Adapter | None, Sequence[Collection], Float32]:
         """What these classes teach: an adapter, if there is to be one, the sources behind it, directions."""
@@ -321,8 +329,8 @@ class MetricTrainer:
         found = []
         for fold in self.folds:
             source = max(fold.sources, key=lambda each: len(each.labels))
-            built = true_links(source.emb, source.labels, self.geometry.card.k, 1)
-            found += [self._table(graph, fold) for graph in graphs_of(built, fold.seen(source.labels))]
+            graphs = graphs_of(self._lists_of(source), fold.seen(source.labels))
+            found += [self._table(graph, fold) for graph in graphs]
         return found
 
     def _draw(self) -> None:
