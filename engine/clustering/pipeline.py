@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.clustering import lineage, touched
-from engine.clustering.level import Clustered
-from engine.clustering.lineage import Lineage, Partition, Transfers
-from engine.clustering.state import Arrivals, State, Turnover, final_of
+from engine.clustering import lineage
+from engine.clustering.level import Clustered, Moves
+from engine.clustering.lineage import Lineage, Partition, Transfers, final_of
+from engine.clustering.state import Arrivals, State, Turnover
 from engine.system.stopwatch import Stopwatch
 from engine.types import (
     NO_VECTORS,
@@ -51,6 +51,19 @@ class _Plan:
     arriving: Int64  # the upserts of new keys, then the moving ones
     gone: Int32  # item rows of deleted keys
     unknown: int  # deletes of unknown keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Trees:
+    """The level-0 trees before and after a batch."""
+
+    roots: Int32  # (t,), the peaks now, rising
+    number: Int64  # by node: its tree now, a position in `roots`
+    before: Int64  # by node: the handle of its tree until now, 0: none
+    moved: Int32  # nodes in another tree
+    stood: Int32  # peaks that did not move: their trees kept the rest of their nodes
+    came_from: Int64  # (n,), the handle of each arrival's tree until now
+    left: Int64  # handles of the trees that deleted items were in
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,54 +236,79 @@ def _name(
     state: State, turnover: Turnover, clustered: Clustered, removed: Sequence[tuple[int, bytes]], version: int
 ) -> _Named:
     """Name the partition after a batch by matching it with the previous one; update the state's handles."""
-    base, items, moves = state.hierarchy.base, state.items, clustered.moves
-    roots = state.roots()
-    trees = _tree_numbers(state, roots)
+    trees = _trees(state, turnover, clustered.moves)
+    transfers, partition = _transfers(state, turnover, trees), _partition(state, trees.roots)
+    old = state.names.trees
+    found = lineage.follow(state.names, partition, transfers, version)
+    last = final_of(old, trees.left).tolist()
+    state.handles[trees.roots] = found.handles
+    seen = _seen(state, trees, found)
+    elsewhere = seen[final_of(old, trees.before[seen]) != found.paths[trees.number[seen], -1]]
+    others = np.setdiff1d(state.items.of_nodes(elsewhere, len(trees.before)), turnover.items)
+    rows = np.concatenate([others, turnover.items])
+    came_from = np.concatenate([trees.before[state.items.nodes[others]], trees.came_from])
+    assignments = _assignments(state, found, trees.number, rows, final_of(old, came_from))
+    assignments += [Assignment(key, 0, final, ()) for (_, key), final in zip(removed, last, strict=True)]
+    return _Named(found, _places(state, turnover, trees, seen), assignments)
+
+
+def _trees(state: State, turnover: Turnover, moves: Moves) -> _Trees:
+    base, roots = state.hierarchy.base, state.roots()
     root_before = base.root.copy()
     root_before[moves.rows] = moves.before
     root_before[turnover.replacing] = root_before[turnover.replaced]
-    before = _at(state.handles, root_before)  # by row: the handle of the node's tree until now
-    came_from, left = _at(before, turnover.before), before[turnover.left]
+    before = _at(state.handles, root_before)
     moved = moves.rows[moves.after >= 0]
-    came = np.bincount(items.nodes[turnover.items], minlength=base.capacity)[moved]
-    stood = np.setdiff1d(roots, moved)  # peaks that did not move: their trees kept the rest of their nodes
-
-    part = Transfers(
-        np.concatenate([came_from, left, before[moved]]),
-        np.concatenate([trees[items.nodes[turnover.items]], np.full(len(left), -1), trees[moved]]),
-        np.concatenate([np.ones(len(came_from) + len(left), np.int64), state.copies[moved] - came]),
+    return _Trees(
+        roots,
+        _tree_numbers(state, roots),
+        before,
+        moved,
+        np.setdiff1d(roots, moved),
+        _at(before, turnover.before),
+        before[turnover.left],
     )
-    stay = _staying(state, part)[np.searchsorted(state.names.trees.handles, before[stood])]
+
+
+def _transfers(state: State, turnover: Turnover, trees: _Trees) -> Transfers:
+    """Return how many items went from which old tree to which new one."""
+    nodes, moved, number = state.items.nodes[turnover.items], trees.moved, trees.number
+    came = np.bincount(nodes, minlength=len(number))[moved]
+    part = Transfers(
+        np.concatenate([trees.came_from, trees.left, trees.before[moved]]),
+        np.concatenate([number[nodes], np.full(len(trees.left), -1), number[moved]]),
+        np.concatenate([np.ones(len(nodes) + len(trees.left), np.int64), state.copies[moved] - came]),
+    )
+    stood = trees.before[trees.stood]
+    stay = _staying(state, part)[np.searchsorted(state.names.trees.handles, stood)]
     count = np.concatenate([part.count, stay])
     some = count > 0
-    transfers = Transfers(
-        np.concatenate([part.before, before[stood]])[some],
-        np.concatenate([part.after, trees[stood]])[some],
+    return Transfers(
+        np.concatenate([part.before, stood])[some],
+        np.concatenate([part.after, number[trees.stood]])[some],
         count[some],
     )
-    old = state.names.trees
-    found = touched.follow(state.names, _partition(state, roots), transfers, version)
-    state.handles[roots] = found.handles
 
-    old_final, now = final_of(old, before[stood]), trees[stood]
-    renamed = (found.handles[now] != before[stood]) | (found.paths[now, -1] != old_final)
-    seen = np.concatenate([moved, _members(state, stood[renamed], moved)])
-    gone = np.setdiff1d(turnover.gone, turnover.replaced)
-    differs = seen[before[seen] != found.handles[trees[seen]]]
-    places = Shift(
-        np.concatenate([state.node_ids[differs], state.node_ids[gone]]),
-        np.concatenate([before[differs], before[gone]]),
-        np.concatenate([found.handles[trees[differs]], np.zeros(len(gone), np.int64)]),
+
+def _seen(state: State, trees: _Trees, found: Lineage) -> Int32:
+    """Return the nodes that moved, and those of trees with another handle or final cluster."""
+    before, now = trees.before[trees.stood], trees.number[trees.stood]
+    renamed = (found.handles[now] != before) | (
+        found.paths[now, -1] != final_of(state.names.trees, before)
     )
+    return np.concatenate([trees.moved, _members(state, trees.stood[renamed], trees.moved)])
 
-    elsewhere = seen[final_of(old, before[seen]) != found.paths[trees[seen], -1]]
-    others = np.setdiff1d(items.of_nodes(elsewhere, base.capacity), turnover.items)
-    rows = np.concatenate([others, turnover.items])
-    previous = final_of(old, np.concatenate([before[items.nodes[others]], came_from]))
-    assignments = _assignments(state, found, trees, rows, previous)
-    last = final_of(old, left).tolist()
-    assignments += [Assignment(key, 0, final, ()) for (_, key), final in zip(removed, last, strict=True)]
-    return _Named(found, places, assignments)
+
+def _places(state: State, turnover: Turnover, trees: _Trees, seen: Int32) -> Shift:
+    """Return the nodes whose tree has another handle, and those that are gone, as ids."""
+    now = state.handles[trees.roots]
+    gone = np.setdiff1d(turnover.gone, turnover.replaced)
+    differs = seen[trees.before[seen] != now[trees.number[seen]]]
+    return Shift(
+        np.concatenate([state.node_ids[differs], state.node_ids[gone]]),
+        np.concatenate([trees.before[differs], trees.before[gone]]),
+        np.concatenate([now[trees.number[differs]], np.zeros(len(gone), np.int64)]),
+    )
 
 
 def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple[Lineage, list[Assignment]]:
@@ -282,7 +320,7 @@ def _name_anew(state: State, items: Int32, places: Int64, version: int) -> tuple
     trees = _tree_numbers(state, roots)
     transfers = Transfers(places, trees[state.items.nodes[items]], np.ones(len(items), np.int64))
     previous = final_of(state.names.trees, places)
-    found = lineage.follow(state.names, _partition(state, roots), transfers, version)
+    found = lineage.follow_all(state.names, _partition(state, roots), transfers, version)
     state.handles[roots] = found.handles
     return found, _assignments(state, found, trees, items, previous)
 

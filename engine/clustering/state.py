@@ -12,12 +12,12 @@ from engine.clustering.calibration import Calibration
 from engine.clustering.distinct import Distinct
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Model, Shape
-from engine.clustering.lineage import NO_NAMES, Names
+from engine.clustering.lineage import NO_NAMES, Names, final_of
 from engine.config import Settings
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes, Table
 from engine.index.hnsw import HnswIndex
-from engine.types import NO_ROWS, Batch, Epoch, Int16, Int32, Int64, Loaded, Trees
+from engine.types import NO_ROWS, Batch, Epoch, Int16, Int32, Int64, Loaded
 
 IndexFactory = Callable[[Nodes], ExactIndex | HnswIndex]
 
@@ -320,11 +320,3 @@ class State:
         handles = self.handles[self.roots()]
         one_each = bool((self.handles[root] == places).all())
         return one_each and np.array_equal(np.sort(handles), self.names.trees.handles)
-
-
-def final_of(trees: Trees, handles: Int64) -> Int64:
-    """Return the final cluster of trees by handle, 0 for handle 0."""
-    out = np.zeros(len(handles), np.int64)
-    known = handles > 0
-    out[known] = trees.paths[np.searchsorted(trees.handles, handles[known]), -1]
-    return out

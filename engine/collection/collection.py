@@ -99,7 +99,7 @@ class Engine(LiveCollection):
 
     def delete(self, keys: Sequence[Key], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Remove items; unknown keys are counted and change nothing. Raises InputError as `upsert`."""
-        return self.remove(arguments.keys_of(keys, self.settings.limits), positions)
+        return self.apply_deletes(arguments.keys_of(keys, self.settings.limits), positions)
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
         """The cluster of each vector, were it inserted: that of its most probable linkage above tau.

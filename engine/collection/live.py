@@ -157,18 +157,16 @@ class LiveCollection(Closing):
             if self.adapter:
                 batch = adapted(self.adapter, batch, self._state, self.store)
                 watch.lap("adapter")
-            dim = batch.vectors.shape[1]
-            state = self._state or self._begin(dim, bool(len(batch.keys)))
-            anew = bool(len(batch.keys)) and dim != state.hierarchy.shape.dim
-            if anew:
-                state = self._begin_again(state, dim)
+            dim, state = batch.vectors.shape[1], self._state
+            anew = state is not None and bool(len(batch.keys)) and dim != state.hierarchy.shape.dim
+            if state is None or anew:
+                state = self._begin(dim, bool(len(batch.keys)))
             now_ms = self._now_ms()
             expired = state.due(self.settings, now_ms, batch)
             self._broken = "a batch was cut short"
             change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
-            updated = self.store.count_updated(change)
-            self.store.commit(change, config)
+            updated = self.store.commit(change, config)
             watch.lap("store")
             self._broken = ""
             self._since_snapshot += applied.stats["nodes"]
@@ -176,7 +174,7 @@ class LiveCollection(Closing):
             self._snapshot(least=max(self.settings.limits.snapshot_items, nodes // SNAPSHOT_SHARE))
             return replace(applied, unchanged=applied.unchanged - updated, updated=updated)
 
-    def remove(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
+    def apply_deletes(self, keys: Sequence[bytes], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Take a batch of deletes; unknown keys are counted and change nothing."""
         none = np.empty((0, self.dim or 1), np.int16)
         deletes = list(dict.fromkeys(keys))
@@ -285,7 +283,7 @@ class LiveCollection(Closing):
         published in time, the item came back, no room to compact): the same call again goes on.
         """
         name = self._key(key)
-        deleted = bool(between(lambda: self.remove([name])).deleted)
+        deleted = bool(between(lambda: self.apply_deletes([name])).deleted)
         await_publisher(self.store, self.version, wait_s)
         self._renew_index()
         mentions, size = between(lambda: self._forget(name))
@@ -364,24 +362,21 @@ class LiveCollection(Closing):
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _begin(self, dim: int, decides: bool) -> State:
-        """The state of a collection without items."""
-        dim = self.adapter.dim_out if self.adapter else self.dim or dim
-        state = empty_state(self.settings, self.model, dim)
-        state.version = self.store.version
-        if decides:
-            self._state = state
-        return state
+    def _begin(self, dim: int, brings: bool) -> State:
+        """The state of a collection without items, or whose items are gone. `dim`: of a batch's vectors.
 
-    def _begin_again(self, old: State, dim: int) -> State:
-        """The state of a collection whose items are gone, for vectors of another dimension.
-
-        Raises InputError: there are items, or the settings name the dimension.
+        `brings`: the batch has vectors, so its dimension is the collection's from now on. Raises InputError:
+        there are items, or the settings or the model name another dimension.
         """
-        if self.dim is not None:
-            raise InputError(wrong_dimension(dim, self.dim))
-        state = self._begin(dim, True)
-        state.count_on_from(old)
+        wanted = self.adapter.dim_out if self.adapter else self.dim
+        if brings and wanted not in (None, dim):
+            raise InputError(wrong_dimension(dim, wanted))
+        state = empty_state(self.settings, self.model, wanted or dim)
+        state.version = self.store.version
+        if self._state:
+            state.count_on_from(self._state)
+        if brings:
+            self._state = state
         return state
 
     def _restore(self) -> None:

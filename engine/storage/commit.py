@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
+from engine.errors import CorruptStore
 from engine.storage import schema
 from engine.storage.schema import Commit, LogRecord, StateRecord
 from engine.storage.tables import Tables
@@ -48,8 +49,12 @@ def renumber(tables: Tables, renumbered: Renumbered) -> None:
     tables.copies.add(zip(renumbered.nodes.tolist(), items.ids.tolist(), strict=True))
 
 
-def apply(tables: Tables, change: Change) -> None:
-    """Write the state of the new version."""
+def apply(tables: Tables, change: Change) -> int:
+    """Write a version: its state and its events. Return how many items have another payload, the same vector.
+
+    Raises CorruptStore.
+    """
+    updated = _updated(tables, change)
     _write_items(tables, change, int(tables.meta.state.counters.get("next_item", 1)))
     tables.nodes.put_columns(change.vectors)
     tables.incoming.put_columns(change.incoming)
@@ -58,7 +63,26 @@ def apply(tables: Tables, change: Change) -> None:
     _write_trees(tables, change.trees)
     _write_clusters(tables, change.clusters)
     tables.positions.put_all(change.positions.items())
+    tables.copies.shift(change.copies)
+    tables.members.shift(change.places)
     tables.meta.put_state(StateRecord(change.version, change.time_ms, change.epoch, change.counters))
+    size = tables.events.put_version(change.version, change.events)
+    tables.commits.put(change.version, Commit(change.version, change.time_ms, len(change.events), size))
+    log = tables.meta.log
+    tables.meta.put_log(log._replace(bytes=log.bytes + size))
+    return updated
+
+
+def _updated(tables: Tables, change: Change) -> int:
+    """Count the items that come again with the same vector and another payload."""
+    items = change.upserts
+    again = np.flatnonzero(items.versions < change.version)
+    if not len(again):
+        return 0
+    before = tables.items.pick(items.ids[again]).payloads
+    if len(before) != len(again):
+        raise CorruptStore("an item has no row in the table items; restore a backup")
+    return sum(items.payloads[at] != was for at, was in zip(again.tolist(), before, strict=True))
 
 
 def _write_items(tables: Tables, change: Change, next_item: int) -> None:
@@ -72,17 +96,15 @@ def _write_items(tables: Tables, change: Change, next_item: int) -> None:
     tables.keys.delete_all(key for _, key in change.removed)
     if tables.incoming.count():  # with an adapter
         tables.incoming.delete_all(gone)
-    tables.copies.shift(change.copies)
 
 
 def _write_places(tables: Tables, places: Shift) -> None:
-    """Rows of `places` and `members`; a node that is gone takes its vector and its list along."""
+    """Write the places of nodes; a node that is gone takes its vector and its list along."""
     here = places.after > 0
     tables.places.put_columns(places.ids[here], places.after[here])
     gone = places.ids[~here & (places.before > 0)].tolist()
     for table in (tables.places, tables.nodes, tables.lists):
         table.delete_all(gone)
-    tables.members.shift(places)
 
 
 def _write_trees(tables: Tables, trees: Mapping[int, tuple[int, ...]]) -> None:
@@ -104,18 +126,15 @@ def _write_clusters(tables: Tables, clusters: Sequence[Cluster]) -> None:
     tables.sizes.add((c.size, c.id) for c in clusters if not (c.ended or c.parent))
 
 
-def write_history(
+def forget(
     tables: Tables, change: Change, max_bytes: int, max_age_ms: int, retain_from_version: int | None = None
 ) -> None:
-    """Write the version's events, then forget the oldest versions while the log exceeds its bounds.
+    """Forget the oldest versions while the event log exceeds its bounds; `change`: the newest one.
 
     Versions from `retain_from_version` on stay. The place of the last forgotten event is recorded, so that a
     version without events never looks like a gap to readers of the log.
     """
-    size = tables.events.put_version(change.version, change.events)
-    tables.commits.put(change.version, Commit(change.version, change.time_ms, len(change.events), size))
-    log = tables.meta.log
-    total, forgot = log.bytes + size, log.forgot
+    total, forgot = tables.meta.log
     newest = change.version if retain_from_version is None else min(retain_from_version, change.version)
     for record in list(_oldest(tables, change, total, max_bytes, max_age_ms, newest)):
         version = record.version

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
-import numpy as np
 
 from engine.closing import Closing
 from engine.errors import ConfigMismatch, CorruptStore, StoreError, StoreFull, StoreLocked
@@ -158,18 +157,6 @@ class Store(Closing):
             raise CorruptStore("an item has no row in the table incoming; restore a backup")
         return found.vectors
 
-    def count_updated(self, change: Change) -> int:
-        """Return how many items a change gives another payload and no other vector. Raises CorruptStore."""
-        items = change.upserts
-        again = np.flatnonzero(items.versions < change.version)
-        if not len(again):
-            return 0
-        with self.snapshot() as tables:
-            before = tables.items.pick(items.ids[again]).payloads
-        if len(before) != len(again):
-            raise CorruptStore("an item has no row in the table items; restore a backup")
-        return sum(items.payloads[at] != was for at, was in zip(again.tolist(), before, strict=True))
-
     def rows(self, table: str) -> Iterator[schema.Row]:
         """Yield all rows of a table by rising key, bodies without checksums. Raises CorruptStore."""
         with self.snapshot() as tables:
@@ -180,11 +167,13 @@ class Store(Closing):
         change: Change,
         config: Mapping[str, Any] | None = None,
         renumbered: Renumbered | None = None,
-    ) -> None:
-        """Make a change durable, atomically. Raises StoreFull, StoreError.
+    ) -> int:
+        """Make a change durable, atomically; return how many items have another payload and the same vector.
 
         With a `config` it is a new generation: its `lists`, `places` and `trees` are complete and replace the
         derived tables. `renumbered`: with another adapter, items have other nodes.
+
+        Raises StoreFull, StoreError.
         """
         if self._failed:
             raise StoreError(f"{self.path}: the last commit failed; open the store again")
@@ -195,24 +184,26 @@ class Store(Closing):
             kept["dim"] = change.vectors.vectors.shape[1] if len(change.vectors.ids) else self.config["dim"]
         limits, before = self._limits, _bytes_written()
 
-        def write(tables: Tables) -> None:
+        def write(tables: Tables) -> int:
             if self.format == schema.REBUILT_FROM:
                 upgrade(tables)
             if config is not None:
                 commit.clear_derived(tables)
             if renumbered is not None:
                 commit.renumber(tables, renumbered)
-            commit.apply(tables, change)
-            commit.write_history(
+            updated = commit.apply(tables, change)
+            commit.forget(
                 tables, change, limits.events_max_bytes, limits.events_max_age_ms, self.retain_from_version
             )
             if self.stale or kept != self.config or self.format != schema.FORMAT:
                 tables.meta.put_config(kept)
+            return updated
 
-        self._transact(write)
+        updated = self._transact(write)
         self.version, self.config, self.stale = change.version, kept, False
         self.format = schema.FORMAT
         self.bytes_written += _bytes_written() - before
+        return updated
 
     @contextmanager
     def snapshot(self) -> Iterator[Tables]:
@@ -286,9 +277,12 @@ class Store(Closing):
         self._transact(make)
 
     def _transact(self, work: Callable[[Tables], T]) -> T:
-        """Run work in a durable transaction. After a disk error, refuse further writes."""
+        """Run work in a durable transaction. After a disk error, or on damage, refuse further writes."""
         try:
             return self.environment.write(work)
+        except CorruptStore:
+            self._failed = True
+            raise
         except (lmdb.Error, OSError, StoreFull) as error:
             self._failed = True
             if isinstance(error, StoreFull):

@@ -10,8 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.clustering import touched
-from engine.clustering.lineage import NO_NAMES, Lineage, Names, Transfers, distinct, follow
+from engine.clustering.lineage import NO_NAMES, Lineage, Names, Transfers, distinct, follow, follow_all
 from engine.clustering.lineage import Partition as Unnamed
 from engine.types import Clusters, Trees
 
@@ -50,7 +49,7 @@ class World:
         up = relabel[peaks]
         up[:, 0] = np.arange(len(up))
         unnamed, transfers = Unnamed(up, peaks), Transfers(*columns)
-        found = follow(self.names, unnamed, transfers, self.version)
+        found = follow_all(self.names, unnamed, transfers, self.version)
         self._check_touched(found, unnamed, transfers)
         overlaps = {t: {b: n for (b, a), n in count.items() if a == t and b} for t in range(len(numbers))}
         named = slow_match(overlaps, numbers)
@@ -70,7 +69,7 @@ class World:
         before, after = (np.concatenate([name, name[big]]) for name in (transfers.before, transfers.after))
         count = np.where(big, transfers.count - 1, transfers.count)
         count = np.concatenate([count, np.ones(big.sum(), np.int64)])
-        part = touched.follow(self.names, unnamed, Transfers(before, after, count), self.version)
+        part = follow(self.names, unnamed, Transfers(before, after, count), self.version)
         assert all(
             np.array_equal(getattr(mine, name), getattr(theirs, name))
             for mine, theirs in (
@@ -294,7 +293,7 @@ def test_a_handle_follows_the_largest_part_and_its_path_tells_the_rest() -> None
     transfers = Transfers(np.array([3, 3, 8, 0]), np.array([0, 1, 1, 2]), np.array([4, 2, 4, 1]))
     up = np.array([[0, 7], [1, 7], [2, 9]])
     peaks = np.array([[11, 11], [12, 11], [30, 30]])
-    found = follow(Names(trees, clusters, 20, 40), Unnamed(up, peaks), transfers, 2)
+    found = follow_all(Names(trees, clusters, 20, 40), Unnamed(up, peaks), transfers, 2)
     assert found.handles.tolist() == [3, 8, 20]
     assert found.paths.tolist() == [[1, 5], [2, 5], [40, 40]]
     assert found.changed_trees == {20: (40,)}
@@ -321,13 +320,13 @@ def test_what_looks_at_the_touched_alone_finds_the_same_among_twenty_thousand() 
     sizes = rng.integers(1, 20, n)
     none = np.zeros(n, np.int64)
     unnamed = Unnamed(up, peaks)
-    first = follow(NO_NAMES, unnamed, Transfers(none, np.arange(n), sizes), 1)
+    first = follow_all(NO_NAMES, unnamed, Transfers(none, np.arange(n), sizes), 1)
     moved = rng.integers(0, n, 500)
     before = np.concatenate([first.handles, first.handles[moved], np.zeros(2_000, np.int64)])
     after = np.concatenate([np.arange(n), rng.integers(0, n, 500), rng.integers(0, n, 2_000)])
     transfers = Transfers(before, after, np.concatenate([sizes, np.ones(2_500, np.int64)]))
     names = replace(first.names, clusters=_grown(first, moved))
-    whole, part = (each(names, unnamed, transfers, 2) for each in (follow, touched.follow))
+    whole, part = (each(names, unnamed, transfers, 2) for each in (follow_all, follow))
     assert whole.changed_clusters
     assert np.array_equal(part.handles, whole.handles)
     assert np.array_equal(part.paths, whole.paths)

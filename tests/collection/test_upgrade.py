@@ -164,7 +164,7 @@ def test_cut_short_it_is_as_it_was(settings: Settings, monkeypatch: pytest.Monke
     def halt(*_: object) -> None:
         raise OSError("the disk went away")
 
-    monkeypatch.setattr("engine.storage.commit.write_history", halt)
+    monkeypatch.setattr("engine.storage.commit.forget", halt)
     with pytest.raises(StoreError):
         rebuild_store(settings)
     monkeypatch.undo()

@@ -161,7 +161,7 @@ class Life:
 
     def _set_points(self) -> None:
         self._around(pipeline, "step", "before step", "after step")
-        self._around(commit, "write_history", "inside commit", "")
+        self._around(commit, "forget", "inside commit", "")
         self._around(Store, "commit", "", "after commit")
         self._around(Snapshots, "begin", "before snapshot", "after snapshot")
         publisher.TELL_S = 0.0  # nothing depends on the hour

@@ -191,7 +191,7 @@ class Toy:
             for item in {*places, *self.node}
         )
         columns = np.array([(*key, n) for key, n in sorted(count.items())], np.int64).reshape(-1, 3).T
-        found = lineage.follow(self.names, Partition(up, peaks), Transfers(*columns), self.version)
+        found = lineage.follow_all(self.names, Partition(up, peaks), Transfers(*columns), self.version)
         now = {node: int(found.handles[tree]) for node, tree in tree_of.items()}
         shifts = [(node, self.tree.get(node, 0), tree) for node, tree in now.items()]
         shifts = [shift for shift in shifts if shift[1] != shift[2]]
