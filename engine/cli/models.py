@@ -215,7 +215,7 @@ def tune(
     """
     from engine.cli.tune import tune as run
 
-    run(chosen.settings(), file, wish, chosen.store)
+    run(chosen.settings(), file, wish, chosen.store, chosen.config)
 
 
 def import_weights(

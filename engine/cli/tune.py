@@ -33,8 +33,16 @@ TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
 
-def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path | None = None) -> None:
-    """Choose tau for a store, or a file, by judgements; or print pairs to judge. `store`: as named.
+def tune(
+    settings: Settings,
+    file: Path | None,
+    wish: TuneOptions,
+    store: Path | None = None,
+    config: Path | None = None,
+) -> None:
+    """Choose tau for a store, or a file, by judgements; or print pairs to judge.
+
+    `store` and `config`: as the command line names them.
 
     Raises Undecided where the judgements do not tell, InputError where they cannot be used.
     """
@@ -59,7 +67,7 @@ def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path |
         _propose(sweeper.sweep(taus), wish.propose, wish)
         return
     found = _choose(sweeper, taus, wish)
-    command = None if found.reason else _command(found, settings, file)
+    command = None if found.reason else _command(found, settings, file, config)
     if wish.json:
         print_json(_document(found, command))
     else:
@@ -188,18 +196,22 @@ def _choose(sweeper: Sweeper, taus: Sequence[float], wish: TuneOptions) -> Found
     return Found(choice, base, sweep.base_tau, measured, reason)
 
 
-def _command(found: Found, settings: Settings, file: Path | None) -> str:
-    """What applies the chosen taus."""
+def _command(found: Found, settings: Settings, file: Path | None, config: Path | None) -> str:
+    """What applies the chosen taus, under the same other settings. `config`: the file that -c named."""
     base = found.base.base_tau if found.base else found.base_now
     told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
-    model = ["-m", str(settings.model.path)] if settings.model.path else []
-    adapter = [f"SHOAL_MODEL__ADAPTER={settings.model.adapter}"] if settings.model.adapter else []
+    variables = {"SHOAL_MODEL__ADAPTER": settings.model.adapter} if settings.model.adapter else {}
+    others = ["-m", str(settings.model.path)] if settings.model.path else []
+    others += ["-c", str(config)] if config else []
     if file is not None:
         names = {"--tau": "SHOAL_MODEL__TAU", "--base-tau": "SHOAL_MODEL__BASE_TAU"}
-        variables = [f"{names[flag]}={tau:g}" for flag, tau in told.items()]
-        return shlex.join([*adapter, *variables, "shoal", "ingest", str(file), *model])
-    flags = [word for name, tau in told.items() for word in (name, f"{tau:g}")]
-    return shlex.join([*adapter, "shoal", "rebuild", *flags, *model, "--store", str(settings.store.path)])
+        variables |= {names[flag]: tau for flag, tau in told.items()}
+        words = ["shoal", "ingest", str(file), *others]
+    else:
+        flags = [word for name, tau in told.items() for word in (name, str(tau))]
+        words = ["shoal", "rebuild", *flags, *others, "--store", str(settings.store.path)]
+    given = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
+    return " ".join([*given, shlex.join(words)])
 
 
 def _document(found: Found, command: str | None) -> dict[str, Any]:

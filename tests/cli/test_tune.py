@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.model.adapter import Adapter
 from engine.model.linkage import PRETRAINED
 from tests.cli.test_cli import refused, told
 from tests.conftest import Finished, Run
@@ -129,6 +130,29 @@ def test_labels_of_all_items_choose_level_0_too(shoal: Run, data: Path) -> None:
     assert again["current"] == found["chosen"]
     assert again["base"] is None
     assert after.returncode == 13 or f"--base-tau {found['base']['base_tau']:g}" in again["command"]
+
+
+def test_the_printed_command_keeps_the_settings_of_the_file(shoal: Run, data: Path, tmp_path: Path) -> None:
+    """Without them a rebuild would change the levels and the name of the collection, too."""
+    config = write(tmp_path, '[collection]\nname = "news"\n[model]\nmax_levels = 1\n', "my shoal.toml")
+    other = {"SHOAL_MODEL__BASE_TAU": "0.99999"}
+    assert shoal("ingest", data, "-c", config, env=other).returncode == 0
+    found = told(shoal("tune", "-c", config, "--json", env=other))
+    done = shoal(*shlex.split(found["command"])[1:])
+    assert done.returncode == 0, done.stderr
+    assert "max_levels" not in done.stdout
+    assert "collection" not in done.stdout
+    of_file = told(shoal("tune", data, "-c", config, "--json", env=other))
+    assert shlex.split(of_file["command"])[-2:] == ["-c", str(config)]
+
+
+def test_the_printed_command_sets_an_adapter_whose_path_has_a_blank(shoal: Run, data: Path) -> None:
+    """A shell takes a variable that is quoted as a whole for a command."""
+    adapter = data.parent / "my adapter.safetensors"
+    Adapter({"direct": np.eye(DIM), "bias": np.zeros(DIM)}, 0, {}).save(adapter)
+    given = {"SHOAL_MODEL__ADAPTER": str(adapter), "SHOAL_MODEL__BASE_TAU": "0.99999"}
+    found = told(shoal("tune", data, "--json", env=given))
+    assert found["command"].startswith(f"SHOAL_MODEL__ADAPTER='{adapter}' SHOAL_MODEL__TAU=")
 
 
 def test_a_proposal_of_json_lines_is_read_back(shoal: Run, data: Path, tmp_path: Path) -> None:
