@@ -100,7 +100,7 @@ def read_times(column: Any) -> tuple[Int64, Bool, dict[int, str]]:
         unit = np.digitize(sizes, [1e11, 1e14, 1e17])  # 0: seconds
         for place in np.unique(unit[told]):
             rows = np.flatnonzero(told & (unit == place) & (sizes < 2.0**63))
-            values = array[rows]
+            values = array[rows].astype(np.float64) if array.dtype.kind == "f" else array[rows]
             if place == 0:
                 out[rows] = np.rint(values * 1000.0) if array.dtype.kind == "f" else values.astype(int) * 1000
             else:

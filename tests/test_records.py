@@ -140,7 +140,15 @@ def test_a_time_alone_and_in_a_column(value: Any, expected: int | str | None) ->
 def test_random_times_agree_alone_and_in_a_column() -> None:
     rng = np.random.default_rng(3)
     sizes = 10.0 ** rng.uniform(0, 18.5, 500) * rng.choice([-1, 1], 500)
-    for column in (sizes, sizes.astype(np.int64), sizes.astype("datetime64[us]")):
+    narrow = 10.0 ** rng.uniform(0, 4.8, 500)
+    for column in (
+        sizes,
+        sizes.astype(np.int64),
+        sizes.astype("datetime64[us]"),
+        sizes.astype(np.float32),
+        narrow.astype(np.float16),
+        narrow.astype(np.uint16),
+    ):
         times, has, wrong = read_times(column)
         for row, value in enumerate(column):
             assert wrong.get(row, int(times[row]) if has[row] else None) == told(value), value
