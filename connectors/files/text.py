@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Protocol
 
@@ -184,10 +185,10 @@ class Csv:
             return
         raw, shown = line.text or b"", self._reading.shown
         text = raw.decode(errors="replace")
-        self._delimiter = max(_DELIMITERS, key=text.count)
+        self._delimiter = self._delimiter_of(text)
         names, why = list[str](), "it is empty"
         try:
-            names = [name.strip() for name in self._split(text)]
+            names = _names(text, self._delimiter)
         except csv.Error as problem:
             if not _BINARY.search(raw) and b"\r" in raw:
                 raise InputError(
@@ -206,12 +207,21 @@ class Csv:
         if self._needs_keys and not self.has_keys:
             raise InputError("A table from a pipe needs a column of keys: name it with --key-column.")
 
+    def _delimiter_of(self, head: str) -> str:
+        """The most frequent one that tells a column of embeddings apart: names may have others in them."""
+        ordered = sorted(_DELIMITERS, key=head.count, reverse=True)
+        for each in ordered:
+            with suppress(csv.Error):
+                if "vector" in self._reading.parser.plan(_names(head, each)).roles:
+                    return each
+        return ordered[0]
+
     def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
         if entry.text is None:
             most = self._reading.limits.record_max_bytes
             raise Unusable(f"the row is longer than the {most} bytes allowed")
         try:
-            fields = self._split(entry.text.decode(errors="surrogateescape"))
+            fields = _split(entry.text.decode(errors="surrogateescape"), self._delimiter)
         except csv.Error as problem:
             raise Unusable(f"broken CSV: {brief(problem)}") from None
         if len(fields) != len(self._names):
@@ -235,12 +245,6 @@ class Csv:
                 typed[name] = text
         return typed
 
-    def _split(self, text: str) -> list[str]:
-        found = list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
-        if len(found) > 1:
-            raise csv.Error("a quotation mark stands inside a field")
-        return found[0] if found else []
-
     def _is_open(self, text: bytes) -> bool:
         """Whether a quoted field goes on in the next line."""
         shown = io.StringIO(text.decode(errors="surrogateescape"), newline="")
@@ -250,3 +254,16 @@ class Csv:
         except csv.Error as problem:
             return "unexpected end" in str(problem)
         return False
+
+
+def _names(head: str, delimiter: str) -> list[str]:
+    """The names of the columns. Raises csv.Error."""
+    return [name.strip() for name in _split(head, delimiter)]
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    """The fields of a row. Raises csv.Error."""
+    found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    if len(found) > 1:
+        raise csv.Error("a quotation mark stands inside a field")
+    return found[0] if found else []

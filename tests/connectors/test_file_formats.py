@@ -46,6 +46,17 @@ def test_a_table_of_csv(tmp_path: Path, delimiter: str) -> None:
     assert dict(source.ignored) == {"color": 2}
 
 
+@pytest.mark.parametrize(
+    "head", ["id\tvector\ttitle (a, b, c)", 'id;vector;"title, a, b, c"', 'id,vector,"title;a;b;c;d"']
+)
+def test_names_of_columns_may_have_delimiters_in_them(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{head}\n{head[2].join(['7', '1 2', 'x'])}\n")
+    batch, rejects = single(path)
+    assert batch.keys == [b"7"]
+    assert rejects == []
+
+
 def test_a_quoted_field_may_have_breaks_and_a_bad_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(
