@@ -20,7 +20,9 @@ from engine.config import Settings
 from engine.errors import InputError, counted
 from engine.types import Applied
 
+NAMELESS = "a column without a name"
 OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
+REASONS = 20  # of a file's rejected records are told apart where people read: many name a value
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error then gets all
 APPLIED = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
@@ -70,7 +72,7 @@ class _Work:
         self.settings, self.as_json = settings, as_json
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
-        self._refused: Counter[str] = Counter()  # of the file at work, by reason
+        self._refused: Counter[str] = Counter()  # of the file at work, by reason; "": beyond so many
         self.ignored: Counter[str] = Counter()
         self.useless: list[str] = []  # of files without a record that could be used, sentences
         self.version: int | None = None  # none: no file could be opened, and the store was left alone
@@ -145,8 +147,10 @@ class _Work:
         self.counts["rejected"] += len(chunk.rejects)
         self.counts["doubtful"] += len(chunk.doubts)
         for reject in chunk.rejects:
-            self._refused[reject.reason] += 1
-            if self.as_json or self._refused[reject.reason] <= FIRST:
+            is_apart = reject.reason in self._refused or len(self._refused) < REASONS
+            reason = reject.reason if is_apart else ""
+            self._refused[reason] += 1
+            if self.as_json or (reason and self._refused[reason] <= FIRST):
                 complain(f"rejected: {printable(str(reject))}")
         told = chunk.rejects[: MAX_REJECTS_TOLD - len(self.rejects)]
         self.rejects.extend(map(str, told))
@@ -158,10 +162,14 @@ class _Work:
 
     def _tell_refused(self, source: FileSource) -> None:
         """How many more were rejected than those that were named."""
-        for reason, count in self._refused.items():
-            if count > FIRST and not self.as_json:
+        for reason, count in () if self.as_json else self._refused.items():
+            if not reason:
+                more = f"{count:,} more for other reasons, which --again --json names"
+            elif count > FIRST:
                 more = f"{count - FIRST:,} more for this reason, which --again --json names: {reason}"
-                complain(f"rejected: {printable(f'{source.shown}: {more}')}")
+            else:
+                continue
+            complain(f"rejected: {printable(f'{source.shown}: {more}')}")
         self._refused.clear()
 
     def _tell_doubts(self, chunk: Chunk, before: int) -> None:
@@ -172,7 +180,9 @@ class _Work:
     def _tell_ignored(self, source: FileSource) -> None:
         self.ignored.update(source.ignored)
         if source.ignored:
-            named = ", ".join(f"{name} ({count:,})" for name, count in list(source.ignored.items())[:20])
+            named = ", ".join(
+                f"{name or NAMELESS} ({count:,})" for name, count in list(source.ignored.items())[:20]
+            )
             complain(f"shoal: {source.shown}: not understood and left out: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from connectors.files.source import Options
-from engine.cli.ingest import ingest
+from engine.cli.ingest import REASONS, ingest
 from engine.collection.collection import Engine
 from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
@@ -182,6 +182,25 @@ def test_many_records_that_are_rejected_for_one_reason_are_counted(
     assert "30 inserted, 21 rejected" in out
     told = take(path, again=True)
     assert (len(told["rejects"]), told["err"].count("rejected: ")) == (21, 21)
+
+
+def test_reasons_that_name_values_are_no_line_for_each_record(
+    settings: Settings, take: Take, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = lines(tmp_path / "a.jsonl", record("good"), *({**record(""), "key": at + 0.5} for at in range(50)))
+    ingest(settings, [path], Options(16), as_json=False)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == REASONS + 1
+    assert told[0] == "rejected: a.jsonl, line 2: the key 0.5 must be a string or an integer, not a number"
+    assert told[-1] == f"rejected: {path}: {50 - REASONS} more for other reasons, which --again --json names"
+    assert take(path, again=True)["err"].count("rejected: ") == 50
+
+
+def test_a_column_without_a_name_is_told(take: Take, tmp_path: Path) -> None:
+    """As pandas writes its index."""
+    path = tmp_path / "a.csv"
+    path.write_text(",key,embedding\n0,a,1 2\n1,b,2 3\n")
+    assert "not understood and left out: a column without a name (2)." in take(path)["err"]
 
 
 def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) -> None:
