@@ -24,7 +24,7 @@ import orjson
 
 from engine.config import MAX_DIM, LimitsSettings
 from engine.errors import Unusable, shown
-from engine.times import read_time
+from engine.times import NO_NUMBERS, read_time
 from engine.types import Float64
 
 PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
@@ -220,7 +220,7 @@ def read_key(value: Any, limits: LimitsSettings) -> bytes:
             value = key.decode()
         except UnicodeDecodeError:
             raise Unusable(f"the key {shown(key)} is not valid UTF-8") from None
-    elif isinstance(value, (int, np.integer, UUID)) and not isinstance(value, bool):
+    elif isinstance(value, (int, np.integer, UUID)) and not isinstance(value, NO_NUMBERS):
         value = str(value)
         key = value.encode()
     elif value is None:

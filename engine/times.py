@@ -15,6 +15,7 @@ from engine.types import Bool, Int64
 EARLIEST_MS = 631_152_000_000  # 1990: earlier times are more often a mistake of unit than a date
 LATEST_AHEAD_MS = 86_400_000  # a day: clocks of producers differ
 
+NO_NUMBERS = (bool, np.timedelta64)  # though they are subclasses of numbers
 _NO_ARRAY = np.empty((0, 0))
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ISO = re.compile(
@@ -29,7 +30,7 @@ def read_time(value: Any) -> int | None:
     Numbers are seconds, milliseconds, microseconds or nanoseconds, told apart by their magnitude: up to
     1e11, 1e14, 1e17 and beyond. Strings are ISO 8601; a string or date without a zone is UTC.
     """
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, NO_NUMBERS):
         return _scaled(value)
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else _in_range(int(value.astype("datetime64[ms]").astype(np.int64)))

@@ -52,6 +52,10 @@ KEYS: list[tuple[Any, bytes | str]] = [
     (None, "the key is missing"),
     (True, "the key True must be a string or an integer, not true or false"),
     (1.5, "the key 1.5 must be a string or an integer, not a number"),
+    (
+        np.timedelta64(5, "s"),
+        "the key np.timedelta64(5,'s') must be a string or an integer, not timedelta64",
+    ),
     (b"\xff", r"the key b'\xff' is not valid UTF-8"),
     ("\ud800", r"the key '\ud800' is not valid Unicode"),
     ("a\x00", r"the key 'a\x00' has a control character"),
@@ -111,6 +115,10 @@ TIMES: list[tuple[Any, int | str | None]] = [
     ("2024-13-01", "the time must be a number or an ISO 8601 string, not '2024-13-01'"),
     (True, "the time must be a number or an ISO 8601 string, not True"),
     ([1], "the time must be a number or an ISO 8601 string, not [1]"),
+    (
+        np.timedelta64(5, "s"),
+        "the time must be a number or an ISO 8601 string, not np.timedelta64(5,'s')",
+    ),
     (1e30, "the time 1e+30 is out of range"),
     (float("inf"), "the time inf is out of range"),
 ]

@@ -200,7 +200,9 @@ def _command(found: Found, settings: Settings, file: Path | None, config: Path |
     """What applies the chosen taus, under the same other settings. `config`: the file that -c named."""
     base = found.base.base_tau if found.base else found.base_now
     told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
-    variables = {"SHOAL_MODEL__ADAPTER": settings.model.adapter} if settings.model.adapter else {}
+    variables: dict[str, object] = {}
+    if settings.model.adapter:
+        variables["SHOAL_MODEL__ADAPTER"] = settings.model.adapter
     others = ["-m", str(settings.model.path)] if settings.model.path else []
     others += ["-c", str(config)] if config else []
     if file is not None:

@@ -69,6 +69,8 @@ def grid_of(embeddings: Any, dim: int | None) -> Int16:
     matrix = _array(embeddings)
     if matrix is None or matrix.ndim not in (1, 2) or matrix.dtype.kind not in "fiu":
         raise InputError(f"embeddings must be numbers of the shape (m, d), not {_described(embeddings)}")
+    if not matrix.size and matrix.ndim == 1:  # an empty list
+        return np.zeros((0, dim or 1), np.int16)
     matrix = np.atleast_2d(matrix)
     if not matrix.shape[1] or (dim is not None and matrix.shape[1] != dim):
         raise InputError(wrong_dimension(matrix.shape[1], dim))
@@ -92,7 +94,7 @@ def listed(name: str, values: Any) -> Sequence[Any]:
         raise InputError(f"{name} must be a list, one for each row, not {shown(values)}")
     if isinstance(values, (list, tuple)):
         return values
-    for convert in "to_pylist", "tolist":  # of pyarrow; of NumPy, pandas, torch
+    for convert in "to_pylist", "tolist", "to_list":  # of pyarrow; of NumPy, pandas, torch; of polars
         if hasattr(values, convert):
             values = getattr(values, convert)()
     if not isinstance(values, Iterable):
@@ -111,7 +113,7 @@ def _vectors(embeddings: Any, count: int) -> Any:
     """Return an array (n, d) of numbers as it is, and anything else as a sequence of n vectors."""
     refuse_masked("embeddings", embeddings)
     if isinstance(embeddings, (list, tuple)):
-        rows: Sequence[Any] = [np.asarray(row) if hasattr(row, "__array__") else row for row in embeddings]
+        rows: Sequence[Any] = [_array(row) if hasattr(row, "__array__") else row for row in embeddings]
     else:
         matrix = _array(embeddings)
         if matrix is not None and matrix.ndim == 2 and matrix.dtype.kind in "fiu" and len(matrix) == count:
@@ -123,11 +125,16 @@ def _vectors(embeddings: Any, count: int) -> Any:
 
 
 def _array(values: Any) -> Any:
-    """NumPy's reading of the values, None where it has none: rows of different lengths."""
+    """NumPy's reading of the values, None where it has none: rows of different lengths.
+
+    Raises InputError where their own library refuses: a tensor elsewhere, or of a type that NumPy has not.
+    """
     try:
         return np.asarray(values)
     except ValueError:
         return None
+    except (TypeError, RuntimeError) as problem:
+        raise InputError(f"{type(values).__name__} cannot be read as a NumPy array: {problem}") from None
 
 
 def _described(values: Any) -> str:

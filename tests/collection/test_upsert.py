@@ -270,6 +270,52 @@ def test_assign_refuses_bad_vectors(opened: Open, vectors: Any, reason: str) -> 
         engine.assign(vectors)
 
 
+def test_no_vectors_have_no_answers(opened: Open) -> None:
+    engine = opened()
+    assert engine.assign([]) == []
+    engine.upsert(names(20), draw(15, 20))
+    assert engine.assign([]) == []
+    assert engine.assign(np.zeros((0, DIM))) == []
+
+
+def test_tensors_that_numpy_cannot_read_are_refused(opened: Open) -> None:
+    import torch
+
+    engine, vectors = opened(), torch.tensor(draw(2, 3))
+    for tensor in (vectors.to(torch.bfloat16), vectors.clone().float().requires_grad_()):
+        for embeddings in (tensor, list(tensor)):
+            with pytest.raises(InputError, match="Tensor cannot be read as a NumPy array: "):
+                engine.upsert(names(3), embeddings)
+            with pytest.raises(InputError, match="cannot be read as a NumPy array"):
+                engine.assign(embeddings)
+    assert engine.upsert(names(3), vectors).inserted == 3
+
+
+class _Series:
+    """A column as polars has it: its values are columns again, but in `to_list`."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self._values = values
+
+    def __iter__(self) -> Any:
+        return (_Series(value) if isinstance(value, list) else value for value in self._values)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        values = np.empty(len(self._values), object)
+        values[:] = list(self)
+        return values
+
+    def to_list(self) -> list[Any]:
+        return self._values
+
+
+def test_columns_of_lists_that_are_columns_again(opened: Open) -> None:
+    engine, vectors = opened(), draw(2, 3)
+    engine.upsert(_Series(names(3)), _Series(vectors.tolist()), payloads=_Series([[1], [2], None]))  # type: ignore[arg-type]
+    assert [engine[name].payload for name in names(3)] == [[1], [2], None]
+    assert engine.upsert(names(3), vectors).updated == 2
+
+
 def test_a_dimension_beyond_the_bound_is_never_begun_with(opened: Open) -> None:
     engine = opened()
     with pytest.raises(InputError, match="16385 dimensions, not 1 to 16384"):
