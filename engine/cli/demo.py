@@ -22,6 +22,7 @@ from engine.cli.console import Interrupted, Stop
 from engine.cli.digits import Demo, Digits, Frame, Shown
 from engine.cli.evaluate import print_figures
 from engine.config import Settings, StoreSettings
+from engine.daemon import key_file
 from engine.errors import ConfigError, counted
 from engine.system import logs
 from engine.types import Applied, Batch
@@ -49,6 +50,8 @@ def run(
 
     `rate`: digits a second, by default so that whoever opens the page sees it grow.
     """
+    if not exit_at_end:
+        key_file.read(settings.api)  # the page's process would end for want of it, and nobody would be told
     console = Console(stderr=as_json, highlight=False)
     logs.configure("demo", logging.WARNING)
     with _store(store) as path, Stop() as stop, ExitStack() as open_:

@@ -127,3 +127,11 @@ def test_the_demo_stops_in_the_middle(tmp_path: Path, model: Path) -> None:
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert err.strip() == "shoal: stopped by SIGTERM before the stream ended."
+
+
+def test_a_page_without_its_key_is_told_before_anything_begins(shoal: Run, tmp_path: Path) -> None:
+    config = tmp_path / "shoal.toml"
+    config.write_text('[api]\nkey_file = "none"\n')
+    done = shoal("demo", "-c", config)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().endswith("The API key in none cannot be read: No such file or directory.")
