@@ -5,6 +5,7 @@ It keeps the same state as a collection and takes the same steps, without a stor
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -168,9 +169,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self._begun = {name: getattr(self, name) for name in FIXED}
         self._center, self._scale = np.zeros(rows.shape[1]), 1.0
         if self.metric == "euclidean":
-            self._center = rows.mean(axis=0)
-            spread = float(np.sqrt(((rows - self._center) ** 2).sum(axis=1).mean()))
-            self._scale = spread if 0.0 < spread < np.inf else 1.0
+            self._center, self._scale = _center_and_spread(rows)
         self._settings, self._model, self._usable = settings, model, np.zeros(0, np.bool_)
         self._state, self._adapter, self._rng = state, adapter, rng
         self._incoming: list[Int16] = []  # of usable rows, where an adapter changes them
@@ -267,6 +266,25 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "labels_")
+
+
+def _center_and_spread(rows: Float64) -> tuple[Float64, float]:
+    """Return the mean (d,) of rows (n, d), and the root mean square distance from it; 1 where that is 0.
+
+    In units near the largest component, so that no sum or square overflows or vanishes.
+    """
+    unit = _power_of_two(rows)
+    center = (rows / unit).mean(axis=0)
+    moved = rows / unit - center
+    largest = _power_of_two(moved)
+    spread = unit * largest * float(np.sqrt(((moved / largest) ** 2).sum(axis=1).mean()))
+    return unit * center, spread if 0.0 < spread < np.inf else 1.0
+
+
+def _power_of_two(values: Float64) -> float:
+    """Return the power of two at or below the greatest magnitude, by which division is exact; 1 for zeros."""
+    largest = float(np.abs(values).max())
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest else 1.0
 
 
 def _by_occurrence(names: Int64) -> Int64:

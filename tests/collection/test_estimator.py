@@ -137,6 +137,8 @@ def test_euclidean_finds_blobs_wherever_they_are() -> None:
     assert adjusted_rand_score(y, found[0]) > 0.95
     assert adjusted_rand_score(found[0], found[1]) > 0.99
     assert (found[0] == found[2]).all()
+    for unit in (1e-300, 1e-170, 1e160, 1e305):  # squares of these vanish, or overflow
+        assert (HiLander(metric="euclidean").fit(unit * X).labels_ == found[0]).all(), unit
     assert HiLander(metric="euclidean").fit(np.ones((4, 3))).labels_.tolist() == [0, 0, 0, 0]
 
 
