@@ -33,6 +33,7 @@ _PLANS, _PLANNED = 1000, 1000  # sets of field names remembered, and the charact
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _BOM = b"\xef\xbb\xbf"
+_NO_JSON = "Type is not JSON serializable: "  # as orjson says it
 _document = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -156,7 +157,7 @@ class Parser:
         vector = read_vector(load(roles["vector"]))
         time_ms = read_time(load(roles["time"])) if "time" in roles else None
         payload = payload_of(roles["payload"]) if "payload" in roles else b""
-        extras = {role: dump_json(roles[role]) for role in EXTRAS if role in roles}
+        extras = {role: dump_json(roles[role], role) for role in EXTRAS if role in roles}
         return Record(name, vector, time_ms, join_payload(payload, extras, self.limits))
 
     def _raw_payload(self, raw: Any) -> bytes:
@@ -382,15 +383,22 @@ def join_payload(payload: bytes, extras: Mapping[str, bytes], limits: LimitsSett
     return read_document(b"{" + b",".join(parts) + b"}", limits)
 
 
-def dump_json(value: Any) -> bytes:
-    """A value of a payload as JSON. Raises Unusable."""
+def dump_json(value: Any, name: str = "payload") -> bytes:
+    """A value of a payload as JSON. Raises Unusable, which calls it by this name."""
     if isinstance(value, msgspec.Raw):
         return bytes(value)
     try:
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError) as problem:
-        reason = "it nests too deep" if "Recursion limit" in str(problem) else brief(problem)
-        raise Unusable(f"the payload is not JSON: {reason}") from None
+        reason = brief(problem)
+        if "Recursion limit" in reason:
+            reason = "it nests too deep"
+        elif "surrogates" in reason:
+            raise Unusable(f"the {name} is not UTF-8") from None
+        elif reason.startswith(_NO_JSON):
+            kind = reason.removeprefix(_NO_JSON)
+            reason = f"there is a value of type {kind} in it; give text, numbers, lists and objects of them"
+        raise Unusable(f"the {name} is not JSON: {reason}") from None
 
 
 def _levels(document: Any) -> int:

@@ -158,7 +158,7 @@ class Rows:
         payload = b"" if columns.payloads is None else read_payload(columns.payloads[row], self._limits)
         if not columns.extras:
             return payload
-        extras = {role: dump_json(values[row]) for role, values in columns.extras.items()}
+        extras = {role: dump_json(values[row], role) for role, values in columns.extras.items()}
         return join_payload(payload, extras, self._limits)
 
     def _doubt(self, number: int, time_ms: int) -> None:

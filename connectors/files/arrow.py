@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from connectors.files.reading import Array, Part, Reading, row_keys
+from connectors.files.reading import Array, Part, Reading, plain, row_keys
 from engine.config import MAX_DIM
 from engine.errors import InputError
 from engine.records import EXTRAS, brief, text_payload
@@ -134,7 +134,9 @@ def _columns(columns: Mapping[str, Any], names: Sequence[str]) -> Columns:
         keys=columns["key"].to_pylist() if "key" in columns else names,
         times=_times(columns["time"]) if "time" in columns else None,
         payloads=payloads,
-        extras={role: columns[role].to_pylist() for role in EXTRAS if role in columns},
+        extras={
+            role: [plain(each) for each in columns[role].to_pylist()] for role in EXTRAS if role in columns
+        },
     )
 
 

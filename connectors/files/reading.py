@@ -105,6 +105,6 @@ def row_keys(stem: str, first: int, count: int) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value of a NumPy array as Python's own; bytes are text."""
+    """A value of a column as Python's own; bytes are text."""
     raw = value.item() if isinstance(value, np.generic) and value.dtype.kind not in "Mm" else value
     return raw.decode(errors="replace") if isinstance(raw, bytes) else raw

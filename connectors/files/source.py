@@ -72,19 +72,23 @@ class FileSource:
             raise InputError(f"{self.path} cannot be followed: only {', '.join(TEXT)} can.")
         if self._piped:
             return TextReader(reading, suffix if suffix in TEXT else "")
-        if suffix in NUMPY:
-            return NumpyReader(reading)
-        if suffix in ARROW:
-            return ArrowReader(reading)
         if suffix in TEXT:
-            reader = TextReader(reading, suffix, follow)
-            if not follow and reader.is_empty():
-                raise InputError(f"{self.path} holds no records: name another file.")
-            return reader
+            text = TextReader(reading, suffix, follow)
+            if not follow and text.is_empty():
+                raise self._without_records()
+            return text
+        if suffix in NUMPY + ARROW:
+            table = NumpyReader(reading) if suffix in NUMPY else ArrowReader(reading)
+            if table.total == 0:
+                raise self._without_records()
+            return table
         known = ", ".join((*NUMPY, *ARROW, *TEXT))
         raise InputError(
             f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."
         )
+
+    def _without_records(self) -> InputError:
+        return InputError(f"{self.path} holds no records: name another file.")
 
     @property
     def total(self) -> int | None:

@@ -6,6 +6,7 @@ import gzip
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -114,6 +115,40 @@ def test_a_file_without_records(tmp_path: Path, name: str) -> None:
             read(path)
     if path.suffix != ".gz":  # there something may come
         FileSource(path, Options(2, follow=True))
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet", "a.feather"])
+def test_arrays_and_tables_without_records(tmp_path: Path, name: str) -> None:
+    table = pa.table({"key": pa.array([], pa.string()), "emb": pa.array([], pa.list_(pa.float32()))})
+    make = {
+        "a.npz": lambda path: np.savez(path, emb=EMB[:0]),
+        "a.npy": lambda path: np.save(path, EMB[:0]),
+        "a.parquet": lambda path: pyarrow.parquet.write_table(table, path),
+        "a.feather": lambda path: pa.feather.write_feather(table, path),
+    }
+    make[name](tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} holds no records: name another file\."):
+        read(tmp_path / name)
+
+
+def test_text_that_a_table_has_as_bytes(tmp_path: Path) -> None:
+    """As Parquet of older writers has it; what is no text is named by its column."""
+    columns: dict[str, Any] = {"key": ["a", "b"], "emb": [[1.0, 2.0], [3.0, 4.0]]}
+    batch, _ = single(write_parquet(tmp_path / "a.parquet", **columns, text=["ä".encode(), None]))
+    assert list(batch.payloads) == ['{"text":"ä"}'.encode(), b""]
+    image = {"bytes": b"\x89PNG", "path": "a.png"}
+    batch, rejects = single(write_parquet(tmp_path / "b.parquet", **columns, image=[image, None]))
+    assert batch.keys == [b"b"]
+    why = "there is a value of type bytes in it; give text, numbers, lists and objects of them"
+    assert rejects == [f"row 0: the image is not JSON: {why}"]
+
+
+def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("key,emb,text,color\na,1 2,café,rot\nb,1 2,Tee,grün\n".encode("latin-1"))
+    batch, rejects = single(path)
+    assert batch.keys == [b"b"]
+    assert rejects == ["row 0: the text is not UTF-8"]
 
 
 def test_a_table_is_read_from_its_first_line_again(tmp_path: Path) -> None:
