@@ -85,6 +85,7 @@ class NumpyReader:
     def _find_roles(self) -> Mapping[str, str]:
         """Role -> array; of an .npy that is nothing but the embeddings."""
         if not self._is_zip:
+            self._reading.need_chosen({}, ["embeddings alone"], "array")
             return {"vector": ""}
         with zipfile.ZipFile(self._path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from engine.config import LimitsSettings
 from engine.errors import InputError
-from engine.records import Parser, Plan
+from engine.records import FIELDS, Parser, Plan
 from engine.rows import Rows
 
 Array = NDArray[Any]
 STDIN = Path("-")
 CHUNK_BYTES = 2**20
 SHOWN_MAX = 200  # characters of the names that a file has instead
+CHOSEN = ("key", "time", "payload")  # roles for which a column may be named, and that no file needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,32 @@ class Reading:
         """
         plan = self.parser.plan(names)
         if "vector" not in plan.roles:
-            wanted, held = self.parser.fields.vector, ", ".join(names) or "nothing"
-            held = held if len(held) <= SHOWN_MAX else f"{held[:SHOWN_MAX]}..."
+            wanted = self.parser.fields.vector
             raise InputError(
-                f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {held}. "
+                f"{self.shown} is not an embedding file: it has no {what} {wanted[0]}, but {_listed(names)}. "
                 "Rename the one that holds embeddings, or name it with `shoal ingest --vector-column`."
             )
+        self.need_chosen(plan.roles, names, what)
         if twice := [name for name in plan.roles.values() if names.count(name) > 1]:
             raise InputError(f"{self.shown} has two columns {twice[0]}: rename one of them.")
         if count:
             self.parser.ignore(plan.ignored, count)
         return plan
+
+    def need_chosen(self, roles: Mapping[str, str], names: Sequence[str], what: str) -> None:
+        """Raise InputError where a name was chosen for a role, and no column has it: it may be misspelled."""
+        for role in CHOSEN:
+            wanted = getattr(self.parser.fields, role)
+            if wanted != getattr(FIELDS, role) and role not in roles:
+                raise InputError(
+                    f"{self.shown} has no {what} {wanted[0]}, but {_listed(names)}: name another with "
+                    f"--{role}-column, or leave that out."
+                )
+
+
+def _listed(names: Sequence[str]) -> str:
+    held = ", ".join(names) or "nothing"
+    return held if len(held) <= SHOWN_MAX else f"{held[:SHOWN_MAX]}..."
 
 
 @dataclass(frozen=True, slots=True)

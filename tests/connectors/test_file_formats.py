@@ -260,12 +260,30 @@ def test_the_usual_names_in_every_format(tmp_path: Path) -> None:
 
 def test_a_column_may_be_named(tmp_path: Path) -> None:
     fields = FIELDS.named(key="sku", vector="v", time="when", payload="extra")
-    path = write(tmp_path / "a.npz", v=EMB, sku=list("abcde"), emb=EMB[::-1], keys=list("vwxyz"))
+    columns = {"v": EMB, "sku": list("abcde"), "emb": EMB[::-1], "keys": list("vwxyz")}
+    path = write(tmp_path / "a.npz", **columns, when=[1.7e9] * 5, extra=list("vwxyz"))
     [chunk] = read(path, fields=fields)
     assert chunk.batch.keys == [b"a", b"b", b"c", b"d", b"e"]
+    assert chunk.batch.times[0] == 1_700_000_000_000
+    assert chunk.batch.payloads[0] == b'"v"'
     assert np.array_equal(chunk.batch.vectors, quantize(EMB)[0])
     with pytest.raises(InputError, match="no array nothing, but v, sku, emb, keys"):
         read(path, fields=FIELDS.named(vector="nothing"))
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet", "a.csv"])
+@pytest.mark.parametrize("role", ["key", "time", "payload"])
+def test_a_column_that_was_named_has_to_be_there(tmp_path: Path, name: str, role: str) -> None:
+    """Else a misspelled name would give every record another key, or no time."""
+    path, what = tmp_path / name, "array" if name[2] == "n" else "column"
+    if name == "a.csv":
+        path.write_text("key,emb\na,1 2\n")
+    elif name == "a.parquet":
+        write_parquet(path, key=["a"], emb=[[1.0, 2.0]])
+    else:
+        written(path)
+    with pytest.raises(InputError, match=f"has no {what} nmae, but .*name another with --{role}-column"):
+        read(path, fields=FIELDS.named(**{role: "nmae"}))
 
 
 def test_a_ragged_file_decides_by_most_of_its_first_rows(tmp_path: Path) -> None:
