@@ -410,7 +410,7 @@ def with_options(options: Mapping[str, Any]) -> Settings:
 def _read(path: Path) -> dict[str, Any]:
     """Read a file of settings. pydantic-settings' own source says nothing of a file that is not there."""
     try:
-        return tomllib.loads(expanded(path).read_text(encoding="utf-8"))
+        return tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration file {path}: name another with -c.") from None
     except OSError as problem:

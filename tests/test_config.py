@@ -141,6 +141,12 @@ def test_a_contradiction_names_both_origins(tmp_path: Path, monkeypatch: pytest.
         config.load(path)
 
 
+def test_a_file_may_begin_with_the_mark_of_the_byte_order(tmp_path: Path) -> None:
+    """As editors of Windows write it."""
+    (tmp_path / "shoal.toml").write_text("[index]\nef = 321\n", encoding="utf-8-sig")
+    assert config.load(tmp_path / "shoal.toml").index.ef == 321
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration file .*nope\.toml"):
         config.load(tmp_path / "nope.toml")
