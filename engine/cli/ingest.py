@@ -23,6 +23,7 @@ from engine.types import Applied
 NAMELESS = "a column without a name"
 OTHER_DIMENSION = ", not the collection's"  # as `records.wrong_dimension` says it
 REASONS = 20  # of a file's rejected records are told apart where people read: many name a value
+IGNORED = 20  # names that a file has instead are told
 MAX_REJECTS_TOLD = 1000  # in JSON; standard error then gets all
 APPLIED = ("inserted", "moved", "unchanged", "updated", "deleted", "unknown", "expired")
 TOLD = (*APPLIED, "rejected", "superseded", "doubtful")
@@ -181,8 +182,10 @@ class _Work:
         self.ignored.update(source.ignored)
         if source.ignored:
             named = ", ".join(
-                f"{name or NAMELESS} ({count:,})" for name, count in list(source.ignored.items())[:20]
+                f"{name or NAMELESS} ({count:,})" for name, count in list(source.ignored.items())[:IGNORED]
             )
+            if len(source.ignored) > IGNORED:
+                named += f", and {counted(len(source.ignored) - IGNORED, 'more name')}"
             complain(f"shoal: {source.shown}: not understood and left out: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:

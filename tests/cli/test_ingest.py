@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from connectors.files.source import Options
-from engine.cli.ingest import REASONS, ingest
+from engine.cli.ingest import IGNORED, REASONS, ingest
 from engine.collection.collection import Engine
 from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError
@@ -201,6 +201,12 @@ def test_a_column_without_a_name_is_told(take: Take, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(",key,embedding\n0,a,1 2\n1,b,2 3\n")
     assert "not understood and left out: a column without a name (2)." in take(path)["err"]
+
+
+def test_more_names_than_are_told_are_counted(take: Take, tmp_path: Path) -> None:
+    many = {f"column {at}": 1 for at in range(IGNORED + 3)}
+    summary = take(lines(tmp_path / "a.jsonl", record("a", **many)))
+    assert f"column {IGNORED - 1} (1), and 3 more names." in summary["err"]
 
 
 def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) -> None:
