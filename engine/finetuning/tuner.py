@@ -36,6 +36,7 @@ class TunerPlan:
         default_factory=lambda: OptimizerPlan(rate=5e-4, decay=0.01, average=0.98, warm=10)
     )
     anchor: float = 0.1  # weight of the start's p where labels say nothing
+    kept: float = 0.25  # weight of the start's weights in the mean with the fine-tuned ones
     first: int = 3  # roll-outs of each collection before the first step
     fresh_every: int = 20  # steps between new roll-outs
 
@@ -43,8 +44,10 @@ class TunerPlan:
 class NetworkTuner:
     """One network in fine-tuning, the average of its weights, and the levels that it learns from."""
 
-    def __init__(self, start: Linkage, plan: OptimizerPlan, pool_size: int, anchor: float = 0.0) -> None:
-        self.start, self.pool_size, self.anchor = start, pool_size, anchor
+    def __init__(
+        self, start: Linkage, plan: OptimizerPlan, pool_size: int, anchor: float = 0.0, kept: float = 0.0
+    ) -> None:
+        self.start, self.pool_size, self.anchor, self.kept = start, pool_size, anchor, kept
         net = Universal(replace(start.net.config))
         net.load_state_dict(start.net.state_dict())
         self.optimization = Optimization(net, plan)
@@ -66,8 +69,16 @@ class NetworkTuner:
         return self.optimization.step(lambda net: labelled_loss(net, level), share)
 
     def linkage(self) -> Linkage:
-        """Return the average of the weights so far, as the engine runs it."""
-        return Linkage(copy.deepcopy(self.optimization.ema_net), self.start.nodes, self.start.edges)
+        """Return the average of the weights so far, mixed with the start's, as the engine runs it.
+
+        The mixture keeps most of what was learned and forgets less: WiSE-FT (Wortsman et al., arXiv
+        2109.01903).
+        """
+        net = copy.deepcopy(self.optimization.ema_net)
+        with torch.no_grad():
+            for own, started in zip(net.parameters(), self.start.net.parameters(), strict=True):
+                own.lerp_(started, self.kept)
+        return Linkage(net, self.start.nodes, self.start.edges)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the training, for a checkpoint, without the random generators."""
@@ -98,7 +109,7 @@ class Tuner:
     ) -> None:
         self.collections, self.start, self.plan, self.rng = collections, start, plan, rng
         self.base, self.upper = (
-            NetworkTuner(each, plan.pace, POOL, plan.anchor) for each in (start.base, start.upper)
+            NetworkTuner(each, plan.pace, POOL, plan.anchor, plan.kept) for each in (start.base, start.upper)
         )
         self.steps = 0  # of a network without levels to learn from, too
 
