@@ -33,7 +33,7 @@ class Context:
         self.settings, self.meters, self.atlas = settings, Meters(), Atlas()
         self.reader, self.writer = StoreReader(settings), WriterClient(settings)
         self.themes = ThemeReader(self.writer)
-        self.writes = WriteQueue(self.writer, settings.api)
+        self.writes = WriteQueue(self.writer, settings)
         self.follower = Follower(bounds_of(settings.api))
         self.streams = EventStreams(self.reader, self.follower, settings.api.heartbeat_s)
         self.exports = Exports(settings)
