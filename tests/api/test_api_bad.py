@@ -374,15 +374,15 @@ def test_an_api_key_is_asked_for(store: Path, tmp_path: Path) -> None:
 def test_without_a_key_it_answers_to_no_foreign_name(quiet: Api) -> None:
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", ""):
         problem(quiet.http.get("/v1/clusters", headers={"host": host}), "wrong-host")
-    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "shoal.localhost", "10.0.0.7"):
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "shoal.localhost", "10.0.0.7", "LocalHost.:8000"):
         assert quiet.http.get("/v1/clusters", headers={"host": host}).status_code == 200
 
 
 def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
     context = Context(settings_of(store, limits__progress_timeout_s=9.0))
 
-    async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        context.writer.status = Status(told)
+    async def ask(told: dict[str, Any] | None, silent_s: float = 0.0) -> tuple[int, dict[str, Any]]:
+        context.writer.status = Status(told, silent_s=silent_s)
         transport = httpx.ASGITransport(app=make_routes(context))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             answer = await http.get("/livez")
