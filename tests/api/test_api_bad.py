@@ -17,11 +17,11 @@ import pytest
 from engine.api.app import make_routes
 from engine.api.context import Context
 from engine.api.problems import KINDS
-from engine.api.writer_client import Status
+from engine.api.writer_client import Status, WriterClient
 from engine.config import Settings, load
 from engine.daemon.control import Listener
 from engine.daemon.supervisor import listen
-from engine.errors import ConfigError, InputError, WriterBusy
+from engine.errors import ConfigError, InputError, ShoalError, WriterAway, WriterBusy
 from engine.storage.store import Store
 from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
@@ -391,7 +391,24 @@ def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
     assert asyncio.run(ask(None)) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 8.9})) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 9.0})) == (503, {"live": False})
+    assert asyncio.run(ask(None, 8.9)) == (200, {"live": True})
+    assert asyncio.run(ask(None, 9.0)) == (503, {"live": False}), "it does not even say that it is stuck"
     context.close()
+
+
+def test_a_writer_that_does_not_answer_is_silent_and_one_that_is_away_is_not(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = WriterClient(settings_of(store))
+    for error, grows in ((WriterBusy("no answer in time"), True), (WriterAway("nobody is there"), False)):
+
+        def call(op: str, *, timeout_s: float, error: ShoalError = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(client._control, "call", call)
+        first, second = client._read_status(), client._read_status()
+        assert (second.silent_s > first.silent_s) == grows
+    client.close()
 
 
 def test_a_port_in_use_is_said(quiet: Api) -> None:
