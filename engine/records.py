@@ -166,7 +166,7 @@ class Parser:
 
 # What msgspec calls a value, in the words of `kind_of`.
 _JSON_TYPES = {"array": "list", "str": "string", "bool": "true or false"}
-_JSON_TYPES |= dict.fromkeys(("int", "float"), "a number")
+_JSON_TYPES |= dict.fromkeys(("int", "float", "range"), "a number")  # range: it is out of that
 
 
 def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:

@@ -284,6 +284,8 @@ def test_a_name_may_be_chosen_and_what_has_no_role_is_counted() -> None:
     [
         (b"[1]", "the record must be a JSON object, not list"),
         (b"1", "the record must be a JSON object, not a number"),
+        (b"1" * 400, "the record must be a JSON object, not a number"),
+        (b"1e999", "the record must be a JSON object, not a number"),
         (b'"a"', "the record must be a JSON object, not string"),
         (b'{"key": "\xe4", "embedding": [1]}', "the text is not UTF-8"),
         (b'{"\xe4": "a", "embedding": [1]}', "the text is not UTF-8"),

@@ -11,9 +11,11 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from zlib import crc32
 
 from fastapi import Depends, FastAPI, Request
 
+from engine import __version__
 from engine.api.cluster_map import Atlas
 from engine.api.event_stream import EventStreams
 from engine.api.exports import Exports
@@ -25,15 +27,19 @@ from engine.api.write_queue import WriteQueue
 from engine.api.writer_client import WriterClient
 from engine.config import Settings
 
+ANSWERING = {"model", "api", "limits"}  # sections of settings on which an answer may depend
+
 
 class Context:
     """The parts. Create it before the event loop; within `running` they are kept up to date."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.meters, self.atlas = settings, Meters(), Atlas()
+        told = f"{__version__} {settings.model_dump_json(include=ANSWERING)}"
+        self.stamp = crc32(told.encode())  # of ETags
         self.reader, self.writer = StoreReader(settings), WriterClient(settings)
         self.themes = ThemeReader(self.writer)
-        self.writes = WriteQueue(self.writer, settings.api)
+        self.writes = WriteQueue(self.writer, settings)
         self.follower = Follower(bounds_of(settings.api))
         self.streams = EventStreams(self.reader, self.follower, settings.api.heartbeat_s)
         self.exports = Exports(settings)

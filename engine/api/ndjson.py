@@ -49,7 +49,7 @@ class Piece:
 
     def __init__(self, parser: Parser, last: int = 0) -> None:
         self.last = last
-        self.count = self.bytes = 0  # of lines, whatever is in them
+        self.count = self.bytes = 0  # of lines, whatever is in them; bytes of a record, if it has more
         self.records: list[Record] = []
         self.lines: list[int] = []  # of the records, from 1 on
         self.refused: list[tuple[int, str]] = []
@@ -64,8 +64,10 @@ class Piece:
             self.refused.append((self.last, "the line is longer than [limits] record_max_bytes"))
         elif line.strip():
             try:
-                self.records.append(self._parser.parse(line))
+                record = self._parser.parse(line)
+                self.records.append(record)
                 self.lines.append(self.last)
+                self.bytes += max(0, record.size - len(line))
             except Unusable as problem:
                 self.refused.append((self.last, str(problem)))
 
@@ -100,7 +102,7 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
     view, parser = reader.view(), Parser(settings.limits)
     taken = Taken(view.version)
     try:
-        async for piece in _pieces(request, settings, parser):
+        async for piece in _pieces(request, settings, parser, writes):
             await _submit(piece, taken, writes, settings.api.bulk_timeout_s)
     except (Problem, ShoalError) as error:
         problem = of_error(error) if isinstance(error, ShoalError) else error
@@ -110,14 +112,16 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
     return {"collection": view.collection, **asdict(taken)}
 
 
-async def _pieces(request: Request, settings: Settings, parser: Parser) -> AsyncIterator[Piece]:
+async def _pieces(
+    request: Request, settings: Settings, parser: Parser, writes: WriteQueue
+) -> AsyncIterator[Piece]:
     """The lines of the body, in pieces bounded in lines and bytes."""
     bounds, lines, piece = settings.api, Lines(settings.limits.record_max_bytes), Piece(parser)
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):
             for line in lines.feed(chunk[start : start + SLICE_BYTES]):
                 piece.take(line)
-                if piece.count == bounds.bulk_batch or piece.bytes > bounds.body_max_bytes:
+                if piece.count == writes.records_max or piece.bytes > writes.bytes_max:
                     yield piece
                     piece = Piece(parser, piece.last)
             await asyncio.sleep(0)

@@ -35,7 +35,7 @@ class Conditional:
         context, scope = context_of(self.request), self.request.scope
         view = context.reader.view()
         state = view.state
-        address = crc32(scope["raw_path"] + b"?" + scope["query_string"])
+        address = crc32(scope["raw_path"] + b"?" + scope["query_string"], context.stamp)
         tag = f'"{state.version}-{state.time_ms:x}-{context.follower.version}-{address:x}"'
         if _matches(self.known, tag):
             return Response(None, 304, {"etag": tag, "cache-control": "no-cache"})

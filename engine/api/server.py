@@ -8,6 +8,7 @@ import socket
 import sys
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -22,6 +23,7 @@ from engine.system import scheduling
 STOP_S = 5  # for requests in progress at shutdown
 SWITCH_S = 0.0005  # interpreter switch interval: the event loop preempts threads that read large pages
 KEEP_ALIVE_S = 75
+FRAMING = (b"content-length", b"transfer-encoding")  # headers that say where a body ends
 
 
 def serve(settings: Settings, listening: socket.socket) -> None:
@@ -64,19 +66,40 @@ def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
     return Bounded
 
 
+class Parser(httptools.HttpRequestParser):
+    """Hands over what follows the head of a request that asks for another protocol (`Upgrade: h2c`).
+
+    httptools takes its body for that protocol, and parses no further.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._connection = connection
+
+    def feed_data(self, data: Any) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as asked:
+            self._connection.go_on(data[asked.args[0] :])
+
+
 class Connection(HttpToolsProtocol):
     """HTTP connection with timeouts: `patience_s` to receive a request's head, and to drain a response.
 
-    Between requests a connection may rest for KEEP_ALIVE_S. Bodies are timed by who reads them.
+    Between requests a connection may rest for KEEP_ALIVE_S. Bodies are timed by who reads them. A wish for
+    another protocol is ignored, as RFC 9110, 7.8 lets a server do: Java's client has it in each request.
     """
 
     bounds: ApiSettings
+    _head_known = False
     _awaited: asyncio.TimerHandle | None = None  # a request's head
     _stuck: asyncio.TimerHandle | None = None  # since the client stopped reading
     _head = 0  # its bytes received so far
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.parser = Parser(self)
         if len(self.connections) > self.bounds.connections_max:
             most = self.bounds.connections_max
             self._refuse(Problem("busy", f"{most} connections are open already ([api] connections_max)."))
@@ -98,15 +121,38 @@ class Connection(HttpToolsProtocol):
             if self._head > self.bounds.header_max_bytes:
                 self.send_400_response("The head of the request is too large ([api] header_max_bytes).")
 
+    def go_on(self, data: bytes) -> None:
+        """Parse what follows a head anew, as the body that the head announced."""
+        framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in FRAMING]
+        self.parser = Parser(self)
+        self._head_known = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        self._head_known = False
+        self.parser.feed_data(data)
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._await_head()
+        if not self._head_known:
+            super().on_message_begin()
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._head_known:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_known:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._awaited:
             self._awaited.cancel()
             self._awaited = None
-        super().on_headers_complete()
+        if not self._head_known:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # else the body is still to come
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem("bad-request", msg))

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from engine import submissions
 from engine.api.problems import Problem
 from engine.api.writer_client import WriterClient
-from engine.config import ApiSettings
+from engine.config import Settings
 from engine.errors import ShoalError, WriterBusy
 from engine.records import Record
 from engine.streams import Body
+
+FRAME_SHARE = 4  # of a frame to the writer: with one more record than fits, and what goes with each
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ class _Waiting:
 
 
 class WriteQueue:
-    """Used in the event loop only."""
+    """Used in the event loop only. `records_max`, `bytes_max`: what may go to the writer in one call."""
 
-    def __init__(self, writer: WriterClient, settings: ApiSettings) -> None:
-        self._writer, self._settings = writer, settings
+    def __init__(self, writer: WriterClient, settings: Settings) -> None:
+        bounds = settings.api
+        self._writer, self._calls_max = writer, bounds.submits_max
+        self.records_max = min(bounds.bulk_batch, settings.limits.queue_records)
+        self.bytes_max = min(bounds.body_max_bytes, settings.control.frame_max_bytes // FRAME_SHARE)
         self.rejected = 0  # records of requests that could not be used
         self._waiting: deque[_Waiting] = deque()
         self._calls: set[asyncio.Task[None]] = set()
@@ -71,7 +76,7 @@ class WriteQueue:
 
     def _start(self) -> None:
         """Call the writer with what waits, while it may be called."""
-        while len(self._calls) < self._settings.submits_max and (group := self._take()):
+        while len(self._calls) < self._calls_max and (group := self._take()):
             call = asyncio.create_task(self._send(group))
             self._calls.add(call)
             call.add_done_callback(self._ended)
@@ -90,7 +95,7 @@ class WriteQueue:
                 self._waiting.popleft()
                 continue
             count, size = count + len(first.records), size + first.size
-            if group and (count > self._settings.bulk_batch or size > self._settings.body_max_bytes):
+            if group and (count > self.records_max or size > self.bytes_max):
                 break
             group.append(self._waiting.popleft())
         return group

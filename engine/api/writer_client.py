@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,10 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The writer's last status; `told` is None where it gave none, for this `reason`."""
+    """The writer's last status; `told` is None where it gave none, for this `reason`.
+
+    `silent_s`: for so long a writer that is there has not answered.
+    """
 
     told: Body | None = None
     reason: str = "the writer was not asked yet"
+    silent_s: float = 0.0
 
 
 class WriterClient:
@@ -34,7 +39,7 @@ class WriterClient:
 
     def __init__(self, settings: Settings) -> None:
         bounds = settings.api
-        self.status = Status()
+        self.status, self._heard = Status(), time.monotonic()
         self._calls_max = bounds.forwards_max
         self._control = Control(settings.store.path, bounds.forward_timeout_s, settings.control)
         self._threads = ThreadPoolExecutor(3 * bounds.forwards_max + 1, "caller")
@@ -69,11 +74,14 @@ class WriterClient:
 
     def _read_status(self) -> Status:
         try:
-            return Status(self._control.call("status", timeout_s=STATUS_TIMEOUT_S), "")
+            status = Status(self._control.call("status", timeout_s=STATUS_TIMEOUT_S), "")
         except WriterAway as error:
-            return Status(None, f"the writer does not run: {error}")
+            status = Status(None, f"the writer does not run: {error}")
         except ShoalError as error:
-            return Status(None, f"the writer does not answer: {error}")
+            silent_s = time.monotonic() - self._heard
+            return Status(None, f"the writer does not answer: {error}", silent_s)
+        self._heard = time.monotonic()
+        return status
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

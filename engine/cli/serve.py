@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,14 +47,14 @@ def _plan_store(settings: Settings, positions: dict[str, bytes]) -> str:
     from engine.collection.build import load_adapter, load_model, store_config
     from engine.storage.environment import refuse_remains
     from engine.storage.reader import View
-    from engine.storage.store import compare, hold
+    from engine.storage.store import compare
 
     folder, name = settings.store.path, settings.collection.name
     wanted = store_config(settings, load_model(settings), load_adapter(settings))
+    supervisor.need_folder(folder)
     if not (folder / "data.mdb").exists():
         refuse_remains(folder)
         return f"It would make a store for the collection {name} in {folder}."
-    os.close(hold(folder))
     with View.open(folder, settings.limits.map_size_bytes) as view:
         compare(folder, view.config, {**wanted, "format": view.config["format"]})
         positions.update(view.positions())

@@ -75,7 +75,8 @@ class Control(Closing):
             raw.append(blob)
         if max(map(len, raw)) > self._bounds.frame_max_bytes:
             raise InputError(
-                f"a request of more than {self._bounds.frame_max_bytes} bytes: send less at once"
+                f"a request of more than {self._bounds.frame_max_bytes} bytes ([control] frame_max_bytes): "
+                "send less at once"
             )
         return _unwrap(self._exchange(op, raw, time.monotonic() + limit_s))
 
@@ -247,7 +248,10 @@ class Listener(Closing):
             answer = self._handlers[op](body, vectors)
             frame = orjson.dumps({"answer": answer}, option=orjson.OPT_SERIALIZE_NUMPY)
             if len(frame) > self._bounds.frame_max_bytes:
-                raise InputError(f"the answer has {len(frame)} bytes, more than may be sent: ask for less")
+                raise InputError(
+                    f"the answer has {len(frame)} bytes, more than may be sent ([control] frame_max_bytes): "
+                    "ask for less"
+                )
             return frame
         except ShoalError as problem:
             return _wrap(problem)

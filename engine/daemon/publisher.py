@@ -113,7 +113,8 @@ class Publisher:
         if place != self.published.place or self.published.retain_from_version == 0:
             self.published.place, self.published.retain_from_version = place or BEGIN, (place or BEGIN)[0]
         self.published.version = 0
-        self._log.info("publishing", behind=f"{self.published.place[0]}-{self.published.place[1]}")
+        version, ordinal = self.published.place
+        self._log.info("publishing", behind=f"{version}-{ordinal}" if place else "the beginning")
 
     def _count(self, events: Sequence[tuple[EventId, Event]]) -> None:
         for _, event in events:

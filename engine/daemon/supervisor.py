@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine import config_transfer, errors
@@ -26,6 +28,7 @@ from engine.backoff import Backoff
 from engine.config import ApiSettings, Settings
 from engine.daemon.control import Control
 from engine.errors import ConfigError, ShoalError
+from engine.storage.environment import unwritable
 from engine.storage.store import hold
 from engine.system import isolation, logs
 from engine.system.systemd import Notifier
@@ -37,6 +40,7 @@ BACKOFF_S = 1.0, 30.0  # before a failed part is started again: first, last
 API_STOP_S = 20.0
 NICENESS = 5
 BACKLOG = 512
+LOCK = "writer"  # a store's file that its writer holds
 _PR_SET_PDEATHSIG = 1
 
 
@@ -261,7 +265,7 @@ def end_with_parent(parent: int) -> None:
 def serve(settings: Settings) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises ShoalError."""
     log = logs.get()
-    _refuse_a_second(settings)
+    need_folder(settings.store.path)
     with listen(settings.api) as listening:
         daemon = Daemon(settings, parts_of(settings, listening), log)
 
@@ -275,7 +279,18 @@ def serve(settings: Settings) -> None:
         log.info("stopped")
 
 
-def _refuse_a_second(settings: Settings) -> None:
-    """Raises StoreLocked while another process writes the store; the writer would find out much later."""
-    if settings.store.path.is_dir():
-        os.close(hold(settings.store.path))
+def need_folder(folder: Path) -> None:
+    """Raises StoreLocked while another process writes the store, StoreFull or StoreError where none can.
+
+    The writer would find out much later.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError
+        if (folder / LOCK).exists():
+            os.close(hold(folder))
+        elif not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    except OSError as problem:
+        raise unwritable(folder, problem) from None

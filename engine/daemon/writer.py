@@ -20,6 +20,7 @@ from concurrent.futures import TimeoutError as NotInTime  # Python 3.10 has one 
 from typing import Any, TypeVar
 
 from engine.collection.collection import Engine
+from engine.collection.warm_up import warm_up
 from engine.config import BatchSettings, Settings
 from engine.daemon.admin import Admin
 from engine.daemon.assign_queue import AssignQueue
@@ -259,6 +260,9 @@ def run(settings: Settings, open_source: OpenSource) -> None:
     stop = _stop_on_signals(settings, log)
     start = time.monotonic()
     with ThreadPoolExecutor(1, "snapshots") as aside, Engine.open(settings, executor=aside) as engine:
+        if not len(engine):  # opening a store with items has loaded most already
+            log.info("preparing", about="functions that batches need; they are compiled where they are new")
+            warm_up(settings)
         source = open_source(context_of(settings, engine))
         writer = Writer(settings, engine, source, log)
         stop(writer.stopping)

@@ -293,6 +293,11 @@ def unreadable(folder: Path, error: Exception) -> StoreError:
             f"{folder}: memory or address space is short ({error}): end other programs, or allow this one "
             "more (ulimit -v), then start again"
         )
+    if _is_refused(error):
+        return StoreError(
+            f"{folder} cannot be read ({error}): readers write its {LOCK}, too; run this as the user who "
+            "writes the store, or give this one the right to write there"
+        )
     return CorruptStore(f"{folder} is damaged ({error}); restore a backup")
 
 
@@ -301,7 +306,7 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
     code = error_code(error)
     if code == errno.ENOMEM or isinstance(error, (*DAMAGE, lmdb.ReadersFullError)):
         return unreadable(folder, error)
-    if code in _REFUSED or isinstance(error, lmdb.ReadonlyError):
+    if _is_refused(error):
         return StoreFull(f"{folder} cannot be written ({error}); make it writable, then start again")
     if isinstance(error, FileExistsError | NotADirectoryError):
         return StoreError(f"{folder} is not a folder; name another store")
@@ -310,6 +315,11 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
         f"{folder}: the disk refused a write ({error}; {free:.0f} MB free); nothing of it was kept: "
         "make room or mend the disk, then start again"
     )
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether this user may not do it, or nobody."""
+    return error_code(error) in _REFUSED or isinstance(error, lmdb.ReadonlyError)
 
 
 def error_code(error: Exception) -> int | None:
@@ -345,6 +355,8 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
     except (*DAMAGE, lmdb.ReadersFullError, lmdb.MemoryError) as error:
         raise unreadable(folder, error) from error
     except lmdb.Error as error:
+        if _is_refused(error):
+            raise unreadable(folder, error) from error
         raise StoreError(f"{folder} cannot be read ({error})") from error
     try:
         env.reader_check()

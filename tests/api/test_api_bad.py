@@ -17,11 +17,11 @@ import pytest
 from engine.api.app import make_routes
 from engine.api.context import Context
 from engine.api.problems import KINDS
-from engine.api.writer_client import Status
+from engine.api.writer_client import Status, WriterClient
 from engine.config import Settings, load
 from engine.daemon.control import Listener
 from engine.daemon.supervisor import listen
-from engine.errors import ConfigError, InputError, WriterBusy
+from engine.errors import ConfigError, InputError, ShoalError, WriterAway, WriterBusy
 from engine.storage.store import Store
 from tests.support.fake_collection import CONFIG, Toy
 from tests.support.live_api import Api, api, settings_of
@@ -374,15 +374,15 @@ def test_an_api_key_is_asked_for(store: Path, tmp_path: Path) -> None:
 def test_without_a_key_it_answers_to_no_foreign_name(quiet: Api) -> None:
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", ""):
         problem(quiet.http.get("/v1/clusters", headers={"host": host}), "wrong-host")
-    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "shoal.localhost", "10.0.0.7"):
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8000", "shoal.localhost", "10.0.0.7", "LocalHost.:8000"):
         assert quiet.http.get("/v1/clusters", headers={"host": host}).status_code == 200
 
 
 def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
     context = Context(settings_of(store, limits__progress_timeout_s=9.0))
 
-    async def ask(told: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        context.writer.status = Status(told)
+    async def ask(told: dict[str, Any] | None, silent_s: float = 0.0) -> tuple[int, dict[str, Any]]:
+        context.writer.status = Status(told, silent_s=silent_s)
         transport = httpx.ASGITransport(app=make_routes(context))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             answer = await http.get("/livez")
@@ -391,7 +391,24 @@ def test_a_writer_that_is_stuck_is_not_alive(store: Path) -> None:
     assert asyncio.run(ask(None)) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 8.9})) == (200, {"live": True})
     assert asyncio.run(ask({"stalled_s": 9.0})) == (503, {"live": False})
+    assert asyncio.run(ask(None, 8.9)) == (200, {"live": True})
+    assert asyncio.run(ask(None, 9.0)) == (503, {"live": False}), "it does not even say that it is stuck"
     context.close()
+
+
+def test_a_writer_that_does_not_answer_is_silent_and_one_that_is_away_is_not(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = WriterClient(settings_of(store))
+    for error, grows in ((WriterBusy("no answer in time"), True), (WriterAway("nobody is there"), False)):
+
+        def call(op: str, *, timeout_s: float, error: ShoalError = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(client._control, "call", call)
+        first, second = client._read_status(), client._read_status()
+        assert (second.silent_s > first.silent_s) == grows
+    client.close()
 
 
 def test_a_port_in_use_is_said(quiet: Api) -> None:

@@ -60,12 +60,41 @@ class Refusing:
 
     def __init__(self, error: Exception) -> None:
         self._error, self._calls, self.rejected = error, 0, 0
+        self.records_max, self.bytes_max = 1, 2**20
 
     async def submit(self, records: Any, timeout_s: float) -> Outcome:
         self._calls += 1
         if self._calls > 1:
             raise self._error
         return Outcome(4, {}, {}, frozenset())
+
+
+class Counting:
+    """A queue of writes that notes how many records each piece has."""
+
+    def __init__(self, records_max: int, bytes_max: int) -> None:
+        self.records_max, self.bytes_max = records_max, bytes_max
+        self.pieces: list[int] = []
+        self.rejected = 0
+
+    async def submit(self, records: Any, timeout_s: float) -> Outcome:
+        self.pieces.append(len(records))
+        return Outcome(4, {}, {}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("records_max", "bytes_max", "pieces"),
+    [(3, 2**20, [3, 3, 1]), (100, 170, [3, 3, 1])],  # a record of (1 + 8 * 8) bytes in a line of 44
+)
+def test_a_piece_of_a_bulk_is_bounded_by_what_goes_to_the_writer_at_once(
+    records_max: int, bytes_max: int, pieces: list[int]
+) -> None:
+    request = request_of(b'{"key":"a","embedding":[1,1,1,1,1,1,1,1]}\n' * 7, kind=NDJSON)
+    view = SimpleNamespace(version=3, collection="toy")
+    writes = Counting(records_max, bytes_max)
+    reader = cast(StoreReader, SimpleNamespace(view=lambda: view))
+    taken = asyncio.run(ndjson.take(request, load(), reader, cast(WriteQueue, writes)))
+    assert (taken["lines"], writes.pieces) == (7, pieces)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +111,7 @@ def test_what_stops_a_bulk_says_how_far_it_came(error: Exception, kind: str) -> 
     view = SimpleNamespace(version=3, collection="toy")
     reader, writes = cast(StoreReader, SimpleNamespace(view=lambda: view)), cast(WriteQueue, Refusing(error))
     with pytest.raises(Problem) as caught:
-        asyncio.run(ndjson.take(request, load(None, {"api.bulk_batch": 1}), reader, writes))
+        asyncio.run(ndjson.take(request, load(), reader, writes))
     assert caught.value.kind.name == kind
     assert {"lines": 1, "version": 4}.items() <= caught.value.extra.items()
     assert caught.value.extra.get("more") == getattr(error, "extra", {}).get("more")

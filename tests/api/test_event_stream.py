@@ -165,6 +165,9 @@ def test_last_event_id_wins_over_after(store: Path) -> None:
                 if line.startswith("data: "):
                     assert json.loads(line[6:]) == wanted[6]
                     break
+        page = served.http.get("/v1/changes?after=0-0", headers={"last-event-id": wanted[5]["event-id"]})
+        assert page.json()["changes"][0] == wanted[6], "a page goes on as a stream does"
+        assert served.http.get("/v1/changes", headers={"last-event-id": "five"}).status_code == 422
 
 
 def test_a_stream_without_news_lives_and_moves_on(store: Path) -> None:

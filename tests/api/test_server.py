@@ -99,6 +99,30 @@ def test_data_received_bounds_a_head(made: Path, tmp_path: Path) -> None:
         assert b"header_max_bytes" in answer
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_on_message_complete_takes_the_body_of_a_request_that_asks_for_an_upgrade(
+    made: Path, tmp_path: Path, chunked: bool, apart: bool
+) -> None:
+    """As Java's HTTP client sends it. Its body must be neither lost nor taken for the next request."""
+    body = b'{"keys": ["GET /livez HTTP/1.1\\r\\n\\r\\n"]}'
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    request = b"POST /v1/items:lookup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = request + upgrade + framing + b"\r\n\r\n"
+    with serving(made, tmp_path) as served, connect(served) as client:
+        for part in (head, sent) if apart else (head + sent,):
+            client.sendall(part)
+            until(lambda: connections(served) == 1)
+        client.sendall(HEAD + upgrade + b"\r\n")  # without a body; the next request follows it
+        client.sendall(HEAD + b"Connection: close\r\n\r\n")
+        answers = rest_of(client)
+    assert answers.count(b"HTTP/1.1 200 OK") == answers.count(b"HTTP/1.1") - 1 == 3, answers
+    assert b'"missing":["GET /livez HTTP/1.1' in answers
+    assert answers.count(b'{"live":true}') == 2
+
+
 def test_on_message_begin_bounds_the_time_of_each_head(made: Path, tmp_path: Path) -> None:
     with serving(made, tmp_path, api__patience_s=0.5) as served, connect(served) as slow:
         slow.sendall(HEAD + b"\r\n")

@@ -37,8 +37,8 @@ class Writer:
         )
 
 
-def records(*keys: str) -> list[Record]:
-    return [Record(key.encode(), np.array([1.0])) for key in keys]
+def records(*keys: str, payload: int = 0) -> list[Record]:
+    return [Record(key.encode(), np.array([1.0]), None, b"x" * payload) for key in keys]
 
 
 async def settle() -> None:
@@ -47,7 +47,9 @@ async def settle() -> None:
 
 
 def queue_of(writer: Writer, **settings: int) -> WriteQueue:
-    chosen = load(None, {f"api.{name}": value for name, value in settings.items()}).api
+    """`submits_max=1` sets `[api] submits_max`, `limits__queue_records=2` a setting of another section."""
+    named = {name if "__" in name else f"api__{name}": value for name, value in settings.items()}
+    chosen = load(None, {name.replace("__", "."): value for name, value in named.items()})
     return WriteQueue(cast(WriterClient, writer), chosen)
 
 
@@ -89,13 +91,25 @@ def test_each_request_learns_of_its_own_records() -> None:
     asyncio.run(story())
 
 
-def test_a_call_is_bounded_and_a_large_request_goes_alone() -> None:
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"bulk_batch": 3},
+        {"limits__queue_records": 3},  # what the writer takes at once
+        {"control__frame_max_bytes": 2**16, "size": 5000},  # and what fits into a frame of its socket
+    ],
+)
+def test_a_call_is_bounded_and_a_large_request_goes_alone(bound: dict[str, int]) -> None:
+    size_of_each = bound.pop("size", 0)
+
     async def story() -> None:
         writer = Writer()
-        queue = queue_of(writer, submits_max=1, bulk_batch=3)
+        queue = queue_of(writer, submits_max=1, **bound)
         sizes = [1, 2, 2, 9, 1]
         tasks = [
-            asyncio.create_task(queue.submit(records(*(f"{n}:{at}" for at in range(size))), 60.0))
+            asyncio.create_task(
+                queue.submit(records(*(f"{n}:{at}" for at in range(size)), payload=size_of_each), 60.0)
+            )
             for n, size in enumerate(sizes)
         ]
         for call, count in enumerate([1, 2, 2, 9, 1]):

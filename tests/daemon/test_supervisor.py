@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,9 +22,10 @@ import pytest
 from engine import config, config_transfer
 from engine.cli.serve import TEMPLATE
 from engine.config import Settings
+from engine.daemon import supervisor
 from engine.daemon.control import Control
 from engine.daemon.supervisor import Child, Part, listen, url_of
-from engine.errors import ConfigError, ShoalError, StoreLocked, WriterAway, WriterBusy
+from engine.errors import ConfigError, ShoalError, StoreFull, StoreLocked, WriterAway, WriterBusy
 from engine.system.systemd import Notifier
 from tests.conftest import Run, command, environment
 from tests.support import waiting
@@ -291,6 +293,37 @@ def test_check_says_what_would_happen(shoal: Run, tmp_path: Path) -> None:
     other = shoal("serve", "--check", "--store", "s", env={**env, "SHOAL_MODEL__TAU": "0.123"})
     assert other.returncode == 9
     assert "shoal rebuild" in other.stderr
+
+
+@pytest.mark.parametrize("command", [("serve",), ("serve", "--check")])
+def test_a_store_that_cannot_be_written_is_told_before_anything_starts(
+    shoal: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        done = shoal(*command, "--store", path, env={"SHOAL_API__PORT": "0"})
+        assert (done.returncode, done.stdout) == (4, "")
+        assert done.stderr.endswith(f"shoal: {path} is not a folder; name another store\n"), done.stderr
+        assert "started" not in done.stderr
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_folder_of_another_user_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    """Also for a superuser, who may write everywhere."""
+
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(supervisor, "hold", refuse)
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    if made:
+        (tmp_path / "writer").touch()
+    with pytest.raises(StoreFull, match=r"cannot be written .*; make it writable"):
+        supervisor.need_folder(tmp_path)
+    with pytest.raises(StoreFull, match=r"cannot be written .*; make it writable"):
+        supervisor.need_folder(tmp_path / "none" / "yet")
 
 
 def test_init_writes_the_defaults_with_comments(shoal: Run, tmp_path: Path) -> None:

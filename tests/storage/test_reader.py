@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -315,17 +316,18 @@ def test_the_writers_process_reads_through_the_writers_environment(tmp_path: Pat
 
 @pytest.mark.process
 def test_reading_needs_no_write_access_to_the_data_and_says_what_it_needs(written: tuple[Path, Toy]) -> None:
-    """As a user that may only read: neither the writer nor a reader may take its lock, and both say so."""
+    """As a user that may only read: neither the writer nor a reader may take its lock, and all say so."""
     path, _ = written
     script = """
 import os, sys
 from engine.errors import StoreError
 from engine.storage.store import Store
 from engine.storage.reader import View
+from engine.storage.verify import walk
 os.chdir(sys.argv[1])
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
-for opens in (Store.open, View.open):
+for opens in (Store.open, View.open, lambda path: walk(path, 'beside')):
     try:
         opens(".")
     except StoreError as error:
@@ -339,9 +341,11 @@ for opens in (Store.open, View.open):
     )
     os.chmod(path, 0o755)
     assert done.returncode == 0, done.stderr
-    writing, reading = done.stdout.splitlines()
+    writing, *reading = done.stdout.splitlines()
     assert "cannot be written" in writing
-    assert "Permission denied" in reading
+    for told in reading:
+        assert re.fullmatch(r"\. cannot be read .*Permission denied.*run this as the user who writes.*", told)
+    assert len(reading) == 2
 
 
 @pytest.mark.process

@@ -23,7 +23,7 @@ CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 CORS_REQUEST_HEADERS = (
     "Authorization", "X-API-Key", "Content-Encoding", "If-None-Match", "Last-Event-ID",
 )  # fmt: skip
-CORS_RESPONSE_HEADERS = ("ETag", "Retry-After")
+CORS_RESPONSE_HEADERS = ("ETag", "Retry-After", "Shoal-Version", "Shoal-Collection")
 
 
 def wrap(app: ASGIApp, settings: ApiSettings, keys: Keys, meters: Meters) -> ASGIApp:

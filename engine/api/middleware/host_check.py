@@ -20,7 +20,7 @@ class HostCheck:
     """Refuse with 403 a Host that is neither an IP address, `localhost` nor `own`."""
 
     def __init__(self, app: ASGIApp, own: str) -> None:
-        self._app, self._own = app, own
+        self._app, self._own = app, own.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PROBES:
@@ -34,6 +34,7 @@ class HostCheck:
 def refuse(host: str, own: str) -> Problem | None:
     """Why a Host header is not answered."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    name = name.lower().removesuffix(".")  # as names are compared
     if name in ("localhost", own) or name.endswith(".localhost"):
         return None
     with suppress(ValueError):

@@ -30,7 +30,8 @@ router = APIRouter(tags=["operation"])
 async def livez(settings: Config, writer: Writer) -> Response:
     """This process answers, and a writer that runs makes progress. (Whether all is well: /readyz.)"""
     told = writer.status.told
-    live = told is None or told["stalled_s"] < settings.limits.progress_timeout_s
+    stalled_s = told["stalled_s"] if told else writer.status.silent_s
+    live = stalled_s < settings.limits.progress_timeout_s
     return reply({"live": live}, status=200 if live else 503)
 
 

@@ -163,7 +163,7 @@ async def changes(
     after: Place = None,
     kind: Annotated[Literal["items", "clusters", "rejects"] | None, Query(description="None: all.")] = None,
     last: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="As `after`, of a stream that goes on.")
+        str | None, Header(alias="Last-Event-ID", description="As `after`, and counts before it.")
     ] = None,
 ) -> Response:
     """The event log: a page of JSON, or, with `Accept: text/event-stream`, server-sent events.
@@ -172,9 +172,9 @@ async def changes(
     Last-Event-ID says otherwise. Each event's id, given as `after`, leads to the event that follows it, so
     that nothing is missed or repeated, whichever process restarts.
     """
+    place = event_stream.place_of(last or after)
     if "text/event-stream" in request.headers.get("accept", ""):
-        return streams.respond(event_stream.place_of(last or after), kind)
-    place = event_stream.place_of(after)
+        return streams.respond(place, kind)
     page = await reader.read(lambda view: event_stream.page(view, place, limit, kind))
     return reply(page, {"cache-control": "no-cache"})
 

@@ -27,6 +27,7 @@ def test_a_named_origin_is_let_in_before_any_key_is_asked_for() -> None:
     refused = client.ask("/v1/levels", [(b"origin", ORIGIN.encode())])
     assert refused.status == 401
     assert refused.headers[b"access-control-allow-origin"] == ORIGIN.encode(), "a page may read why"
+    assert b"Shoal-Version" in refused.headers[b"access-control-expose-headers"], "the version of an export"
 
 
 @pytest.mark.parametrize("settings", [{}, {"cors_origins": ["https://other.example"]}])

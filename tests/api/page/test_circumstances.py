@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
+from engine.storage.store import Store
 from tests.support.large_store import fill
 from tests.support.live_api import Api, api, settings_of
 from tests.support.page import DIM, STILL, VIEWS, Tab, elsewhere, payload, post
@@ -103,6 +104,15 @@ def test_without_a_writer_the_page_says_so_and_still_answers(
         tab.open("#/items/item-0-0")
         expect(page.locator(".path .final")).to_be_visible()
         expect(page.locator(".why .failed")).to_be_visible()
+
+
+def test_without_a_writer_a_store_without_versions_has_no_age(browser: Browser, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", {"collection": "toy", "dim": None}):
+        pass
+    with browser.new_context() as context, api(settings_of(tmp_path / "store")) as alone:
+        page = context.new_page()
+        page.goto(alone.url)
+        expect(page.locator("#notice")).to_have_text(re.compile(r"All answers are of version 0\.$"))
 
 
 def test_before_there_is_a_store_the_page_says_what_to_do(browser: Browser, tmp_path: Path) -> None:

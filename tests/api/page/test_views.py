@@ -118,6 +118,27 @@ def test_tau_is_shown_as_other_probabilities_are(tab: Tab) -> None:
     assert "p 0.500 does not exceed τ = 0.612." in told
 
 
+def test_a_peak_that_others_lead_to_does_not_stand_for_itself(tab: Tab) -> None:
+    level = {
+        "level": 0,
+        "key": "a",
+        "tau": 0.6,
+        "density": 0.1,
+        "chain_links": 0,
+        "chain": [],
+        "neighbors": [],
+    }
+    script = """async found => {
+        const module = document.querySelector("script[type=module]").src.replace("main.js", "explanation.js");
+        return (await import(module)).explanation(found, new AbortController().signal)[0].textContent;
+    }"""
+    page = tab.open("#/")
+    alone = page.evaluate(script, {"cluster": 7, "levels": [{**level, "size": 1}]})
+    assert alone == "It links to nothing, so it stands for itself: #7."
+    led = page.evaluate(script, {"cluster": 7, "levels": [{**level, "size": 1}, {**level, "size": 9}]})
+    assert led == "It is the peak of #7: others lead to it, and it links to nothing."
+
+
 def test_search_leads_to_items_and_clusters(tab: Tab, places: dict[str, str]) -> None:
     page = tab.open("#/")
     page.keyboard.press("/")

@@ -23,6 +23,7 @@ export function explanation(found, signal) {
 function summary({ levels, cluster }) {
   const last = levels.at(-1);
   const links = levels.reduce((sum, level) => sum + level.chain_links, 0);
+  if (links === 0 && last.size > 1) return ["It is the peak of ", clusterLink(cluster), ": others lead to it, and it links to nothing."];
   if (links === 0) return ["It links to nothing, so it stands for itself: ", clusterLink(cluster), "."];
   return [`It reaches the peak of `, clusterLink(cluster), ", ", itemLink(last.chain.at(-1).key), `, by ${plural(links, "link")} over ${plural(levels.length, "level")}.`];
 }

@@ -93,8 +93,8 @@ function showState({ connection, summary, problem }) {
 
 function warn(connection, summary, problem, paused) {
   if (connection === "away") {
-    const age = ago((Date.now() - summary.time) / 1000);
-    return `The writer does not run, so nothing new comes in. All answers are of version ${count(summary.version)}, ${age}.`;
+    const age = summary.version ? `, ${ago((Date.now() - summary.time) / 1000)}` : "";
+    return `The writer does not run, so nothing new comes in. All answers are of version ${count(summary.version)}${age}.`;
   }
   if (connection === "lost") return `${problem.message} Trying again every second.`;
   return paused ? `The writer has paused: ${summary.writer.reason}.` : "";
