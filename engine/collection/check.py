@@ -29,8 +29,6 @@ from engine.errors import CorruptStore, ShoalError, counted
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.adapter import Adapter
-from engine.model.lander import LanderModel
-from engine.model.linkage import LinkageModel
 from engine.storage import schema, seal, verify
 from engine.storage.environment import reading_made, require_file
 from engine.storage.verify import Contents
@@ -295,13 +293,10 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
             if version in versions(folder, snapshots.LEVELS):
                 problems.append(f"derived-{version} is damaged; delete it, the next start computes it")
             continue
-        if (
-            state is None
-            or version != contents.loaded.version
-            or not isinstance(state.hierarchy.model, LinkageModel | LanderModel)
-        ):
+        if state is None or version != contents.loaded.version:
             continue
-        saved = snapshots.read_levels(folder, version, snapshots.dependencies(state, state.hierarchy.model))
+        basis = snapshots.dependencies(state, contents.config["model"])
+        saved = snapshots.read_levels(folder, version, basis)
         if saved is not None and not _same(saved, capture(state.hierarchy)):
             problems.append(f"derived-{version} is not what follows from the lists; delete it")
     return problems

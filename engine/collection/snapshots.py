@@ -30,7 +30,7 @@ import hnswlib
 import numpy as np
 import orjson
 
-from engine.clustering.resume import Saved, capture
+from engine.clustering.resume import Saved, capture, resume
 from engine.clustering.state import State
 from engine.errors import StoreError
 from engine.index.columns import Nodes
@@ -96,7 +96,7 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
     """Copy the state; return the function that writes the copy out, at any time. It raises OSError."""
     version, index = state.version, state.hierarchy.base.lists.index
     graph = copy_index(folder, version, index, state.node_ids) if isinstance(index, HnswIndex) else None
-    levels, basis = capture(state.hierarchy), dependencies(state, model)
+    levels, basis = capture(state.hierarchy), dependencies(state, model.sha256)
 
     def write() -> None:
         if graph is not None:
@@ -106,10 +106,10 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
     return write
 
 
-def dependencies(state: State, model: Trained) -> dict[str, Any]:
+def dependencies(state: State, model_sha256: str) -> dict[str, Any]:
     """Return what all derived columns depend on beside the neighbour lists of level 0."""
     return {
-        "model": model.sha256,
+        "model": model_sha256,
         "arithmetic": determinism.fingerprint(),
         "shape": asdict(state.hierarchy.shape),
         "epoch": asdict(state.calibration.epoch),
@@ -268,6 +268,13 @@ def save_levels(folder: Path, version: int, basis: Mapping[str, Any], levels: Se
         files.put_in_place(temporary, stem.with_suffix(".npz"))
         temporary.write_bytes(orjson.dumps(manifest))
         files.put_in_place(temporary, stem.with_suffix(".json"))
+
+
+def resume_levels(folder: Path, state: State, model_sha256: str) -> bool:
+    """Cluster a state whose lists are in place from the newest good snapshot; return whether there is one."""
+    saved = load_levels(folder, state.version, dependencies(state, model_sha256))
+    resume(state.hierarchy, saved, state.calibration.epoch)
+    return saved is not None
 
 
 def load_levels(folder: Path, newest: int, basis: Mapping[str, Any]) -> list[Saved] | None:
