@@ -15,7 +15,7 @@ import numpy as np
 from engine.clustering.list_arrays import means
 from engine.clustering.state import State
 from engine.collection.build import own_base_tau
-from engine.collection.memory import linkage_of
+from engine.collection.memory import most_probable
 from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
@@ -148,16 +148,12 @@ def _answers(
     if not asked:
         return answers
     k = state.hierarchy.shape.k
-    graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], vectors[asked])
-    linkage = linkage_of(model, graph, epoch, sources, ranks)
-    for number, at in enumerate(asked):
-        mine = linkage[sources == number]
-        hashes = hash_vectors(near[at].nodes.vectors)
-        best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
-        links = mine[best] > state.hierarchy.base.tau
-        node = int(near[at].nodes.ids[best])
-        cluster = _final_cluster(tables, node) if links else None
-        answers[at] = Answer(cluster, float(mine[best]), _oldest(tables, node))
+    graph = _local_graph(tables, k, [near[at] for at in asked], vectors[asked])
+    best, linkage = most_probable(model, graph, epoch, np.arange(len(asked), dtype=np.int32))
+    for at, rank, probability in zip(asked, best, linkage, strict=True):
+        node = int(near[at].nodes.ids[rank])
+        cluster = _final_cluster(tables, node) if probability > state.hierarchy.base.tau else None
+        answers[at] = Answer(cluster, float(probability), _oldest(tables, node))
     return answers
 
 
@@ -171,15 +167,13 @@ def _oldest(tables: Tables, node: int) -> str:
     return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
-def _local_graph(
-    tables: Tables, k: int, near: Sequence[Near], vectors: Int16
-) -> tuple[KnnGraph, Int32, Int32]:
+def _local_graph(tables: Tables, k: int, near: Sequence[Near], vectors: Int16) -> KnnGraph:
     """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
 
     A neighbour's embedding reads its own list, those of whoever is in it, and the vectors of all these.
-    `vectors`: (m, d). Also returns the edges from the vectors: their rows and ranks.
+    `vectors`: (m, d).
     """
-    asked, width = len(near), max(len(one.dots) for one in near)
+    asked = len(near)
     direct = np.full((asked, k), -1, np.int64)
     dots = np.full((asked, k), -1, np.int32)
     for row, one in enumerate(near):
@@ -200,9 +194,7 @@ def _local_graph(
     seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
     with_list = np.arange(len(listed), dtype=np.int32)
     around = np.concatenate([means(with_list, k, neighbors, degree, seen), seen[len(listed) :]])
-    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
-    sources, ranks = np.nonzero(direct[:, :width] >= 0)
-    return graph, sources.astype(np.int32), ranks.astype(np.int32)
+    return KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
 
 
 class _Rows:
