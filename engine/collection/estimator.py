@@ -26,7 +26,7 @@ from engine.collection.build import empty_state, load_adapter, load_model, requi
 from engine.collection.collection import Engine
 from engine.collection.memory import assign, strengths
 from engine.collection.space import space_dim
-from engine.config import Settings, StoreSettings, with_options
+from engine.config import Settings, with_options
 from engine.errors import InputError, counted
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
@@ -139,7 +139,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             grid = state.hierarchy.base.nodes.vectors[state.items.nodes[rows]]
         else:
             grid = np.concatenate(self._incoming)
-        settings = self._settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
+        settings = self._settings.in_folder(Path(folder))
         with Engine.open(settings, self._model) as engine:
             if len(engine):
                 raise InputError(

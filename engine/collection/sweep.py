@@ -71,4 +71,4 @@ class Sweeper:
 def _at_its_taus(settings: Settings, config: Mapping[str, Any]) -> Settings:
     """Return the settings with the store's taus and number of levels: the others are what is asked for."""
     stored = {name: config.get(name) for name in ("tau", "base_tau", "max_levels")}
-    return settings.model_copy(update={"model": settings.model.model_copy(update=stored)})
+    return settings.with_model(**stored)
