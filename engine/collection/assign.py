@@ -20,6 +20,7 @@ from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
 from engine.model.trained import Trained
+from engine.numbering import find
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Epoch, Int16, Int32, Int64, KnnGraph, Lists, Vectors
@@ -185,29 +186,24 @@ def _local_graph(tables: Tables, k: int, near: Sequence[Near], vectors: Int16) -
     ids = np.concatenate([inner, outer])
     listed = np.concatenate([direct, first.neighbors, second.neighbors])
     rest = np.setdiff1d(listed[listed >= 0], ids)  # in lists, but without one that is read
-    rows = _Rows(np.concatenate([ids, rest]), asked)
+    inside = np.concatenate([ids, rest])
     count = asked + len(ids) + len(rest)
     neighbors, exact = np.full((count, k), -1, np.int32), np.full((count, k), -1, np.int32)
-    neighbors[: len(listed)] = rows.of(listed)
+    neighbors[: len(listed)] = _rows(inside, listed, asked)
     exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
-    seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
+    seen = np.concatenate([vectors, tables.nodes.pick(inside).vectors])
     with_list = np.arange(len(listed), dtype=np.int32)
     around = np.concatenate([means(with_list, k, neighbors, degree, seen), seen[len(listed) :]])
     return KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
 
 
-class _Rows:
-    """From node ids to rows of a local graph, from `first` on; -1 stays -1."""
-
-    def __init__(self, ids: Int64, first: int) -> None:
-        self._order = np.argsort(ids)
-        self._sorted, self._first = ids[self._order], first
-
-    def of(self, ids: Int64) -> Int32:
-        at = self._order[np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)]
-        rows: Int32 = np.where(ids >= 0, at + self._first, -1).astype(np.int32)
-        return rows
+def _rows(ids: Int64, listed: Int64, first: int) -> Int32:
+    """Return the rows of listed nodes in a local graph whose rows from `first` on are `ids`; -1 stays -1."""
+    order = np.argsort(ids)
+    at, there = find(ids[order], listed)
+    rows: Int32 = np.where(there, order[at] + first, -1).astype(np.int32)
+    return rows
 
 
 def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:

@@ -36,6 +36,7 @@ from engine.errors import StoreError
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.model.trained import Trained
+from engine.numbering import find
 from engine.system import determinism, files, isolation
 from engine.types import Float32, Int32, Int64
 
@@ -186,10 +187,9 @@ def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, rows: In
         labels, nodes = found
         order = np.argsort(ids[rows])
         by_id = rows[order]
-        at = np.minimum(np.searchsorted(ids[by_id], nodes), max(0, len(by_id) - 1))
         if not len(by_id):
             break
-        valid = ids[by_id[at]] == nodes
+        at, valid = find(ids[by_id], nodes)
         held = by_id[at[valid]]
         index.load(folder / f"{INDEX}-{version}.hnsw", labels[valid], held)
         missing = np.ones(len(ids), np.bool_)
