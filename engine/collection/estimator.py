@@ -31,6 +31,7 @@ from engine.errors import InputError, counted
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.model.trained import Trained
+from engine.numbering import by_occurrence
 from engine.types import Batch, Bool, Float64, Int16, Int64
 from engine.vectors import quantize
 
@@ -251,11 +252,11 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         alone = np.flatnonzero(~self._usable)
         paths[alone] = -1 - alone[:, None]  # ids that no cluster has
         self.cluster_ids_ = paths[:, -1].copy()
-        self.levels_ = np.stack([_by_occurrence(column) for column in paths.T], axis=1)
+        self.levels_ = np.stack([by_occurrence(column)[1] for column in paths.T], axis=1)
         final = self.levels_[:, -1]
         small = np.bincount(final)[final] < self.min_cluster_size
         self.labels_ = np.full(count, NEW)
-        self.labels_[~small] = _by_occurrence(final[~small])
+        self.labels_[~small] = by_occurrence(final[~small])[1]
         self.probabilities_ = np.zeros(count)
         self.probabilities_[known] = strengths(state)[nodes]
 
@@ -267,12 +268,3 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "labels_")
-
-
-def _by_occurrence(names: Int64) -> Int64:
-    """Number names (n,) from 0 by their first occurrence."""
-    _, first, which = np.unique(names, return_index=True, return_inverse=True)
-    number = np.empty(len(first), np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    numbered: Int64 = number[which.ravel()]
-    return numbered
