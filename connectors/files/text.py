@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Protocol
 
-from connectors.files.lines import Line, count_lines, followed, is_compressed, is_pipe, lines, opened
+from connectors.files.lines import count_lines, followed, is_compressed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
 from engine.errors import InputError, Unusable, counted
 from engine.records import BOM, Plan, brief, is_utf8, text_payload, text_vector
 from engine.rows import Rows
+from engine.streams import Line
 
 JSON_LINES = (".jsonl", ".ndjson")
 CSV = (".csv", ".tsv")
