@@ -22,15 +22,11 @@ PENDING = 1024  # vectors that wait to be added up: a product of many costs litt
 
 
 class Calibration:
-    """Running sums over the live distinct vectors, the current epoch, and when to check it next.
+    """Running sums over the live distinct vectors, the current epoch, and when to check it next."""
 
-    `checked`: live vectors when the epoch was last compared with the collection.
-    """
-
-    def __init__(self, dim: int, card: Epoch, epoch: Epoch | None = None, checked: int = 0) -> None:
-        self.card = card
-        self.epoch = epoch or card
-        self.checked = checked
+    def __init__(self, dim: int, card: Epoch) -> None:
+        self.card = self.epoch = card
+        self.checked = 0  # live vectors when the epoch was last compared with the collection
         self.items = 0
         self._held = False
         self._total = np.zeros(dim, np.int64)

@@ -20,7 +20,8 @@ def draw(seed: int, count: int, dim: int = 8, shift: float = 0.5) -> Int16:
 
 
 def of(grid: Int16, epoch: Epoch | None = None, checked: int = 0) -> Calibration:
-    calibration = Calibration(grid.shape[1], CARD, epoch, checked)
+    calibration = Calibration(grid.shape[1], CARD)
+    calibration.epoch, calibration.checked = epoch or CARD, checked
     calibration.add(grid)
     return calibration
 
