@@ -16,8 +16,8 @@ from. So a snapshot of an older version serves as far as nothing has changed (`e
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -53,6 +53,7 @@ class Snapshots:
         self.folder = folder
         self._executor, self.free_bytes = executor, free_bytes
         self._writing: Future[None] | None = None
+        self._missing = False  # the last one could not be written
 
     def begin(self, state: State, model: Trained) -> bool:
         """Copy the state and have it written. Return False while the previous one is still being written.
@@ -63,10 +64,28 @@ class Snapshots:
             return False
         self.wait()
         if self._executor is None:
-            _tolerant(prepare(self.folder, state, model))
+            self._write(prepare(self.folder, state, model))
         elif self._has_room():
-            self._writing = self._executor.submit(_tolerant, prepare(self.folder, state, model))
+            self._writing = self._executor.submit(self._write, prepare(self.folder, state, model))
+        else:
+            self._give_up("the disk has no room for one beside what commits need")
         return True
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._missing = False
+        except OSError as problem:
+            self._give_up(problem)
+
+    def _give_up(self, why: object) -> None:
+        """Log that there is no snapshot, once until one is written again."""
+        if not self._missing:
+            logging.getLogger("shoal").warning(
+                "%s: no snapshot is written: %s. Nothing is lost, but a start without one computes what it "
+                "lacks and takes longer: make room on the disk.", self.folder, why,
+            )  # fmt: skip
+        self._missing = True
 
     def _has_room(self) -> bool:
         """Return whether the disk has room for one more snapshot and still leaves `free_bytes` for commits.
@@ -115,11 +134,6 @@ def dependencies(state: State, model_sha256: str) -> dict[str, Any]:
         "shape": asdict(state.hierarchy.shape),
         "epoch": asdict(state.calibration.epoch),
     }
-
-
-def _tolerant(write: Callable[[], None]) -> None:
-    with contextlib.suppress(OSError):
-        write()
 
 
 # -- the HNSW index
