@@ -140,15 +140,6 @@ def test_the_scale_of_a_drift_has_a_floor() -> None:
     assert of(grid, far, checked=16).advance()
 
 
-def test_a_held_epoch_stays() -> None:
-    calibration = of(draw(7, 20))
-    epoch = Epoch(0.9, 0.01, 5)
-    calibration.hold(epoch)
-    calibration.add(draw(8, 500))
-    assert not calibration.advance()
-    assert calibration.epoch == epoch
-
-
 def test_a_rebuild_begins_an_epoch_whatever_the_drift() -> None:
     grid = draw(9, 30)
     now = of(grid).measure()
