@@ -362,6 +362,14 @@ class Settings(BaseSettings):
     def __init__(self, **given: Any) -> None:
         super().__init__(**renamed(given))
 
+    def in_folder(self, folder: Path) -> Settings:
+        """Return the settings of a store in another folder. Raises ValueError."""
+        return self.model_copy(update={"store": StoreSettings(path=folder)})
+
+    def with_model(self, **changed: Any) -> Settings:
+        """Return the settings with other values in [model], which are not checked."""
+        return self.model_copy(update={"model": self.model.model_copy(update=changed)})
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 PREFIX = r"(/[A-Za-z0-9._~-]+)+"  # of a path
 SECONDS_MAX = 4e9  # a century; more than this, and clocks and time limits overflow
 NUMBER_MAX = 2**62
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # control characters
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\],]+)(:[0-9]{1,5})?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}")
 
 
@@ -47,7 +47,7 @@ def _need_path(value: Any) -> Any:
 
 
 def _read_name(text: str) -> str:
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise PydanticCustomError("name", "it has a control character; leave it out")
     return text
 

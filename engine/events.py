@@ -20,6 +20,11 @@ def read_event_id(text: str) -> EventId:
     return int(found[1]), int(found[2])
 
 
+def format_event_id(place: EventId) -> str:
+    """Return a place as events carry it, `VERSION-ORDINAL`."""
+    return "{}-{}".format(*place)
+
+
 EventRow = TypedDict(
     "EventRow",
     {
@@ -58,5 +63,5 @@ def show_event(collection: str, version: int, ordinal: int, event: Event) -> Eve
         shown |= {"event": "erase"}
     else:
         shown |= {"event": "reject", "origin": event.origin, "reason": event.reason}
-    shown |= {"version": version, "event-id": f"{version}-{ordinal}"}
+    shown |= {"version": version, "event-id": format_event_id((version, ordinal))}
     return shown

@@ -11,7 +11,6 @@ This module loads no compiler (numba), so the process of the API may import it.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +22,16 @@ import numpy as np
 import orjson
 
 from engine.config import MAX_DIM, LimitsSettings
+from engine.config_values import CONTROL
 from engine.errors import Unusable, shown
 from engine.times import NO_NUMBERS, read_time
 from engine.types import Float64
 
+BOM = b"\xef\xbb\xbf"  # the mark of the byte order, in UTF-8
 PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
 IGNORED_NAMES, NAME_SHOWN = 1000, 100  # distinct names that are counted, and the characters of one
 _PLANS, _PLANNED = 1000, 1000  # sets of field names remembered, and the characters of one
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-_BOM = b"\xef\xbb\xbf"
 _NO_JSON = "Type is not JSON serializable: "  # as orjson says it
 _document = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -172,7 +171,7 @@ _JSON_TYPES |= dict.fromkeys(("int", "float", "range"), "a number")  # range: it
 def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:
     """The fields of a JSON object, each as the bytes that stand there."""
     try:
-        return _document.decode(raw[len(_BOM) :] if raw.startswith(_BOM) else raw)
+        return _document.decode(raw[len(BOM) :] if raw.startswith(BOM) else raw)
     except msgspec.ValidationError as problem:
         found = str(problem).rsplit(" ", 1)[-1].strip("`")
         raise Unusable(f"the record must be a JSON object, not {_JSON_TYPES.get(found, found)}") from None
@@ -232,7 +231,7 @@ def read_key(value: Any, limits: LimitsSettings) -> bytes:
         raise Unusable("the key is empty")
     if len(key) > limits.key_max_bytes:
         raise Unusable(f"the key has {len(key)} bytes, more than the {limits.key_max_bytes} allowed")
-    if not value.isprintable() and _CONTROL.search(value):
+    if not value.isprintable() and CONTROL.search(value):
         raise Unusable(f"the key {shown(value)} has a control character")
     return key
 

@@ -1,4 +1,4 @@
-"""Protocols between the daemon and its connectors: a source of records, a sink for events.
+"""Protocols between the daemon and its connectors: a source of records, a sink for events; lines of bytes.
 
 `connectors` implements them, `engine.cli.parts` hands them to the writer and the publisher.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,41 @@ from engine.types import Applied, Batch, Event, Float32
 
 Body = dict[str, Any]
 Handler = Callable[[Body, "Float32 | None"], Mapping[str, Any]]  # an operation of the control socket
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`text` None: the line was longer than the bound. `end`: the byte behind it."""
+
+    text: bytes | None
+    end: int
+
+
+class Lines:
+    """Cuts bytes into lines as they come; at most `most` bytes of an unfinished one are held.
+
+    `at`: the byte at which reading begins.
+    """
+
+    def __init__(self, most: int, at: int = 0) -> None:
+        self._most, self._at, self._rest = most, at, b""
+        self._dropped = 0  # bytes of a long line that are not held
+
+    def feed(self, piece: bytes) -> Iterator[Line]:
+        """Yield the lines that are complete, without their breaks."""
+        *whole, self._rest = (self._rest + piece).split(b"\n")
+        for text in whole:
+            self._at += len(text) + self._dropped + 1
+            yield Line(None if self._dropped or len(text) > self._most else text, self._at)
+            self._dropped = 0
+        if len(self._rest) > self._most:
+            self._dropped, self._rest = self._dropped + len(self._rest), b""
+
+    def end(self) -> Iterator[Line]:
+        """Yield the last line, where it lacks its break."""
+        if self._rest or self._dropped:
+            end = self._at + self._dropped + len(self._rest)
+            yield Line(None if self._dropped else self._rest, end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ import numpy as np
 from engine.errors import Unusable, shown
 from engine.types import Bool, Int64
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EARLIEST_MS = 631_152_000_000  # 1990: earlier times are more often a mistake of unit than a date
 LATEST_AHEAD_MS = 86_400_000  # a day: clocks of producers differ
 
 NO_NUMBERS = (bool, np.timedelta64)  # though they are subclasses of numbers
 _NO_ARRAY = np.empty((0, 0))
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d+))?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?", re.I | re.A
 )
@@ -42,7 +42,7 @@ def read_time(value: Any) -> int | None:
         if not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day)
         moment: datetime = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-        return (moment - _EPOCH) // timedelta(milliseconds=1)
+        return (moment - EPOCH) // timedelta(milliseconds=1)
     if value is None:
         return None
     raise Unusable(f"the time must be a number or an ISO 8601 string, not {shown(value)}")
@@ -73,7 +73,7 @@ def _of_text(text: str) -> int | None:
         micro = ((fraction or "") + "000000")[:6]
         try:
             moment = datetime.fromisoformat(f"{day}T{clock or '00:00'}:{seconds or '00'}.{micro}{zone}")
-            return (moment - _EPOCH) // timedelta(milliseconds=1)
+            return (moment - EPOCH) // timedelta(milliseconds=1)
         except (ValueError, OverflowError):
             pass
     raise Unusable(f"the time must be a number or an ISO 8601 string, not {shown(text)}")
@@ -127,6 +127,6 @@ def is_doubtful(time_ms: Any, now_ms: int) -> Any:
 def shown_time(time_ms: int) -> str:
     """In ISO 8601, as far as the calendar goes."""
     try:
-        return (_EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="seconds").replace("+00:00", "Z")
     except OverflowError:
         return f"{time_ms} ms"

@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,6 +19,7 @@ import zstandard
 from connectors.files.reading import CHUNK_BYTES, STDIN
 from engine.errors import InputError
 from engine.records import brief
+from engine.streams import Line, Lines
 
 ZSTD_BYTES = 2**14  # read at once: little may unpack to much
 PAUSE_S = 0.2  # between two looks for more
@@ -29,33 +29,18 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 Read = Callable[[], "bytes | None"]  # the next bytes; b"": the end; None: nothing at the moment
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """`text` None: the line was longer than the bound. `end`: the byte behind it."""
-
-    text: bytes | None
-    end: int
-
-
 def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
     """Lines without their breaks, at most `most` bytes of one are held; None: nothing comes at the moment.
 
     `at`: the byte at which reading begins. The last line may lack its break.
     """
-    rest, dropped = b"", 0  # `dropped`: bytes of a long line that are not held
+    cut = Lines(most, at)
     while (piece := read()) != b"":
         if piece is None:
             yield None
-            continue
-        *whole, rest = (rest + piece).split(b"\n")
-        for text in whole:
-            at += len(text) + dropped + 1
-            yield Line(None if dropped or len(text) > most else text, at)
-            dropped = 0
-        if len(rest) > most:
-            dropped, rest = dropped + len(rest), b""
-    if rest or dropped:
-        yield Line(None if dropped else rest, at + dropped + len(rest))
+        else:
+            yield from cut.feed(piece)
+    yield from cut.end()
 
 
 def is_compressed(path: Path) -> bool:

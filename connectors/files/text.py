@@ -10,13 +10,13 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, Protocol
 
-from connectors.files.lines import Line, count_lines, followed, is_compressed, is_pipe, lines, opened
+from connectors.files.lines import count_lines, followed, is_compressed, is_pipe, lines, opened
 from connectors.files.reading import Part, Reading, row_keys
 from engine.errors import InputError, Unusable, counted
-from engine.records import Plan, brief, is_utf8, text_payload, text_vector
+from engine.records import BOM, Plan, brief, is_utf8, text_payload, text_vector
 from engine.rows import Rows
+from engine.streams import Line
 
-_BOM = b"\xef\xbb\xbf"
 JSON_LINES = (".jsonl", ".ndjson")
 CSV = (".csv", ".tsv")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -108,7 +108,7 @@ class TextReader:
                     raise InputError(
                         f"{self._reading.shown} is in UTF-16: convert it with iconv -f UTF-16 -t UTF-8."
                     )
-                line = Line(line.text.removeprefix(_BOM), line.end)
+                line = Line(line.text.removeprefix(BOM), line.end)
             yield line
 
     def _entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:

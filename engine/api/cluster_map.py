@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -32,15 +31,11 @@ ENLARGED = 1.25  # at most, to fill the square
 NEAR = 3  # neighbours told of each cluster
 TITLE_CHARS = 80
 TINY = 1e-12
+CLUSTERS = 200  # drawn at most, the largest
+PAUSE_S = 2.0  # between two drawings, at least
+IMAGE_BYTES = 4_096  # a longer picture of a peak is left out
 
 Place = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class AtlasBounds:
-    clusters: int = 200  # drawn at most, the largest
-    pause_s: float = 2.0  # between two drawings, at least
-    image_bytes: int = 4_096  # a longer picture of a peak is left out
 
 
 class Atlas:
@@ -49,10 +44,8 @@ class Atlas:
     Any number of threads may ask: one draws, the others get the drawing there is.
     """
 
-    def __init__(
-        self, bounds: AtlasBounds | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._bounds, self._clock = bounds or AtlasBounds(), clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._drawing = Lock()
         self._answer: Map | None = None
         self._drawn_s = -np.inf
@@ -76,11 +69,11 @@ class Atlas:
     def _is_stale(self, view: View) -> bool:
         if self._answer is None:
             return True
-        rested = self._clock() >= self._drawn_s + self._bounds.pause_s
+        rested = self._clock() >= self._drawn_s + PAUSE_S
         return rested and view.version != self._answer["version"]
 
     def _draw(self, view: View) -> Map:
-        found = view.peaks(self._bounds.clusters)
+        found = view.peaks(CLUSTERS)
         drawn: list[Disc] = []
         plane = np.empty((0, 2))
         ids = [row["cluster"] for row in found.clusters]
@@ -100,7 +93,7 @@ class Atlas:
                     "radius": _short(radii[i]),
                     "near": near,
                 }
-                drawn.append({**disc, **_face(found.items.payloads[i], self._bounds.image_bytes)})
+                drawn.append({**disc, **_face(found.items.payloads[i])})
         self._plane = {cluster: (x, y) for cluster, (x, y) in zip(ids, plane.tolist(), strict=True)}
         return {
             "collection": view.collection, "version": found.version, "total": found.total, "clusters": drawn
@@ -237,14 +230,14 @@ def _nearest(alike: Float64, ids: Sequence[int]) -> list[list[Near]]:
     ]
 
 
-def _face(payload: bytes, image_bytes: int) -> Face:
+def _face(payload: bytes) -> Face:
     """Return the part of a payload that is short enough for a disc."""
     document = orjson.loads(payload) if payload else None
     if not isinstance(document, dict):
         return {}
     title, image = document.get("title"), document.get("image")
     face: Face = {"title": title[:TITLE_CHARS]} if isinstance(title, str) else {}
-    if isinstance(image, str) and image.startswith("data:image/") and len(image) <= image_bytes:
+    if isinstance(image, str) and image.startswith("data:image/") and len(image) <= IMAGE_BYTES:
         face["image"] = image
     return face
 

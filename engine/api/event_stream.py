@@ -20,7 +20,7 @@ from engine.api.problems import Problem
 from engine.api.responses import Changes
 from engine.api.store_reader import StoreReader
 from engine.errors import ShoalError, StoreError
-from engine.events import BEGIN, EventId, EventRow, read_event_id
+from engine.events import BEGIN, EventId, EventRow, format_event_id, read_event_id
 from engine.storage.reader import Head, View
 
 RETRY_MS = 2000  # a client waits so long before it reconnects
@@ -131,14 +131,14 @@ def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Cha
 def _check_place(head: Head, place: EventId) -> None:
     """Raises Problem: events after the place were deleted by retention, or it is not of this log."""
     if place[0] > head.version:
-        detail = f"{place[0]}-{place[1]} is ahead of this store, which has version {head.version}"
+        detail = f"{format_event_id(place)} is ahead of this store, which has version {head.version}"
     elif place < head.forgot:
         detail = (
-            f"the log begins with version {head.oldest}: what follows {place[0]}-{place[1]} was forgotten"
+            f"the log begins with version {head.oldest}: what follows {format_event_id(place)} was forgotten"
         )
     else:
         return
-    raise Problem("stale-cursor", detail + ".", cursor=f"{head.place[0]}-{head.place[1]}")
+    raise Problem("stale-cursor", detail + ".", cursor=format_event_id(head.place))
 
 
 def _encode(event: EventRow) -> bytes:

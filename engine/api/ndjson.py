@@ -15,7 +15,7 @@ from engine.api.write_queue import WriteQueue
 from engine.config import Settings
 from engine.errors import ShoalError, Unusable
 from engine.records import Parser, Record
-from engine.streams import Body
+from engine.streams import Body, Lines
 
 MEDIA_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 ERRORS_NAMED = 1_000
@@ -72,27 +72,6 @@ class Piece:
                 self.refused.append((self.last, str(problem)))
 
 
-class Lines:
-    """Cuts a body into lines as it comes. Holds at most `most` bytes of an unfinished one."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._rest, self._long = most, b"", False
-
-    def feed(self, chunk: bytes) -> list[bytes | None]:
-        """The lines that are complete; None for one of more than `most` bytes."""
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        found = [None if len(line) > self._most else line for line in whole]
-        if found and self._long:
-            found[0], self._long = None, False
-        if len(self._rest) > self._most:
-            self._rest, self._long = b"", True
-        return found
-
-    def end(self) -> list[bytes | None]:
-        """The last line, where it does not end with a line break."""
-        return [None] if self._long else [self._rest] if self._rest else []
-
-
 async def take(request: Request, settings: Settings, reader: StoreReader, writes: WriteQueue) -> Body:
     """Write the lines of a body. Raises Problem; the lines that it counts are in the store.
 
@@ -120,13 +99,13 @@ async def _pieces(
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):
             for line in lines.feed(chunk[start : start + SLICE_BYTES]):
-                piece.take(line)
+                piece.take(line.text)
                 if piece.count == writes.records_max or piece.bytes > writes.bytes_max:
                     yield piece
                     piece = Piece(parser, piece.last)
             await asyncio.sleep(0)
     for line in lines.end():
-        piece.take(line)
+        piece.take(line.text)
     if piece.count:
         yield piece
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import sys
 from typing import Any
 
 import httptools
@@ -21,7 +20,6 @@ from engine.config import ApiSettings, Settings
 from engine.system import scheduling
 
 STOP_S = 5  # for requests in progress at shutdown
-SWITCH_S = 0.0005  # interpreter switch interval: the event loop preempts threads that read large pages
 KEEP_ALIVE_S = 75
 FRAMING = (b"content-length", b"transfer-encoding")  # headers that say where a body ends
 
@@ -29,7 +27,7 @@ FRAMING = (b"content-length", b"transfer-encoding")  # headers that say where a 
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve on a listening socket until SIGTERM or SIGINT. Raises ConfigError: the key cannot be used."""
     keys = read_keys(settings.api)
-    sys.setswitchinterval(SWITCH_S)
+    scheduling.switch_often()  # the event loop preempts threads that read large pages
     context = Context(settings)
     server = server_of(context, keys)
     for number in (signal.SIGTERM, signal.SIGINT):  # until here they end the process by themselves

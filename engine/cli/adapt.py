@@ -50,7 +50,7 @@ def adapt(
     need_ending(out, ".safetensors")
     sets = [read_labelled(file) for file in files]
     for file, each in zip(files, sets, strict=True):
-        tell_unused(file, (), each.superseded)
+        tell_unused(file, each.left_out, each.superseded)
         tell_noise(file, each.names, each.classes)
     labelled = joined(sets, [str(file) for file in files])
     training, choosing, reporting = split(labelled, wish.held_out, plan.seed)

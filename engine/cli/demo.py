@@ -21,7 +21,7 @@ from connectors.memory import MemorySource
 from engine.cli.console import Interrupted, Stop
 from engine.cli.digits import Demo, Digits, Frame, Shown
 from engine.cli.evaluate import print_figures
-from engine.config import Settings, StoreSettings
+from engine.config import Settings
 from engine.daemon import key_file
 from engine.errors import ConfigError, counted
 from engine.system import logs
@@ -55,7 +55,7 @@ def run(
     console = Console(stderr=as_json, highlight=False)
     logs.configure("demo", logging.WARNING)
     with _store(store) as path, Stop() as stop, ExitStack() as open_:
-        settings = settings.model_copy(update={"store": StoreSettings(path=path)})
+        settings = settings.in_folder(path)
         page = None if exit_at_end else open_.enter_context(_Page(settings, console))
         digits = Digits.load(seed)
         source = make_source(digits, settings.batch.size or BATCH)

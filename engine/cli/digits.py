@@ -23,7 +23,7 @@ from engine.collection.collection import Engine
 from engine.errors import counted
 from engine.evaluation.evaluate import Churn, Figures, clusters_by_number, measure, rebuilt_clusters
 from engine.evaluation.scores import ari
-from engine.events import EventRow
+from engine.events import EventRow, read_event_id
 from engine.storage.answers import ClusterRow
 from engine.storage.reader import View
 from engine.types import Applied, Batch, Float64, Int64
@@ -164,8 +164,7 @@ class Demo:
         """Of the new events, those worth telling: what became of clusters of some size."""
         while changes := (answer := view.changes(self._seen, limit=1000))["changes"]:
             self._stories.extend(told for event in changes if (told := _story(event)))
-            version, ordinal = str(answer["cursor"]).split("-")
-            self._seen = int(version), int(ordinal)
+            self._seen = read_event_id(str(answer["cursor"]))
 
 
 def _story(event: EventRow) -> str | None:

@@ -85,10 +85,10 @@ class FileOptions:
 
 def event_id(text: str | None) -> str | None:
     """Refuse what is no event's id, as any other argument that cannot be used."""
-    from engine.events import read_event_id
+    from engine.events import format_event_id, read_event_id
 
     try:
-        return None if text is None else "{}-{}".format(*read_event_id(text))
+        return None if text is None else format_event_id(read_event_id(text))
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from None
 

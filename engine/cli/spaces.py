@@ -117,7 +117,7 @@ def register(app: typer.Typer) -> None:
 @takes_records
 def opis(
     wish: OpisOptions,
-    file: Annotated[Path | None, path_argument("[FILE.npz]", "Labelled embeddings.")] = None,
+    file: Annotated[Path | None, path_argument("[FILE]", "Labelled embeddings, of any format.")] = None,
     store: Annotated[
         Path | None, path_option("--store", metavar="DIR", about="Instead: payloads with labels.")
     ] = None,
@@ -148,7 +148,7 @@ def opis(
     if (file is None) == (store is None):
         raise InputError("name either a labelled file, or a store with --store.")
     labelled = read_labelled(file) if file else _stored(store, label or "label")
-    tell_unused(file, (), labelled.superseded)
+    tell_unused(file, labelled.left_out, labelled.superseded)
     tell_noise(file or store, labelled.names, labelled.classes)
     with progress_bar("pairs") as advance:
         found = measure(labelled, request, advance)
@@ -180,7 +180,7 @@ def _stored(store: Path | None, label: str) -> LabelledSet:
 
 @takes_records
 def adapt(
-    files: Annotated[list[Path], path_argument("FILE.npz...", "Labelled embeddings.")],
+    files: Annotated[list[Path], path_argument("FILE...", "Labelled embeddings, of any format.")],
     out: Annotated[Path, path_option("-o", "--out", metavar="FILE", about="Where the adapter goes.")],
     wish: AdaptOptions,
     training: TrainingOptions,

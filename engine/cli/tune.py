@@ -17,7 +17,7 @@ import orjson
 
 from engine.cli.console import complain, print_json, print_table, tell_noise, tell_unused
 from engine.cli.evaluate import read_taus
-from engine.config import BULK_BATCH, Settings, StoreSettings
+from engine.config import BULK_BATCH, Settings
 from engine.errors import InputError, Undecided, counted
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
     from engine.collection.collection import Engine
 
     with tempfile.TemporaryDirectory(prefix="shoal-tune-") as folder:
-        made = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
+        made = settings.in_folder(Path(folder))
         source = FileSource(file, Options(settings.batch.size or BULK_BATCH, settings.limits))
         left_out: list[Remark] = []
         superseded = 0

@@ -22,17 +22,12 @@ PENDING = 1024  # vectors that wait to be added up: a product of many costs litt
 
 
 class Calibration:
-    """Running sums over the live distinct vectors, the current epoch, and when to check it next.
+    """Running sums over the live distinct vectors, the current epoch, and when to check it next."""
 
-    `checked`: live vectors when the epoch was last compared with the collection.
-    """
-
-    def __init__(self, dim: int, card: Epoch, epoch: Epoch | None = None, checked: int = 0) -> None:
-        self.card = card
-        self.epoch = epoch or card
-        self.checked = checked
+    def __init__(self, dim: int, card: Epoch) -> None:
+        self.card = self.epoch = card
+        self.checked = 0  # live vectors when the epoch was last compared with the collection
         self.items = 0
-        self._held = False
         self._total = np.zeros(dim, np.int64)
         self._gram = np.zeros((dim, dim), np.int64)
         # Of each self-dot only the difference from 2^28, so that the sum of squares fits int64.
@@ -67,7 +62,7 @@ class Calibration:
 
     def advance(self) -> bool:
         """Check the epoch if a check is due; return whether a new epoch began."""
-        if self._held or not self._due():
+        if not self._due():
             return False
         if self.items < LEAST_ITEMS:
             self.checked, self.epoch = 0, self.card
@@ -80,10 +75,6 @@ class Calibration:
             return False
         self.epoch = current
         return True
-
-    def hold(self, epoch: Epoch) -> None:
-        """Fix the epoch, to cluster a collection from scratch at the calibration of another one."""
-        self.epoch, self._held = epoch, True
 
     def begin(self) -> None:
         """Begin a new epoch regardless of drift, for a rebuild."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from engine import vectors
 from engine.index.columns import Nodes
+from engine.numbering import by_occurrence
 from engine.types import Int16, Int32, UInt64
 
 
@@ -35,14 +36,10 @@ class Distinct:
         hashes = vectors.hash_vectors(grid)
         rows = self._find(grid, hashes)
         missing = np.flatnonzero(rows < 0)
-        _, first, which = np.unique(hashes[missing], return_index=True, return_inverse=True)
-        by_arrival = np.argsort(first)  # rows follow the order of arrival
-        first = missing[first[by_arrival]]
-        new = self.nodes.add(grid[first], hashes[first])
+        first, number = by_occurrence(hashes[missing])  # rows follow the order of arrival
+        new = self.nodes.add(grid[missing[first]], hashes[missing[first]])
         self.adopt(new)
-        place = np.empty(len(by_arrival), np.int64)
-        place[by_arrival] = np.arange(len(by_arrival))
-        rows[missing] = new[place[which]]
+        rows[missing] = new[number]
         odd = missing[(self.nodes.vectors[rows[missing]] != grid[missing]).any(axis=1)]
         if len(odd):  # two new vectors have one hash
             rows[odd], more = self.find_or_add(grid[odd])

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.numbering import find
 from engine.types import NO_CLUSTERS, NO_TREES, Bool, Cluster, Clusters, Int64, LineageEvent, Trees
 
 
@@ -376,7 +377,7 @@ def _table(levels: list[_Level], old: Clusters, version: int) -> tuple[Clusters,
         finest[np.searchsorted(ids, levels[i].ids[levels[i].shared])] = i
     assert (ids[1:] > ids[:-1]).all(), "an id names two clusters"
 
-    at, known = _find(old.ids, ids)
+    at, known = find(old.ids, ids)
     if not len(old.ids):
         old = Clusters(*(np.zeros(1, np.int64) for _ in range(8)))  # something to look at; none is known
     same = known & (overlap == size) & (overlap == old.size[at])
@@ -397,7 +398,7 @@ def _records(table: Clusters, rows: Bool) -> list[Cluster]:
 def _ended(names: Names, clusters: Clusters, paths: Int64, parts: _Parts, version: int) -> list[Cluster]:
     """Return the last records of ended clusters; `into`: who took their members, largest part first."""
     old_trees, old = names.trees, names.clusters
-    gone = ~_find(clusters.ids, old.ids)[1]
+    gone = ~find(clusters.ids, old.ids)[1]
     records = _records(old, gone)
     if not records:
         return []
@@ -418,7 +419,7 @@ def _ended(names: Names, clusters: Clusters, paths: Int64, parts: _Parts, versio
 
 def _changed_trees(old: Trees, new: Trees) -> dict[int, tuple[int, ...]]:
     """Return the handles whose distinct path has changed."""
-    at, known = _find(old.handles, new.handles)
+    at, known = find(old.handles, new.handles)
     differs = np.ones(len(new.handles), np.bool_)
     if old.paths.shape[1] == new.paths.shape[1]:
         differs[known] = (old.paths[at[known]] != new.paths[known]).any(axis=1)
@@ -428,20 +429,11 @@ def _changed_trees(old: Trees, new: Trees) -> dict[int, tuple[int, ...]]:
     before, now = (np.pad(paths, ((0, 0), (0, width - paths.shape[1]))) for paths in (before, now))
     differs = ~known[rows]
     differs[known[rows]] = (before != now[known[rows]]).any(axis=1)
-    gone = old.handles[~_find(new.handles, old.handles)[1]]
+    gone = old.handles[~find(new.handles, old.handles)[1]]
     changed: dict[int, tuple[int, ...]] = dict.fromkeys(gone.tolist(), ())
     for handle, path in zip(new.handles[rows[differs]].tolist(), now[differs].tolist(), strict=True):
         changed[handle] = tuple(i for i in path if i)
     return dict(sorted(changed.items()))
-
-
-def _find(sorted_ids: Int64, wanted: Int64) -> tuple[Int64, Bool]:
-    """Return the positions of `wanted` in rising ids, and a mask of those that were found."""
-    at = np.searchsorted(sorted_ids, wanted)
-    at[at == len(sorted_ids)] = 0
-    if not len(sorted_ids):
-        return at, np.zeros(len(wanted), np.bool_)
-    return at, sorted_ids[at] == wanted
 
 
 def _events(old: Clusters, final: _Level) -> list[LineageEvent]:

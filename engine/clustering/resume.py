@@ -18,6 +18,7 @@ from engine.clustering.decode import ROOT
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Delta, Level
 from engine.index.base import ExactIndex
+from engine.numbering import find
 from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
 from engine.vectors import round_means
@@ -176,10 +177,10 @@ def _basis(level: Level, rows: Int32) -> UInt64:
 def _find(saved: UInt64, wanted: UInt64) -> Int32:
     """Return the position of each hash in `saved`, int32; -1: not found."""
     order = np.argsort(saved)
-    at = np.minimum(np.searchsorted(saved[order], wanted), max(len(saved) - 1, 0))
-    if not len(saved):
-        return np.full(len(wanted), -1, np.int32)
-    return np.where(saved[order[at]] == wanted, order[at], -1).astype(np.int32)
+    at, there = find(saved[order], wanted)
+    out = np.full(len(wanted), -1, np.int32)
+    out[there] = order[at[there]]
+    return out
 
 
 @njit(cache=True, nogil=True, inline="always")

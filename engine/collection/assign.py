@@ -15,11 +15,12 @@ import numpy as np
 from engine.clustering.list_arrays import means
 from engine.clustering.state import State
 from engine.collection.build import own_base_tau
-from engine.collection.memory import linkage_of
+from engine.collection.memory import most_probable
 from engine.errors import WriterBusy
 from engine.index.base import offer
 from engine.index.hnsw import HnswIndex
 from engine.model.trained import Trained
+from engine.numbering import find
 from engine.storage.store import Store
 from engine.storage.tables import Tables
 from engine.types import Epoch, Int16, Int32, Int64, KnnGraph, Lists, Vectors
@@ -148,16 +149,12 @@ def _answers(
     if not asked:
         return answers
     k = state.hierarchy.shape.k
-    graph, sources, ranks = _local_graph(tables, k, [near[at] for at in asked], vectors[asked])
-    linkage = linkage_of(model, graph, epoch, sources, ranks)
-    for number, at in enumerate(asked):
-        mine = linkage[sources == number]
-        hashes = hash_vectors(near[at].nodes.vectors)
-        best = min(range(len(mine)), key=lambda rank: (-mine[rank], hashes[rank]))
-        links = mine[best] > state.hierarchy.base.tau
-        node = int(near[at].nodes.ids[best])
-        cluster = _final_cluster(tables, node) if links else None
-        answers[at] = Answer(cluster, float(mine[best]), _oldest(tables, node))
+    graph = _local_graph(tables, k, [near[at] for at in asked], vectors[asked])
+    best, linkage = most_probable(model, graph, epoch, np.arange(len(asked), dtype=np.int32))
+    for at, rank, probability in zip(asked, best, linkage, strict=True):
+        node = int(near[at].nodes.ids[rank])
+        cluster = _final_cluster(tables, node) if probability > state.hierarchy.base.tau else None
+        answers[at] = Answer(cluster, float(probability), _oldest(tables, node))
     return answers
 
 
@@ -171,15 +168,13 @@ def _oldest(tables: Tables, node: int) -> str:
     return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
-def _local_graph(
-    tables: Tables, k: int, near: Sequence[Near], vectors: Int16
-) -> tuple[KnnGraph, Int32, Int32]:
+def _local_graph(tables: Tables, k: int, near: Sequence[Near], vectors: Int16) -> KnnGraph:
     """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
 
     A neighbour's embedding reads its own list, those of whoever is in it, and the vectors of all these.
-    `vectors`: (m, d). Also returns the edges from the vectors: their rows and ranks.
+    `vectors`: (m, d).
     """
-    asked, width = len(near), max(len(one.dots) for one in near)
+    asked = len(near)
     direct = np.full((asked, k), -1, np.int64)
     dots = np.full((asked, k), -1, np.int32)
     for row, one in enumerate(near):
@@ -191,31 +186,24 @@ def _local_graph(
     ids = np.concatenate([inner, outer])
     listed = np.concatenate([direct, first.neighbors, second.neighbors])
     rest = np.setdiff1d(listed[listed >= 0], ids)  # in lists, but without one that is read
-    rows = _Rows(np.concatenate([ids, rest]), asked)
+    inside = np.concatenate([ids, rest])
     count = asked + len(ids) + len(rest)
     neighbors, exact = np.full((count, k), -1, np.int32), np.full((count, k), -1, np.int32)
-    neighbors[: len(listed)] = rows.of(listed)
+    neighbors[: len(listed)] = _rows(inside, listed, asked)
     exact[: len(listed)] = np.concatenate([dots, first.dots, second.dots])
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
-    seen = np.concatenate([vectors, tables.nodes.pick(np.concatenate([ids, rest])).vectors])
+    seen = np.concatenate([vectors, tables.nodes.pick(inside).vectors])
     with_list = np.arange(len(listed), dtype=np.int32)
     around = np.concatenate([means(with_list, k, neighbors, degree, seen), seen[len(listed) :]])
-    graph = KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
-    sources, ranks = np.nonzero(direct[:, :width] >= 0)
-    return graph, sources.astype(np.int32), ranks.astype(np.int32)
+    return KnnGraph(k, neighbors, exact, degree, np.ones(count, np.int64), seen, around, True)
 
 
-class _Rows:
-    """From node ids to rows of a local graph, from `first` on; -1 stays -1."""
-
-    def __init__(self, ids: Int64, first: int) -> None:
-        self._order = np.argsort(ids)
-        self._sorted, self._first = ids[self._order], first
-
-    def of(self, ids: Int64) -> Int32:
-        at = self._order[np.minimum(np.searchsorted(self._sorted, ids), len(self._sorted) - 1)]
-        rows: Int32 = np.where(ids >= 0, at + self._first, -1).astype(np.int32)
-        return rows
+def _rows(ids: Int64, listed: Int64, first: int) -> Int32:
+    """Return the rows of listed nodes in a local graph whose rows from `first` on are `ids`; -1 stays -1."""
+    order = np.argsort(ids)
+    at, there = find(ids[order], listed)
+    rows: Int32 = np.where(there, order[at] + first, -1).astype(np.int32)
+    return rows
 
 
 def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.clustering.level import Shape
 from engine.clustering.state import State
+from engine.collection import snapshots
 from engine.collection.space import space_dim
 from engine.config import Settings
 from engine.errors import ConfigMismatch, InputError
@@ -101,6 +102,14 @@ def unclustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -
         raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
     shape = shape_of(settings, model, loaded.vectors.vectors.shape[1])
     return State.of(loaded, shape, model, model.default_epoch, ExactIndex)
+
+
+def clustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -> State:
+    """Return the state of a store, clustered with what its snapshots have. Raises as `unclustered`."""
+    state = unclustered(settings, config, loaded)
+    state.restore_lists(loaded)
+    snapshots.resume_levels(settings.store.path, state, config["model"])
+    return state
 
 
 def store_config(settings: Settings, model: Trained, adapter: Adapter | None) -> dict[str, Any]:

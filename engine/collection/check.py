@@ -29,8 +29,7 @@ from engine.errors import CorruptStore, ShoalError, counted
 from engine.index.base import ExactIndex
 from engine.index.columns import Nodes
 from engine.model.adapter import Adapter
-from engine.model.lander import LanderModel
-from engine.model.linkage import LinkageModel
+from engine.numbering import find
 from engine.storage import schema, seal, verify
 from engine.storage.environment import reading_made, require_file
 from engine.storage.verify import Contents
@@ -128,33 +127,33 @@ def adapted(adapter: Adapter, contents: Contents) -> list[str]:
 
 def lists(contents: Contents, k: int) -> list[str]:
     """Return what is wrong with single neighbour lists: order, similarities, unknown items, length."""
-    nodes, lists = contents.loaded.vectors, contents.loaded.lists
-    count, width = lists.neighbors.shape if len(lists.ids) else (0, 0)
+    nodes, stored = contents.loaded.vectors, contents.loaded.lists
+    count, width = stored.neighbors.shape if len(stored.ids) else (0, 0)
     if not count:
         return []
-    used = lists.neighbors >= 0
-    at = np.minimum(np.searchsorted(nodes.ids, lists.neighbors), count - 1)
+    used = stored.neighbors >= 0
+    at, there = find(nodes.ids, stored.neighbors)
     hashes = distinct_hashes(nodes.vectors)
     rows = np.arange(count)
     own, ranks = np.nonzero(used)
-    exact = np.zeros(lists.dots.shape, np.int32)
+    exact = np.zeros(stored.dots.shape, np.int32)
     exact[own, ranks] = vectors.dots(nodes.vectors, own.astype(np.int32), at[own, ranks].astype(np.int32))
     lengths = used.sum(axis=1)
     falls = np.zeros(count, np.bool_)
     if width > 1:
-        left, right = lists.dots[:, :-1], lists.dots[:, 1:]
+        left, right = stored.dots[:, :-1], stored.dots[:, 1:]
         tie = (left == right) & (hashes[at[:, :-1]] >= hashes[at[:, 1:]])
         falls = (((left < right) | tie) & used[:, 1:]).any(axis=1)
     wrong: dict[str, Bool] = {
-        "names a node that is not there": (used & (nodes.ids[at] != lists.neighbors)).any(axis=1),
+        "names a node that is not there": np.any(used & ~there, axis=1),
         "has a gap": (used != (np.arange(width) < lengths[:, None])).any(axis=1),
         "names the node itself": (used & (at == rows[:, None])).any(axis=1),
         "is not sorted by similarity and hash, or names one twice": falls,
-        "has a similarity that is not that of the vectors": (used & (exact != lists.dots)).any(axis=1),
+        "has a similarity that is not that of the vectors": (used & (exact != stored.dots)).any(axis=1),
         f"has fewer than {counted(min(k, count - 1), 'neighbour')}": lengths < min(k, count - 1),
     }
     return [
-        f"the list of node {lists.ids[row]} {what}; {_REBUILD}"
+        f"the list of node {stored.ids[row]} {what}; {_REBUILD}"
         for what, mask in wrong.items()
         for row in np.flatnonzero(mask).tolist()
     ]
@@ -273,10 +272,9 @@ def _index(settings: Settings, contents: Contents) -> list[str]:
                 problems.append(f"index-{version} is damaged; delete it, the next start builds the index")
             continue
         nodes, floats = found
-        at = np.minimum(np.searchsorted(loaded.ids, nodes), max(len(loaded.ids) - 1, 0))
         if not len(loaded.ids):
             continue
-        held = loaded.ids[at] == nodes
+        at, held = find(loaded.ids, nodes)
         if held.any() and not np.array_equal(floats[held], vectors.as_float(loaded.vectors[at[held]])):
             problems.append(f"index-{version} has other vectors than the store; delete it")
         if version == version_now and settings.index.kind == "hnsw" and len(nodes) != len(loaded.ids):
@@ -295,13 +293,10 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
             if version in versions(folder, snapshots.LEVELS):
                 problems.append(f"derived-{version} is damaged; delete it, the next start computes it")
             continue
-        if (
-            state is None
-            or version != contents.loaded.version
-            or not isinstance(state.hierarchy.model, LinkageModel | LanderModel)
-        ):
+        if state is None or version != contents.loaded.version:
             continue
-        saved = snapshots.read_levels(folder, version, snapshots.dependencies(state, state.hierarchy.model))
+        basis = snapshots.dependencies(state, contents.config["model"])
+        saved = snapshots.read_levels(folder, version, basis)
         if saved is not None and not _same(saved, capture(state.hierarchy)):
             problems.append(f"derived-{version} is not what follows from the lists; delete it")
     return problems

@@ -22,7 +22,7 @@ from engine.collection.live import Key, LiveCollection
 from engine.collection.themes import check_step
 from engine.config import Options, Settings
 from engine.errors import InputError, NotFound
-from engine.events import EventId, EventRow
+from engine.events import EventId, EventRow, read_event_id
 from engine.levels import checked, read_level, step_of
 from engine.model.trained import Trained
 from engine.storage.queries import MAX_PAGE
@@ -205,7 +205,7 @@ class Engine(LiveCollection):
 
 
 def _place(event_id: str) -> EventId:
-    version, _, ordinal = str(event_id).partition("-")
-    if not (version.isdecimal() and ordinal.isdecimal()):
-        raise InputError(f"after is the event-id of an event, like '12-0', not {event_id!r}")
-    return int(version), int(ordinal)
+    try:
+        return read_event_id(str(event_id))
+    except ValueError:
+        raise InputError(f"after is the event-id of an event, like '12-0', not {event_id!r}") from None

@@ -27,11 +27,12 @@ from engine.collection.build import empty_state, load_adapter, load_model, requi
 from engine.collection.collection import Engine
 from engine.collection.memory import assign, strengths
 from engine.collection.space import space_dim
-from engine.config import Settings, StoreSettings, with_options
+from engine.config import Settings, with_options
 from engine.errors import InputError, counted
 from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from engine.model.trained import Trained
+from engine.numbering import by_occurrence
 from engine.types import Batch, Bool, Float64, Int16, Int64
 from engine.vectors import quantize
 
@@ -140,7 +141,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             grid = state.hierarchy.base.nodes.vectors[state.items.nodes[rows]]
         else:
             grid = np.concatenate(self._incoming)
-        settings = self._settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
+        settings = self._settings.in_folder(Path(folder))
         with Engine.open(settings, self._model) as engine:
             if len(engine):
                 raise InputError(
@@ -250,11 +251,11 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         alone = np.flatnonzero(~self._usable)
         paths[alone] = -1 - alone[:, None]  # ids that no cluster has
         self.cluster_ids_ = paths[:, -1].copy()
-        self.levels_ = np.stack([_by_occurrence(column) for column in paths.T], axis=1)
+        self.levels_ = np.stack([by_occurrence(column)[1] for column in paths.T], axis=1)
         final = self.levels_[:, -1]
         small = np.bincount(final)[final] < self.min_cluster_size
         self.labels_ = np.full(count, NEW)
-        self.labels_[~small] = _by_occurrence(final[~small])
+        self.labels_[~small] = by_occurrence(final[~small])[1]
         self.probabilities_ = np.zeros(count)
         self.probabilities_[known] = strengths(state)[nodes]
 
@@ -285,12 +286,3 @@ def _power_of_two(values: Float64) -> float:
     """Return the power of two at or below the greatest magnitude, by which division is exact; 1 for zeros."""
     largest = float(np.abs(values).max())
     return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest else 1.0
-
-
-def _by_occurrence(names: Int64) -> Int64:
-    """Number names (n,) from 0 by their first occurrence."""
-    _, first, which = np.unique(names, return_index=True, return_inverse=True)
-    number = np.empty(len(first), np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    numbered: Int64 = number[which.ravel()]
-    return numbered

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.storage.answers import ItemDetail
+from engine.times import EPOCH
 from engine.types import Loaded
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Item:
     @property
     def time(self) -> datetime:
         """The event's time, in UTC. Raises OverflowError where a calendar has no such date."""
-        return _EPOCH + timedelta(milliseconds=self.time_ms)
+        return EPOCH + timedelta(milliseconds=self.time_ms)
 
 
 def item_of(answer: ItemDetail) -> Item:

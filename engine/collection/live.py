@@ -17,7 +17,6 @@ from typing_extensions import Self
 
 from engine.closing import Closing
 from engine.clustering import explain, pipeline, themes
-from engine.clustering.resume import resume
 from engine.clustering.state import State
 from engine.collection import assign, snapshots
 from engine.collection.assign import Answer
@@ -399,11 +398,9 @@ class LiveCollection(Closing):
         else:
             base.lists.index.insert(rows)
             known = True
-        basis = snapshots.dependencies(state, self.model)
-        saved = snapshots.load_levels(self.store.path, state.version, basis)
-        newest = snapshots.newest_levels(self.store.path, state.version) if known and saved else 0
+        resumed = snapshots.resume_levels(self.store.path, state, self.model.sha256)
+        newest = snapshots.newest_levels(self.store.path, state.version) if known and resumed else 0
         self._since_snapshot = state.nodes_since(newest)
-        resume(state.hierarchy, saved, state.calibration.epoch)
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:

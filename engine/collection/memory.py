@@ -69,9 +69,9 @@ def _nearest(base: Level, rows: Int32, grid: Int16) -> tuple[Int32, Int32]:
     return neighbors, dots
 
 
-def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> tuple[Int32, np.ndarray]:
+def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> tuple[Int32, Float32]:
     """Return each vector's neighbour of the greatest linkage, ties by hash, and that linkage."""
-    base, model, k = state.hierarchy.base, state.hierarchy.model, state.hierarchy.shape.k
+    base, k = state.hierarchy.base, state.hierarchy.shape.k
     seen, count, asked = base.graph(), len(base.root), len(grid)
     degree = (neighbors >= 0).sum(axis=1, dtype=np.int32)
     own = np.arange(count, count + asked, dtype=np.int32)
@@ -87,20 +87,23 @@ def _most_probable(state: State, grid: Int16, neighbors: Int32, dots: Int32) -> 
         np.concatenate([seen.mean[:count], means(own, k, lists, lengths, vectors)]),
         True,
     )
-    sources, ranks = np.nonzero(neighbors >= 0)
-    epoch, linkage = state.calibration.epoch, np.full((asked, k), -1.0, np.float32)
-    told = linkage_of(model, graph, epoch, own[sources], ranks.astype(np.int32))
-    linkage[sources, ranks] = told
-    hashes = hash_vectors(vectors)
-    order = np.where(neighbors >= 0, hashes[neighbors], np.iinfo(np.uint64).max)
-    best = np.lexsort((order, -linkage), axis=1)[:, 0]
-    chosen = np.arange(asked), best
-    return neighbors[chosen], linkage[chosen]
+    best, linkage = most_probable(state.hierarchy.model, graph, state.calibration.epoch, own)
+    return neighbors[np.arange(asked), best], linkage
 
 
-def linkage_of(model: Model, graph: KnnGraph, epoch: Epoch, sources: Int32, ranks: Int32) -> Float32:
-    """Return the linkage (e,) of some edges of a graph of level 0; embeds nothing but their ends."""
-    ends = np.unique(np.concatenate([sources, graph.neighbors[sources, ranks]])).astype(np.int32)
+def most_probable(model: Model, graph: KnnGraph, epoch: Epoch, rows: Int32) -> tuple[Int64, Float32]:
+    """Return the rank of each row's neighbour of the greatest linkage, ties by hash, and that linkage, (m,).
+
+    The graph is of level 0; nothing but the rows and their neighbours is embedded.
+    """
+    near = graph.neighbors[rows]
+    own, ranks = np.nonzero(near >= 0)
+    sources, targets = rows[own], near[own, ranks]
+    ends = np.unique(np.concatenate([sources, targets])).astype(np.int32)
     hidden = np.zeros((len(graph.degree), model.base.hidden), np.float32)
     hidden[ends] = model.base.embed(graph, epoch, ends)
-    return model.base.link(graph, epoch, hidden, sources, ranks)
+    linkage, order = np.full(near.shape, -1.0, np.float32), np.zeros(near.shape, np.uint64)
+    linkage[own, ranks] = model.base.link(graph, epoch, hidden, sources, ranks.astype(np.int32))
+    order[own, ranks] = hash_vectors(graph.identity[targets])
+    best = np.lexsort((order, -linkage), axis=1)[:, 0]
+    return best, linkage[np.arange(len(rows)), best]

@@ -16,8 +16,8 @@ from. So a snapshot of an older version serves as far as nothing has changed (`e
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -30,12 +30,13 @@ import hnswlib
 import numpy as np
 import orjson
 
-from engine.clustering.resume import Saved, capture
+from engine.clustering.resume import Saved, capture, resume
 from engine.clustering.state import State
 from engine.errors import StoreError
 from engine.index.columns import Nodes
 from engine.index.hnsw import HnswIndex
 from engine.model.trained import Trained
+from engine.numbering import find
 from engine.system import determinism, files, isolation
 from engine.types import Float32, Int32, Int64
 
@@ -52,6 +53,7 @@ class Snapshots:
         self.folder = folder
         self._executor, self.free_bytes = executor, free_bytes
         self._writing: Future[None] | None = None
+        self._missing = False  # the last one could not be written
 
     def begin(self, state: State, model: Trained) -> bool:
         """Copy the state and have it written. Return False while the previous one is still being written.
@@ -62,10 +64,28 @@ class Snapshots:
             return False
         self.wait()
         if self._executor is None:
-            _tolerant(prepare(self.folder, state, model))
+            self._write(prepare(self.folder, state, model))
         elif self._has_room():
-            self._writing = self._executor.submit(_tolerant, prepare(self.folder, state, model))
+            self._writing = self._executor.submit(self._write, prepare(self.folder, state, model))
+        else:
+            self._give_up("the disk has no room for one beside what commits need")
         return True
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._missing = False
+        except OSError as problem:
+            self._give_up(problem)
+
+    def _give_up(self, why: object) -> None:
+        """Log that there is no snapshot, once until one is written again."""
+        if not self._missing:
+            logging.getLogger("shoal").warning(
+                "%s: no snapshot is written: %s. Nothing is lost, but a start without one computes what it "
+                "lacks and takes longer: make room on the disk.", self.folder, why,
+            )  # fmt: skip
+        self._missing = True
 
     def _has_room(self) -> bool:
         """Return whether the disk has room for one more snapshot and still leaves `free_bytes` for commits.
@@ -96,7 +116,7 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
     """Copy the state; return the function that writes the copy out, at any time. It raises OSError."""
     version, index = state.version, state.hierarchy.base.lists.index
     graph = copy_index(folder, version, index, state.node_ids) if isinstance(index, HnswIndex) else None
-    levels, basis = capture(state.hierarchy), dependencies(state, model)
+    levels, basis = capture(state.hierarchy), dependencies(state, model.sha256)
 
     def write() -> None:
         if graph is not None:
@@ -106,19 +126,14 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
     return write
 
 
-def dependencies(state: State, model: Trained) -> dict[str, Any]:
+def dependencies(state: State, model_sha256: str) -> dict[str, Any]:
     """Return what all derived columns depend on beside the neighbour lists of level 0."""
     return {
-        "model": model.sha256,
+        "model": model_sha256,
         "arithmetic": determinism.fingerprint(),
         "shape": asdict(state.hierarchy.shape),
         "epoch": asdict(state.calibration.epoch),
     }
-
-
-def _tolerant(write: Callable[[], None]) -> None:
-    with contextlib.suppress(OSError):
-        write()
 
 
 # -- the HNSW index
@@ -186,10 +201,9 @@ def load_index(folder: Path, newest: int, index: HnswIndex, ids: Int64, rows: In
         labels, nodes = found
         order = np.argsort(ids[rows])
         by_id = rows[order]
-        at = np.minimum(np.searchsorted(ids[by_id], nodes), max(0, len(by_id) - 1))
         if not len(by_id):
             break
-        valid = ids[by_id[at]] == nodes
+        at, valid = find(ids[by_id], nodes)
         held = by_id[at[valid]]
         index.load(folder / f"{INDEX}-{version}.hnsw", labels[valid], held)
         missing = np.ones(len(ids), np.bool_)
@@ -268,6 +282,13 @@ def save_levels(folder: Path, version: int, basis: Mapping[str, Any], levels: Se
         files.put_in_place(temporary, stem.with_suffix(".npz"))
         temporary.write_bytes(orjson.dumps(manifest))
         files.put_in_place(temporary, stem.with_suffix(".json"))
+
+
+def resume_levels(folder: Path, state: State, model_sha256: str) -> bool:
+    """Cluster a state whose lists are in place from the newest good snapshot; return whether there is one."""
+    saved = load_levels(folder, state.version, dependencies(state, model_sha256))
+    resume(state.hierarchy, saved, state.calibration.epoch)
+    return saved is not None
 
 
 def load_levels(folder: Path, newest: int, basis: Mapping[str, Any]) -> list[Saved] | None:

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.clustering.hierarchy import places
-from engine.clustering.resume import resume
-from engine.collection import snapshots
-from engine.collection.build import load_model, own_base_tau, unclustered
+from engine.collection.build import clustered, load_model, own_base_tau
 from engine.config import Settings
 from engine.errors import InputError
 from engine.storage.environment import reading_made
@@ -50,13 +48,9 @@ class Sweeper:
         if not len(self.items.ids):
             raise InputError(f"{path} is empty: there is nothing to tune")
         own = _at_its_taus(settings, config)
-        model = load_model(own)
-        state = unclustered(own, config, loaded)
-        state.restore_lists(loaded)
-        saved = snapshots.load_levels(path, state.version, snapshots.dependencies(state, model))
-        resume(state.hierarchy, saved, state.calibration.epoch)
-        self.state, self.shape = state, state.hierarchy.shape
-        self.base_tau = own_base_tau(self.shape, model)
+        self.state = clustered(own, config, loaded)
+        self.shape = self.state.hierarchy.shape
+        self.base_tau = own_base_tau(self.shape, load_model(own))
 
     def sweep(self, taus: Sequence[float], base_tau: float | None = None) -> Sweep:
         """Return the clusters at these taus and the store's own. `base_tau`: level 0's; None: the store's."""
@@ -77,4 +71,4 @@ class Sweeper:
 def _at_its_taus(settings: Settings, config: Mapping[str, Any]) -> Settings:
     """Return the settings with the store's taus and number of levels: the others are what is asked for."""
     stored = {name: config.get(name) for name in ("tau", "base_tau", "max_levels")}
-    return settings.model_copy(update={"model": settings.model.model_copy(update=stored)})
+    return settings.with_model(**stored)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from engine.clustering import themes
-from engine.clustering.resume import resume
-from engine.collection import snapshots
-from engine.collection.build import load_model, unclustered
+from engine.collection.build import clustered
 from engine.config import Settings
 from engine.errors import CorruptStore, InputError
 from engine.storage.environment import reading_made
@@ -24,11 +22,7 @@ def themes_of(settings: Settings) -> Themes:
         loaded = load(tables)
     if not len(loaded.items.ids):
         return themes.none(loaded.version, len(taus))
-    state = unclustered(settings, config, loaded)
-    state.restore_lists(loaded)
-    basis = snapshots.dependencies(state, load_model(settings))
-    saved = snapshots.load_levels(path, state.version, basis)
-    resume(state.hierarchy, saved, state.calibration.epoch)
+    state = clustered(settings, config, loaded)
     if not state.settle(loaded.places):
         raise CorruptStore(
             f"{path}: its clusters are not those of its lists; `shoal rebuild` makes them anew"

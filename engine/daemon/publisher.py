@@ -18,7 +18,7 @@ from engine.backoff import Backoff
 from engine.config import Settings
 from engine.daemon.control import Control
 from engine.errors import BrokerError, NoStore, ShoalError
-from engine.events import BEGIN, EventId
+from engine.events import BEGIN, EventId, format_event_id
 from engine.storage.reader import View
 from engine.streams import OpenSink, Sink, SinkAway
 from engine.system import logs
@@ -113,8 +113,8 @@ class Publisher:
         if place != self.published.place or self.published.retain_from_version == 0:
             self.published.place, self.published.retain_from_version = place or BEGIN, (place or BEGIN)[0]
         self.published.version = 0
-        version, ordinal = self.published.place
-        self._log.info("publishing", behind=f"{version}-{ordinal}" if place else "the beginning")
+        behind = format_event_id(self.published.place) if place else "the beginning"
+        self._log.info("publishing", behind=behind)
 
     def _count(self, events: Sequence[tuple[EventId, Event]]) -> None:
         for _, event in events:

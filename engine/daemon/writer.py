@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +36,6 @@ EXPIRE_S = 1.0  # between two checks for expired items
 LOG_S = 1.0  # between two log lines about batches
 READERS_S = 60.0  # between two checks for dead readers
 ANSWERING = ("control", "caller", "assign")  # threads that are scheduled before a batch
-SWITCH_S = 0.0005  # the interpreter's switch interval
 
 T = TypeVar("T")
 
@@ -255,7 +253,7 @@ class Writer:
 
 def run(settings: Settings, open_source: OpenSource) -> None:
     """Run the writer process until SIGTERM. Raises ShoalError."""
-    sys.setswitchinterval(SWITCH_S)
+    scheduling.switch_often()
     log = logs.get()
     stop = _stop_on_signals(settings, log)
     start = time.monotonic()

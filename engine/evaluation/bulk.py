@@ -11,6 +11,7 @@ from engine.clustering.calibration import LEAST_ITEMS, Calibration
 from engine.clustering.hierarchy import Hierarchy
 from engine.clustering.level import Level, Model, Shape
 from engine.index.base import ExactIndex
+from engine.numbering import by_occurrence
 from engine.types import NO_ROWS, Epoch, Float32, Int16, Int64
 from engine.vectors import quantize
 
@@ -93,11 +94,8 @@ def _distinct(emb: Float32) -> tuple[Int16, Int64]:
     """Return the distinct grid vectors in the order of their first items, and each item's row, (n,)."""
     grid, reasons = quantize(emb)
     assert not reasons, f"unusable rows: {sorted(reasons)[:5]}"
-    _, first, which = np.unique(grid, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return grid[first[order]], place[which.ravel()]
+    first, number = by_occurrence(grid)
+    return grid[first], number
 
 
 def places(built: BulkClustering) -> list[Int64]:

@@ -24,7 +24,7 @@ from engine.clustering import pipeline
 from engine.clustering.state import State
 from engine.collection.build import shape_of
 from engine.collection.collection import Engine
-from engine.config import STREAM_BATCH, Settings, StoreSettings
+from engine.config import STREAM_BATCH, Settings
 from engine.evaluation import scores
 from engine.evaluation.bulk import BulkClustering, partitions
 from engine.index.base import ExactIndex
@@ -174,9 +174,7 @@ def _run(
 
 
 def _at(settings: Settings, tau: float | None) -> Settings:
-    if tau is None:
-        return settings
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"tau": tau})})
+    return settings if tau is None else settings.with_model(tau=tau)
 
 
 def measure(
@@ -302,7 +300,8 @@ class Churn:
 @contextmanager
 def _temporary(settings: Settings) -> Iterator[Engine]:
     """Open an engine on a temporary store."""
-    with tempfile.TemporaryDirectory(prefix="shoal-evaluate-") as folder:
-        chosen = settings.model_copy(update={"store": StoreSettings(path=Path(folder))})
-        with Engine.open(chosen) as engine:
-            yield engine
+    with (
+        tempfile.TemporaryDirectory(prefix="shoal-evaluate-") as folder,
+        Engine.open(settings.in_folder(Path(folder))) as engine,
+    ):
+        yield engine

@@ -20,6 +20,7 @@ from engine.finetuning.collection import FinetuneCollection
 from engine.finetuning.folds import FEW_CLASSES, Fold, Folds, Models, folds_of, verdict
 from engine.finetuning.tuner import TunerPlan
 from engine.model.linkage import LinkageModel
+from engine.numbering import by_occurrence
 from engine.training.datasets import UNKNOWN, Collection, shared_classes, unit
 from engine.training.training_run import Checkpoint, Progress, Schedule, TrainingRun, fingerprint, finished
 from engine.types import Float32, Float64, Int64
@@ -177,8 +178,7 @@ def read_collections(
 def _distinct(emb: Float32, labels: Int64) -> tuple[Float32, Int64]:
     """Return one item of each distinct vector: the first labelled one, else the first."""
     order = np.argsort(labels == UNKNOWN, kind="stable")
-    _, first = np.unique(quantize(emb[order])[0], axis=0, return_index=True)
-    rows = np.sort(order[first])
+    rows = np.sort(order[by_occurrence(quantize(emb[order])[0])[0]])
     return emb[rows], labels[rows]
 
 

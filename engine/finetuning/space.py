@@ -116,9 +116,9 @@ def tune_to_space(
     held = np.empty(0, np.int64) if others else held_out_classes(source.labels, plan)
     learned = np.setdiff1d(np.unique(source.labels), held)
     views, mapped = views_of(source, learned, plan, files.adapter is not None)
-    counted = [(source, held)] if len(held) else [(each, np.unique(each.labels)) for each in others]
-    judges = [_judge(each, classes, mapped) for each, classes in counted]
-    as_they_come = [_judge(each, classes, None) for each, classes in counted]
+    chosen = [(source, held)] if len(held) else [(each, np.unique(each.labels)) for each in others]
+    judges = [_judge(each, classes, mapped) for each, classes in chosen]
+    as_they_come = [_judge(each, classes, None) for each, classes in chosen]
     before = _scored(start, as_they_come, (start.tau,))[0]
     mark = fingerprint([source, *others], plan, start=start.sha256, adapter=mapped and mapped.sha256)
     trainer = SpaceTrainer(views, start, plan)

@@ -173,11 +173,6 @@ class HnswIndex:
     def tombstones(self) -> int:
         return self._graph.tombstones
 
-    @property
-    def renewing(self) -> bool:
-        """Return whether a next graph is growing."""
-        return self._next is not None
-
     def insert(self, rows: Int32) -> None:
         floats = vectors.as_float(self.points.vectors[rows])
         self._graph.reserve(len(self.points.alive))

@@ -33,7 +33,7 @@ def judge(labelled: LabelledSet, settings: Settings) -> Judgement:
     """Measure a set, and cluster it with the engine of `settings`, without its adapter."""
     space = measure(labelled)
     keys = [str(row) for row in range(len(labelled.emb))]
-    plain = settings.model_copy(update={"model": settings.model.model_copy(update={"adapter": None})})
+    plain = settings.with_model(adapter=None)
     clusters = in_bulk(
         plain, Labelled(keys, labelled.emb, labelled.classes, np.zeros(len(keys)), timed=False)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from connectors.chunks import Remark
+from connectors.files import labelled as files
+from connectors.files.source import ARROW, TEXT, format_of
 from engine.errors import InputError
 from engine.records import FIELDS
 from engine.types import Float32, Int64
@@ -26,6 +30,7 @@ class LabelledSet:
     classes: Int64
     names: tuple[str, ...]
     superseded: int = 0  # rows of the file that a later one of the same key replaced
+    left_out: Sequence[Remark] = ()  # on records of the file that cannot be used
 
     @property
     def sizes(self) -> Int64:
@@ -34,11 +39,14 @@ class LabelledSet:
 
 
 def read_labelled(path: Path) -> LabelledSet:
-    """Read an .npz of `emb` (n, d), `labels` (n,) and, optionally, `label_names` and keys (n,).
+    """Read an .npz of `emb` (n, d), `labels` (n,) and, optionally, `label_names` and keys (n,), or another
+    file that can be ingested, if its records have labels.
 
     Of several rows of one key the last one counts, as in an ingest. Raises InputError as `labelled_set`, and
-    where the file is no such .npz.
+    where the file is no such file.
     """
+    if format_of(path) in (*ARROW, *TEXT):
+        return _of_records(path)
     arrays = read_arrays(path, "emb", "labels", "label_names", *FIELDS.key)
     for name in ("emb", "labels"):
         if name not in arrays:
@@ -55,6 +63,16 @@ def read_labelled(path: Path) -> LabelledSet:
         return replace(found, superseded=count - len(rows))
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
+
+
+def _of_records(path: Path) -> LabelledSet:
+    found = files.read_labelled(path)
+    names, classes = found.classes()
+    try:
+        labelled = labelled_set(found.emb, np.array(names)[classes])
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+    return replace(labelled, superseded=found.superseded, left_out=found.left_out)
 
 
 def _last_of_each(keys: Array, count: int) -> Int64:

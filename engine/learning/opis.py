@@ -42,7 +42,6 @@ class Request:
     false_acceptance: tuple[float, float] = (0.01, 0.10)  # rates over all negative pairs at the range's ends
     range: tuple[float, float] | None = None  # distances, in place of the two rates
     epsilon: float = 0.10  # share of the worst classes
-    c: float = 1.0  # weight of specificity in the utility
     seed: int = 0  # of the samples
     exact_items: int = 20_000  # beyond, classes, items and pairs are sampled
     queries: int = 4_096  # sampled for recall and for the range
@@ -143,14 +142,12 @@ def check(request: Request) -> None:
         raise InputError(f"the two false-acceptance rates must rise from 0 to 1, not {low:g} and {high:g}.")
     if not 0.0 < request.epsilon < 1.0:
         raise InputError(f"epsilon is a share of the classes between 0 and 1, not {request.epsilon:g}.")
-    if not 0.0 < request.c < np.inf:
-        raise InputError(f"c is a positive weight, not {request.c:g}.")
 
 
-def utility(sensitivity: Float64, specificity: Float64, c: float = 1.0) -> Float64:
+def utility(sensitivity: Float64, specificity: Float64) -> Float64:
     """Return U of psi and phi, of any shape; 0 where both are 0."""
-    below = c * c * specificity + sensitivity
-    above = (1.0 + c * c) * specificity * sensitivity
+    below = specificity + sensitivity
+    above = 2.0 * specificity * sensitivity
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0.0)
 
 
@@ -217,7 +214,7 @@ def _consistency(
 ) -> Consistency:
     thresholds, positive, negative = counts
     sensitivity = _within(positive)
-    utilities = utility(sensitivity, 1.0 - _within(negative.sum(axis=0)), request.c)
+    utilities = utility(sensitivity, 1.0 - _within(negative.sum(axis=0)))
     squares = (utilities - utilities.mean(axis=0)) ** 2
     hit = overview.hit[labelled.sizes[labelled.classes[drawn.queries]] > 1]
     recall = float(hit.mean()) if len(hit) else 0.0
@@ -257,11 +254,11 @@ def _errors(request: Request, drawn: _Sample, sensitivity: Float64, negative: In
     upper bound: a share of pairs among s items has a variance of at most 1 / s.
     """
     total = negative.sum(axis=0)
-    whole = utility(sensitivity, 1.0 - _within(total), request.c)
-    without = [utility(sensitivity, 1.0 - _within(total - part), request.c) for part in negative]
+    whole = utility(sensitivity, 1.0 - _within(total))
+    without = [utility(sensitivity, 1.0 - _within(total - part)) for part in negative]
     kept = np.array([len(items) for items in drawn.members])
     left = np.where(kept < drawn.whole, 1.0 / kept, 0.0)
-    slope = np.abs(whole - whole.mean(axis=0)).mean(axis=1) * (1.0 + request.c**2)  # at most
+    slope = np.abs(whole - whole.mean(axis=0)).mean(axis=1) * 2.0  # at most
     thinned = 4.0 * (left * slope**2).sum() / len(whole) ** 2
     shuffled = np.random.default_rng(request.seed).permutation(len(whole))
     groups = np.array_split(shuffled, min(10, len(whole)))

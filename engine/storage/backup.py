@@ -35,7 +35,7 @@ from engine.storage.environment import (
     require_file,
     unreadable,
 )
-from engine.storage.store import Store, hold
+from engine.storage.store import hold
 from engine.system import files, isolation
 
 MANIFEST = "backup.json"
@@ -66,21 +66,13 @@ class Restored:
 def back_up(store: Path, target: Path) -> Backup:
     """Copy the last version of a store, also while another process writes it.
 
-    The writing process itself uses `copy_open`. Raises NoStore, InputError (the target exists, or lies in
-    the store), StoreFull, CorruptStore; then nothing is left of the copy.
+    Raises NoStore, InputError (the target exists, or lies in the store), StoreFull, CorruptStore; then
+    nothing is left of the copy.
     """
     require_file(store)
     _require_apart(target, store)
     with _new_folder(target) as folder:
         _call("engine.storage.backup.copy", store, folder)
-        return _finish(folder)
-
-
-def copy_open(store: Store, target: Path) -> Backup:
-    """As `back_up`, of a store that this process has open."""
-    _require_apart(target, store.path)
-    with _new_folder(target) as folder:
-        _copy(store.environment, folder)
         return _finish(folder)
 
 
@@ -153,20 +145,15 @@ def copy(store: str, folder: str) -> int:
     """Copy a store; `back_up` runs it in a process of its own."""
     environment = Environment.attach(Path(store))
     try:
-        _copy(environment, Path(folder))
-    finally:
-        environment.close()
-    return 0
-
-
-def _copy(environment: Environment, folder: Path) -> None:
-    try:
-        environment.copy(folder)
-        files.sync(folder / DATA)
+        environment.copy(Path(folder))
+        files.sync(Path(folder) / DATA)
     except DAMAGE as error:
         raise unreadable(environment.folder, error) from error
     except (lmdb.Error, OSError) as error:
-        raise _refused(folder, error) from error
+        raise _refused(Path(folder), error) from error
+    finally:
+        environment.close()
+    return 0
 
 
 def _finish(folder: Path) -> Backup:

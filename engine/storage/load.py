@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.errors import CorruptStore
+from engine.numbering import find
 from engine.storage import schema, upgrade
 from engine.storage.tables import Tables
 from engine.types import NO_TREES, Clusters, Int64, Items, Lists, Loaded, Trees, Vectors
@@ -94,10 +95,10 @@ def _trees(tables: Tables, clusters: Clusters, levels: int) -> Trees:
         if len(path) > levels:
             raise CorruptStore(f"table trees, key {ids[row]}: too long a path")
         packed[row, : len(path)] = path
-    at = np.minimum(np.searchsorted(clusters.ids, packed), max(len(clusters.ids) - 1, 0))
-    if len(ids) and not ((clusters.ids[at] == packed) | (packed == 0)).all():
+    at, there = find(clusters.ids, packed)
+    if not (there | (packed == 0)).all():
         raise CorruptStore("the table trees names clusters that are not there; `shoal rebuild` mends it")
-    finest = np.where(packed > 0, clusters.finest[at], -1) if len(ids) else packed
+    finest = np.where(packed > 0, clusters.finest[at], -1)
     each = np.arange(len(ids))
     paths = np.stack([packed[each, _reach(finest, level)] for level in range(levels)], axis=1)
     return Trees(ids, paths)

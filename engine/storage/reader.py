@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.closing import Closing
 from engine.errors import InputError
-from engine.events import BEGIN, EventId, EventRow
+from engine.events import BEGIN, EventId, EventRow, format_event_id
 from engine.storage import eventlog, schema, seal
 from engine.storage.answers import (
     ChangePage,
@@ -253,7 +253,7 @@ class View(Closing):
             return {
                 **snapshot.stamp,
                 "changes": [raw.show(self.collection) for raw in page.events],
-                "cursor": f"{page.place[0]}-{page.place[1]}" if page.place != BEGIN else None,
+                "cursor": format_event_id(page.place) if page.place != BEGIN else None,
                 "gap": gap,
                 "more": page.more,
             }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError, NotFound
+from engine.numbering import find
 from engine.storage.answers import (
     ItemDetail,
     Lookup,
@@ -121,12 +122,9 @@ class Grouped:
         """Return the theme of each of the living final clusters; at step 0 they are their own."""
         if step == 0:
             return ids
-        known = self._themes.clusters
-        place = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
+        place, there = find(self._themes.clusters, ids)
         keys = ids.copy()
-        if len(known):
-            there = known[place] == ids
-            keys[there] = self._themes.keys[step - 1][place[there]]
+        keys[there] = self._themes.keys[step - 1][place[there]]
         # `ids` rise, so the first of a theme is its smallest living one.
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         living: Int64 = ids[first][inverse]

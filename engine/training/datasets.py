@@ -19,6 +19,7 @@ from scipy.ndimage import affine_transform, gaussian_filter, zoom
 from connectors.files.labelled import LabelledFile
 from connectors.files.labelled import read_labelled as read_file
 from engine.errors import InputError, counted
+from engine.numbering import by_occurrence
 from engine.types import Float32, Float64, Int64
 from engine.vectors import quantize
 
@@ -100,8 +101,7 @@ def label_warnings(collection: Collection) -> list[str]:
 
 def distinct(collection: Collection) -> Collection:
     """Return the collection without duplicates: vectors that are identical on the grid."""
-    _, first = np.unique(quantize(collection.emb)[0], axis=0, return_index=True)
-    rows = np.sort(first)
+    rows, _ = by_occurrence(quantize(collection.emb)[0])
     return replace(collection, emb=collection.emb[rows], labels=collection.labels[rows])
 
 

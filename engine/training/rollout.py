@@ -40,9 +40,9 @@ class TrainingGraph:
 class Oracle:
     """A linkage model that knows the labels and errs at random: impure supernodes before there is a model."""
 
-    def __init__(self, labels: Int64, rng: np.random.Generator, k: int = 10) -> None:
+    def __init__(self, labels: Int64, rng: np.random.Generator) -> None:
         """`labels` (n,): of the nodes of level 0; no vector may occur twice."""
-        self.labels, self.rng, self.k, self.hidden, self.cache_widths = labels, rng, k, 1, (0, 0)
+        self.labels, self.rng, self.k, self.hidden, self.cache_widths = labels, rng, 10, 1, (0, 0)
         self.wrong = rng.uniform(0.0, 0.12)
         self.base = self.upper = self
 

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from engine.api.cluster_map import GAP, Atlas, AtlasBounds, arrange, similarities, to_discs
+from engine.api.cluster_map import GAP, Atlas, arrange, similarities, to_discs
 from engine.storage.reader import View
 from engine.storage.store import Store
 from engine.types import Float64, Int16
@@ -80,9 +80,12 @@ def test_what_did_not_change_stays_where_it_was() -> None:
     assert np.median(np.linalg.norm(now - was, axis=1)) < 0.2  # a tenth of the map
 
 
-def test_a_map_is_drawn_anew_for_a_new_version_but_not_too_often(tmp_path: Path) -> None:
+def test_a_map_is_drawn_anew_for_a_new_version_but_not_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy, now = Toy(SEED), [0.0]
-    atlas = Atlas(AtlasBounds(clusters=2, pause_s=2.0), clock=lambda: now[0])
+    monkeypatch.setattr("engine.api.cluster_map.CLUSTERS", 2)
+    atlas = Atlas(lambda: now[0])
     with Store.open(tmp_path, {"collection": "toy", "dim": None}) as store:
         view = View.beside(store)
         assert atlas.answer(view)["clusters"] == []
@@ -120,12 +123,12 @@ def test_one_draws_and_the_others_get_what_there_is(tmp_path: Path) -> None:
     assert len({id(answer) for answer in drawn}) == 1
 
 
-def test_faces_are_short_and_pictures_are_data(tmp_path: Path) -> None:
-    from engine.api.cluster_map import _face
+def test_faces_are_short_and_pictures_are_data() -> None:
+    from engine.api.cluster_map import IMAGE_BYTES, _face
 
     picture = "data:image/png;base64,AAAA"
     told = {"title": "t" * 500, "image": picture}
-    assert _face(orjson.dumps(told), 100) == {"title": "t" * 80, "image": picture}
-    assert _face(orjson.dumps({"image": picture + "A" * 100}), 100) == {}
+    assert _face(orjson.dumps(told)) == {"title": "t" * 80, "image": picture}
+    assert _face(orjson.dumps({"image": picture + "A" * IMAGE_BYTES})) == {}
     for odd in (b"", b"null", b"[1]", b'"text"', b'{"title": 3, "image": "https://example.com/a.png"}'):
-        assert _face(odd, 100) == {}
+        assert _face(odd) == {}

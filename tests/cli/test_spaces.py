@@ -74,6 +74,25 @@ def test_opis_refuses_what_cannot_be(
     assert len(told.stderr.strip().splitlines()) == 1
 
 
+def test_opis_and_adapt_take_what_can_be_ingested(shoal: Run, tmp_path: Path) -> None:
+    """The same figures of an .npz and of its records as lines; what is left out is told."""
+    arrays = np.load(labelled(tmp_path / "set.npz", classes=30, each=8))
+    rows = zip(arrays["emb"].tolist(), arrays["label_names"][arrays["labels"]].tolist(), strict=True)
+    lines = [json.dumps({"key": at, "embedding": emb, "label": name}) for at, (emb, name) in enumerate(rows)]
+    lines.append(json.dumps({"key": "zero", "embedding": [0.0] * 16, "label": "kind 0"}))
+    (tmp_path / "set.jsonl").write_text("\n".join(lines))
+    np.savez(tmp_path / "named.npz", emb=arrays["emb"], labels=arrays["label_names"][arrays["labels"]])
+    of_lines, of_arrays = (shoal("opis", tmp_path / name, "--json") for name in ("set.jsonl", "named.npz"))
+    assert of_lines.returncode == 0, of_lines.stderr
+    assert "left out 1 record that cannot be used" in of_lines.stderr
+    assert json.loads(of_lines.stdout) == json.loads(of_arrays.stdout)
+    fast = "--dim", 8, "--steps", 5, "--loss", "SupConLoss", "--tcm", 0, "--keep"
+    told = shoal("adapt", tmp_path / "set.jsonl", "-o", "a.safetensors", *fast)
+    assert told.returncode == 0, told.stderr
+    (tmp_path / "bare.jsonl").write_text(json.dumps({"key": 1, "embedding": [1.0, 0.0]}))
+    refused(shoal("opis", tmp_path / "bare.jsonl"), 3, "line 1 has no label")
+
+
 def test_opis_of_a_store_is_that_of_the_file(shoal: Run, tmp_path: Path) -> None:
     file = labelled(tmp_path / "set.npz")
     assert shoal("ingest", file).returncode == 0

@@ -20,7 +20,8 @@ def draw(seed: int, count: int, dim: int = 8, shift: float = 0.5) -> Int16:
 
 
 def of(grid: Int16, epoch: Epoch | None = None, checked: int = 0) -> Calibration:
-    calibration = Calibration(grid.shape[1], CARD, epoch, checked)
+    calibration = Calibration(grid.shape[1], CARD)
+    calibration.epoch, calibration.checked = epoch or CARD, checked
     calibration.add(grid)
     return calibration
 
@@ -137,15 +138,6 @@ def test_the_scale_of_a_drift_has_a_floor() -> None:
     near, far = (Epoch(now.mean - share * DRIFT * 2.0**-10, 0.0, 16) for share in (0.9, 1.1))
     assert not of(grid, near, checked=16).advance()
     assert of(grid, far, checked=16).advance()
-
-
-def test_a_held_epoch_stays() -> None:
-    calibration = of(draw(7, 20))
-    epoch = Epoch(0.9, 0.01, 5)
-    calibration.hold(epoch)
-    calibration.add(draw(8, 500))
-    assert not calibration.advance()
-    assert calibration.epoch == epoch
 
 
 def test_a_rebuild_begins_an_epoch_whatever_the_drift() -> None:

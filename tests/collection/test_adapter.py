@@ -185,9 +185,7 @@ def test_an_adapter_that_cannot_be_is_refused_and_nothing_changes(
 
 
 def test_an_adapter_that_is_not_there_is_named(make: Make, tmp_path: Path) -> None:
-    settings = make().model_copy(
-        update={"model": make().model.model_copy(update={"adapter": tmp_path / "none.safetensors"})}
-    )
+    settings = make().with_model(adapter=tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"the adapter .*none\.safetensors cannot be read: No such file"):
         opened(settings)
 
@@ -228,7 +226,7 @@ def test_erase_compact_backup_and_restore_know_the_incoming_vectors(make: Make, 
         assert incoming(engine) == held
     back_up(path, tmp_path / "backup")
     restore(tmp_path / "backup", tmp_path / "again", False)
-    moved = make().model_copy(update={"store": make().store.model_copy(update={"path": tmp_path / "again"})})
+    moved = make().in_folder(tmp_path / "again")
     with opened(moved) as engine:
         assert incoming(engine) == held
     assert not check(moved).findings

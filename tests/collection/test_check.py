@@ -327,8 +327,7 @@ def test_wrong_columns_of_what_is_derived_are_found(settings: Settings) -> None:
 
 def test_other_settings_are_no_finding_but_said(settings: Settings) -> None:
     fill(settings)
-    other = settings.model.model_copy(update={"tau": 0.9})
-    report = check(settings.model_copy(update={"model": other}))
+    report = check(settings.with_model(tau=0.9))
     assert report.findings == []
     assert "was made with tau 0.3, not 0.9" in report.not_looked_at[0]
 

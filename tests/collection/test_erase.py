@@ -101,9 +101,7 @@ def test_nothing_is_left_of_an_erased_item(engine: Engine, settings: Settings) -
         assert sorted(again.assign(draw(1, 5)), key=str) is not None
     model = Path(folder).parent / "model"
     engine.model.save(model)
-    report = check(
-        settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})}), 0
-    )
+    report = check(settings.with_model(path=model), 0)
     assert report.findings == report.not_looked_at == []
 
 

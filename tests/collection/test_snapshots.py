@@ -109,7 +109,10 @@ def test_an_erased_item_is_not_in_one_that_was_being_written(
 
 
 def test_one_that_cannot_be_written_costs_nothing(
-    tmp_path: Path, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    aside: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(*arguments: Any) -> None:
         raise OSError("no space left")
@@ -120,24 +123,32 @@ def test_one_that_cannot_be_written_costs_nothing(
         put(engine, 12)
         engine.snapshots.wait()
         assert versions(engine) == ([], [])
+        assert caplog.text.count("no snapshot is written: no space left. Nothing is lost") == 1
         monkeypatch.undo()
         put(engine, 24)
         engine.snapshots.wait()
         assert versions(engine) == ([3], [3])
 
 
-def test_none_is_begun_that_could_take_the_room_of_batches(tmp_path: Path, aside: ThreadPoolExecutor) -> None:
+def test_none_is_begun_that_could_take_the_room_of_batches(
+    tmp_path: Path, aside: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
     with engine_in(tmp_path, aside) as engine:
         put(engine, 0)
         engine.snapshots.wait()
         engine.snapshots.free_bytes, enough = 1 << 60, engine.snapshots.free_bytes
         put(engine, 12)
-        engine.snapshots.wait()
-        assert versions(engine) == ([1], [1])
-        engine.snapshots.free_bytes = enough
         put(engine, 24)
         engine.snapshots.wait()
-        assert versions(engine) == ([3, 1], [3, 1])
+        assert versions(engine) == ([1], [1])
+        assert caplog.text.count("no room for one beside what commits need. Nothing is lost") == 1
+        engine.snapshots.free_bytes = enough
+        put(engine, 36)
+        engine.snapshots.wait()
+        assert versions(engine) == ([4, 1], [4, 1])
+        engine.snapshots.free_bytes = 1 << 60
+        put(engine, 48)
+        assert caplog.text.count("make room on the disk") == 2
 
 
 def test_a_bug_while_writing_is_not_passed_over(

@@ -146,9 +146,7 @@ def test_it_is_brought_over_to_an_adapter(settings: Settings, tmp_path: Path) ->
     before = loaded(settings)
     downgrade(settings.store.path)
     Adapter.of({"direct": np.eye(DIM, 2), "bias": np.zeros(2)}, {}).save(tmp_path / "adapter.safetensors")
-    chosen = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"adapter": tmp_path / "adapter.safetensors"})}
-    )
+    chosen = settings.with_model(adapter=tmp_path / "adapter.safetensors")
     rebuild_store(chosen, clock=lambda: 6.0)
     at = np.searchsorted(before.vectors.ids, before.items.nodes)
     with Engine.open(chosen) as engine:

@@ -213,17 +213,17 @@ def test_hnsw_is_built_anew_beside_when_tombstones_prevail() -> None:
     rng = np.random.default_rng(8)
     nodes, index, rows = hnsw(draw(rng, "mixed", 3000))
     remove(nodes, index, rows[:1024])
-    assert not index.renewing  # not more than the least worth it
+    assert index._next is None  # not more than the least worth it
     remove(nodes, index, rows[1024:1030])
-    assert index.renewing
+    assert index._next is not None
     assert index.tombstones == 1030
     remove(nodes, index, rows[1100:1400])
     nodes.release(rows[1100:1300])
     index.insert(fill(nodes, draw(rng, "mixed", 500)))  # some in rows that the next graph still awaited
-    assert index.renewing
+    assert index._next is not None
     assert recall(nodes, index) > 0.995  # the old one answers
     remove(nodes, index, rows[1400:1600])
-    assert not index.renewing
+    assert index._next is None
     assert index.tombstones < 500
     assert recall(nodes, index) > 0.995
 
@@ -232,7 +232,7 @@ def test_hnsw_of_which_most_is_deleted_at_once_is_renewed_at_once() -> None:
     rng = np.random.default_rng(19)
     nodes, index, rows = hnsw(draw(rng, "mixed", 3000))
     remove(nodes, index, rows[:2700])
-    assert (index.tombstones, index.renewing) == (0, False)
+    assert (index.tombstones, index._next) == (0, None)
     assert recall(nodes, index) > 0.995
 
 
@@ -250,13 +250,13 @@ def test_hnsw_under_churn_has_few_tombstones_and_no_long_step(monkeypatch: pytes
     monkeypatch.setattr(Graph, "add", counted)
     for _ in range(60):
         added = 0
-        growing = index.renewing
+        growing = index._next is not None
         gone = rng.choice(nodes.all_rows(), 200, replace=False).astype(np.int32)
         remove(nodes, index, gone)
         nodes.release(gone)
         index.insert(fill(nodes, draw(rng, "mixed", 200)))
         assert added <= 200 * 6  # both graphs get the new ones, the next one two for each change
-        renewals += growing and not index.renewing
+        renewals += growing and index._next is None
         most = max(most, index.tombstones)
     assert renewals >= 2
     assert most < 0.4 * (4000 + most)

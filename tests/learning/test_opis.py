@@ -52,8 +52,7 @@ def by_definition(labelled: LabelledSet, request: Request) -> dict[str, float]:
         for mine, across in zip(own, others, strict=True):
             psi = sum(x <= d for x in mine) / len(mine)
             phi = sum(x > d for x in across) / len(across)
-            w = request.c**2
-            row.append((1 + w) * phi * psi / (w * phi + psi) if phi + psi else 0.0)
+            row.append(2 * phi * psi / (phi + psi) if phi + psi else 0.0)
         table.append(row)
     variance = [sum((u - sum(row) / len(row)) ** 2 for u in row) / len(row) for row in table]
     worst = []
@@ -101,7 +100,6 @@ def test_the_range_spans_two_false_acceptance_rates() -> None:
 def test_the_utility_weighs_specificity_by_c() -> None:
     psi, phi = np.array([0.5, 0.0, 1.0]), np.array([0.25, 0.0, 1.0])
     np.testing.assert_allclose(utility(psi, phi), [1 / 3, 0.0, 1.0])
-    np.testing.assert_allclose(utility(psi, phi, 2.0), [5 * 0.125 / 1.5, 0.0, 1.0])
 
 
 def test_the_worst_share_is_one_class_at_least_and_leaves_one() -> None:
@@ -115,9 +113,7 @@ def test_the_worst_share_is_one_class_at_least_and_leaves_one() -> None:
 def test_exact_figures_are_their_definitions(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labelled = blobs(seed, int(rng.integers(30, 90)), int(rng.integers(3, 14)))
-    request = Request(
-        false_acceptance=(0.05, 0.3), epsilon=float(rng.uniform(0.05, 0.6)), c=float(rng.uniform(0.5, 2))
-    )
+    request = Request(false_acceptance=(0.05, 0.3), epsilon=float(rng.uniform(0.05, 0.6)))
     wanted, found = by_definition(labelled, request), measure(labelled, request)
     assert found.range == pytest.approx((wanted["low"], wanted["high"]), abs=1e-12), f"{seed=}"
     for name in ("opis", "opis_worst", "recall_at_1"):
@@ -181,7 +177,6 @@ BAD_REQUESTS = {
     "from 0 to 2": Request(range=(0.5, 3.0)),
     "false-acceptance rates": Request(false_acceptance=(0.1, 0.1)),
     "epsilon": Request(epsilon=1.0),
-    "positive weight": Request(c=0.0),
 }
 
 

@@ -41,7 +41,7 @@ def draw(kind: str, dim: int, seed: int) -> Adapter:
 
 def with_model(settings: Settings, **files: Path | None) -> Settings:
     """`path` and `adapter`."""
-    return settings.model_copy(update={"model": settings.model.model_copy(update=files)})
+    return settings.with_model(**files)
 
 
 def adapted_world(world: World, adapter: Adapter | None) -> World:

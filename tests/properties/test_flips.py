@@ -55,7 +55,7 @@ def draw(seed: int, count: int) -> np.ndarray:
 def make(path: str) -> None:
     """A store with a history, snapshots of two versions, and a backup of it."""
     from engine.collection.collection import Engine
-    from engine.storage.backup import copy_open
+    from engine.storage.backup import back_up
     from tests.support.random_models import random_model
 
     with Engine.open(settings_of(path), random_model(7), lambda: 5.0) as engine:
@@ -64,7 +64,7 @@ def make(path: str) -> None:
             engine.delete(NAMES[at : at + 30 : 9])
         engine.save()
         engine.upsert(NAMES[:9], draw(70, 9))
-        copy_open(engine.store, Path(path + ".backup"))
+    back_up(Path(path), Path(path + ".backup"))
 
 
 def answers(path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import lmdb
 import orjson
@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import CorruptStore, InputError, NoStore, StoreFull, StoreLocked
 from engine.storage import backup, schema
-from engine.storage.backup import back_up, copy_open, restore, verify
+from engine.storage.backup import back_up, restore, verify
 from engine.storage.environment import Environment
 from engine.storage.store import Store
 from engine.storage.verify import walk
@@ -105,13 +105,6 @@ def test_a_backup_while_a_writer_runs_is_one_version(tmp_path: Path) -> None:
     assert back_up(path, tmp_path / "after").version >= made[-1].version
 
 
-def test_a_process_that_has_the_store_open_copies_it_too(path: Path, tmp_path: Path) -> None:
-    with Store.open(path) as store:
-        assert copy_open(store, tmp_path / "copy").version == 4
-        store.commit(later(5))
-    assert walk(tmp_path / "copy") > 0
-
-
 def later(count: int) -> object:
     toy = Toy(3)
     return [toy.step(30) for _ in range(count)][-1]
@@ -145,8 +138,6 @@ def test_no_copy_lies_in_what_it_is_a_copy_of(path: Path, tmp_path: Path) -> Non
     for target in path / "inside", path / "deep" / "inside":
         with pytest.raises(InputError, match=r"lies in .*store, which is copied; name a place outside"):
             back_up(path, target)
-    with Store.open(path) as store, pytest.raises(InputError, match="name a place outside"):
-        copy_open(store, path / "inside")
     assert names_in(path) == before
     back_up(path, tmp_path / "copy")
     for place in tmp_path / "copy", tmp_path / "copy" / "inside":
@@ -195,15 +186,15 @@ def test_what_is_no_lack_of_room_is_not_called_so(
     assert not (path / "writer").exists()
 
 
-def test_damage_found_while_copying_is_the_stores(path: Path, tmp_path: Path) -> None:
-    class Damaged:
-        folder = path
+def test_damage_found_while_copying_is_the_stores(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise lmdb.CorruptedError("mdb_env_copy3", -30796)
 
-        def copy(self, _: Path) -> None:
-            raise lmdb.CorruptedError("mdb_env_copy3", -30796)
-
+    monkeypatch.setattr(Environment, "copy", damaged)
     with pytest.raises(CorruptStore, match=r"store is damaged .*mdb_env_copy3.*\); restore a backup"):
-        backup._copy(cast(Environment, Damaged()), tmp_path / "copy")
+        backup.copy(str(path), str(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("file", ["data.mdb", "backup.json"])

@@ -243,8 +243,8 @@ class Pinned(Calibration):
 
 def empty_state(world: World, model: Any, epoch: Epoch | None = None) -> State:
     """A state without items; at a fixed epoch where one is given."""
-    kind = Pinned if epoch else Calibration
-    calibration = kind(world.shape.dim, model.default_epoch, epoch)
+    calibration = (Pinned if epoch else Calibration)(world.shape.dim, model.default_epoch)
+    calibration.epoch = epoch or calibration.epoch
     return State(Hierarchy(world.shape, model, ExactIndex), calibration)
 
 

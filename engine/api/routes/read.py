@@ -28,6 +28,7 @@ from engine.api.routes.parameters import (
     of_store,
 )
 from engine.api.routes.strict_route import StrictRoute
+from engine.events import format_event_id
 from engine.levels import step_of, within
 from engine.storage import answers
 from engine.storage.reader import View
@@ -47,7 +48,7 @@ async def summary(reader: Reader, writer: Writer, log: Log, settings: Config) ->
         return {
             **view.summary(),
             "dim": view.dim,
-            "cursor": f"{head.place[0]}-{head.place[1]}",
+            "cursor": format_event_id(head.place),
             "window": _window(log),
             "writes": settings.source.http,
             "writer": writer.status.told,

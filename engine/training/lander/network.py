@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.lander import LanderCard, LanderModel
-
-LEAK = 0.2  # slope of the attention's leaky ReLU below 0
+from engine.model.lander_kernels import LEAK
 
 
 class MeanAffinity(nn.Module):
