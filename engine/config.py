@@ -64,7 +64,7 @@ LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 MAX_LEVELS = 32
 BULK_BATCH = 2048  # items a batch where throughput counts: files
-STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
+STREAM_BATCH = 256  # items a batch of `evaluate --stream` and of the streaming benchmarks
 RENEWED = ("model", "index")  # sections that a rebuild may change
 
 Value = str | int | float | bool | None
@@ -119,7 +119,7 @@ class CollectionSettings(_Section):
     """What is clustered."""
 
     name: Name = Field("shoal", min_length=1, max_length=200)
-    dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: the first valid vector's
+    dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: that of most of the first batch's vectors
 
 
 class StoreSettings(_Section):
@@ -216,7 +216,7 @@ class SourceSettings(_Section):
 
 
 class BatchSettings(_Section):
-    """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the limits below."""
+    """`size` None: 2,048 for files, 256 for `evaluate --stream`; in the daemon by load, within the limits."""
 
     size: int | None = Field(None, ge=1, le=65_536)  # items
     min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many

@@ -80,8 +80,8 @@ class Store(Closing):
     ) -> Store:
         """Open the store in a folder, or make one there.
 
-        `config`: the JSON settings that stored clusters depend on: `collection`, `dim` (None: the first
-        vector decides), `model`, `k`, `arithmetic`, ... A store made with other ones is refused (another
+        `config`: the JSON settings that stored clusters depend on: `collection`, `dim` (None: that of the
+        first batch), `model`, `k`, `arithmetic`, ... A store made with other ones is refused (another
         `arithmetic` only makes it `stale`); None accepts any. `free_bytes`: what a commit leaves free on the
         disk. The event log forgets versions older than `events_max_age_ms` or beyond `events_max_bytes`, but
         never the newest, nor those from `retain_from_version` on.

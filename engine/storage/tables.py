@@ -93,7 +93,7 @@ class RawTable:
         return self._txn.cursor(self._db)
 
     def read(self) -> tuple[list[bytes], list[bytes]]:
-        """Return all keys and all schema. Raises CorruptStore."""
+        """Return all keys and their bodies, in key order. Raises CorruptStore."""
         seed, digest = self._seed, xxh32_digest
         keys: list[bytes] = []
         bodies: list[bytes] = []
