@@ -29,7 +29,7 @@ STOPPING = "the daemon is stopping; send it again when it is back"
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """The records of one call, in order, and what has come of them."""
+    """The records of one call and their outcome."""
 
     records: Sequence[Record]
     size: int  # bytes, about
@@ -45,7 +45,7 @@ class Ticket:
     done: threading.Event = field(default_factory=threading.Event)
 
     def settle(self, count: int, version: int) -> None:
-        """So many of its records are durable."""
+        """Count `count` records as durable in `version`."""
         self.pending -= count
         self.version = version
         if self.taken == len(self.records) and not self.pending:

@@ -253,19 +253,19 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
-    key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
+    key_file: HomePath | None = None  # file of accepted API keys, one per line
     root_path: Prefix = ""  # "/shoal": below this prefix of the path
     forwarded_prefix: bool = False  # True: believe a proxy's X-Forwarded-Prefix
     cors_origins: CorsOrigins = []  # "https://example.com": whose pages may ask from a browser
-    requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
-    connections_max: int = Field(512, ge=2)
-    streams_max: int = Field(32, ge=0)  # of changes, held open
-    forwards_max: int = Field(8, ge=1)  # calls of the writer of one kind, at once
-    submits_max: int = Field(2, ge=1)  # calls with records, at once; what comes meanwhile shares the next
+    requests_max: int = Field(128, ge=1)  # concurrent requests; more get 503 with Retry-After
+    connections_max: int = Field(512, ge=2)  # open at once; more get 503
+    streams_max: int = Field(32, ge=0)  # open event streams; more get 503
+    forwards_max: int = Field(8, ge=1)  # concurrent calls to the writer per operation; more get 503
+    submits_max: int = Field(2, ge=1)  # concurrent submit calls; records arriving meanwhile join the next
     forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
-    bulk_timeout_s: float = Field(60.0, gt=0)  # for records to be durable: of a PUT, of a piece of NDJSON
-    body_max_bytes: int = Field(2**23, ge=2**10)
-    bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
+    bulk_timeout_s: float = Field(60.0, gt=0)  # until the records of a PUT or a piece of NDJSON are durable
+    body_max_bytes: int = Field(2**23, ge=2**10)  # of a JSON body, decompressed
+    bulk_max_bytes: int = Field(2**28, ge=2**10)  # of an NDJSON body, which is processed in pieces
     bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece
     exports_max: int = Field(2, ge=0)  # of all assignments, at once
     export_timeout_s: float = Field(3600.0, gt=0)
@@ -273,15 +273,15 @@ class ApiSettings(_Section):
     lookup_payload_bytes: int = Field(2**25, ge=2**10)  # of their payloads
     assign_max: int = Field(256, ge=1, le=65_536)  # vectors in one request
     page_max: int = Field(1000, ge=1, le=10_000)  # entries on a page
-    page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads are more
-    header_max_bytes: int = Field(2**15, ge=2**10)
-    patience_s: float = Field(20.0, gt=0)  # with a client that sends or reads slowly
-    heartbeat_s: float = Field(15.0, gt=0)  # of a stream without news
+    page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads exceed this
+    header_max_bytes: int = Field(2**15, ge=2**10)  # of a request's head
+    patience_s: float = Field(20.0, gt=0)  # longest wait for a client that sends or reads slowly
+    heartbeat_s: float = Field(15.0, gt=0)  # between two signs of life on an idle event stream
     growth_window_s: float = Field(3600.0, gt=0)  # over which growth is counted
-    growth_events: int = Field(300_000, ge=1)  # at most in that window
-    history_events: int = Field(200_000, ge=1)  # of clusters that are found by cluster; the newest
-    history_versions: int = Field(100_000, ge=0)  # looked through for them at a start
-    lag_max_s: float = Field(60.0, gt=0)  # beyond it the daemon says that it is not ready
+    growth_events: int = Field(300_000, ge=1)  # most events counted in that window
+    history_events: int = Field(200_000, ge=1)  # newest lineage events kept for clusters' histories
+    history_versions: int = Field(100_000, ge=0)  # versions searched for them at a start
+    lag_max_s: float = Field(60.0, gt=0)  # /readyz fails while the oldest waiting record is older
 
     @model_validator(mode="after")
     def _fits(self) -> ApiSettings:
@@ -304,14 +304,14 @@ class LimitsSettings(_Section):
     expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
-    assign_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
-    assign_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
-    switch_wait_s: float = Field(10.0, gt=0)  # that these wait for a rebuild to be put in place
-    theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # that are grouped into themes, all pairs
-    theme_share: float = Field(0.1, gt=0, le=1)  # of the time that grouping them again may take
+    assign_together: int = Field(64, ge=1, le=4096)  # vectors per `assign` micro-batch
+    assign_waiting: int = Field(1024, ge=1)  # waiting vectors to assign; beyond, callers get 503
+    switch_wait_s: float = Field(10.0, gt=0)  # longest wait of `assign` for a rebuild's switch-over
+    theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # most final clusters grouped into themes
+    theme_share: float = Field(0.1, gt=0, le=1)  # largest share of the time spent on grouping
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
     start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
-    progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well
+    progress_timeout_s: float = Field(300.0, gt=0)  # without progress for this long, watchdog beats stop
     restarts_max: int = Field(5, ge=0, le=1000)  # of a process that fails, within restarts_window_s
     restarts_window_s: float = Field(600.0, gt=0)
     queue_records: int = Field(8192, ge=1)  # read from a stream and waiting for a batch
@@ -319,8 +319,8 @@ class LimitsSettings(_Section):
     publish_events: int = Field(2000, ge=1)  # of one transaction of the outgoing topics
     publish_bytes: int = Field(2**22, ge=2**12)
     dead_letter_max_bytes: int = Field(2**24, ge=2**10)  # what the dead letters' topic is made to take
-    discovery_interval_s: float = Field(2.0, gt=0)  # looking for new partitions, and at the topic's id
-    stall_timeout_s: float = Field(30.0, gt=0)  # unread records and none comes: connect anew
+    discovery_interval_s: float = Field(2.0, gt=0)  # between two checks for new partitions and the topic's id
+    stall_timeout_s: float = Field(30.0, gt=0)  # reconnect when unread records have not arrived for so long
     holders_max: int = Field(64, ge=0, le=10_000)  # hnsw: list holders offered a new item, per neighbour
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class ShoalError(Exception):
-    """Everything that Shoal raises on purpose."""
+    """Base class of all expected errors."""
 
     exit_code = 1
 
@@ -102,7 +102,7 @@ class Unusable(Exception):
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a sentence: on one line and not long."""
+    """Return `repr(value)`, truncated to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -157,7 +157,7 @@ def _pipe(path: Path) -> Iterator[int]:
 
 
 def _of_pipe(descriptor: int) -> bytes | None:
-    """What there is, without waiting longer than a moment: a signal has to be noticed."""
+    """Read what is available, blocking at most PAUSE_S so that signals are handled."""
     ready, _, _ = select.select([descriptor], [], [], PAUSE_S)
     return os.read(descriptor, CHUNK_BYTES) if ready else None
 

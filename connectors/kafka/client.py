@@ -1,16 +1,16 @@
-"""What the Kafka source and sink share: how to connect, what a topic is, and which errors retrying mends.
+"""What the Kafka source and sink share: how to connect, what a topic is, and which errors are retriable.
 
-Every workaround for kafka-python (3.0) stands here, each with what it does upstream:
+Every workaround for kafka-python (3.0) is here, each with the upstream behaviour that it works around:
 
-- `_Reason`: the client tells why a connection failed to its log only, and raises a timeout after it. So its
-  log is listened to, and nothing of it goes further: Shoal says itself what is wrong, once.
+- `_Reason`: the client reports why a connection failed only in its log, and raises a timeout after it. So
+  its log is captured and not passed on: Shoal reports the reason itself, once.
 - `KafkaCluster.connect`: a consumer or producer whose constructor raises keeps its thread and sockets, and
   nobody has a reference to close them by. So the network client is made here.
-- `_Connections`: a refused login or certificate is tried again until the time for bootstrapping is up. And
-  what arrives together with the end of a connection, as a refusal does on a busy machine, is thrown away.
-- `commit`: `KafkaProducer.commit_transaction` waits without an end for a broker that was killed.
+- `_Connections`: a refused login or certificate is retried until the bootstrap timeout. And what arrives
+  together with the end of a connection, as a refusal does on a busy machine, is discarded.
+- `commit`: `KafkaProducer.commit_transaction` waits without a timeout for a broker that was killed.
 - `let_go`: `KafkaProducer.close(timeout=0)` raises where a record could not be sent, and goes on trying.
-- `Watch`: a consumer has been seen to poll for ever, without an error and without a record.
+- `Watch`: a consumer has been seen to poll forever, without an error and without a record.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class KafkaCluster(Closing):
                 ) from error
 
     def refusal(self, error: BaseException) -> ShoalError | None:
-        """What only an operator mends; None: it may go away by itself."""
+        """Return the fatal error, or None if it is retriable."""
         where, words = f"The broker at {self.settings.bootstrap}", brief(error)
         if isinstance(error, _REFUSALS):
             who = f"user {self.settings.username!r}" if self.settings.username else "clients without a user"
@@ -208,7 +208,7 @@ class KafkaCluster(Closing):
 
 
 def commit(producer: Any, timeout_ms: int) -> None:
-    """End a transaction as `commit_transaction` does, but not later than this. Raises KafkaError."""
+    """Commit a transaction as `commit_transaction` does, but with a timeout. Raises KafkaError."""
     result = producer._transaction_manager.begin_commit()
     producer._sender.wakeup()
     if not result.wait(timeout_ms):
@@ -216,7 +216,7 @@ def commit(producer: Any, timeout_ms: int) -> None:
 
 
 def let_go(producer: Any) -> None:
-    """Close a producer at once, whatever it has still to send."""
+    """Close a producer at once; unsent records are dropped."""
     try:
         producer.close(timeout=0)
     except KafkaError:
@@ -224,7 +224,7 @@ def let_go(producer: Any) -> None:
 
 
 class Watch:
-    """Notices when records are there and none comes."""
+    """Detect a stall: unread records exist and none has arrived for `timeout_s`."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -240,7 +240,7 @@ class Watch:
 
 
 def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:
-    """Why a broker's certificate will not be trusted next time either."""
+    """Return the certificate error that a retry will not resolve, else None."""
     cause = error.__context__  # kafka-python raises an error of its own while it handles this one
     if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code not in _NOT_NOW:
         return cause
@@ -252,7 +252,7 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _options(settings: KafkaSettings) -> dict[str, Any]:
-    """In kafka-python's words."""
+    """Translate the settings to kafka-python keyword arguments. Raises ConfigError: a file is missing."""
     options: dict[str, Any] = {
         "bootstrap_servers": [each.strip() for each in settings.bootstrap.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
@@ -285,6 +285,6 @@ def _password(settings: KafkaSettings) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Without kafka-python's numbers and its repeated class name."""
+    """Return an error's first line without kafka-python's error number and repeated class name."""
     words = (str(error).splitlines() or [""])[0]
     return words.rsplit("Error: ", 1)[-1].strip() or type(error).__name__

@@ -140,7 +140,10 @@ class KafkaSink:
         return Outgoing(self.dead_letters, key, event.value, [*event.headers, *headers, *told])
 
     def _read_progress(self) -> EventId | None:
-        """What the last committed transaction led to. Raises BrokerError where it was somebody else's."""
+        """Return the position in the last progress record.
+
+        Raises BrokerError if another store or daemon wrote it.
+        """
         found = self._last_record(self.progress)
         if found is None:
             if self._last_record(self.assignments) is None:
@@ -163,7 +166,7 @@ class KafkaSink:
         return place
 
     def _last_record(self, topic: str) -> Any:
-        """The last committed record of partition 0, or of another one; None: there is none."""
+        """Return the last committed record of partition 0, or else of another one; None: there is none."""
         consumer = self._cluster.connect(
             KafkaConsumer,
             group_id=None,

@@ -26,8 +26,8 @@ from engine.streams import Handler, Lag, SourceContext
 from engine.types import Applied, Batch, DeadLetter
 
 POSITION = "kafka"  # its name in the store
-MARKS_S = 10.0  # between batches that only pass the marks of transactions
-TOLD_S = 10.0  # between two lines of the log on dead letters, or on a registry that is away
+MARKS_S = 10.0  # between batches that only pass transaction markers
+TOLD_S = 10.0  # between two log lines about dead letters, or about an unreachable registry
 _log = logging.getLogger("shoal.kafka")
 
 
@@ -67,7 +67,10 @@ class KafkaSource:
             settled, letters = self._decoder.settle(records, self._dim(), int(self._clock() * 1000))
         except RegistryAway as problem:
             self._held = records, position
-            self._tell("the schema registry cannot be asked, and records wait: %s", problem)
+            self._tell(
+                "schema registry unreachable (%s); records are held until it answers: check registry_url",
+                problem,
+            )
             time.sleep(timeout_s)
             return None
         self._held = None
@@ -101,7 +104,7 @@ class KafkaSource:
         self._reader.close()
 
     def _marks_are_due(self, position: Position) -> bool:
-        """Marks of transactions are passed now and then, so that they do not expire as if unread."""
+        """Return whether to pass transaction markers now, so that they do not expire as if unread."""
         return dict(position.offsets) != self._stored and time.monotonic() - self._passed > MARKS_S
 
     def _tell_letters(self, letters: Sequence[DeadLetter]) -> None:

@@ -119,7 +119,8 @@ def matrix(rows: Any, most: int, dim: int | None) -> Float32:
     if not isinstance(rows, list) or not rows:
         raise Problem("invalid", "embeddings must be a list of vectors, and not an empty one.")
     if len(rows) > most:
-        raise Problem("too-large", f"{len(rows)} vectors at once; {most} are taken ([api] assign_max).")
+        found = f"{len(rows)} vectors in one request, at most {most} are allowed ([api] assign_max)."
+        raise Problem("too-large", found)
     wanted, checked = dim, list[Float64]()
     for at, row in enumerate(rows):
         try:

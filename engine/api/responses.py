@@ -125,7 +125,7 @@ class Cluster(answers.ClusterDetail):
     growth: Growth
     history: Annotated[list[EventRow], Field(description="Its lineage events, oldest first, the newest 100.")]
     history_from: Annotated[
-        Version | None, Field(description="What came before is not known; null: still reading.")
+        Version | None, Field(description="First version with complete history; null while still loading.")
     ]
 
 
@@ -163,7 +163,7 @@ class Changes(Stamped):
     """A page of the event log, oldest first."""
 
     changes: list[EventRow]
-    cursor: Annotated[str, Field(description="Go on with it as `after`, also after the last page.")]
+    cursor: Annotated[str, Field(description="Pass it as `after` to continue, also after the last page.")]
     more: Annotated[bool, Field(description="There are further events by now.")]
 
 
@@ -185,7 +185,7 @@ class Summary(answers.Summary):
     """What the collection holds, and how its reader and writer do."""
 
     dim: Annotated[int | None, Field(description="Of the vectors; null before the first one.")]
-    cursor: Annotated[str, Field(description="GET /v1/changes with it as `after` tells what comes next.")]
+    cursor: Annotated[str, Field(description="Pass it as `after` to GET /v1/changes to read what follows.")]
     window: Window
     writes: Annotated[bool, Field(description="Whether items are taken over HTTP.")]
     writer: Annotated[
@@ -225,7 +225,9 @@ class ExplainedLevel(Node):
     cluster: ClusterId
     tau: Annotated[float, Field(description="Least linkage that links at this level.")]
     neighbors: list[Neighbor]
-    refused: Annotated[Neighbor | None, Field(description="The best that tau or density kept it from.")]
+    refused: Annotated[
+        Neighbor | None, Field(description="Most probable neighbour ruled out by tau or density.")
+    ]
     chain: Annotated[
         list[Linked], Field(description="From the node to the level's peak: the next level's node.")
     ]
@@ -374,7 +376,7 @@ class Written(Stamped):
 
     written: Annotated[int, Field(ge=0, description="0: there was no item to delete.")]
     doubts: Annotated[
-        list[str], Field(description="What is hardly right, though taken: an implausible time.")
+        list[str], Field(description="Warnings about accepted records, e.g. an implausible time.")
     ]
     ignored: Annotated[list[str], Field(description="Names of fields that were not used.")]
 

@@ -67,7 +67,7 @@ def connection_of(settings: ApiSettings) -> type[HttpToolsProtocol]:
 class Connection(HttpToolsProtocol):
     """HTTP connection with timeouts: `patience_s` to receive a request's head, and to drain a response.
 
-    Between requests a connection may rest for KEEP_ALIVE_S. Bodies are timed by who reads them.
+    Between requests a connection may be idle for KEEP_ALIVE_S. `bodies` times the reading of bodies.
     """
 
     bounds: ApiSettings
@@ -130,7 +130,7 @@ class Connection(HttpToolsProtocol):
             self._awaited = self.loop.call_later(self.bounds.patience_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
-        self._refuse(Problem("too-slow", "The head of the request did not come in time."))
+        self._refuse(Problem("too-slow", "The request headers did not arrive within [api] patience_s."))
 
     def _refuse(self, problem: Problem) -> None:
         response = respond(problem, {"connection": "close"})

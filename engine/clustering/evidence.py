@@ -1,4 +1,4 @@
-"""What the level-0 edges between and within two supernodes' members say: sums over those edges.
+"""Evidence: level-0 edge statistics within and between supernodes.
 
 A supernode's entry for a partner sums up the edges out of its own members into the partner's: how many
 they are, their p and their similarity. Entries of one level follow from the level below and its trees: at

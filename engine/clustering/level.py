@@ -267,7 +267,7 @@ class Level(Columns):
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
         fresh = self.model.link(graph, epoch, self.hidden, sources, ranks, cache)
-        if np.isnan(fresh).any():  # then no neighbour would be the denser one, and trees would be rings
+        if np.isnan(fresh).any():  # NaN breaks the density order, so parent links could form cycles
             raise InputError("the model's p is not a number: its weights are too large. Train it again")
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 

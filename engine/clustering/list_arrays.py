@@ -36,7 +36,7 @@ class Offers(NamedTuple):
 
 
 class Near(NamedTuple):
-    """Where to look for lists near a newcomer."""
+    """Search results and bounds for `nearby`."""
 
     found: Int32  # (new, searched), what its own search found
     k: int

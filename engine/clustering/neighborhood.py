@@ -61,9 +61,9 @@ class Neighborhood(Columns):
         self.search_width, self.holders_max = max(search_width, width), holders_max
 
     def update(self, new: Int32, gone: Int32, watch: Stopwatch) -> tuple[Int32, Int32]:
-        """Nodes came and went (already so in `nodes`).
+        """Update the lists after inserts and deletes already applied to `nodes`.
 
-        Returns the live rows whose N(i) changed, and those whose list changed at all.
+        Returns the live rows whose N(i) changed, and those whose list changed at all, each (n,) rising.
         """
         self.reserve(self.nodes.capacity)
         self.index.remove(gone)

@@ -56,7 +56,7 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
                 neighbors=number[level.lists.neighbors[rows, :width]],
                 dots=level.lists.dots[rows, :width],
                 hidden=level.hidden[rows],
-                linkage=np.where(used, level.linkage[rows], 0),  # behind them is what a row before had
+                linkage=np.where(used, level.linkage[rows], 0),  # beyond the list's length are stale values
                 density=level.density[rows],
                 parent=number[level.parent[rows]],
                 root=number[level.root[rows]],

@@ -71,7 +71,7 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
 
 
 def own_base_tau(shape: Shape, model: Trained) -> float | None:
-    """Return level 0's tau if it is another than the model's: None for that, and in stores of old."""
+    """Return level 0's tau; None if it equals the model's, as in stores older than the setting."""
     return None if shape.base_tau == model.base_tau else shape.base_tau
 
 

@@ -4,7 +4,7 @@
     the tables against each other, the log against the items    (`facts`)
     neighbour lists: order, exact similarities, length; recall on a sample against exact search
     clusters, trees and places against the partition recomputed from the lists
-    the snapshots beside LMDB against what they are copies of
+    the snapshots against the state they cache
 
 It reads one version, also while another process writes, and changes nothing.
 """
@@ -41,7 +41,7 @@ from engine.types import Bool, Int32, Int64
 SHOWN_MAX = 20  # findings of a part that are shown; all are counted
 SAMPLE = 1_000  # lists compared with exact search
 RECALL_MIN = 0.9  # of a sample of an HNSW store's lists
-_REBUILD = "`shoal rebuild` mends it"
+_REBUILD = "run `shoal rebuild` to repair it"
 
 
 @dataclass(slots=True)

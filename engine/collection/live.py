@@ -163,7 +163,7 @@ class LiveCollection(Closing):
                 state = self._begin(dim, bool(len(batch.keys)))
             now_ms = self._now_ms()
             expired = state.due(self.settings, now_ms, batch)
-            self._broken = "a batch was cut short"
+            self._broken = "an earlier batch failed, so the in-memory state was discarded"
             change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
             updated = self.store.commit(change, config)
@@ -260,7 +260,7 @@ class LiveCollection(Closing):
             change = generation.finish(self.state, self._now_ms())
             renumbered = generation.renumbered()
             self.store.check_room(change, renumbered is not None)  # raises before anything has changed
-            self._broken = "a rebuild was cut short"
+            self._broken = "a rebuild failed while switching over, so the in-memory state was discarded"
             config = store_config(settings, model, adapter) | {"dim": dim if adapter else self.dim}
             changed = changes(self.store.config, config)
             self.store.commit(change, config, renumbered)
@@ -343,7 +343,7 @@ class LiveCollection(Closing):
             yield self._state
 
     def _unusable(self) -> StoreError:
-        return StoreError(f"{self.store.path}: {self._broken}; open it again")
+        return StoreError(f"{self.store.path}: {self._broken}; reopen the store")
 
     def _check_process(self) -> None:
         """A fork has no threads of its parent's, and shares its database. Raises Forked."""
@@ -413,7 +413,7 @@ class LiveCollection(Closing):
         elif not state.settle(loaded.places):
             raise CorruptStore(
                 f"{self.store.path}: the stored clusters are not those of the stored lists; "
-                "`shoal rebuild` makes them anew"
+                "run `shoal rebuild` to repair it"
             )
 
     def _save_what_is_new(self) -> None:

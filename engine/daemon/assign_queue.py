@@ -29,7 +29,7 @@ class _Request:
 
 
 class AssignQueue:
-    """Requests wait here for the thread that answers them, `together` vectors at once.
+    """Queue of requests for the thread that answers them, `together` vectors per micro-batch.
 
     `assign` answers for grid vectors (m, d). At most `waiting_max` vectors wait.
     """

@@ -67,12 +67,13 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
+        """Start the process, with the settings on its standard input. Raises OSError."""
         self._process = subprocess.Popen(
             isolation.command(
                 "engine.cli.parts", self.part.name, "--parent", str(os.getpid()), *self.part.arguments
             ),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # its last words: see `work_as`
+            stdout=subprocess.PIPE,  # carries a final ShoalError as JSON: see `work_as`
             text=True,
             env=config_transfer.without_settings(os.environ),
             pass_fds=self.part.handles,
@@ -84,7 +85,10 @@ class Child:
         self._log.info("started", pid=self._process.pid)
 
     def look(self) -> None:
-        """Restart it if it crashed and its delay is over. Raises the ShoalError that it ended with."""
+        """Check the process; restart it if it crashed and its delay is over.
+
+        Raises the ShoalError that the process ended with, and ShoalError after too many crashes.
+        """
         if self._process is None:
             if time.monotonic() >= self._again_at:
                 self.start()
@@ -94,7 +98,7 @@ class Child:
             self._ended(self._process, code)
 
     def stop(self) -> None:
-        """Wait until it ends, within its time limit; then kill it."""
+        """Wait until the process ends, for at most `part.stop_s`; then kill it. Call `terminate` first."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -108,6 +112,7 @@ class Child:
             process.stdout.close()
 
     def terminate(self) -> None:
+        """Send SIGTERM to the process, if it runs; does not wait."""
         if self._process is not None:
             self._process.terminate()
 
@@ -230,8 +235,8 @@ def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
 
 
 def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
-    """A part's process: settings come on standard input; a ShoalError goes to standard output, and its
-    exit code is the process's."""
+    """Run a part's process. Settings arrive on standard input; a ShoalError is written to standard output
+    as JSON, and its exit code is the process's."""
     end_with_parent(parent)
     if name != API:
         os.nice(NICENESS)  # queries come first
@@ -251,7 +256,7 @@ def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """SIGTERM comes when the parent ends, however it does (Linux)."""
+    """Have the kernel send SIGTERM when the parent dies (PR_SET_PDEATHSIG; Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
@@ -276,6 +281,6 @@ def serve(settings: Settings) -> None:
 
 
 def _refuse_a_second(settings: Settings) -> None:
-    """Raises StoreLocked while another process writes the store; the writer would find out much later."""
+    """Raise StoreLocked while another process writes the store; the writer would find out much later."""
     if settings.store.path.is_dir():
         os.close(hold(settings.store.path))

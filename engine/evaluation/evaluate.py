@@ -51,7 +51,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of a partition against labels, but for ARI. None: not measured."""
+    """Scores against the labels; `ARI` compares with an exact rebuild. None: not measured."""
 
     items: int
     Fp: float

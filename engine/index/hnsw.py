@@ -26,8 +26,8 @@ from engine.vectors import dot
 _SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; fewer, some milliseconds' worth, while queries wait
 _LEAST_TOMBSTONES = 1024  # fewer are not worth another graph
 _BESIDE = 2  # rows the next graph gets for each row inserted or removed
-PATIENCE_S = 0.02  # for so long an insert lets new searches in; then they wait
-ASKED_S = 1.0  # for so long after a search from another thread, expect another one
+PATIENCE_S = 0.02  # how long a waiting insert admits new searches
+ASKED_S = 1.0  # how long after a foreign search inserts use short slices
 
 
 class GraphLock:

@@ -187,5 +187,5 @@ class Summary(Stamped):
         list[float] | None, Field(description="The calibration: mean, deviation, items; null before it.")
     ]
     changes_from: Annotated[
-        int, Field(ge=0, description="The first version of which the event log still tells; 0: none.")
+        int, Field(ge=0, description="The oldest version still in the event log; 0 if it is empty.")
     ]

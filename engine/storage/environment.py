@@ -194,7 +194,8 @@ class Environment:
                 self._env.set_mapsize(size)
             except (lmdb.Error, OSError) as error:
                 raise StoreFull(
-                    f"{self.folder}: no address space for a map of {size / 1e9:.1f} GB"
+                    f"{self.folder}: no address space for a map of {size / 1e9:.1f} GB: raise `ulimit -v`, "
+                    "or lower [limits] map_size_bytes"
                 ) from error
 
 
@@ -359,7 +360,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
 
 
 def _need_whole(folder: Path) -> None:
-    """Raise CorruptStore where the end of the file is missing: who reads a missing page is killed.
+    """Raise CorruptStore where the end of the file is missing: reading a missing page raises SIGBUS.
 
     LMDB does not write free pages, so a whole file may be short too; another process reads what is in use.
     """
@@ -417,7 +418,7 @@ def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create:
 
 
 def _make_file(folder: Path) -> None:
-    """A new file is there as a whole or not at all: LMDB does not wait until its first pages are durable."""
+    """Create data.mdb atomically: LMDB does not wait until a new file's first pages are durable."""
     temporary = folder / "data.new"
     temporary.unlink(missing_ok=True)
     lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()
@@ -425,7 +426,7 @@ def _make_file(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Files:
-    """Identify the files of a store; None: the writer is just putting others in place."""
+    """Return the inodes of a store's files; None: the writer is replacing them right now."""
     try:
         return os.stat(f"{folder}/{DATA}").st_ino, os.stat(f"{folder}/{LOCK}").st_ino
     except FileNotFoundError:

@@ -336,7 +336,7 @@ class EventTable(Table[EventId, Event]):
 
 
 class MetaTable:
-    """What holds of the whole store: configuration, identity, state of the last version, size of the log."""
+    """Store-wide records: configuration, identity, state of the last version, size of the log."""
 
     def __init__(self, raw: RawTable) -> None:
         self.raw = raw

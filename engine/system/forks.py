@@ -1,4 +1,4 @@
-"""Detect a fork that cannot compute: OpenMP ends it, without an exception, where its parent has used it."""
+"""Detect a forked child in which OpenMP would abort, because its parent has used OpenMP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check() -> None:
 
 
 def _mark() -> None:
-    """In the child, right after the fork."""
+    """Note in the child, right after the fork, whether OpenMP was in use."""
     global _unfit
     numba = sys.modules.get("numba")
     try:

@@ -184,7 +184,10 @@ class TrainingRun(Generic[M]):
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["mark"] != self.mark:
-            raise InputError(f"the checkpoint is of {_differing(state['mark'], self.mark)}")
+            raise InputError(
+                f"the checkpoint is of {_differing(state['mark'], self.mark)}; repeat the original options, "
+                "or delete the checkpoint to start over"
+            )
         self.share, self.passed = state["share"], state["passed"]
         if state["best"]:
             self.best = self.trainer.model_of(state["best"])

@@ -259,5 +259,5 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(opened: Open) -> None:
         with pytest.raises(InputError, match="a page has 1 to 10000 entries, not "):
             engine.changes(limit=limit)  # type: ignore[arg-type]
     engine.close()
-    with pytest.raises(StoreError, match="the engine is closed; open it again"):
+    with pytest.raises(StoreError, match="the engine is closed; reopen the store"):
         len(engine)

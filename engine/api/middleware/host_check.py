@@ -32,7 +32,7 @@ class HostCheck:
 
 
 def refuse(host: str, own: str) -> Problem | None:
-    """Why a Host header is not answered."""
+    """Return the problem of a disallowed Host header, else None."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name in ("localhost", own) or name.endswith(".localhost"):
         return None
