@@ -155,7 +155,7 @@ class ModelSettings(_Section):
 
 
 class KafkaSettings(_Section):
-    """A topic of embeddings, and the topics of what comes of them: <topic>.assignments, .clusters, .dlq."""
+    """A topic of embeddings, and the topics that get the results: <topic>.assignments, .clusters, .dlq."""
 
     bootstrap: Servers  # host:port, more of them with commas
     topic: Topic
@@ -165,7 +165,7 @@ class KafkaSettings(_Section):
     registry_username: str | None = None
     registry_password: SecretStr | None = None
     publish: bool = True  # False: nothing goes out
-    skip_expired: bool = False  # True: go on behind records that expired before they were read
+    skip_expired: bool = False  # True: continue after records that expired before they were read
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None

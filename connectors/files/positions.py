@@ -34,8 +34,10 @@ class Mark:
     blank: int = 0  # of the rows so far
 
     def dump(self) -> bytes:
-        return _FORMAT.pack(self.row, self.offset, self.size, self.rejected) + self.tail + (
-            self.blank.to_bytes(8, "big") if self.blank else b""
+        return (
+            _FORMAT.pack(self.row, self.offset, self.size, self.rejected)
+            + self.tail
+            + (self.blank.to_bytes(8, "big") if self.blank else b"")
         )
 
     @classmethod

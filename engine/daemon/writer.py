@@ -37,9 +37,7 @@ LOG_S = 1.0  # between two log lines about batches
 READERS_S = 60.0  # between two checks for dead readers
 ANSWERING = ("control", "caller", "assign")  # threads that are scheduled before a batch
 SWITCH_S = 0.0005  # the interpreter's switch interval
-LOG_FULL = (
-    "event log full of unpublished events; check the publisher, or raise [retention] events_max_bytes"
-)
+LOG_FULL = "event log full of unpublished events; check the publisher, or raise [retention] events_max_bytes"
 
 T = TypeVar("T")
 
