@@ -28,6 +28,7 @@ from engine.times import read_time
 from engine.types import Float64
 
 PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
+# Both pairs bound memory: records with generated field names would otherwise fill it.
 IGNORED_NAMES, NAME_SHOWN = 1000, 100  # distinct names that are counted, and the characters of one
 _PLANS, _PLANNED = 1000, 1000  # sets of field names remembered, and the characters of one
 

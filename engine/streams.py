@@ -50,10 +50,12 @@ class Source(Protocol):
         ...
 
     def committed(self, applied: Applied) -> None:
-        """Take note that the last batch is durable."""
+        """Take note that the last batch is durable. Called by the thread that polls, once for each batch."""
         ...
 
-    def lag(self) -> Lag: ...
+    def lag(self) -> Lag:
+        """Return how far the source is behind. Any thread may call it; it does not block."""
+        ...
 
     def close(self) -> None:
         """Release connections and threads; fail the callers that still wait."""
@@ -103,7 +105,7 @@ class Sink(Protocol):
     """Takes events, each exactly once."""
 
     def resume(self) -> EventId | None:
-        """Connect, abort what was left unfinished, and return the place of the last published event.
+        """Connect, abort an unfinished transaction, and return the place of the last published event.
 
         None if nothing was published. Raises SinkAway; a ShoalError where only an operator can help.
         """
@@ -113,7 +115,9 @@ class Sink(Protocol):
         """Publish all of these events or none, and record the last one's place with them."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the connection. `resume` of the next sink aborts an open transaction."""
+        ...
 
 
 OpenSink = Callable[[Settings, str, str], Sink]  # settings, collection, the store's identity

@@ -257,7 +257,7 @@ def _options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": [each.strip() for each in settings.bootstrap.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        "reconnect_backoff_max_ms": 250,
+        "reconnect_backoff_max_ms": 250,  # a broker that is back is used at once; `Backoff` spaces attempts
         "security_protocol": settings.security,
     }
     if settings.sasl_mechanism:

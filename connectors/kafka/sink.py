@@ -103,7 +103,7 @@ class KafkaSink:
             raise self._cluster.refusal(error) or SinkAway(brief(error)) from error
 
     def close(self) -> None:
-        """An open transaction is aborted by whoever resumes."""
+        """Release the connection. The next `resume` aborts an open transaction."""
         producer, self._producer = self._producer, None
         if producer is not None:
             let_go(producer)

@@ -113,6 +113,7 @@ class Follower:
             self.history.add(view.lineages(range(version, min(version + SLICE_VERSIONS, first))))
             yield
         self.history.since = max(self.history.since, known)
+        # Behind every event of the version before: ordinals are below 2^31.
         self._begun, self._place = first - 1, (first - 1, 2**31 - 1)
 
     def _take(self, view: View, version: int, events: list[Raw]) -> None:

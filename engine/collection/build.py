@@ -63,6 +63,7 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
         tau=model.tau if chosen.tau is None else chosen.tau,
         max_levels=chosen.max_levels or model.max_levels,
         base_width=model.k + settings.limits.slack,
+        # Wider than at level 0: a batch replaces many peaks, and a list that falls below k costs a search.
         peak_width=max(32, 2 * model.k),
         search_width=settings.limits.search_width,
         holders_max=settings.limits.holders_max,

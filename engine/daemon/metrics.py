@@ -30,7 +30,11 @@ PUBLISHER_SILENT_S = 30.0  # without a word from the publisher it counts as down
 
 
 class Metrics:
-    """Metrics of one writer. `lag` asks the source. `text` is thread-safe."""
+    """Metrics of one writer, for Prometheus.
+
+    The writer's thread calls `committed`; any thread may call `published` and `text`. `lag` returns the
+    source's lag; `clock` seconds.
+    """
 
     def __init__(
         self, store: Store, lag: Callable[[], Lag], clock: Callable[[], float] = time.monotonic

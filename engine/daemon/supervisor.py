@@ -121,7 +121,7 @@ class Child:
         assert process.stdout is not None
         with process.stdout as stdout:
             words = stdout.read()
-        if words.endswith("}"):
+        if words.endswith("}"):  # a complete document: a killed process may leave half of one, or nothing
             raise errors.load(json.loads(words))
         now = time.monotonic()
         self._failures.append(now)

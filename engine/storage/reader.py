@@ -245,7 +245,7 @@ class View(Closing):
         between `after` and the first one here were forgotten.
         """
         version, ordinal = after or BEGIN
-        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
+        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):  # what the log's keys can hold; -1: `BEGIN`
             raise InputError(f"{version}-{ordinal} is no place in the log")
         with self.snapshot() as snapshot:
             gap = after is not None and (version, ordinal) < eventlog.forgot(snapshot.tables)

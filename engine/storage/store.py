@@ -292,13 +292,14 @@ class Store(Closing):
     def check_room(self, change: Change, everything: bool = False) -> None:
         """Raise StoreFull if a commit may not fit: LMDB reports a full disk late, as "Input/output error".
 
-        `everything`: it writes all items anew.
+        `everything`: it rewrites all items.
         """
         items = change.upserts
         rows = change.vectors.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
         rows += sum(map(len, items.keys)) + change.incoming.vectors.nbytes
         rows += (self.path / DATA).stat().st_size if everything else 0
         rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))
+        # Twice, because LMDB copies the pages that it changes and leaves pages half full when it splits them.
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
             raise StoreFull(
