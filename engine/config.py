@@ -377,7 +377,7 @@ class Settings(BaseSettings):
 def load(
     path: Path | None = None, flags: Mapping[str, Value] | None = None, flags_are: str = "the command line"
 ) -> Settings:
-    """Settings of a file (None: no file), the environment and flags, `{"index.kind": "exact"}`.
+    """Read the settings of a file (None: no file), the environment and flags, `{"index.kind": "exact"}`.
 
     A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin;
     `flags_are`: what it calls that of flags.
@@ -395,7 +395,7 @@ def load(
 
 
 def with_options(options: Mapping[str, Any]) -> Settings:
-    """Settings of keywords, `Options`, over the environment. Raises ConfigError."""
+    """Return the settings of keywords, `Options`, over the environment. Raises ConfigError."""
     flags: dict[str, Value] = {}
     for keyword, value in options.items():
         name = _KEYWORDS.get(keyword) or keyword.replace(ENV_DELIMITER, ".")

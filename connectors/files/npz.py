@@ -49,7 +49,7 @@ class _Column:
         self._at += rows
 
     def read(self, rows: int) -> Array:
-        """The next `rows` rows, (rows, ...)."""
+        """Return the next `rows` rows, (rows, ...)."""
         start, self._at = self._at, self._at + rows
         if self._whole is not None:
             return self._whole[start : self._at]
@@ -64,7 +64,7 @@ def _header_2(stream: BinaryIO) -> Any:
 
 
 class NumpyReader:
-    """An .npz with an array of embeddings and arrays beside it, or an .npy with embeddings alone."""
+    """An .npz with an array of embeddings and further arrays, or an .npy with embeddings alone."""
 
     unit, first = "row", 0
 
@@ -111,7 +111,7 @@ class NumpyReader:
                 )
 
     def _check_zip(self) -> None:
-        """Before anything of it is used: every member's checksum."""
+        """Check the checksum of every member, before any of them is used."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 broken = archive.testzip()
@@ -122,7 +122,7 @@ class NumpyReader:
 
     @contextmanager
     def _open(self) -> Iterator[dict[str, _Column]]:
-        """The columns at their first rows."""
+        """Open the columns at their first rows."""
         with ExitStack() as stack:
             if not self._is_zip:
                 stream = stack.enter_context(self._path.open("rb"))
@@ -157,7 +157,7 @@ class NumpyReader:
                 yield Part(first, first + n, rows)
 
     def _columns(self, read: Mapping[str, Array], names: Sequence[str]) -> Columns:
-        """The arrays of some rows. `names`: keys of rows that have none."""
+        """Return the arrays of some rows. `names`: keys of rows that have none."""
         payloads = None
         if "payload" in read:
             values = map(plain, read["payload"])

@@ -39,7 +39,7 @@ class Reading:
         return Rows(self.limits, self.default_ms, self.now_ms)
 
     def plan(self, names: list[str], count: int | None, what: str) -> Plan:
-        """The roles of a file's columns. Raises InputError where none, or more than one, fits a role.
+        """Return the roles of a file's columns. Raises InputError where none, or more than one, fits a role.
 
         `count`: rows, by which ignored columns are counted; None: the reader counts them.
         """
@@ -92,7 +92,7 @@ class Reader(Protocol):
         ...
 
     def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
-        """From record `start` on, at most `count` at a time. `stem`: begins keys where there are none.
+        """Yield parts from record `start` on, of at most `count`. `stem`: begins keys where there are none.
 
         A part without records: nothing comes at the moment. Raises InputError.
         """
@@ -100,11 +100,11 @@ class Reader(Protocol):
 
 
 def row_keys(stem: str, first: int, count: int) -> list[str]:
-    """Keys of rows that have none."""
+    """Return keys for rows that have none."""
     return [f"{stem}:{row}" for row in range(first, first + count)]
 
 
 def plain(value: Any) -> Any:
-    """A value of a NumPy array as Python's own; bytes are text."""
+    """Convert a value of a NumPy array to Python's own; bytes become text."""
     raw = value.item() if isinstance(value, np.generic) and value.dtype.kind not in "Mm" else value
     return raw.decode(errors="replace") if isinstance(raw, bytes) else raw

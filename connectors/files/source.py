@@ -97,14 +97,14 @@ class FileSource:
         return self._parser.ignored
 
     def begin(self, positions: Mapping[str, bytes]) -> Mark:
-        """Where reading starts, by a store's positions."""
+        """Return the position where reading starts, by a store's positions."""
         if not self._piped:
             self._mark = self._find(positions)
             self._stem = own_stem(self.path, positions)
         return self._mark
 
     def chunks(self, dim: int | None = None) -> Iterator[Chunk]:
-        """From where `begin` said to the end. `dim`: the collection's, None: that of most first vectors.
+        """Yield chunks from where `begin` said. `dim`: the collection's, None: that of most first vectors.
 
         A chunk without rows: nothing comes at the moment.
         """
@@ -121,11 +121,11 @@ class FileSource:
                 self._seek(0)
 
     def parts(self) -> Iterator[Part]:
-        """All records from the first one on, as they were read; positions have no part in it."""
+        """Yield all records from the first one on, as they are read, without regard to positions."""
         return self._reader.parts(0, self._options.size, self._stem)
 
     def _find(self, positions: Mapping[str, bytes]) -> Mark:
-        """The position of this content, or of its longest beginning that is known."""
+        """Return the position of this content, or of its longest known beginning."""
         path, size = self.path, self.path.stat().st_size
         grows = isinstance(self._reader, TextReader) and not is_compressed(path)
         digest, prefix = digest_of(path, positions, grows)
@@ -142,7 +142,7 @@ class FileSource:
         return self._behind(prefix, size) if prefix else Mark(size=size)
 
     def _behind(self, prefix: Prefix, size: int) -> Mark:
-        """Where a file goes on that begins as one known does."""
+        """Return where to continue in a file that begins as a known one does."""
         mark = prefix.mark
         ended = mark.offset == mark.size
         self.notes.append(
@@ -187,17 +187,17 @@ class FileSource:
         )
 
     def remark(self, number: int, reason: str) -> Remark:
-        """What is said about the record of a number, at its place for people."""
+        """Return a remark about a record, with its place for people."""
         name = self.shown if self.path == STDIN else self.path.name
         return Remark(name, self.place(number), reason)
 
     def place(self, number: int) -> str:
-        """Where the record of a number is, for people: a line from 1, or a row from 0."""
+        """Return a record's place for people: a line from 1, or a row from 0."""
         return f"{self._reader.unit} {number + self._reader.first}"
 
 
 def format_of(path: Path) -> str:
-    """The suffix that tells the format, in lower case: of `a.jsonl.gz` that is `.jsonl`."""
+    """Return the suffix that names the format, in lower case: `.jsonl` for `a.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()

@@ -50,7 +50,7 @@ BOOTSTRAP_TIMEOUT_MS = 5_000
 REQUEST_TIMEOUT_MS = 15_000
 _REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
-# OpenSSL's codes: not valid yet, no more (a clock or the broker's renewal mends that); of another host
+# OpenSSL's codes: not valid yet or no longer (a clock or the broker's renewal resolves it); of another host
 _NOT_NOW, _OTHER_NAME = (9, 10), (62, 64)
 
 Client = TypeVar("Client")
@@ -118,7 +118,7 @@ class Topic:
 
 
 class KafkaCluster(Closing):
-    """The brokers of the settings. Methods raise KafkaError: `refusal` tells whether retrying may help."""
+    """The brokers of the settings. Methods raise KafkaError; `refusal` says whether it is retriable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
@@ -132,7 +132,7 @@ class KafkaCluster(Closing):
             self._admin = None
 
     def connect(self, make: Callable[..., Client], **options: Any) -> Client:
-        """A consumer or producer of kafka-python."""
+        """Return a connected consumer or producer of kafka-python."""
         _reason.last = None
         opened: list[KafkaNetClient] = []
 
@@ -157,7 +157,7 @@ class KafkaCluster(Closing):
         return self._admin
 
     def topic(self, name: str) -> Topic | None:
-        """None: there is no such topic."""
+        """Return a topic's metadata; None if it does not exist."""
         found = self.admin.describe_topics([name])[0]
         error = for_code(found["error_code"])
         if error.__name__ == "UnknownTopicOrPartitionError":
@@ -168,7 +168,7 @@ class KafkaCluster(Closing):
         return Topic(self._cluster, name, str(found["topic_id"]), tuple(partitions))
 
     def make_topics(self, topics: Mapping[str, Mapping[str, Any]]) -> None:
-        """Those that are missing, with `num_partitions` and `configs`."""
+        """Create the missing topics, with `num_partitions` and `configs`."""
         missing = {name: made for name, made in topics.items() if self.topic(name) is None}
         for name, made in missing.items():
             try:

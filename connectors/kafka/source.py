@@ -1,6 +1,6 @@
 """Kafka in: a topic of embeddings, all its partitions, as batches.
 
-Delivery: every record once in effect. The position of a batch goes into the store with what came of it, and
+Delivery: every record once in effect. The position of a batch is committed with its results, and
 after a crash reading begins there. What Kafka's own consumer groups know is for lag monitors only. A record
 that cannot be used goes to the dead letters in the same transaction. The sink is in `connectors.kafka.sink`.
 """
@@ -48,7 +48,7 @@ class KafkaSource:
         self._held: tuple[Sequence[Any], Position] | None = None  # records whose schemas are awaited
         self._passed = time.monotonic()  # when a batch was last handed over
         self._behind_since: float | None = None
-        self._letters = 0  # not told of yet
+        self._letters = 0  # dead letters not logged yet
         self._told_at: dict[str, float] = {}  # by the words
         self._named: set[str] = set()  # fields that are not understood
         group = f"shoal-{settings.collection.name}"
@@ -118,7 +118,7 @@ class KafkaSource:
             self._letters = 0
 
     def _tell_doubts(self, settled: Settled) -> None:
-        """Times that were taken though they are implausible, and fields without a meaning: each name once."""
+        """Log accepted records with implausible times, and unknown fields, each name once."""
         if settled.doubts:
             count, (_, reason) = len(settled.doubts), settled.doubts[0]
             self._tell("%d records were taken with a time that is hardly right; the first: %s", count, reason)
@@ -128,7 +128,7 @@ class KafkaSource:
             _log.warning("fields that are not understood are left out: %s", ", ".join(map(shown, fresh)))
 
     def _tell(self, words: str, *values: object) -> bool:
-        """A line of the log, unless there was the same one just now."""
+        """Log a line, unless the same one was logged within TOLD_S."""
         due = time.monotonic() - self._told_at.get(words, -TOLD_S) >= TOLD_S
         if due:
             _log.warning(words, *values)
@@ -137,7 +137,7 @@ class KafkaSource:
 
 
 def plan(settings: KafkaSettings, raw: bytes | None) -> str:
-    """What a daemon would read, in words. `raw`: the position in the store. Raises ShoalError as it would."""
+    """Describe what a daemon would read. `raw`: the position in the store. Raises ShoalError as it would."""
     known = Position.load(raw) if raw else None
     with KafkaCluster(settings) as cluster:
         try:

@@ -45,7 +45,7 @@ class Export:
         self.head = head
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The export. Raises StoreError where the process fails or the time is up."""
+        """Yield the export. Raises StoreError where the process fails or the time is up."""
         while chunk := await self._in_time(self._output.read(CHUNK_BYTES)):
             yield chunk
         if await self._process.wait():
@@ -82,7 +82,7 @@ class Exports:
 
     @asynccontextmanager
     async def run(self, form: str, level: int | None) -> AsyncIterator[Export]:
-        """An export that has begun. Raises Problem (too many), NoStore, CorruptStore."""
+        """Start an export. Raises Problem (too many), NoStore, CorruptStore."""
         async with self._slot(), self._process(form, level) as export:
             yield export
 

@@ -77,7 +77,7 @@ class Lines:
         self._most, self._rest, self._long = most, b"", False
 
     def feed(self, chunk: bytes) -> list[bytes | None]:
-        """The lines that are complete; None for one of more than `most` bytes."""
+        """Return the complete lines; None for one of more than `most` bytes."""
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         found = [None if len(line) > self._most else line for line in whole]
         if found and self._long:
@@ -87,7 +87,7 @@ class Lines:
         return found
 
     def end(self) -> list[bytes | None]:
-        """The last line, where it does not end with a line break."""
+        """Return the last line if it does not end with a line break."""
         return [None] if self._long else [self._rest] if self._rest else []
 
 
@@ -111,7 +111,7 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
 
 
 async def _pieces(request: Request, settings: Settings, parser: Parser) -> AsyncIterator[Piece]:
-    """The lines of the body, in pieces bounded in lines and bytes."""
+    """Yield the lines of the body in pieces, bounded in lines and bytes."""
     bounds, lines, piece = settings.api, Lines(settings.limits.record_max_bytes), Piece(parser)
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):

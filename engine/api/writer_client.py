@@ -48,7 +48,7 @@ class WriterClient:
         timeout_s: float | None = None,
         blob: bytes | None = None,
     ) -> Body:
-        """The writer's answer. Raises Problem (`[api] forwards_max` calls of `op` wait), ShoalError."""
+        """Call the writer; return its answer. Raises Problem (too many calls of `op` wait), ShoalError."""
         if self._calls.get(op, 0) >= self._calls_max:
             raise Problem("writer-busy", f"{self._calls[op]} requests wait for the writer already.")
         self._calls[op] = self._calls.get(op, 0) + 1

@@ -70,7 +70,7 @@ class _Work:
         self.settings, self.as_json = settings, as_json
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
-        self._refused: Counter[str] = Counter()  # of the file at work, by reason
+        self._refused: Counter[str] = Counter()  # of the current file, by reason
         self.ignored: Counter[str] = Counter()
         self.useless: list[str] = []  # of files without a record that could be used, sentences
         self.version: int | None = None  # none: no file could be opened, and the store was left alone
@@ -78,7 +78,7 @@ class _Work:
         self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[FileSource], strict: bool) -> list[str]:
-        """Returns the files that failed half-way."""
+        """Ingest all files; return those that failed half-way."""
         from engine.collection.collection import Engine
 
         failed = []
@@ -105,7 +105,7 @@ class _Work:
         return failed
 
     def _take(self, engine: Any, source: FileSource, progress: Progress, stop: Stop) -> bool:
-        """Returns whether the source was read to its end."""
+        """Ingest one source; return whether it was read to its end."""
         mark = source.begin(engine.store.positions())
         at, rejected, blank = mark.row, mark.rejected, mark.blank
         self._tell_notes(source)
@@ -157,7 +157,7 @@ class _Work:
         source.notes.clear()
 
     def _tell_refused(self, source: FileSource) -> None:
-        """How many more were rejected than those that were named."""
+        """Print how many more records were rejected than those printed, by reason."""
         for reason, count in self._refused.items():
             if count > FIRST and not self.as_json:
                 more = f"{count - FIRST:,} more for this reason, which --again --json names: {reason}"
@@ -165,7 +165,7 @@ class _Work:
         self._refused.clear()
 
     def _tell_doubts(self, chunk: Chunk, before: int) -> None:
-        """The first one of a file; how many there are is in the summary."""
+        """Print the first doubt of a file; the summary has their number."""
         if chunk.doubts and not before:
             complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is taken as it is, and so are others")
 
@@ -193,7 +193,7 @@ class _Work:
 
 
 def _progress() -> Progress:
-    """On standard error, and only where somebody watches."""
+    """Return a progress bar on standard error, shown only on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -175,7 +175,7 @@ def train(
 ) -> None:
     """Train a model on labelled embeddings.
 
-    A file is any that can be ingested, if its records have labels. A report is written beside the model.
+    A file is any that can be ingested, if its records have labels. A report is written next to the model.
     """
     from engine.cli import learn
 
@@ -225,7 +225,7 @@ def import_weights(
         bool, typer.Option("--average/--no-average", help="Trained with --use_cluster_feat, or without.")
     ] = True,
     k: Annotated[
-        int, typer.Option("--k", min=1, help="Neighbours beside the item; their --knn_k counts it.")
+        int, typer.Option("--k", min=1, help="Neighbours without the item; their --knn_k counts it.")
     ] = 9,
     tau: Annotated[float, typer.Option("--tau", help="Least probability that links.")] = 0.5,
     levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels, up to 32.")] = 10,

@@ -85,7 +85,7 @@ class Found:
 
 @contextmanager
 def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
-    """The settings of a store to read: the user's, or one made of the file that is gone afterwards."""
+    """Yield settings of the store to read: the user's, or a temporary one made of the file."""
     if file is None:
         yield settings
         return
@@ -143,7 +143,7 @@ def _propose(sweep: Sweep, count: int, wish: TuneOptions) -> None:
 
 
 def _shown(payload: bytes) -> str:
-    """What people see of an item: its text or title, else the payload without its label."""
+    """Return what people see of an item: its text or title, else the payload without its label."""
     document = orjson.loads(payload) if payload else ""
     if isinstance(document, dict):
         named = [str(document[name]) for name in ("title", "text") if document.get(name)]
@@ -189,7 +189,7 @@ def _choose(sweeper: Sweeper, taus: Sequence[float], wish: TuneOptions) -> Found
 
 
 def _command(found: Found, settings: Settings, file: Path | None) -> str:
-    """What applies the chosen taus."""
+    """Return the command that applies the chosen taus."""
     base = found.base.base_tau if found.base else found.base_now
     told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
     model = ["-m", str(settings.model.path)] if settings.model.path else []

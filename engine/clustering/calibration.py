@@ -113,7 +113,7 @@ class Calibration:
 
 
 def sum_and_gram(grid: Int16) -> tuple[Int64, Int64]:
-    """The sum (d,) and the Gram matrix (d, d) of grid vectors, exact.
+    """Return the exact sum (d,) and Gram matrix (d, d) of grid vectors, int64.
 
     Float64 products of integers are exact as long as sums stay below 2^53: blocks of 2^20 rows do.
     """

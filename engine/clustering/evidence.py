@@ -39,7 +39,7 @@ class Trees(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """The evidence of some supernodes, computed anew: entries side by side, by rising partner."""
+    """The recomputed evidence of some supernodes: their entries one after the other, by rising partner."""
 
     counts: Int32  # (m,)
     partners: Int32  # (e,)
@@ -74,7 +74,7 @@ class Evidence(Columns):
         return EvidenceArrays(self.starts, self.counts, self._partners, self._sums, self.totals)
 
     def update(self, rows: Int32, gone: Int32, trees: Trees, sources: Sources, capacity: int) -> Int32:
-        """Compute the entries of `rows` anew and drop those of `gone`; return the rows that differ.
+        """Recompute the entries of `rows` and drop those of `gone`; return the rows that differ.
 
         `rows`: live, distinct; all whose members, or edges of members, or the trees of those edges'
         ends changed. `capacity`: of the level.

@@ -75,7 +75,7 @@ def _unlink(cell: int, target: int, lists: ListArrays) -> None:
 
 @njit(cache=True, nogil=True, inline="always")
 def _move(source: int, goal: int, lists: ListArrays) -> None:
-    """The entry of cell `source` goes to the unused cell `goal`; it keeps its place in the chain."""
+    """Move the entry of cell `source` to the unused cell `goal`; it keeps its place in the chain."""
     neighbors, dots, heads, links = lists.neighbors, lists.dots, lists.heads, lists.links
     width = neighbors.shape[1]
     u, v, w = source // width, source % width, goal % width

@@ -121,7 +121,7 @@ def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near
 
 
 def _threshold(looks: Int32, count: int) -> int:
-    """The count-th largest."""
+    """Return the count-th largest value."""
     return int(np.partition(looks, len(looks) - count)[len(looks) - count]) if len(looks) else 0
 
 
@@ -167,7 +167,7 @@ def _known(tables: Tables, near: Near) -> Answer:
 
 
 def _oldest(tables: Tables, node: int) -> str:
-    """The key of the oldest item with a node's vector."""
+    """Return the key of the oldest item with a node's vector."""
     return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
@@ -219,7 +219,7 @@ class _Rows:
 
 
 def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:
-    """The k nearest of each node."""
+    """Read the k nearest of each node: neighbours and dots (m, k), -1 pads."""
     lists = tables.lists.pick(ids)
     neighbors, dots = np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -1, np.int32)
     width = min(k, lists.neighbors.shape[1])

@@ -186,7 +186,7 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
 
 
 def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
-    """The k nearest nodes of each row, how many of them its list has, and the nodes whose list differs."""
+    """Return the k nearest nodes of each row, how many its list has, and the nodes whose list differs."""
     loaded, k = contents.loaded, int(contents.config.get("k") or 1)
     grid, ids = loaded.vectors.vectors, loaded.vectors.ids
     nodes = Nodes(grid.shape[1])
@@ -206,7 +206,7 @@ def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
 
 
 def _computed(settings: Settings, contents: Contents, report: Report) -> None:
-    """The parts that need the model: the partition, and the snapshots."""
+    """Check the parts that need the model: the partition, and the snapshots."""
     if report.counts["tables"] or report.counts["lists"]:
         report.not_looked_at.append("partition and snapshots: the tables or lists are wrong in themselves")
         return
@@ -225,7 +225,7 @@ def _computed(settings: Settings, contents: Contents, report: Report) -> None:
 
 
 def recompute(settings: Settings, contents: Contents) -> State:
-    """The state that follows from the lists. Raises ConfigMismatch, InputError: the settings are others."""
+    """Compute the state from the lists. Raises ConfigMismatch, InputError: the settings are others."""
     state = unclustered(settings, contents.config, contents.loaded)
     if len(contents.loaded.items.ids):
         state.restore_lists(contents.loaded)
@@ -260,7 +260,7 @@ def partition(state: State, contents: Contents) -> list[str]:
 
 
 def _index(settings: Settings, contents: Contents) -> list[str]:
-    """The graph's vectors are those of the nodes, and its nodes those there are or were."""
+    """Check that the graph's vectors are those of the nodes, and its nodes existing or former ones."""
     problems = []
     folder, version_now = settings.store.path, contents.loaded.version
     loaded = contents.loaded.vectors
@@ -308,7 +308,7 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
 
 
 def _same(saved: list[Saved], computed: list[Saved]) -> bool:
-    """Whether the nodes of each level have the same content, embeddings, linkage and density."""
+    """Return whether the nodes of each level have the same content, embeddings, linkage and density."""
     if len(saved) != len(computed):
         return False
     for mine, theirs in zip(saved, computed, strict=True):

@@ -102,19 +102,19 @@ class Engine(LiveCollection):
         return self.apply_deletes(arguments.keys_of(keys, self.settings.limits), positions)
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
-        """The cluster of each vector, were it inserted: that of its most probable linkage above tau.
+        """Return the cluster that each vector would join: that of its most probable linkage above tau.
 
         `embeddings` (m, d) float. Changes nothing. Raises InputError as `upsert`.
         """
         return self.assign_grid(self.on_grid(embeddings))[1]
 
     def on_grid(self, embeddings: ArrayLike) -> Int16:
-        """Vectors as `assign_grid` takes them, (m, d). Raises InputError."""
+        """Convert vectors to the grid, int16 (m, d), for `assign_grid`. Raises InputError."""
         self._check_process()
         return arguments.grid_of(embeddings, self.dim)
 
     def labels(self, level: int | str | None = None) -> tuple[list[str], Int64]:
-        """All keys and the ids of their clusters, (n,) int64, in no particular order.
+        """Return all keys and the ids of their clusters, (n,) int64, in no particular order.
 
         `level`: 0 is the finest, None the final clusters; "+1", "+2" ... themes, each known by its smallest
         cluster. Raises InputError: there is no such level, or too many clusters to be grouped into themes.
@@ -131,7 +131,7 @@ class Engine(LiveCollection):
             return keys, self._themes_of(final, step_of(level)) if level else final
 
     def _themes_of(self, final: Int64, step: int) -> Int64:
-        """The themes of final clusters (n,), so many levels above them."""
+        """Return the themes of final clusters, int64 (n,), `step` levels above them."""
         check_step(step, len(self.settings.model.coarser))
         found = self.prepare_themes()()
         keys: Int64 = found.keys[step - 1][np.searchsorted(found.clusters, final)]

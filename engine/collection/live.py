@@ -41,7 +41,7 @@ from engine.types import Applied, Batch, Int16, Loaded, Themes
 
 Key = str | bytes | int | UUID
 SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
-CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
+CATCH_UP_MAX = 8  # rounds in which a rebuild catches up with the live state
 CLOSED = "the engine is closed"
 FEW = 512  # changes that a rebuild takes while batches wait
 
@@ -143,7 +143,7 @@ class LiveCollection(Closing):
         return self._state is not None and key in self._state.items.row_of
 
     def __len__(self) -> int:
-        if self._broken == CLOSED:  # while a batch is at work, the items so far count
+        if self._broken == CLOSED:  # while a batch is in progress, the items so far count
             raise self._unusable()
         return self._state.items.live if self._state else 0
 
@@ -181,7 +181,7 @@ class LiveCollection(Closing):
         return self.apply(Batch([], none, np.empty(0, np.int64), [], deletes, dict(positions or {})))
 
     def expire(self) -> Applied | None:
-        """A version of what retention deletes now, at most `[limits] expire_items`; None: nothing is due."""
+        """Delete what is due by retention, at most `[limits] expire_items`; None: nothing is due."""
         with self._running():
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
             if not self._state or not self._state.due(self.settings, self._now_ms(), nothing):
@@ -209,7 +209,7 @@ class LiveCollection(Closing):
                 time.sleep(0.01)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
-        """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound, InputError."""
+        """Explain an item's cluster: see `engine.clustering.explain`. Raises NotFound, InputError."""
         level = checked(level, read_finer)
         with self._running() as state:
             name = self._key(key)
@@ -231,7 +231,7 @@ class LiveCollection(Closing):
         return lambda: themes.grow(ground, taus)
 
     def compact(self) -> Compacted:
-        """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""
+        """Rewrite the store's file without unused space. Raises StoreFull, CorruptStore."""
         with self._running():
             return self.store.compact()
 
@@ -310,7 +310,7 @@ class LiveCollection(Closing):
             return mentions, compacted.after
 
     def save(self) -> None:
-        """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
+        """Write snapshots of the index and the derived columns, if the disk has room, before it returns."""
         with self._running():
             self._since_snapshot = max(1, self._since_snapshot)
             self._save_what_is_new()
@@ -335,7 +335,7 @@ class LiveCollection(Closing):
 
     @contextmanager
     def _running(self) -> Iterator[State | None]:
-        """The state, and no batch meanwhile; None: there are no items yet. Raises StoreError, Forked."""
+        """Yield the state, without a batch meanwhile; None: no items yet. Raises StoreError, Forked."""
         self._check_process()
         with self._lock:
             if self._broken:
@@ -346,7 +346,7 @@ class LiveCollection(Closing):
         return StoreError(f"{self.store.path}: {self._broken}; reopen the store")
 
     def _check_process(self) -> None:
-        """A fork has no threads of its parent's, and shares its database. Raises Forked."""
+        """Raise Forked in a forked child: it has none of its parent's threads, and shares its database."""
         if os.getpid() != self._process:
             raise Forked(
                 f"this process was forked from the one that opened {self.store.path}: open it there or in "
@@ -363,7 +363,7 @@ class LiveCollection(Closing):
         return int(self._clock() * 1000)
 
     def _begin(self, dim: int, brings: bool) -> State:
-        """The state of a collection without items, or whose items are gone. `dim`: of a batch's vectors.
+        """Return the state of a collection without items, or whose items are gone. `dim`: of the batch.
 
         `brings`: the batch has vectors, so its dimension is the collection's from now on. Raises InputError:
         there are items, or the settings or the model name another dimension.
@@ -407,7 +407,7 @@ class LiveCollection(Closing):
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:
-        """The restored partition takes the stored names."""
+        """Give the restored partition the stored names. Raises CorruptStore."""
         if self.store.stale:
             self.store.commit(pipeline.regenerate(state, loaded.places, self._now_ms()))
         elif not state.settle(loaded.places):
@@ -417,7 +417,7 @@ class LiveCollection(Closing):
             )
 
     def _save_what_is_new(self) -> None:
-        """A snapshot if anything changed since the last one; when it returns, nothing is being written."""
+        """Write a snapshot if anything changed since the last one, and wait until all writing is done."""
         self.snapshots.wait()
         self._snapshot(least=1)
         self.snapshots.wait()

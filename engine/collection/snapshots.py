@@ -107,7 +107,7 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
 
 
 def dependencies(state: State, model: Trained) -> dict[str, Any]:
-    """Return what all derived columns depend on beside the neighbour lists of level 0."""
+    """Return what all derived columns depend on, apart from the neighbour lists of level 0."""
     return {
         "model": model.sha256,
         "arithmetic": determinism.fingerprint(),

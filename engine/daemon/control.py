@@ -60,7 +60,7 @@ class Control(Closing):
         timeout_s: float | None = None,
         blob: bytes | None = None,
     ) -> Body:
-        """The answer of the writer's handler of `op`. `vectors`: (n, d); `blob`: as `body["blob"]` there.
+        """Call the writer's handler of `op`. `vectors`: (n, d); `blob`: arrives as `body["blob"]`.
 
         Raises WriterAway (there is none, or it ended before it answered), WriterBusy (no answer in time, or
         too many at once) and whatever the handler raised: InputError, StoreError ...
@@ -103,7 +103,7 @@ class Control(Closing):
         return found
 
     def _take(self) -> socket.socket | None:
-        """A kept connection that is still open."""
+        """Return a kept connection that is still open, if there is one."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -137,7 +137,7 @@ class Listener(Closing):
 
     A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors,
     float32 (n, d) or None; it returns what becomes JSON, or raises a ShoalError. Of each operation
-    `calls_max` run at once; handlers of different ones must be fit to run beside each other.
+    `calls_max` run at once; handlers of different ones must be able to run concurrently.
     `bug(op, error)` is told of any other exception, and the caller that there was one.
 
     Only for the process that holds the store's lock: a socket file that nobody listens to is replaced.
@@ -162,7 +162,7 @@ class Listener(Closing):
         self._thread.start()
 
     def close(self) -> None:
-        """Callers that still wait for an answer get none. Takes the socket file away."""
+        """Stop answering; waiting callers get no answer. Remove the socket file."""
         with self._lock:
             if self._closed:
                 return
@@ -260,7 +260,7 @@ class Listener(Closing):
 
 @contextlib.contextmanager
 def _address(folder: Path) -> Iterator[str]:
-    """The socket's name, short enough for the system wherever the store is."""
+    """Return a name of the socket that is short enough for the system, wherever the store is."""
     path = os.fspath(folder / NAME)
     if len(os.fsencode(path)) <= PATH_MAX_BYTES:
         yield path

@@ -70,7 +70,7 @@ class Metrics:
             self.outcomes.update(counts)
             self.batches += 1
             number = self._store.environment.transaction
-            if self._commits and number < self._commits[-1][0]:  # a compacted file counts anew
+            if self._commits and number < self._commits[-1][0]:  # a compacted file counts from 1 again
                 self._commits.clear()
             self._commits.append((number, self._clock()))
         for outcome, count in counts.items():

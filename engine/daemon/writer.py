@@ -2,7 +2,7 @@
 
     source.poll -> engine.apply -> source.committed      in a loop, on the thread of `Writer.run`
 
-Handlers run on threads of their own. Work that must not run beside a batch runs on the loop's thread, between
+Handlers run on threads of their own. Work that must not run during a batch runs on the loop's thread, between
 two batches: `Writer.between`. A source may add operations: `Source.handlers`.
 """
 

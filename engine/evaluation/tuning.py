@@ -149,7 +149,7 @@ def _of_pairs(tree: Tree, pairs: Pairs) -> _Evidence:
 
 
 def _of_labels(tree: Tree, labels: Labels) -> _Evidence:
-    """All pairs of labelled items. Those that share items tell less: a stratum counts half its items."""
+    """Count all pairs of labelled items. Pairs that share items say less: a stratum counts half its items."""
     one, other = np.triu_indices(min(len(labels.rows), LABELS_MAX), 1)
     first, second = labels.rows[one], labels.rows[other]
     strata = tree.strata(first, second)

@@ -160,7 +160,7 @@ class ExactIndex:
 
 @njit(cache=True, nogil=True, inline="always")
 def precedes(dot_a: Any, hash_a: Any, dot_b: Any, hash_b: Any) -> Any:
-    """The ordering of all lists: greater dot first, then smaller hash."""
+    """Return whether a precedes b in every list: greater dot first, then smaller hash."""
     return dot_a > dot_b or (dot_a == dot_b and hash_a < hash_b)
 
 

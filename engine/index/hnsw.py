@@ -1,7 +1,7 @@
 """The HNSW index: hnswlib proposes candidates, the exact integer dot scores them.
 
 Elements of hnswlib are never reused: an insert gets a fresh label, a delete leaves a tombstone. When
-tombstones are many, a next graph of the live rows grows beside the current one, a few rows with every
+tombstones are many, a next graph of the live rows grows next to the current one, a few rows with every
 change, and replaces it when it is complete. So no batch waits for a graph to be built.
 """
 
@@ -163,7 +163,7 @@ class HnswIndex:
         self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
         self._turns = GraphLock()  # hnswlib must not insert and search at once
         self._graph = self._new_graph(1024)
-        self._next: Graph | None = None  # grows beside the current one; never searched
+        self._next: Graph | None = None  # grows next to the current one; never searched
         self._awaited = np.empty(0, np.int32)  # rows that the next graph still lacks
         self.leaving = np.empty(0, np.int32)  # removed by the last batch; in the store until its commit
 
@@ -228,7 +228,7 @@ class HnswIndex:
                 self._graph, self._next = self._next, None
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
-        """As `Index.search`; falls back to exact search where deletes have torn the graph apart."""
+        """Search as `Index.search`; fall back to exact search where deletes have disconnected the graph."""
         neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
         if neighbors is None:
             return self._scan().search(rows, width)

@@ -1,6 +1,6 @@
 """Types of what a reader returns to people: JSON-ready dictionaries, declared once and checked.
 
-The API documents its responses by them: descriptions and bounds stand here, beside the fields.
+The API documents its responses by them: descriptions and bounds are here, with the fields.
 """
 
 from __future__ import annotations

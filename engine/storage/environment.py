@@ -242,7 +242,7 @@ def require_file(folder: Path) -> None:
 
 
 def remains(folder: Path) -> Path | None:
-    """Return a file that only a store leaves, beside its own."""
+    """Return a file, other than the database, that only a store leaves; None: there is none."""
     return next((file for name in _REMAINS for file in folder.glob(name)), None)
 
 
@@ -251,7 +251,7 @@ def refuse_remains(folder: Path) -> None:
     if found := remains(folder):
         raise CorruptStore(
             f"{folder} is damaged: it has lost its {DATA}, {found.name} is still there; restore a backup, or "
-            "delete the folder to begin anew"
+            "delete the folder to start over"
         )
 
 
@@ -309,12 +309,12 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
     free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
     return StoreFull(
         f"{folder}: the disk refused a write ({error}; {free:.0f} MB free); nothing of it was kept: "
-        "make room or mend the disk, then start again"
+        "make room or repair the disk, then start again"
     )
 
 
 def error_code(error: Exception) -> int | None:
-    """The number of the system's error, which LMDB has under another name."""
+    """Return the number of the system's error, which LMDB has under another name."""
     return getattr(error, "errno", None) or getattr(error, "code", None)
 
 

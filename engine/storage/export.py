@@ -80,7 +80,7 @@ def _write_ndjson(out: BinaryIO, head: Head, found: Iterator[Row]) -> None:
 
 
 def _write_parquet(out: BinaryIO, head: Head, found: Iterator[Row]) -> None:
-    """The file's metadata has the collection and the version too."""
+    """Write Parquet; the file's metadata has the collection and the version, too."""
     import pyarrow as pa
     from pyarrow import parquet
 

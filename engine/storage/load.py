@@ -36,7 +36,7 @@ def load(tables: Tables) -> Loaded:
 
 
 def load_to_rebuild(tables: Tables) -> Loaded:
-    """As `load`; where derived tables contradict each other, load items as if new, without their trees.
+    """Load as `load`; where derived tables contradict each other, load items as if new, without trees.
 
     Raises CorruptStore where values are damaged.
     """

@@ -96,7 +96,7 @@ class View(Closing):
         return cls(store.environment, owned=False)
 
     def close(self) -> None:
-        """Wait for the answers at work, then let go of the store."""
+        """Wait for the answers in progress, then close the store."""
         if self._owned:
             self._environment.close()
 

@@ -41,7 +41,7 @@ from engine.system import files, isolation
 from engine.types import Change, DeadLetter, Int16, Int64, Loaded, Renumbered
 
 T = TypeVar("T")
-_ANOTHER_STORE = ("collection", "dim")  # a rebuild does not mend a difference in these
+_ANOTHER_STORE = ("collection", "dim")  # a rebuild cannot change these
 _RECOMPUTED = "arithmetic"  # a difference in this is no reason to refuse: see `Store.stale`
 
 
@@ -141,7 +141,7 @@ class Store(Closing):
             return load.load(tables)
 
     def load_to_rebuild(self) -> Loaded:
-        """As `load`, also where the derived tables contradict each other. Raises CorruptStore."""
+        """Load as `load`, also where the derived tables contradict each other. Raises CorruptStore."""
         with self.snapshot() as tables:
             return load.load_to_rebuild(tables)
 

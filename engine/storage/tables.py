@@ -423,7 +423,7 @@ class Tables:
 
     @cached_property
     def raw(self) -> dict[str, RawTable]:
-        """The tables in bytes. A store of an earlier release lacks some until a writer opens it."""
+        """Return the tables in bytes. A store of an earlier release lacks some until a writer opens it."""
         return {name: self.open(name) for name in schema.TABLES if name in self._handles}
 
     def open(self, name: str) -> RawTable:

@@ -24,7 +24,7 @@ from engine.training.datasets import Collection
 
 
 class Writable(Protocol):
-    """A model with a card beside its weights."""
+    """A model with weights and a card."""
 
     card: Any
 
@@ -223,7 +223,7 @@ def fingerprint(collections: Sequence[Collection], plan: Any, **initial: object)
 
 
 def _differing(found: Any, own: Mapping[str, str]) -> str:
-    """Say in what the training of a checkpoint differs; one of an earlier release does not tell."""
+    """Name what the training of a checkpoint differs in; an earlier release's does not record it."""
     if not isinstance(found, dict):
         return "other files, another plan or another start, or it was left by an earlier release"
     names = [name for name in own if found.get(name) != own[name]]

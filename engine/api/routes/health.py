@@ -70,7 +70,7 @@ async def metrics(meters: Metrics, writer: Writer) -> Response:
 
 
 def why_not_ready(settings: Settings, reader: StoreReader, status: Status) -> list[str]:
-    """The reasons, as sentences; none: ready."""
+    """Return why the daemon is not ready, as sentences; none: it is."""
     try:
         reader.view()
     except StoreError as error:
