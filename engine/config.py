@@ -150,7 +150,7 @@ class ModelSettings(_Section):
     @model_validator(mode="after")
     def _falling(self) -> ModelSettings:
         if any(upper >= lower for lower, upper in pairwise(self.coarser)):
-            raise ValueError(f"coarser = {self.coarser} has to fall: each level joins more than the last")
+            raise ValueError(f"coarser = {self.coarser} must fall: each level joins more than the last")
         return self
 
 

@@ -35,7 +35,7 @@ class _Column:
         self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         needed = self._row_bytes * (self.shape[0] if self.shape else 1)
         if size - stream.tell() < needed:
-            raise InputError(f"{name} is truncated: its header promises {needed} bytes of rows.")
+            raise InputError(f"{name} is truncated: its header declares {needed} bytes of rows.")
         self._whole: Array | None = None
         if fortran and len(self.shape) > 1:
             flat = np.frombuffer(stream.read(needed), self.dtype)

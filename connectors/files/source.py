@@ -83,7 +83,7 @@ class FileSource:
             return reader
         known = ", ".join((*NUMPY, *ARROW, *TEXT))
         raise InputError(
-            f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."
+            f"{self.path} must end in one of {known}, or be text with {' or '.join(COMPRESSED)} appended."
         )
 
     @property
@@ -146,7 +146,7 @@ class FileSource:
         mark = prefix.mark
         ended = mark.offset == mark.size
         self.notes.append(
-            f"{self.path} begins as a file that was read before: it goes on behind "
+            f"{self.path} begins as a file that was read before: reading continues after "
             f"{counted(mark.row, 'record')}."
         )
         if not ended or prefix.breaks:

@@ -179,7 +179,7 @@ class KafkaCluster(Closing):
                 if error.retriable or self.refusal(error):
                     raise
                 raise BrokerError(
-                    f"The topic {name} cannot be made ({brief(error)}): make it by hand."
+                    f"The topic {name} cannot be created ({brief(error)}): create it manually."
                 ) from error
 
     def refusal(self, error: BaseException) -> ShoalError | None:
@@ -199,9 +199,9 @@ class KafkaCluster(Closing):
                 f"{where} has a certificate that is not trusted ({words}): {what}, in [source.kafka]."
             )
         if isinstance(error, AuthorizationError):
-            return BrokerError(f"{where} does not allow this ({words}): give the user the right.")
+            return BrokerError(f"{where} does not allow this ({words}): grant the user the right.")
         if isinstance(error, UnsupportedCodecError | UnsupportedVersionError):
-            return BrokerError(f"{where} and this release do not fit ({words}).")
+            return BrokerError(f"{where} and this release are incompatible ({words}).")
         if isinstance(error, KafkaConfigurationError):
             return ConfigError(f"[source.kafka] cannot be used: {words}.")
         return None
@@ -236,7 +236,7 @@ class Watch:
     def check(self) -> None:
         idle_s = time.monotonic() - self._last
         if idle_s > self._timeout_s:
-            raise KafkaError(f"there are unread records and none came for {idle_s:.0f} s")
+            raise KafkaError(f"there are unread records and none arrived for {idle_s:.0f} s")
 
 
 def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:

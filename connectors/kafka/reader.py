@@ -222,8 +222,8 @@ class KafkaReader:
         except LogTruncationError as error:
             self._identify(cluster)
             raise BrokerError(
-                f"The topic {self._settings.topic} lost records that were read already ({brief(error)}):"
-                " see to unclean leader elections, then read the topic into a new store."
+                f"The topic {self._settings.topic} lost records that were already read ({brief(error)}):"
+                " check for unclean leader elections, then read the topic into a new store."
             ) from error
         return []
 

@@ -145,7 +145,7 @@ def plan(settings: KafkaSettings, raw: bytes | None) -> str:
         except KafkaError as error:
             refusal = cluster.refusal(error)
             raise refusal or BrokerError(
-                f"No broker can be asked at {settings.bootstrap} ({brief(error)}): start it, or set "
+                f"No broker answers at {settings.bootstrap} ({brief(error)}): start it, or set "
                 "[source.kafka] bootstrap."
             ) from error
     offsets = known.offsets if known else {}

@@ -38,7 +38,7 @@ class Export:
         """Read the head. Raises the ShoalError that the process met."""
         line = await self._in_time(self._output.readline())
         if not line:
-            raise StoreError("the export did not begin; see the daemon's log")
+            raise StoreError("the export did not start; see the daemon's log")
         head: dict[str, Any] = orjson.loads(line)
         if "error" in head:
             raise errors.load(head)
@@ -92,7 +92,7 @@ class Exports:
             await asyncio.wait_for(self._slots.acquire(), SLOT_TIMEOUT_S)
         except asyncio.TimeoutError:
             most = self._bounds.exports_max
-            raise Problem("busy", f"{most} exports run already ([api] exports_max).") from None
+            raise Problem("busy", f"{most} exports are already in progress ([api] exports_max).") from None
         try:
             yield
         finally:

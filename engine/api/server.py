@@ -79,7 +79,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self.bounds.connections_max:
             most = self.bounds.connections_max
-            self._refuse(Problem("busy", f"{most} connections are open already ([api] connections_max)."))
+            self._refuse(Problem("busy", f"{most} connections are already open ([api] connections_max)."))
         else:
             self._await_head()
 

@@ -85,7 +85,7 @@ def need_companions(out: Path, companions: Sequence[Path]) -> None:
     for each in companions:
         if each.exists():
             raise InputError(
-                f"{each} is there already, and would be replaced by what belongs to {out}: move it, or name "
+                f"{each} exists already, and would be replaced by what belongs to {out}: move it, or name "
                 "another file."
             )
 

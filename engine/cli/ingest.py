@@ -167,13 +167,13 @@ class _Work:
     def _tell_doubts(self, chunk: Chunk, before: int) -> None:
         """Print the first doubt of a file; the summary has their number."""
         if chunk.doubts and not before:
-            complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is taken as it is, and so are others")
+            complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is kept, and so are others")
 
     def _tell_ignored(self, source: FileSource) -> None:
         self.ignored.update(source.ignored)
         if source.ignored:
             named = ", ".join(f"{name} ({count:,})" for name, count in list(source.ignored.items())[:20])
-            complain(f"shoal: {source.shown}: not understood and left out: {printable(named)}.")
+            complain(f"shoal: {source.shown}: unknown fields, ignored: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:
         counts = {name: self.counts[name] for name in COUNTS}

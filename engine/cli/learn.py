@@ -82,7 +82,7 @@ def _need_fitting(request: TrainOptions) -> None:
     if request.among and not _is_tuning(request):
         raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
     if request.space and not (request.kind == "universal" and request.start):
-        raise InputError("--space is for going on from a universal model: name it with --start")
+        raise InputError("--space continues from a universal model: name that with --start")
     if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
         raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
 

@@ -86,7 +86,7 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
         f" {counted(made.backup.items, 'item')}; sources resume from its positions."
     )
     if made.aside:
-        print(f"the store that was there is now {made.aside}")
+        print(f"the previous store is now {made.aside}")
 
 
 def rebuild(settings: Settings, as_json: bool, flags: Mapping[str, str | int | float] | None = None) -> None:
@@ -147,8 +147,8 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
 
         if settings.source.publishes:
             raise WriterAway(
-                "the deletion has to be published before the log forgets the item, and only the daemon does "
-                "that: start `shoal serve`, then run this again"
+                "the deletion must be published before the log forgets the item, and only the daemon "
+                "publishes: start `shoal serve`, then run this again"
             )
         with Engine.open(settings) as engine:
             return asdict(engine.erase(key))
@@ -201,7 +201,7 @@ def _say_what_brings_over(path: Path, found: int) -> None:
 
     if found == schema.REBUILT_FROM:
         old = f"{path} was made by an earlier release (format {found})"
-        complain(f"{old}; run `shoal rebuild` once to bring it over.")
+        complain(f"{old}; run `shoal rebuild` once to upgrade it.")
 
 
 def _through(

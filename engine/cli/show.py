@@ -136,7 +136,7 @@ def changes(settings: Settings, after: str | None, limit: int, as_json: bool) ->
         print_json(answer)
         return
     if answer["gap"]:
-        print("Events between this place and the first one below were forgotten.")
+        print("Events between this place and the first one below are no longer in the log.")
     print_table(
         f"changes of {answer['collection']}, version {answer['version']}",
         {"event": "left", "what": "left"},

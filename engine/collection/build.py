@@ -99,7 +99,10 @@ def unclustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -
     wanted = store_config(settings, model, adapter)
     compare(settings.store.path, config, {**wanted, "format": config.get("format")})
     if config.get("arithmetic") != wanted["arithmetic"]:
-        raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
+        raise ConfigMismatch(
+            "the store was written on a CPU with different floating-point results; open it once with "
+            "`shoal serve` or `shoal ingest`, which recomputes it"
+        )
     shape = shape_of(settings, model, loaded.vectors.vectors.shape[1])
     return State.of(loaded, shape, model, model.default_epoch, ExactIndex)
 

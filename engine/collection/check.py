@@ -166,7 +166,7 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
     count = len(loaded.vectors.ids)
     if not count or report.counts["lists"] or report.counts["tables"]:
         if count:
-            report.not_looked_at.append("recall of the lists: they are wrong in themselves")
+            report.not_looked_at.append("recall of the lists: the lists contain errors")
         return
     rows = np.random.default_rng(seed).permutation(count)[: sample or count].astype(np.int32)
     found, hits, cut = _exact(contents, np.sort(rows))
@@ -208,7 +208,7 @@ def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
 def _computed(settings: Settings, contents: Contents, report: Report) -> None:
     """Check the parts that need the model: the partition, and the snapshots."""
     if report.counts["tables"] or report.counts["lists"]:
-        report.not_looked_at.append("partition and snapshots: the tables or lists are wrong in themselves")
+        report.not_looked_at.append("partition and snapshots: the tables or lists contain errors")
         return
     try:
         state = recompute(settings, contents)

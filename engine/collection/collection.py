@@ -186,7 +186,7 @@ class Engine(LiveCollection):
         place = None if after is None else _place(after)
         found = self._view(lambda view: view.changes(place, limit))
         if found["gap"]:
-            raise InputError(f"events behind {after} were forgotten: begin with changes()")
+            raise InputError(f"events behind {after} are no longer in the log: begin with changes()")
         return found["changes"]
 
     def to_arrow(self) -> pa.Table:

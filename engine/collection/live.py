@@ -302,7 +302,7 @@ class LiveCollection(Closing):
         """Remove everything on disk that has the key; return the events that had it, and the file's bytes."""
         with self._running() as state:
             if state is not None and key in state.items.row_of:
-                raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
+                raise StoreError("the item came back meanwhile: stop its sender, then run it again")
             mentions = self.store.erase_mentions(key)
             self.snapshots.clear()
             compacted = self.compact()

@@ -56,7 +56,7 @@ class AssignQueue:
             return request.answer.result(timeout_s)
         except NotInTime:
             request.answer.cancel()
-            raise WriterBusy("the writer has too much to do to answer in time; try again") from None
+            raise WriterBusy("the writer is too busy to answer in time; try again") from None
         except CancelledError:
             raise WriterAway("the writer is stopping; try again when it is back") from None
 

@@ -291,7 +291,7 @@ def _send(connection: socket.socket, frame: bytes, deadline: float) -> None:
 def _receive(connection: socket.socket, deadline: float, most: int) -> bytes:
     (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size, deadline))
     if length > most:
-        raise ValueError(f"a frame of {length} bytes, at most {most} are taken")
+        raise ValueError(f"a frame of {length} bytes, at most {most} are allowed")
     return _read(connection, length, deadline)
 
 

@@ -135,8 +135,7 @@ def require_format(path: Path, config: Mapping[str, Any]) -> None:
     found = config.get("format")
     if found == REBUILT_FROM:
         raise ConfigMismatch(
-            f"{path} was made by an earlier release (format {found}); "
-            "run `shoal rebuild` once to bring it over"
+            f"{path} was made by an earlier release (format {found}); run `shoal rebuild` once to upgrade it"
         )
     if found != FORMAT:
         raise ConfigMismatch(

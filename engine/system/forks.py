@@ -14,7 +14,7 @@ def check() -> None:
     """Raise Forked if the first parallel loop would end this process."""
     if _unfit:
         raise Forked(
-            "this process was forked from one that has computed already, and OpenMP does not survive that: "
+            "this process was forked from one that has already used OpenMP, which does not survive a fork: "
             'start it with multiprocessing.get_context("spawn")'
         )
 

@@ -39,4 +39,4 @@ def refuse(host: str, own: str) -> Problem | None:
     with suppress(ValueError):
         ipaddress.ip_address(name)
         return None
-    return Problem("wrong-host", f"Without an API key this daemon does not answer to the name {name!r}.")
+    return Problem("wrong-host", f"Without an API key this daemon rejects the host name {name!r}.")

@@ -124,7 +124,7 @@ def read_model(path: Path | None) -> LanderModel | None:
     if path is None:
         return None
     if path == SHIPPED and not path.exists():
-        raise InputError(f"a lander goes on from a lander: {SHIPPED} is not one, leave out --kind lander")
+        raise InputError(f"a lander continues from a lander: {SHIPPED} is not one, leave out --kind lander")
     model = LanderModel.load(path)
     refuse_mapped(path, model.card.about)
     return model
