@@ -219,7 +219,7 @@ class BatchSettings(_Section):
     """`size` None: 2,048 for files, 256 for `evaluate --stream`; in the daemon by load, within the limits."""
 
     size: int | None = Field(None, ge=1, le=65_536)  # items
-    min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many
+    min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have this many items
     max: int = Field(2048, ge=1, le=65_536)
     target_s: float = Field(1.0, gt=0)  # by load: a batch should not take longer
 
@@ -231,7 +231,7 @@ class BatchSettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long items are kept, and the event log with its memory of ended clusters. None: for good."""
+    """How long items and the event log, with its ended clusters, are kept. None: forever."""
 
     max_age_s: float | None = Field(None, gt=0)  # of an item, by its event time
     max_items: int | None = Field(None, ge=1)  # the oldest by event time go first

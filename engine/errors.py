@@ -76,7 +76,7 @@ class WriterAway(ShoalError):
 
 
 class WriterBusy(ShoalError):
-    """The writer has too much to do to answer in time: retry."""
+    """The writer is too busy to answer in time: retry."""
 
     exit_code = 11
 
@@ -88,7 +88,7 @@ class BrokerError(ShoalError):
 
 
 class Undecided(ShoalError):
-    """The judgements do not tell which granularity is meant: more of them may. Nothing was changed."""
+    """The judgements do not determine the granularity: more of them may. Nothing was changed."""
 
     exit_code = 13
 
@@ -98,7 +98,7 @@ class Forked(ShoalError):
 
 
 class Unusable(Exception):
-    """One record cannot be used; the rest goes on. The message is a clause without a full stop."""
+    """One record cannot be used; the others are processed. The message is a clause without a full stop."""
 
 
 def shown(value: Any) -> str:

@@ -45,7 +45,7 @@ class Source(Protocol):
 
         Wait at most `timeout_s` for the first record, and for no further one. A batch is returned once; if it
         cannot be committed, the process ends and restarts at the committed position. Raises a ShoalError
-        where the source cannot go on: the daemon then ends with its message.
+        where the source cannot continue: the daemon then ends with its message.
         """
         ...
 

@@ -54,7 +54,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A beginning of a file that was read as a file of its own. `cut`: it ends in the middle of a line."""
+    """A prefix of a file that was read before as a whole file. `cut`: it ends in the middle of a line."""
 
     mark: Mark
     cut: bool

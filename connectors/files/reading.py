@@ -1,4 +1,4 @@
-"""What the readers of all formats share: their settings, and the parts that they hand over."""
+"""What the readers of all formats share: their settings, and the parts that they yield."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Records from number `first` up to before `end`. `offset`: the byte behind them, 0: not known."""
+    """Records from number `first` to before `end`. `offset`: the byte after them, 0: unknown."""
 
     first: int
     end: int

@@ -1,9 +1,8 @@
 """A file as a source of batches.
 
 Delivery: each batch carries the file's next position. A store that commits both together takes every record
-exactly once, however often it is interrupted. A finished file changes nothing when it comes again, and one
-that has grown goes on where it ended. What comes through a pipe has no position: sent again, it is upserted
-again.
+exactly once, however often it is interrupted. A finished file changes nothing when it is read again, and one
+that has grown continues where it ended. A pipe has no position: records sent again are upserted again.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Options:
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     fields: Fields = FIELDS
     strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
-    again: bool = False  # from the beginning, whatever is known of the file
+    again: bool = False  # read from the beginning, whatever the stored position
     follow: bool = False  # wait for more at the end
     default_ms: int | None = None  # the time of records that have none; None: when the file was written
     clock: Callable[[], float] = time.time

@@ -25,7 +25,7 @@ _FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 
 
 class Format(Protocol):
-    """How records stand in lines."""
+    """How lines encode records."""
 
     unit: str
     first: int

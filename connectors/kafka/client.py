@@ -77,7 +77,7 @@ _log.propagate = False
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
-    """Connections that are read to their end, and not tried once each server has refused for good."""
+    """Connections that are read to their end, and not retried once each server has refused permanently."""
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)

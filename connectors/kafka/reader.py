@@ -1,4 +1,4 @@
-"""Reads all partitions of a topic in a thread, into a bounded queue, through whatever happens to the broker.
+"""Reads all partitions of a topic in a thread, into a bounded queue; survives restarts of the broker.
 
 Positions are the *next* offsets. Nobody else moves them: no consumer group owns partitions, an offset
 that has expired is an error, and a topic made again under the same name is another topic.

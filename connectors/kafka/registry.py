@@ -21,7 +21,7 @@ FORGET_MISSING = 1000  # schemas asked for in vain that are remembered
 
 
 class RegistryAway(Exception):
-    """The registry cannot be asked now: try again."""
+    """The registry is unreachable: try again."""
 
 
 class Registry:

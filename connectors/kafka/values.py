@@ -1,4 +1,4 @@
-"""The formats of Kafka records: what stands in a key, in a value and in its headers.
+"""The formats of Kafka records: key, value and headers.
 
 Keys are text or what Kafka's own serializers write; values are JSON, Avro or raw numbers, framed as schema
 registries do it or not. What cannot be used becomes a dead letter, with the record's own bytes.

@@ -30,7 +30,7 @@ REVALIDATE = {"cache-control": "no-cache"}
 DESCRIPTION = """Which cluster is an item in now, and why?
 
 Every answer carries the `version` of the state it is of, and the `collection`. Answers that can be asked for
-again have an `ETag`; send it as `If-None-Match`. Pages go on with `cursor`. Errors are RFC 9457 problem
+again have an `ETag`; send it as `If-None-Match`. Pages continue with `cursor`. Errors are RFC 9457 problem
 documents: `detail` says what is wrong, `do` what to do about it."""
 
 documents = APIRouter(include_in_schema=False)

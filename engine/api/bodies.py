@@ -64,7 +64,7 @@ async def _received(request: Request, limit: int, patience_s: float) -> AsyncIte
             return
         except asyncio.TimeoutError:
             raise Problem("too-slow", f"The body came too slowly ({counted(got, 'byte')} so far).") from None
-        except ClientDisconnect:  # nobody reads this, but it is counted and logged as what it is
+        except ClientDisconnect:  # the client is gone, but the problem is counted and logged
             told = f"The client left in mid-body ({counted(got, 'byte')} so far)."
             raise Problem("bad-request", told) from None
         waited += time.monotonic() - start

@@ -84,7 +84,7 @@ def _weights(header: str) -> dict[str, float]:
         try:
             found[name.strip().lower()] = float(value) if key.strip().lower() == "q" else 1.0
         except ValueError:
-            found[name.strip().lower()] = 0.0  # a q-value that nobody can read
+            found[name.strip().lower()] = 0.0  # an unreadable q-value
     return found
 
 

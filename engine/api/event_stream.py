@@ -23,7 +23,7 @@ from engine.errors import ShoalError, StoreError
 from engine.events import BEGIN, EventId, EventRow, read_event_id
 from engine.storage.reader import Head, View
 
-RETRY_MS = 2000  # a client waits so long before it reconnects
+RETRY_MS = 2000  # a client's wait before it reconnects
 SLICE_EVENTS = 200  # read and sent at once: about a millisecond
 SLICES_KEPT = 16
 

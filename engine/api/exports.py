@@ -1,6 +1,6 @@
 """Exports of all assignments: each by a process of its own, read as fast as the client takes it.
 
-So an export costs the queries nothing but its share of the processor, whatever its size and form.
+So an export costs the queries only its share of the processor, whatever its size and format.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SLOT_TIMEOUT_S = 1.0  # a process ends a moment after its client has the last by
 
 
 class Export:
-    """A process that writes an export. Close it, whatever becomes of it."""
+    """A process that writes an export. Close it in any case."""
 
     def __init__(self, process: Process, deadline: float) -> None:
         self._process, self._deadline = process, deadline

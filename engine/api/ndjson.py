@@ -1,4 +1,4 @@
-"""Bulk writes: NDJSON, taken in pieces as it comes; a line that cannot be used is named, the rest goes on."""
+"""Bulk writes: NDJSON, processed in pieces as it arrives; bad lines are reported, the others are written."""
 
 from __future__ import annotations
 

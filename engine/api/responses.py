@@ -81,7 +81,7 @@ WINDOW: dict[str, Any] = {"from_version": 1, "to_version": 17, "seconds": 61.5}
 
 @example(**STAMP, **ITEM)
 class Item(ItemDetail):
-    """An item, and where it is."""
+    """An item and its clusters."""
 
 
 @example(**STAMP, items=[ITEM, None], missing=["articles:8"])
@@ -120,7 +120,7 @@ class ClusterPage(Stamped):
 
 @example(**STAMP, **CLUSTER, children=[9, 13], now=[], history=[EVENT], history_from=1)
 class Cluster(answers.ClusterDetail):
-    """A cluster, what it is made of, and its past."""
+    """A cluster, its children and its history."""
 
     growth: Growth
     history: Annotated[list[EventRow], Field(description="Its lineage events, oldest first, the newest 100.")]
@@ -267,7 +267,7 @@ class Explanation(Stamped):
 
 
 class AssignOne(TypedDict):
-    """Where a vector would go."""
+    """The cluster that a vector would join."""
 
     cluster: Annotated[ClusterId | str, Field(description='A final cluster\'s id, or "new".')]
     probability: Annotated[float, Field(ge=0, le=1, description="Of the most probable linkage.")]
@@ -276,7 +276,7 @@ class AssignOne(TypedDict):
 
 @example(**STAMP, answers=[{"cluster": 42, "probability": 0.93, "neighbor": "articles:7"}])
 class Assigned(Stamped):
-    """Where the vectors would go, in their order."""
+    """The clusters that the vectors would join, in their order."""
 
     answers: list[AssignOne]
 
@@ -289,7 +289,7 @@ class Near(TypedDict):
 
 
 class Face(TypedDict, total=False):
-    """What is shown of a peak's payload."""
+    """The fields of a peak's payload that the map shows."""
 
     title: str
     image: str
@@ -398,7 +398,7 @@ class Line(TypedDict):
     ignored={"colour": 3},
 )
 class BulkWritten(Stamped):
-    """All lines that could be used are durable, as of this version."""
+    """All valid lines are durable, as of this version."""
 
     written: Annotated[int, Field(ge=0, description="Upserts, and deletes of items that there were.")]
     lines: Annotated[int, Field(ge=0, description="Empty ones too.")]
@@ -411,7 +411,7 @@ class BulkWritten(Stamped):
 
 
 class Rejected(TypedDict):
-    """Records that could not be used, since the start of the process that counts them."""
+    """Records rejected since the start of the process that counts them."""
 
     source: Annotated[int | None, Field(description="Of the writer's source; null: it does not answer.")]
     last: Annotated[str | None, Field(description="Why the source's last one was rejected.")]
@@ -420,7 +420,7 @@ class Rejected(TypedDict):
 
 @example(ready=False, reasons=["the writer does not run"], rejected={"source": None, "last": None, "http": 0})
 class Ready(TypedDict):
-    """Whether the daemon does all that it should."""
+    """Whether the daemon is ready; if not, why."""
 
     ready: bool
     reasons: Annotated[list[str], Field(description="Why not.")]

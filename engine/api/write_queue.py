@@ -24,7 +24,7 @@ from engine.streams import Body
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has come of some records, durable as of `version`; indices are those of the records given."""
+    """The outcome of some records, durable as of `version`; indices are those of the records given."""
 
     version: int
     rejected: Mapping[int, str]  # index -> reason

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The writer's last status; `told` is None where it gave none, for this `reason`."""
+    """The writer's last status; `told` is None where there is none, for this `reason`."""
 
     told: Body | None = None
     reason: str = "the writer was not asked yet"

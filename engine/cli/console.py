@@ -79,7 +79,7 @@ def need_distinct(files: Sequence[Path]) -> None:
 
 
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
-    """Raise InputError where companions of `out` are there without it: they are the user's."""
+    """Raise InputError where companions of `out` exist without it: they are the user's."""
     if out.exists():
         return
     for each in companions:

@@ -79,7 +79,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What there is to see after a batch."""
+    """The clusters and events shown after a batch."""
 
     items: int
     total: int

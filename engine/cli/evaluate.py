@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WORST = 10  # classes that are named
 PIECES = 3  # clusters of a class that are named
-UNEVEN = 0.1  # difference of precision and recall that is worth a word
+UNEVEN = 0.1  # difference of precision and recall that is worth mentioning
 COLUMNS = ("Fb", "Fb_precision", "Fb_recall", "Fp", "NMI", "ARI_labels", "clusters", "singletons")
 
 

@@ -1,4 +1,4 @@
-"""`ingest`: files into a store, batch by batch; interrupted, it goes on where it stopped."""
+"""`ingest`: files into a store, batch by batch; after an interruption it continues where it stopped."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _written_at(path: Path) -> int:
 
 
 def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
-    """Say what is odd about the labels that are trained on; return the file's row in the report."""
+    """Warn about implausible labels; return the file's row in the report."""
     from connectors.files.labelled import read_labelled
     from engine.training import datasets, training_report
 

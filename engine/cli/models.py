@@ -211,7 +211,7 @@ def tune(
     """Choose tau, the granularity, by 20 to 200 judgements of people.
 
     Prints the expected BCubed F at each tau, and the command that applies the best one; changes nothing. With
-    labels of half of the items also level 0's tau. Ends with exit code 13 where the judgements do not tell.
+    labels of half of the items also level 0's tau. Ends with exit code 13 where the judgements do not decide.
     """
     from engine.cli.tune import tune as run
 

@@ -1,4 +1,4 @@
-"""`tune`: the tau that people's judgements ask for; and the pairs that are worth judging."""
+"""`tune`: choose tau by people's judgements, and propose pairs to judge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.evaluation.judgements import Labels, Pairs
     from engine.evaluation.tuning import Choice
 
-# Fewer ones are told apart by fewer judgements; lower ones join so much that few pairs there are the same.
+# Fewer taus need fewer judgements to tell apart; lower ones join so much that few pairs there are the same.
 TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
@@ -36,7 +36,7 @@ SHOWN_MAX = 300  # characters of an item's text in a proposal
 def tune(settings: Settings, file: Path | None, wish: TuneOptions, store: Path | None = None) -> None:
     """Choose tau for a store, or a file, by judgements; or print pairs to judge. `store`: as named.
 
-    Raises Undecided where the judgements do not tell, InputError where they cannot be used.
+    Raises Undecided where the judgements do not decide, InputError where they cannot be used.
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")

@@ -14,7 +14,7 @@ import numpy as np
 from engine.types import Epoch, Int16, Int64
 from engine.vectors import DOT_SCALE
 
-LEAST_ITEMS = 16  # below, the model card's values serve: so few pairs do not tell a deviation
+LEAST_ITEMS = 16  # below, the model card's values serve: so few vectors do not determine a deviation
 EARLY_ITEMS = 4096  # checked at each power of two up to here, then after a quarter more or less
 DRIFT = 0.1  # of the deviation; a new epoch re-clusters everything, so small drifts are left
 LEAST_DEVIATION = 2.0**-10

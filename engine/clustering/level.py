@@ -228,7 +228,7 @@ class Level(Columns):
     ) -> Clustered:
         """Run the stages after the lists. `changed`: live rows whose N(i) or features changed.
 
-        Each stage goes on only with what changed in its bits.
+        Each stage continues only with rows whose bits changed.
         """
         graph = self.graph()
         cache = Cache(self.cached_nodes, self.node_valid, self.cached_edges, self.edge_valid)

@@ -22,7 +22,7 @@ from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
 from engine.vectors import round_means
 
-_LOST = np.int32(ROOT - 1)  # the parent was deleted: whatever the new parent is, it differs
+_LOST = np.int32(ROOT - 1)  # the parent was deleted: any new parent differs
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class Turnover:
     left: Int32  # the nodes of the items that are gone
     new: Int32  # nodes
     gone: Int32  # nodes
-    replaced: Int32  # of the gone ones, those that go on in another row, under another hash
+    replaced: Int32  # of the gone ones, those that continue in another row, under another hash
     replacing: Int32  # these rows
 
 

@@ -26,7 +26,7 @@ from engine.types import Epoch, Int32, Int64, Themes
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What themes are grown from; it shares no array with the state, which may go on."""
+    """The input of themes; it shares no array with the state, which may change meanwhile."""
 
     version: int
     clusters: Int64  # (n,) final cluster ids, by row of `level`

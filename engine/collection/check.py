@@ -236,7 +236,7 @@ def recompute(settings: Settings, contents: Contents) -> State:
 def partition(state: State, contents: Contents) -> list[str]:
     """Return where stored trees, clusters and places differ from the recomputed partition.
 
-    Naming it after the stored one must give the same names, and nothing to tell.
+    Naming it after the stored one must give the same names, and no events.
     """
     loaded = contents.loaded
     if not len(loaded.items.ids):

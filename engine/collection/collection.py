@@ -88,7 +88,7 @@ class Engine(LiveCollection):
         """Insert items, or give known keys another vector; the last of equal keys counts.
 
         `embeddings` (n, d) float. `times` (n,), now by default: datetime64, datetime, ISO 8601, or numbers
-        since 1970 whose unit (s, ms, us, ns) their magnitude tells. `payloads`: n JSON-able values, or JSON
+        since 1970; their magnitude determines the unit (s, ms, us, ns). `payloads`: n JSON-able values, or JSON
         as bytes. Raises InputError, naming the row, if anything cannot be used.
         """
         self._check_process()

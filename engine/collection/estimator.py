@@ -36,7 +36,7 @@ from engine.vectors import quantize
 
 FIXED = ("tau", "base_tau", "max_levels", "model", "adapter", "index", "metric")  # of all items together
 METRICS = ("cosine", "euclidean")
-FAR = 3.0  # such distances, of later rows: from there on directions no longer tell distances
+FAR = 3.0  # such distances, of later rows: beyond, directions no longer represent distances
 LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
 NEW = -1  # label of a vector that belongs to no cluster, or to one that is too small
 
@@ -126,7 +126,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return out
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the items to a new store, with keys "0", "1", ... in their order; others can go on with it.
+        """Write the items to a new store, with keys "0", "1", ... in their order, for `Engine.open`.
 
         Zero vectors are left out; with metric="euclidean" vectors are stored as they were clustered. Raises
         StoreError, and InputError where the folder holds a store with items.

@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item and where it is."""
+    """An item and its clusters."""
 
     key: str
     cluster: int  # the final one

@@ -81,7 +81,7 @@ class LiveCollection(Closing):
     ) -> Self:
         """Open or create the store of `settings`. `clock` gives seconds since 1970.
 
-        `executor`: writes snapshots out while batches go on; without one the batch that is due waits.
+        `executor`: writes snapshots while batches continue; without one the batch that is due waits.
 
         Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
         """
@@ -101,7 +101,7 @@ class LiveCollection(Closing):
         )
         try:
             if settings.source.publishes:
-                store.retain_from_version = 0  # until the publisher tells what is out
+                store.retain_from_version = 0  # until the publisher reports what is published
             engine = cls(settings, store, model, adapter, clock, executor)
             engine._restore()
         except BaseException:
@@ -280,7 +280,7 @@ class LiveCollection(Closing):
 
         `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
         events are published, waits until the item's are. Raises InputError (no key) and StoreError (not
-        published in time, the item came back, no room to compact): the same call again goes on.
+        published in time, the item came back, no room to compact): call it again to continue.
         """
         name = self._key(key)
         deleted = bool(between(lambda: self.apply_deletes([name])).deleted)
@@ -316,7 +316,7 @@ class LiveCollection(Closing):
             self._save_what_is_new()
 
     def close(self) -> None:
-        """Save the index and let go of the store. Everything applied is durable already.
+        """Save the index and close the store. Everything applied is durable already.
 
         In a forked process it does nothing: the store is its parent's.
         """

@@ -6,7 +6,7 @@
     what has changed since, again and again until it is little -> a batch for the new state
     the last of it, with the old state standing still -> names after the old ones, one transaction
 
-`rebuild_store` makes one of a store that nobody has open.
+`rebuild_store` makes one of a store that no process has open.
 """
 
 from __future__ import annotations

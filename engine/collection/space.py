@@ -1,4 +1,4 @@
-"""The space in which a collection is clustered: of the incoming vectors, or of what an adapter makes of them.
+"""The space in which a collection is clustered: of the incoming vectors, or of the adapted ones.
 
 The store keeps the incoming vectors; clustering sees the adapted ones alone. Items whose incoming vectors
 differ, but are adapted to the same, share a node, as items with identical vectors do without an adapter.

@@ -1,6 +1,6 @@
 """A store clustered at several taus: what `shoal tune` compares.
 
-Lists and linkage of level 0 do not depend on tau, nor do its trees where it has a tau of its own: the levels
+Lists and linkage of level 0 do not depend on tau, nor do its trees if level 0 has its own tau: the levels
 above it are built again for each.
 """
 

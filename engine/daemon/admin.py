@@ -19,7 +19,7 @@ from engine.types import Applied, Float32
 
 
 class Admin:
-    """The operations. `between` runs what must not meet a batch in the thread that applies batches."""
+    """The operations. `between` runs work between two batches, in the thread that applies batches."""
 
     def __init__(self, engine: Engine, between: Callable[[Callable[[], Any]], Any]) -> None:
         self._engine, self._between = engine, between

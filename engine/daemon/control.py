@@ -3,7 +3,7 @@
 A Unix socket `control` in the store's folder. A request is a frame of JSON, `{"op", "body", "shape",
 "blob", "timeout_s"}`; where it has a shape, a frame of little-endian float32 follows, and where `blob` is
 true, a frame of bytes. The answer is a frame of JSON, `{"answer"}` or `{"error", "sentence"}`. A frame is
-its length, four bytes, big-endian, and so many bytes. Nothing is unpickled.
+its length, four bytes, big-endian, and that many bytes. Nothing is unpickled.
 
 Everything is bounded: the size of a frame, connections, concurrent calls of each operation, and time. That is
 why frames are read here and not by `multiprocessing.connection`: its `recv_bytes` has no deadline, so a peer
@@ -138,9 +138,9 @@ class Listener(Closing):
     A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors,
     float32 (n, d) or None; it returns what becomes JSON, or raises a ShoalError. Of each operation
     `calls_max` run at once; handlers of different ones must be able to run concurrently.
-    `bug(op, error)` is told of any other exception, and the caller that there was one.
+    `bug(op, error)` is called for any other exception; the caller gets its type only.
 
-    Only for the process that holds the store's lock: a socket file that nobody listens to is replaced.
+    Only for the process that holds the store's lock: a socket file without a listener is replaced.
     """
 
     def __init__(

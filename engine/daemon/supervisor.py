@@ -154,7 +154,7 @@ class Daemon:
         self.stopping = False
 
     def run(self) -> None:
-        """Run until a signal handler sets `stopping`. Raises ShoalError: why it cannot go on."""
+        """Run until a signal handler sets `stopping`. Raises ShoalError: why it cannot continue."""
         try:
             for child in self.children.values():
                 child.start()

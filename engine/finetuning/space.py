@@ -64,7 +64,7 @@ class SpacePlan:
 
     @property
     def length(self) -> Schedule:
-        """When the training ends: all checks are made, whatever they say."""
+        """When the training ends: after all checks, whatever their results."""
         return Schedule.of_tuning(self.minutes, self.steps, self.checks, self.save_every)
 
 

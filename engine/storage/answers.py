@@ -79,7 +79,7 @@ class ClusterPage(Stamped):
 
 
 class ClusterDetail(Stamped, ClusterRow):
-    """A cluster, its next finer ones, and what became of it."""
+    """A cluster, its next finer ones, and where its members went if it has ended."""
 
     children: Annotated[list[ClusterId], Field(description="The next finer clusters, 10,000 at most.")]
     now: Annotated[

@@ -234,7 +234,7 @@ def _scratch(goal: Path, what: str) -> Iterator[Path]:
 
 
 def _move_aside(store: Path) -> Path:
-    """Rename a store that nobody writes. Raises StoreLocked."""
+    """Rename a store that no process writes. Raises StoreLocked."""
     moment = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%d-%H%M%S")
     aside = store.absolute().with_name(f"{store.absolute().name}.before-{moment}")
     held_before = (store / "writer").exists()

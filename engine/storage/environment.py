@@ -1,4 +1,4 @@
-"""The LMDB environment of a store: opened, read and written here, and nowhere else.
+"""The LMDB environment of a store: opened, read and written only here.
 
 Three things change under open transactions and are handled here: a writer whose map is full makes it larger,
 a reader follows, and a compaction puts another file in the store's place. Each waits until this process
@@ -71,7 +71,7 @@ class Environment:
         return cls(folder, map_bytes, writable=False)
 
     def close(self) -> None:
-        """Wait for the open read transactions, then let go of the file."""
+        """Wait for the open read transactions, then close the file."""
         with self._alone():
             if not self._closed:
                 self._closed = True
@@ -406,7 +406,7 @@ def read_pages(folder: str) -> int:
 
 
 def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create: bool) -> dict[str, Any]:
-    """Open all tables. Handles opened in a read transaction are valid only there; with None, for good."""
+    """Open all tables. Handles of a read transaction are valid only there; with None, until `env` closes."""
     handles = {}
     for name in schema.TABLES:
         try:

@@ -140,7 +140,7 @@ def main(folder: str, form: str, level: str = "") -> None:
             sys.exit(f"{type(error).__name__}: {error}")
         say(errors.dump(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has closed the pipe
 
 
 if __name__ == "__main__":

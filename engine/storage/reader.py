@@ -225,7 +225,7 @@ class View(Closing):
     ) -> MemberPage:
         """Return a page of a cluster's items, tree by tree. Raises NotFound.
 
-        `payload_bytes`: with their payloads; the page ends where these exceed so many bytes.
+        `payload_bytes`: with their payloads; the page ends where these exceed this many bytes.
         """
         with self.snapshot() as snapshot:
             return snapshot.members(cluster, cursor, limit, payload_bytes)

@@ -116,7 +116,7 @@ def levels(
 
 
 def graphs_of(built: BulkClustering, labels: Int64) -> list[LevelGraph]:
-    """Return the levels of a clustering; an item without a label tells nothing of its list."""
+    """Return the levels of a clustering; an item without a label says nothing about its list."""
     return [
         _level_graph(level, place, labels)
         for level, place in zip(built.levels, places(built), strict=True)

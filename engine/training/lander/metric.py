@@ -1,7 +1,7 @@
 """Begins `lander` with a metric: distances after a map that labels have taught, read by a small network.
 
 A lander that starts from random weights remembers the classes that it is trained on and says little of
-others. Here its first layers are fixed instead. With P the directions that tell classes apart (the first
+others. Here its first layers are fixed instead. With P the directions that separate classes (the first
 principal ones after `engine.training.discriminant`), x the features of a node and m_x their mean over its
 list, they compute
 
