@@ -88,8 +88,8 @@ class Engine(LiveCollection):
         """Insert items, or give known keys another vector; the last of equal keys counts.
 
         `embeddings` (n, d) float. `times` (n,), now by default: datetime64, datetime, ISO 8601, or numbers
-        since 1970; their magnitude determines the unit (s, ms, us, ns). `payloads`: n JSON-able values, or JSON
-        as bytes. Raises InputError, naming the row, if anything cannot be used.
+        since 1970 in s, ms, us or ns, by their magnitude. `payloads`: n JSON-able values, or JSON as bytes.
+        Raises InputError, naming the row, if anything cannot be used.
         """
         self._check_process()
         limits, dim, now_ms = self.settings.limits, self.dim, self._now_ms()
