@@ -15,7 +15,8 @@ from engine.types import Epoch, Int16, Int64
 from engine.vectors import DOT_SCALE
 
 LEAST_ITEMS = 16  # below, the model card's values serve: so few vectors do not determine a deviation
-EARLY_ITEMS = 4096  # checked at each power of two up to here, then after a quarter more or less
+# Up to here checked at each doubling, as early estimates move most; then at a quarter more or less.
+EARLY_ITEMS = 4096
 DRIFT = 0.1  # of the deviation; a new epoch re-clusters everything, so small drifts are left
 LEAST_DEVIATION = 2.0**-10
 PENDING = 1024  # vectors that wait to be added up: a product of many costs little more than one of few
