@@ -116,7 +116,10 @@ def demo(
         typer.Option(metavar="N", min=1, help="Digits a second. Default: 60; with --exit all at once."),
     ] = None,
 ) -> None:
-    """Stream handwritten digits through the whole engine; watch the clusters here and on the page."""
+    """Stream handwritten digits through the whole engine.
+
+    Watch the clusters here and on the page that the demo serves.
+    """
     from connectors.memory import MemorySource, Record
     from engine.cli.demo import run
     from engine.cli.digits import payload
@@ -139,7 +142,7 @@ def serve(
     chosen: OfIndex,
     check: Annotated[bool, typer.Option("--check", help="Check everything, then exit.")] = False,
 ) -> None:
-    """Run the daemon: records in, clusters kept up to date, API and page.
+    """Run the daemon: take records, serve API and page.
 
     Records come over HTTP or from Kafka, as the section [source] of the settings says. SIGTERM and
     Ctrl-C finish the current batch and stop it.
@@ -260,7 +263,10 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write the clusters of all items, of one version, as NDJSON or Parquet."""
+    """Write all items' clusters as NDJSON or Parquet.
+
+    They are of one version of the store.
+    """
     from engine.cli import export as exporting
 
     exporting.export(chosen.settings(), output, form, level, json)
@@ -360,7 +366,10 @@ def erase(key: Annotated[str, typer.Argument(metavar="KEY")], chosen: OfModel, j
 @app.command()
 @takes_records
 def compact(chosen: OfStore, json: Json = False) -> None:
-    """Rewrite the file without unused space; works while a daemon runs."""
+    """Rewrite the file without unused space.
+
+    Works while a daemon runs.
+    """
     from engine.cli import operate
 
     operate.compact(chosen.settings(), json)

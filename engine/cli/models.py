@@ -162,7 +162,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(tune)
-    model = typer.Typer(no_args_is_help=True, help="Bring models over.")
+    model = typer.Typer(no_args_is_help=True, help="Import models from other code.")
     model.command("import")(import_weights)
     app.add_typer(model, name="model")
 

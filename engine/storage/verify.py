@@ -219,8 +219,9 @@ def _log(contents: Contents) -> Iterator[str]:
         yield f"the versions of the log do not lead without a gap to version {version}; restore a backup"
     for number, commit in commits.items():
         if contents.events.get(number, (0, 0)) != (commit.events, commit.bytes):
-            found = counted(contents.events.get(number, (0, 0))[0], "event")
-            yield f"version {number} has {found}, its commit records {commit.events}; restore a backup"
+            events, size = contents.events.get(number, (0, 0))
+            found, wanted = f"{counted(events, 'event')} of {size} bytes", f"{commit.events} of {commit.bytes}"
+            yield f"version {number} has {found}, its commit records {wanted}; restore a backup"
     for number in contents.events.keys() - commits.keys():
         yield f"events of version {number} are left without their commit; restore a backup"
     if sum(commit.bytes for commit in commits.values()) != contents.log_bytes:
