@@ -172,9 +172,10 @@ def ingest(
     reading: FileOptions,
     json: Json = False,
 ) -> None:
-    """Upsert files into a store: .npz, .npy, .parquet, .feather, .arrow, .jsonl, .ndjson, .csv, .tsv.
+    """Upsert files into a store.
 
-    Text may be compressed (.gz, .zst). Run again, the command continues an interrupted file, skips a
+    Formats: .npz, .npy, .parquet, .feather, .arrow, .jsonl, .ndjson, .csv, .tsv. Text may be compressed
+    (.gz, .zst). Run again, the command continues an interrupted file, skips a
     finished one, and reads what a grown one has more. Rejected records are listed on standard error with
     line or row and reason; the others are ingested.
     """

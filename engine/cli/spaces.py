@@ -125,7 +125,7 @@ def opis(
         str | None, typer.Option(metavar="NAME", help="With --store: their field. Default: label.")
     ] = None,
 ) -> None:
-    """Measure how consistent one threshold is over the classes of a labelled set.
+    """Measure how consistent one threshold is over classes.
 
     Prints OPIS, epsilon-OPIS, recall at 1, the worst classes, and a threshold with its error rates.
     Up to 20,000 items the figures are exact; beyond that they are sampled, with standard errors.

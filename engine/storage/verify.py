@@ -220,7 +220,8 @@ def _log(contents: Contents) -> Iterator[str]:
     for number, commit in commits.items():
         if contents.events.get(number, (0, 0)) != (commit.events, commit.bytes):
             events, size = contents.events.get(number, (0, 0))
-            found, wanted = f"{counted(events, 'event')} of {size} bytes", f"{commit.events} of {commit.bytes}"
+            found = f"{counted(events, 'event')} of {size} bytes"
+            wanted = f"{commit.events} of {commit.bytes}"
             yield f"version {number} has {found}, its commit records {wanted}; restore a backup"
     for number in contents.events.keys() - commits.keys():
         yield f"events of version {number} are left without their commit; restore a backup"
