@@ -162,7 +162,7 @@ class Environment:
         with self._gate:
             self._gate.wait_for(lambda: not self._changing)
             if self._closed:
-                raise StoreError(f"{self.folder} is closed; open it again")
+                raise StoreError(f"{self.folder} is closed; reopen the store")
             try:
                 if not self.writable:
                     self._follow()
