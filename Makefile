@@ -6,7 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-# Or each of the many processes compiles every module anew.
+# Without it each of the many processes compiles every module again.
 export PYTHONDONTWRITEBYTECODE :=
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.10 python3; do \
@@ -27,7 +27,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 test test-long: JOBS ?= $(shell echo $$(($(CORES) + 2)))
 unit: JOBS ?= $(CORES)
 
-# Types are checked by a test, beside the others.
+# Types are checked by a test, like the others.
 test: lint
 	$(PYTEST) $(ARGS)
 
@@ -50,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_ingest $(ARGS)
 	$(BIN)/python -m benchmarks.bench_incremental $(ARGS)
 
-# Both go on where they were stopped: one line a seed in FILE.
+# Both continue where they were stopped: one line per seed in FILE.
 simulate: $(STAMP)
 	$(BIN)/python -m tests.faults.simulate --seeds $(or $(SEEDS),1000) --out $(or $(FILE),simulation.jsonl)
 

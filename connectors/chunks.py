@@ -1,4 +1,4 @@
-"""What comes of some records of a source: a batch, and what was said about the rest."""
+"""The result of reading some records: a batch, rejects and warnings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What came of the next records of a source."""
+    """The result of reading the next records of a source."""
 
     batch: Batch
     rejects: Sequence[Remark]

@@ -29,7 +29,7 @@ STOPPING = "the daemon is stopping; send it again when it is back"
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """The records of one call, in order, and what has come of them."""
+    """The records of one call and their outcome."""
 
     records: Sequence[Record]
     size: int  # bytes, about
@@ -45,7 +45,7 @@ class Ticket:
     done: threading.Event = field(default_factory=threading.Event)
 
     def settle(self, count: int, version: int) -> None:
-        """So many of its records are durable."""
+        """Count `count` records as durable in `version`."""
         self.pending -= count
         self.version = version
         if self.taken == len(self.records) and not self.pending:
@@ -58,7 +58,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Records of a ticket that are in the batch at work."""
+    """Records of a ticket that are in the current batch."""
 
     ticket: Ticket
     first: int
@@ -75,7 +75,7 @@ class HttpSource:
         self._change = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._records = self._bytes = 0  # of records not handed over
-        self._handed: list[Part] = []  # the batch at work
+        self._handed: list[Part] = []  # the current batch
         self._closed = False
 
     @property
@@ -83,7 +83,7 @@ class HttpSource:
         return {"submit": self.submit}
 
     def submit(self, body: dict[str, Any], vectors: Float32 | None = None) -> dict[str, Any]:
-        """Upserts and deletes as `submissions.pack` makes them; returns when they are durable.
+        """Apply upserts and deletes packed by `submissions.pack`; return when they are durable.
 
         The answer has the `version`; `rejected`, `index` and `reason` of records that cannot be used;
         `doubts`, those of records taken with an implausible time; and `unknown`, the indices of deletes of
@@ -104,7 +104,7 @@ class HttpSource:
         }
 
     def poll(self, size: int, timeout_s: float) -> Batch | None:
-        assert not self._handed, "a batch is at work"
+        assert not self._handed, "a batch is in progress"
         with self._change:
             self._change.wait_for(lambda: self._records or self._closed, timeout_s)
             self._handed = list(self._take(size))
@@ -155,7 +155,7 @@ class HttpSource:
             raise ticket.error
 
     def _has_room(self, ticket: Ticket) -> bool:
-        """A ticket of any size fits into an empty queue."""
+        """Return whether a ticket fits into the queue; an empty queue accepts any."""
         limits = self._limits
         fits = self._records + len(ticket.records) <= limits.queue_records
         return not self._queue or (fits and self._bytes + ticket.size <= limits.queue_bytes)
@@ -179,7 +179,7 @@ class HttpSource:
                 yield part
 
     def _settle(self, parts: Sequence[Part]) -> Batch:
-        """The net effect of some records; notes on the tickets what was rejected or unknown."""
+        """Return the net effect of some records; note on the tickets what was rejected or unknown."""
         rows = Rows(self._limits, int(self._clock() * 1000))
         places = [(part.ticket, part.first + at) for part in parts for at in range(part.count)]
         for number, (ticket, index) in enumerate(places):
@@ -195,7 +195,7 @@ class HttpSource:
         return settled.batch
 
     def _find_unknown(self, places: Sequence[tuple[Ticket, int]]) -> None:
-        """Deletes of keys that neither the store nor an earlier record of the batch has."""
+        """Note deletes of keys that neither the store nor an earlier record of the batch has."""
         present: dict[bytes, bool] = {}
         for ticket, index in places:
             record = ticket.records[index]
@@ -208,7 +208,7 @@ class HttpSource:
             present[record.key] = False
 
     def _finish(self, version: int) -> None:
-        """The batch at work is durable."""
+        """Mark the current batch as durable on its tickets."""
         with self._change:
             handed, self._handed = self._handed, []
             for part in handed:

@@ -44,7 +44,7 @@ class MemorySource:
         self._parser = Parser(limits or LimitsSettings())
 
     def chunks(self, position: bytes | None = None, dim: int | None = None) -> Iterator[Chunk]:
-        """From a stored position to the end. `dim`: the collection's, None: that of the first vectors."""
+        """Yield chunks from a stored position on. `dim` None: that of most of the first chunk's vectors."""
         for first in range(int.from_bytes(position or b"", "big"), self.total, self._size):
             end = min(first + self._size, self.total)
             rows = Rows(self._parser.limits, int(self._clock() * 1000))

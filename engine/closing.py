@@ -6,7 +6,7 @@ from typing_extensions import Self
 
 
 class Closing:
-    """A context manager that is itself its value; `close` ends it, however the block ends."""
+    """Mixin: `with` returns the object and calls `close` on exit."""
 
     def __enter__(self) -> Self:
         return self
@@ -15,5 +15,5 @@ class Closing:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything; a second call does nothing."""
+        """Release everything; a second call does nothing."""
         raise NotImplementedError

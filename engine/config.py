@@ -64,7 +64,7 @@ LMDB_KEY_MAX_BYTES = 511  # what LMDB takes
 MAX_DIM = 16_384
 MAX_LEVELS = 32
 BULK_BATCH = 2048  # items a batch where throughput counts: files
-STREAM_BATCH = 256  # items a batch where the answer is awaited: streams
+STREAM_BATCH = 256  # items a batch of `evaluate --stream` and of the streaming benchmarks
 RENEWED = ("model", "index")  # sections that a rebuild may change
 
 Value = str | int | float | bool | None
@@ -119,7 +119,7 @@ class CollectionSettings(_Section):
     """What is clustered."""
 
     name: Name = Field("shoal", min_length=1, max_length=200)
-    dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: the first valid vector's
+    dim: int | None = Field(None, ge=1, le=MAX_DIM)  # None: that of most of the first batch's vectors
 
 
 class StoreSettings(_Section):
@@ -150,12 +150,12 @@ class ModelSettings(_Section):
     @model_validator(mode="after")
     def _falling(self) -> ModelSettings:
         if any(upper >= lower for lower, upper in pairwise(self.coarser)):
-            raise ValueError(f"coarser = {self.coarser} has to fall: each level joins more than the last")
+            raise ValueError(f"coarser = {self.coarser} must fall: each level joins more than the last")
         return self
 
 
 class KafkaSettings(_Section):
-    """A topic of embeddings, and the topics of what comes of them: <topic>.assignments, .clusters, .dlq."""
+    """A topic of embeddings, and the topics that get the results: <topic>.assignments, .clusters, .dlq."""
 
     bootstrap: Servers  # host:port, more of them with commas
     topic: Topic
@@ -165,7 +165,7 @@ class KafkaSettings(_Section):
     registry_username: str | None = None
     registry_password: SecretStr | None = None
     publish: bool = True  # False: nothing goes out
-    skip_expired: bool = False  # True: go on behind records that expired before they were read
+    skip_expired: bool = False  # True: continue after records that expired before they were read
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None
@@ -216,10 +216,10 @@ class SourceSettings(_Section):
 
 
 class BatchSettings(_Section):
-    """None: 2,048 for files, 256 for streams; in the daemon as many as wait, within the limits below."""
+    """`size` None: 2,048 for files, 256 for `evaluate --stream`; in the daemon by load, within the limits."""
 
     size: int | None = Field(None, ge=1, le=65_536)  # items
-    min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have so many
+    min: int = Field(32, ge=1, le=65_536)  # by load: a batch may always have this many items
     max: int = Field(2048, ge=1, le=65_536)
     target_s: float = Field(1.0, gt=0)  # by load: a batch should not take longer
 
@@ -231,7 +231,7 @@ class BatchSettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long items are kept, and the event log with its memory of ended clusters. None: for good."""
+    """How long items and the event log, with its ended clusters, are kept. None: forever."""
 
     max_age_s: float | None = Field(None, gt=0)  # of an item, by its event time
     max_items: int | None = Field(None, ge=1)  # the oldest by event time go first
@@ -253,19 +253,19 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", min_length=1)  # any other than this machine's own needs a key_file
     port: int = Field(8000, ge=0, le=65_535)  # 0: a free one
-    key_file: HomePath | None = None  # who asks has to show the key in it; one key a line
+    key_file: HomePath | None = None  # file of accepted API keys, one per line
     root_path: Prefix = ""  # "/shoal": below this prefix of the path
     forwarded_prefix: bool = False  # True: believe a proxy's X-Forwarded-Prefix
     cors_origins: CorsOrigins = []  # "https://example.com": whose pages may ask from a browser
-    requests_max: int = Field(128, ge=1)  # at work at once; more are told to come again
-    connections_max: int = Field(512, ge=2)
-    streams_max: int = Field(32, ge=0)  # of changes, held open
-    forwards_max: int = Field(8, ge=1)  # calls of the writer of one kind, at once
-    submits_max: int = Field(2, ge=1)  # calls with records, at once; what comes meanwhile shares the next
+    requests_max: int = Field(128, ge=1)  # concurrent requests; more get 503 with Retry-After
+    connections_max: int = Field(512, ge=2)  # open at once; more get 503
+    streams_max: int = Field(32, ge=0)  # open event streams; more get 503
+    forwards_max: int = Field(8, ge=1)  # concurrent calls to the writer per operation; more get 503
+    submits_max: int = Field(2, ge=1)  # concurrent submit calls; records arriving meanwhile join the next
     forward_timeout_s: float = Field(10.0, gt=0)  # for the writer's answer
-    bulk_timeout_s: float = Field(60.0, gt=0)  # for records to be durable: of a PUT, of a piece of NDJSON
-    body_max_bytes: int = Field(2**23, ge=2**10)
-    bulk_max_bytes: int = Field(2**28, ge=2**10)  # of NDJSON; it is taken in pieces
+    bulk_timeout_s: float = Field(60.0, gt=0)  # until the records of a PUT or a piece of NDJSON are durable
+    body_max_bytes: int = Field(2**23, ge=2**10)  # of a JSON body, decompressed
+    bulk_max_bytes: int = Field(2**28, ge=2**10)  # of an NDJSON body, which is processed in pieces
     bulk_batch: int = Field(1024, ge=1, le=65_536)  # records in such a piece
     exports_max: int = Field(2, ge=0)  # of all assignments, at once
     export_timeout_s: float = Field(3600.0, gt=0)
@@ -273,15 +273,15 @@ class ApiSettings(_Section):
     lookup_payload_bytes: int = Field(2**25, ge=2**10)  # of their payloads
     assign_max: int = Field(256, ge=1, le=65_536)  # vectors in one request
     page_max: int = Field(1000, ge=1, le=10_000)  # entries on a page
-    page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads are more
-    header_max_bytes: int = Field(2**15, ge=2**10)
-    patience_s: float = Field(20.0, gt=0)  # with a client that sends or reads slowly
-    heartbeat_s: float = Field(15.0, gt=0)  # of a stream without news
+    page_payload_bytes: int = Field(2**22, ge=2**10)  # a page ends when its payloads exceed this
+    header_max_bytes: int = Field(2**15, ge=2**10)  # of a request's head
+    patience_s: float = Field(20.0, gt=0)  # longest wait for a client that sends or reads slowly
+    heartbeat_s: float = Field(15.0, gt=0)  # between two signs of life on an idle event stream
     growth_window_s: float = Field(3600.0, gt=0)  # over which growth is counted
-    growth_events: int = Field(300_000, ge=1)  # at most in that window
-    history_events: int = Field(200_000, ge=1)  # of clusters that are found by cluster; the newest
-    history_versions: int = Field(100_000, ge=0)  # looked through for them at a start
-    lag_max_s: float = Field(60.0, gt=0)  # beyond it the daemon says that it is not ready
+    growth_events: int = Field(300_000, ge=1)  # most events counted in that window
+    history_events: int = Field(200_000, ge=1)  # newest lineage events kept for clusters' histories
+    history_versions: int = Field(100_000, ge=0)  # versions searched for them at a start
+    lag_max_s: float = Field(60.0, gt=0)  # /readyz fails while the oldest waiting record is older
 
     @model_validator(mode="after")
     def _fits(self) -> ApiSettings:
@@ -304,14 +304,14 @@ class LimitsSettings(_Section):
     expire_items: int = Field(1_000, ge=1)  # deleted by retention in one batch, or twice what it brings
     slack: int = Field(6, ge=0, le=64)  # neighbours known beyond the k in use
     search_width: int = Field(100, ge=16, le=10_000)  # hnsw: candidates asked for each new item
-    assign_together: int = Field(64, ge=1, le=4096)  # vectors to assign that are answered at once
-    assign_waiting: int = Field(1024, ge=1)  # vectors to assign that wait
-    switch_wait_s: float = Field(10.0, gt=0)  # that these wait for a rebuild to be put in place
-    theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # that are grouped into themes, all pairs
-    theme_share: float = Field(0.1, gt=0, le=1)  # of the time that grouping them again may take
+    assign_together: int = Field(64, ge=1, le=4096)  # vectors per `assign` micro-batch
+    assign_waiting: int = Field(1024, ge=1)  # waiting vectors to assign; beyond, callers get 503
+    switch_wait_s: float = Field(10.0, gt=0)  # longest wait of `assign` for a rebuild's switch-over
+    theme_clusters: int = Field(20_000, ge=1, le=1_000_000)  # most final clusters grouped into themes
+    theme_share: float = Field(0.1, gt=0, le=1)  # largest share of the time spent on grouping
     stop_timeout_s: float = Field(25.0, gt=0)  # from SIGTERM on, to finish the batch and close
     start_timeout_s: float = Field(900.0, gt=0)  # for the writer to open the store
-    progress_timeout_s: float = Field(300.0, gt=0)  # without any, the watchdog is not told that all is well
+    progress_timeout_s: float = Field(300.0, gt=0)  # without progress for this long, watchdog beats stop
     restarts_max: int = Field(5, ge=0, le=1000)  # of a process that fails, within restarts_window_s
     restarts_window_s: float = Field(600.0, gt=0)
     queue_records: int = Field(8192, ge=1)  # read from a stream and waiting for a batch
@@ -319,8 +319,8 @@ class LimitsSettings(_Section):
     publish_events: int = Field(2000, ge=1)  # of one transaction of the outgoing topics
     publish_bytes: int = Field(2**22, ge=2**12)
     dead_letter_max_bytes: int = Field(2**24, ge=2**10)  # what the dead letters' topic is made to take
-    discovery_interval_s: float = Field(2.0, gt=0)  # looking for new partitions, and at the topic's id
-    stall_timeout_s: float = Field(30.0, gt=0)  # unread records and none comes: connect anew
+    discovery_interval_s: float = Field(2.0, gt=0)  # between two checks for new partitions and the topic's id
+    stall_timeout_s: float = Field(30.0, gt=0)  # reconnect when unread records have not arrived for so long
     holders_max: int = Field(64, ge=0, le=10_000)  # hnsw: list holders offered a new item, per neighbour
 
 
@@ -385,7 +385,7 @@ class Settings(BaseSettings):
 def load(
     path: Path | None = None, flags: Mapping[str, Value] | None = None, flags_are: str = "the command line"
 ) -> Settings:
-    """Settings of a file (None: no file), the environment and flags, `{"index.kind": "exact"}`.
+    """Read the settings of a file (None: no file), the environment and flags, `{"index.kind": "exact"}`.
 
     A flag of None is one that was not given. Raises `ConfigError` naming key, value and origin;
     `flags_are`: what it calls that of flags.
@@ -403,7 +403,7 @@ def load(
 
 
 def with_options(options: Mapping[str, Any]) -> Settings:
-    """Settings of keywords, `Options`, over the environment. Raises ConfigError."""
+    """Return the settings of keywords, `Options`, over the environment. Raises ConfigError."""
     flags: dict[str, Value] = {}
     for keyword, value in options.items():
         name = _KEYWORDS.get(keyword) or keyword.replace(ENV_DELIMITER, ".")

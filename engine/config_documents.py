@@ -43,7 +43,7 @@ def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]
 
 
 def renamed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document with new names in place of old ones, which are logged."""
+    """Return the document with new names in place of old ones, which are logged as deprecated."""
     found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in document.items()}
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")

@@ -58,7 +58,7 @@ def _variables(settings: Sections, path: Sequence[str] = ()) -> Iterator[str]:
 def sentence_of(
     problem: ValidationError, origins: Mapping[str, Mapping[str, Any]], settings: Sections
 ) -> str:
-    """Return the first error. `origins`: the documents beside the environment, by name; later ones win."""
+    """Return the first error. `origins`: documents other than the environment, by name; later ones win."""
     error = problem.errors()[0]
     where = [str(part) for part in error["loc"]]
     fields = [part for part in error["loc"] if isinstance(part, str)]  # without places in lists

@@ -1,4 +1,4 @@
-"""Hands settings over to another process of ours."""
+"""Serialise settings for a child process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def freeze(settings: Settings) -> str:
 
 
 def thaw(text: str) -> Settings:
-    """Return what was frozen; the environment must hold no settings, see `without_settings`."""
+    """Return the settings in `text`; the environment must hold none, see `without_settings`."""
     return Settings(**json.loads(text))
 
 

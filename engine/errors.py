@@ -10,7 +10,7 @@ from typing import Any
 
 
 class ShoalError(Exception):
-    """Everything that Shoal raises on purpose."""
+    """Base class of all expected errors."""
 
     exit_code = 1
 
@@ -76,7 +76,7 @@ class WriterAway(ShoalError):
 
 
 class WriterBusy(ShoalError):
-    """The writer has too much to do to answer in time: retry."""
+    """The writer is too busy to answer in time: retry."""
 
     exit_code = 11
 
@@ -88,7 +88,7 @@ class BrokerError(ShoalError):
 
 
 class Undecided(ShoalError):
-    """The judgements do not tell which granularity is meant: more of them may. Nothing was changed."""
+    """The judgements do not determine the granularity: more of them may. Nothing was changed."""
 
     exit_code = 13
 
@@ -98,11 +98,11 @@ class Forked(ShoalError):
 
 
 class Unusable(Exception):
-    """One record cannot be used; the rest goes on. The message is a clause without a full stop."""
+    """One record cannot be used; the others are processed. The message is a clause without a full stop."""
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a sentence: on one line and not long."""
+    """Return `repr(value)`, truncated to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

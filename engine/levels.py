@@ -1,4 +1,4 @@
-"""The level that a request asks for: one of the hierarchy's, or so many above the final clusters."""
+"""Parse the `level` parameter: a hierarchy level (0, 1, ...) or a theme level (+1, +2, ...)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Level = TypeVar("Level")
 
 MOST, MOST_ABOVE = 64, 8
 ABOUT = (
-    "0 is the finest; none, or beyond the top: final clusters. +1, +2 ...: themes, so many levels above the "
-    "final clusters; in an address also as %2B1."
+    "Hierarchy level, 0 is the finest; omitted or above the top: the final clusters. +1, +2, ... select "
+    "themes that many levels above them (encode the plus as %2B in URLs)."
 )
 SCHEMA = {
     "anyOf": [
@@ -30,9 +30,9 @@ SCHEMA = {
 
 
 def read_level(given: Any) -> int | str | None:
-    """Return a level of the hierarchy as a number, one above the final clusters as "+1", "+2" ...
+    """Return a hierarchy level as an int, a theme level as "+1", "+2", ..., and None unchanged.
 
-    A plus in an address that is not percent-encoded arrives as a space. Raises PydanticCustomError.
+    A plus in a URL that is not percent-encoded arrives as a space. Raises PydanticCustomError.
     """
     if given is None:
         return None
@@ -50,7 +50,7 @@ def read_level(given: Any) -> int | str | None:
 
 
 def read_finer(given: Any) -> int | None:
-    """Return a level of the hierarchy. Raises PydanticCustomError, also for one above the final clusters."""
+    """Return a hierarchy level or None. Raises PydanticCustomError, also for a theme level."""
     try:
         level = read_level(given)
     except PydanticCustomError:
@@ -63,14 +63,14 @@ def read_finer(given: Any) -> int | None:
 
 
 def read_above(given: str | None) -> str | None:
-    """Return a level above the final clusters as it came. Raises PydanticCustomError: it is none."""
+    """Return a theme level as given, or None. Raises PydanticCustomError for anything else."""
     if given is not None and not re.fullmatch(rf"[+ ][1-{MOST_ABOVE}]", given):
         raise PydanticCustomError("level", f"+1 to +{MOST_ABOVE}, so many levels above the final cluster")
     return given
 
 
 def checked(given: Any, read: Callable[[Any], Level], name: str = "level") -> Level:
-    """Return what `read` makes of a level. Raises InputError, which calls it `name`."""
+    """Return `read(given)`. Raises InputError instead of PydanticCustomError; `name`: the parameter's."""
     try:
         return read(given)
     except PydanticCustomError as problem:
@@ -78,12 +78,12 @@ def checked(given: Any, read: Callable[[Any], Level], name: str = "level") -> Le
 
 
 def step_of(level: int | str | None) -> int:
-    """Return how many levels above the final clusters it is; 0: it is none of these."""
+    """Return how many levels above the final clusters a theme level is; 0 for any other level."""
     return int(level) if isinstance(level, str) else 0
 
 
 def within(level: int | str | None) -> int | None:
-    """Return a level that is none above the final clusters."""
+    """Return a level that the caller knows to be no theme level."""
     assert not isinstance(level, str)
     return level
 

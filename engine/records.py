@@ -29,6 +29,7 @@ from engine.types import Float64
 
 BOM = b"\xef\xbb\xbf"  # the mark of the byte order, in UTF-8
 PAYLOAD_LEVELS = 245  # of nesting; an answer adds its own, and JSON libraries stop at about 255
+# Both pairs bound memory: records with generated field names would otherwise fill it.
 IGNORED_NAMES, NAME_SHOWN = 1000, 100  # distinct names that are counted, and the characters of one
 _PLANS, _PLANNED = 1000, 1000  # sets of field names remembered, and the characters of one
 
@@ -66,7 +67,7 @@ class Fields:
     image: tuple[str, ...] = ("image", "images")
 
     def named(self, **chosen: str | None) -> Fields:
-        """With one name only for each role given, as in `named(key="sku")`."""
+        """Return fields with one name only for each role given, as in `named(key="sku")`."""
         return replace(self, **{role: (name,) for role, name in chosen.items() if name is not None})
 
     def plan(self, names: Iterable[str]) -> Plan:
@@ -106,14 +107,14 @@ class Parser:
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
     def parse(self, raw: bytes, key: Any = None) -> Record:
-        """The record in a JSON object. `key`: where it is told beside the document. Raises Unusable."""
+        """Parse a record from a JSON object. `key`: the key if it is given apart from it. Raises Unusable."""
         if len(raw) > self.limits.record_max_bytes:
             most = self.limits.record_max_bytes
             raise Unusable(f"the record has {len(raw)} bytes, more than the {most} allowed")
         return self._record(_fields_of(raw), key, _loaded, self._raw_payload)
 
     def of(self, values: Mapping[str, Any], key: Any = None) -> Record:
-        """The record in a mapping of Python values. Raises Unusable."""
+        """Read a record from a mapping of Python values. Raises Unusable."""
         return self._record(values, key, _as_is, lambda value: read_payload(value, self.limits))
 
     def plan(self, names: Sequence[str]) -> Plan:
@@ -148,7 +149,7 @@ class Parser:
         else:
             name = read_key(key, self.limits)
             if "key" in roles and str(load(roles["key"])).encode(errors="replace") != name:
-                self.ignore([plan.roles["key"]])  # it names another item than what is beside the document
+                self.ignore([plan.roles["key"]])  # it names another item than the given key
         if "delete" in roles and read_delete(load(roles["delete"])):
             return Record(name, None)
         if "vector" not in roles:
@@ -169,7 +170,7 @@ _JSON_TYPES |= dict.fromkeys(("int", "float", "range"), "a number")  # range: it
 
 
 def _fields_of(raw: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object, each as the bytes that stand there."""
+    """Return the fields of a JSON object, each as its raw bytes."""
     try:
         return _document.decode(raw[len(BOM) :] if raw.startswith(BOM) else raw)
     except msgspec.ValidationError as problem:
@@ -195,7 +196,7 @@ def _loaded(raw: Any) -> Any:
 
 
 def is_utf8(raw: bytes) -> bool:
-    """Whether bytes are UTF-8."""
+    """Return whether bytes are UTF-8."""
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -208,7 +209,7 @@ def _as_is(value: Any) -> Any:
 
 
 def read_key(value: Any, limits: LimitsSettings) -> bytes:
-    """UTF-8 of a string, bytes, an integer or a UUID. Raises Unusable."""
+    """Return the UTF-8 of a string, bytes, an integer or a UUID. Raises Unusable."""
     if isinstance(value, str):
         try:
             key = value.encode()
@@ -237,14 +238,14 @@ def read_key(value: Any, limits: LimitsSettings) -> bytes:
 
 
 def read_delete(value: Any) -> bool:
-    """Raises Unusable."""
+    """Return the value of the field delete. Raises Unusable."""
     if value is None or isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise Unusable(f"delete must be true or false, not {shown(value)}")
 
 
 def read_vector(value: Any) -> Float64:
-    """Numbers as (d,) float64, finite and not all zero. Raises Unusable."""
+    """Convert numbers to (d,) float64, finite and not all zero. Raises Unusable."""
     if isinstance(value, np.ndarray) and value.ndim:
         if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
             raise Unusable("the embedding has masked values")
@@ -270,7 +271,7 @@ def read_vector(value: Any) -> Float64:
 
 
 def text_vector(text: str) -> list[Any]:
-    """A vector written out: `[1,2]` as JSON and pgvector have it, `{1,2}`, or numbers with blanks.
+    """Parse a vector in text: `[1,2]` as in JSON and pgvector, `{1,2}`, or numbers with blanks.
 
     Raises Unusable: also for commas without brackets, which may be decimal ones.
     """
@@ -296,7 +297,7 @@ NOT_FINITE, ZERO = "the embedding has a NaN or an infinity", "the embedding is z
 
 
 def wrong_dimension(found: int, wanted: int | None) -> str:
-    """Why a vector does not fit. `wanted`: the collection's dimension, None: it has none yet."""
+    """Return why a vector does not fit. `wanted`: the collection's dimension, None: it has none yet."""
     expected = f"the collection's {wanted}" if wanted else f"1 to {MAX_DIM}"
     return f"the embedding has {found} dimension{'s' * (found != 1)}, not {expected}"
 
@@ -306,7 +307,7 @@ def _is_no_number(value: Any) -> bool:
 
 
 def read_payload(value: Any, limits: LimitsSettings) -> bytes:
-    """A JSON document: bytes are one, other values are written as one. b"": none. Raises Unusable."""
+    """Return a payload as JSON: bytes are a document, other values are dumped. b"": none. Raises Unusable."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return read_document(bytes(value), limits)
     raw = dump_json(value)
@@ -334,7 +335,7 @@ def _not_finite(value: Any) -> str | None:
 
 
 def read_document(raw: bytes, limits: LimitsSettings) -> bytes:
-    """A JSON document, kept as the bytes it came in. null, {} and nothing: b"". Raises Unusable.
+    """Check a JSON document and return its bytes. null, {} and nothing: b"". Raises Unusable.
 
     What no answer could hold is refused: text that is no JSON, and what nests too deep.
     """
@@ -356,7 +357,7 @@ def read_document(raw: bytes, limits: LimitsSettings) -> bytes:
 
 
 def text_payload(text: str) -> Any:
-    """A payload that stands in a column of text: JSON objects and lists as bytes, other text as it is."""
+    """Read a payload of a text column: JSON objects and lists as bytes, other text unchanged."""
     if text[:1] in ("{", "["):
         raw = text.encode(errors="replace")
         try:
@@ -368,7 +369,7 @@ def text_payload(text: str) -> Any:
 
 
 def join_payload(payload: bytes, extras: Mapping[str, bytes], limits: LimitsSettings) -> bytes:
-    """A payload and what stands beside it, name -> JSON; the payload's own entries go first."""
+    """Add `extras`, name -> JSON, to a payload; the payload's own entries win. Raises Unusable."""
     extras = {name: raw for name, raw in extras.items() if raw not in (b"null", b"")}
     if not extras:
         return payload
@@ -383,7 +384,7 @@ def join_payload(payload: bytes, extras: Mapping[str, bytes], limits: LimitsSett
 
 
 def dump_json(value: Any, name: str = "payload") -> bytes:
-    """A value of a payload as JSON. Raises Unusable, which calls it by this name."""
+    """Return a value of a payload as JSON. Raises Unusable, which calls it by this name."""
     if isinstance(value, msgspec.Raw):
         return bytes(value)
     try:
@@ -401,7 +402,7 @@ def dump_json(value: Any, name: str = "payload") -> bytes:
 
 
 def _levels(document: Any) -> int:
-    """How deep a JSON document nests: 0 for a plain value."""
+    """Return how deep a JSON document nests: 0 for a plain value."""
     levels, held = -1, [document]
     while held:
         levels += 1
@@ -415,11 +416,11 @@ def _levels(document: Any) -> int:
 
 
 def kind_of(value: Any) -> str:
-    """The type of a value in the words of JSON."""
+    """Return the type of a value in the words of JSON."""
     names = {dict: "object", list: "list", str: "string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
 def brief(problem: BaseException) -> str:
-    """The first line of an error, without a full stop."""
+    """Return the first line of an error, without a full stop."""
     return (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")

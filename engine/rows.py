@@ -42,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What has come of some rows."""
+    """The batch made from rows, and what was rejected or flagged."""
 
     batch: Batch  # without positions
     rejected: Sequence[tuple[int, str]]  # row and reason, by row
@@ -80,7 +80,7 @@ class Rows:
         self._doubts: list[tuple[int, str]] = []
 
     def add(self, number: int, record: Record) -> None:
-        """One record."""
+        """Append one record."""
         if record.vector is None:
             self._deletes.append((number, record.key))
             return
@@ -91,11 +91,11 @@ class Rows:
         self._loose().append(record.vector)
 
     def refuse(self, number: int, reason: str) -> None:
-        """A record that cannot be used."""
+        """Record a rejected row."""
         self._rejected.append((number, reason))
 
     def extend(self, first: int, columns: Columns) -> None:
-        """Columns of records, the first one under the number `first`."""
+        """Append columns; rows are numbered from `first`."""
         count, kept = len(columns.keys), []
         times, told, wrong = _times(columns.times, count)
         doubtful = told & is_doubtful(times, self._now_ms)
@@ -121,12 +121,12 @@ class Rows:
             self._vectors = [*self._vectors, *vectors[kept]] if len(self._vectors) else vectors[kept]
 
     def kept(self) -> Kept:
-        """All records that can be used, whatever came of the dimension."""
+        """Return all usable records, whatever their dimensions."""
         columns = (self._numbers, self._keys, self._vectors, self._times, self._payloads)
         return Kept(*columns, self._deletes, self._rejected)
 
     def settle(self, dim: int | None) -> Settled:
-        """The net effect of all rows. `dim`: the collection's, None: that of most of these vectors."""
+        """Return the net effect of all rows. `dim`: the collection's, None: that of most of these vectors."""
         grid, kept, wrong, dim = _on_grid(self._vectors, dim)
         refused = self._rejected + [(self._numbers[row], reason) for row, reason in wrong.items()]
         last = last_of_each(((self._numbers[row], self._keys[row]) for row in kept), self._deletes)
@@ -149,7 +149,7 @@ class Rows:
         self._payloads.append(payload)
 
     def _loose(self) -> list[Array]:
-        """The vectors as a list, which may grow and whose dimensions may differ."""
+        """Convert the vectors to a list, so that rows of other dimensions can be appended."""
         if isinstance(self._vectors, np.ndarray):
             self._vectors = list(self._vectors)
         return self._vectors
@@ -173,7 +173,7 @@ def _times(column: Any, count: int) -> tuple[Any, Any, dict[int, str]]:
 
 
 def _present(vector: Any) -> Array:
-    """A vector that came alone in its row."""
+    """Return the vector of one row. Raises Unusable: it is missing or malformed."""
     if vector is None:
         raise Unusable("the embedding is missing")
     return read_vector(text_vector(vector) if isinstance(vector, str) else vector)
@@ -182,7 +182,7 @@ def _present(vector: Any) -> Array:
 def last_of_each(
     upserts: Iterable[tuple[int, bytes]], deletes: Iterable[tuple[int, bytes]]
 ) -> dict[bytes, int]:
-    """The number of each key's last record, of rising numbers and keys."""
+    """Return the number of each key's last record; `upserts` come by rising number."""
     last = {key: number for number, key in upserts}
     for number, key in deletes:
         last[key] = max(number, last.get(key, -1))
@@ -190,7 +190,7 @@ def last_of_each(
 
 
 def majority(lengths: NDArray[np.int64]) -> int | None:
-    """The dimension that most vectors have, of equally many the one that came first."""
+    """Return the dimension that most vectors have; on a tie, the one that came first; None without any."""
     counts = Counter(lengths[(lengths >= 1) & (lengths <= MAX_DIM)].tolist())
     return counts.most_common(1)[0][0] if counts else None
 
@@ -198,7 +198,7 @@ def majority(lengths: NDArray[np.int64]) -> int | None:
 def _on_grid(
     vectors: Array | list[Array], dim: int | None
 ) -> tuple[Int16, list[int], dict[int, str], int | None]:
-    """Valid vectors on the grid, which rows they are, the reasons of the others, and the dimension."""
+    """Return the valid vectors on the grid, their rows, the reasons of the others, and the dimension."""
     if isinstance(vectors, np.ndarray):
         lengths = np.full(len(vectors), vectors.shape[1], np.int64)
     else:

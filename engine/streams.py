@@ -80,15 +80,17 @@ class Source(Protocol):
 
         Wait at most `timeout_s` for the first record, and for no further one. A batch is returned once; if it
         cannot be committed, the process ends and restarts at the committed position. Raises a ShoalError
-        where the source cannot go on: the daemon then ends with its message.
+        where the source cannot continue: the daemon then ends with its message.
         """
         ...
 
     def committed(self, applied: Applied) -> None:
-        """Take note that the last batch is durable."""
+        """Take note that the last batch is durable. Called by the thread that polls, once for each batch."""
         ...
 
-    def lag(self) -> Lag: ...
+    def lag(self) -> Lag:
+        """Return how far the source is behind. Any thread may call it; it does not block."""
+        ...
 
     def close(self) -> None:
         """Release connections and threads; fail the callers that still wait."""
@@ -138,7 +140,7 @@ class Sink(Protocol):
     """Takes events, each exactly once."""
 
     def resume(self) -> EventId | None:
-        """Connect, abort what was left unfinished, and return the place of the last published event.
+        """Connect, abort an unfinished transaction, and return the place of the last published event.
 
         None if nothing was published. Raises SinkAway; a ShoalError where only an operator can help.
         """
@@ -148,7 +150,9 @@ class Sink(Protocol):
         """Publish all of these events or none, and record the last one's place with them."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the connection. `resume` of the next sink aborts an open transaction."""
+        ...
 
 
 OpenSink = Callable[[Settings, str, str], Sink]  # settings, collection, the store's identity

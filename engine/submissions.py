@@ -18,7 +18,7 @@ NUMBER = np.dtype("<f8")
 
 
 def pack(records: Sequence[Record]) -> tuple[dict[str, Any], bytes]:
-    """The body and the blob of records; in the blob all vectors come first, then all payloads."""
+    """Pack records into a body and a blob; the blob has all vectors first, then all payloads."""
     vectors = [record.vector for record in records if record.vector is not None]
     body = {
         "keys": [record.key.decode() for record in records],
@@ -31,7 +31,7 @@ def pack(records: Sequence[Record]) -> tuple[dict[str, Any], bytes]:
 
 
 def unpack(body: dict[str, Any], most: int) -> list[Record]:
-    """The records of a body, its blob under "blob"; at most `most`. Raises InputError: not of this form."""
+    """Unpack the records of a body, its blob under "blob"; at most `most`. Raises InputError."""
     columns = [body.get(name) for name in ("keys", "dims", "times", "payloads")]
     blob = body.get("blob", b"")
     if not all(isinstance(column, list) for column in columns) or len({len(c or ()) for c in columns}) != 1:

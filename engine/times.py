@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.A)
 
 
 def read_time(value: Any) -> int | None:
-    """Milliseconds since 1970. Raises Unusable. None, NaN and NaT: there is no time.
+    """Return milliseconds since 1970, None where there is no time (None, NaN, NaT). Raises Unusable.
 
     Numbers are seconds, milliseconds, microseconds or nanoseconds, told apart by their magnitude: up to
     1e11, 1e14, 1e17 and beyond. Strings are ISO 8601; a string or date without a zone is UTC.
@@ -86,7 +86,7 @@ def _in_range(time_ms: int) -> int:
 
 
 def read_times(column: Any) -> tuple[Int64, Bool, dict[int, str]]:
-    """A column of times as `read_time` reads one: ms (n,), whether there is one (n,), and reasons by row."""
+    """Read a column of times: ms (n,), whether there is one (n,), and reasons of bad ones by row."""
     array = column if isinstance(column, np.ndarray) else _NO_ARRAY
     count = len(column)
     told, out = np.ones(count, np.bool_), np.zeros(count, np.int64)
@@ -120,12 +120,12 @@ def read_times(column: Any) -> tuple[Int64, Bool, dict[int, str]]:
 
 
 def is_doubtful(time_ms: Any, now_ms: int) -> Any:
-    """Whether a time (or each of an array) is before 1990 or more than a day ahead."""
+    """Return whether a time (or each of an array) is before 1990 or more than a day ahead."""
     return (time_ms < EARLIEST_MS) | (time_ms > now_ms + LATEST_AHEAD_MS)
 
 
 def shown_time(time_ms: int) -> str:
-    """In ISO 8601, as far as the calendar goes."""
+    """Return a time in ISO 8601 if the calendar reaches that far, else in ms."""
     try:
         return (EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="seconds").replace("+00:00", "Z")
     except OverflowError:

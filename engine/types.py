@@ -28,7 +28,7 @@ NO_ROWS = np.empty(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record of a stream that cannot be used: its bytes as they came, and why."""
+    """A rejected stream record: raw bytes and reason."""
 
     reason: str
     origin: str  # topic, partition and offset
@@ -39,10 +39,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """The vectors of a batch as they came in, where an adapter maps them to those that are clustered."""
+    """The unadapted vectors of a batch; only with an adapter."""
 
     vectors: Int16  # (n, d)
-    differs: Bool  # (n,) the stored item has another, though the adapter maps both to the same
+    differs: Bool  # (n,), the incoming vector differs from the stored one, but adapts to the same node vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Batch:
     deletes: Sequence[bytes] = ()
     positions: Mapping[str, bytes] = field(default_factory=dict)  # source -> its next position
     rejected: Sequence[DeadLetter] = ()
-    incoming: Incoming | None = None  # with an adapter, which `vectors` then are of
+    incoming: Incoming | None = None  # with an adapter; `vectors` are then the adapted ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ EVIDENCE_SCALE = 2**16  # steps per unit of p and of similarity, in `EvidenceArr
 
 
 class EvidenceArrays(NamedTuple):
-    """What the level-0 edges out of supernodes' members say, summed up by partner: where they lead.
+    """Sums over level-0 edges per supernode, grouped by target supernode (CSR layout).
 
     A row's entries are `starts[row]` to `starts[row] + counts[row]`, by rising partner.
     """
@@ -128,19 +128,19 @@ class Item:
 class Items:
     """Rows of the item table. `ids` rise with the first sight of a key and are never reused."""
 
-    ids: Int64
-    keys: Sequence[bytes]
-    nodes: Int64  # the node that has the item's vector
-    times: Int64
-    payloads: Sequence[bytes]
-    versions: Int64  # the state version that brought the vector
+    ids: Int64  # (n,)
+    keys: Sequence[bytes]  # n
+    nodes: Int64  # (n,), the node that has the item's vector
+    times: Int64  # (n,), ms
+    payloads: Sequence[bytes]  # n JSON documents, b"" for none
+    versions: Int64  # (n,), the state version that brought the vector
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """Rows of the node table: the distinct vectors. `ids` rise and are never reused."""
 
-    ids: Int64
+    ids: Int64  # (n,)
     vectors: Int16  # (n, d)
 
 
@@ -165,11 +165,11 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """What went from one place to another: items from node to node, or nodes from tree to tree."""
+    """Reassignments of items to nodes, or nodes to trees: id, before, after."""
 
-    ids: Int64
-    before: Int64  # 0: it is new
-    after: Int64  # 0: it is gone
+    ids: Int64  # (n,)
+    before: Int64  # (n,), 0: it is new
+    after: Int64  # (n,), 0: it is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ class LineageEvent:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """An event stood here that mentioned an item which was to be erased."""
+    """Tombstone of an event that mentioned an erased item."""
 
 
 Event = Assignment | LineageEvent | DeadLetter | Erased
@@ -299,11 +299,11 @@ class Applied:
     """What a batch did, once durable."""
 
     version: int
-    inserted: int = 0
-    moved: int = 0
+    inserted: int = 0  # items with a key that was not there
+    moved: int = 0  # came again with another vector
     unchanged: int = 0  # came again with the same vector and payload
     updated: int = 0  # came again with the same vector and another payload
-    deleted: int = 0
+    deleted: int = 0  # by request
     unknown: int = 0  # deletes of keys that were not there
     rejected: int = 0  # records to the dead letters
     expired: int = 0  # deleted by retention

@@ -77,13 +77,13 @@ def hash_vectors(grid: Int16, attempt: int = 0) -> UInt64:
 
 
 def as_float(grid: Int16) -> Float32:
-    """Grid vectors as float32 of about unit length; the conversion is exact."""
+    """Convert grid vectors to float32 of about unit length; the conversion is exact."""
     return grid.astype(np.float32) * np.float32(1 / SCALE)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def dot(x: Any, y: Any) -> Any:
-    """The exact dot of two grid vectors, int32."""
+    """Return the exact dot of two grid vectors, int32."""
     total = np.int32(0)
     for c in range(x.shape[0]):
         total = np.int32(total + np.int32(np.int32(x[c]) * np.int32(y[c])))
@@ -92,7 +92,7 @@ def dot(x: Any, y: Any) -> Any:
 
 @njit(cache=True, parallel=True, nogil=True)
 def dots(vectors: Any, sources: Any, targets: Any) -> Any:
-    """Exact dots of the pairs (vectors[sources[t]], vectors[targets[t]]), int32 (t,)."""
+    """Return the exact dots of the pairs (vectors[sources[t]], vectors[targets[t]]), int32 (t,)."""
     out = np.empty(len(sources), np.int32)
     for t in prange(len(sources)):
         out[t] = dot(vectors[sources[t]], vectors[targets[t]])
@@ -101,7 +101,7 @@ def dots(vectors: Any, sources: Any, targets: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def row_dots(vectors: Any, rows: Any, x: Any) -> Any:
-    """Exact dots of a vector with some rows, int32 (t,); on one thread, for small calls."""
+    """Return the exact dots of a vector with some rows, int32 (t,); on one thread, for small calls."""
     out = np.empty(len(rows), np.int32)
     for t in range(len(rows)):
         out[t] = dot(vectors[rows[t]], x)
@@ -110,13 +110,13 @@ def row_dots(vectors: Any, rows: Any, x: Any) -> Any:
 
 @njit(cache=True, nogil=True, inline="always")
 def rounded_mean(total: Any, size: Any) -> Any:
-    """total / size of a component, rounded half up to the grid."""
+    """Return total / size of a component, rounded half up to the grid."""
     return np.int16((2 * total + size) // (2 * size))
 
 
 @njit(cache=True, nogil=True)
 def round_means(sums: Any, sizes: Any, out: Any) -> None:
-    """out[i] = sums[i] / sizes[i], rounded half up to the grid."""
+    """Set out[i] = sums[i] / sizes[i], rounded half up to the grid."""
     for i in range(len(sizes)):
         for c in range(sums.shape[1]):
             out[i, c] = rounded_mean(sums[i, c], sizes[i])

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "api": {"system", "storage", "daemon"},
     "evaluation": {"system", "index", "model", "clustering", "collection", "connectors"},
     "training": {"system", "index", "model", "clustering", "evaluation", "connectors"},
-    "learning": {"system", "model", "evaluation", "training", "connectors"},
+    "learning": {"system", "model", "evaluation", "connectors"},
     "finetuning": {"system", "model", "evaluation", "training", "connectors"},
     "cli": {
         "system",

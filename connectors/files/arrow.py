@@ -1,4 +1,4 @@
-"""Embeddings in Arrow's formats: Parquet, Feather and IPC files. A column of lists, and columns beside it."""
+"""Embeddings in Arrow's formats: Parquet, Feather and IPC files. A column of lists, and further columns."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class _Ipc:
 
 
 def _cut(batches: Any, at: int, start: int, count: int) -> Iterator[tuple[int, Any]]:
-    """Batches from row `start` on, of at most `count` rows. `at`: the row of the first batch."""
+    """Yield batches from row `start` on, of at most `count` rows. `at`: the row of the first batch."""
     for batch in batches:
         for first in range(max(start - at, 0), batch.num_rows, count):
             yield at + first, batch.slice(first, count)
@@ -141,7 +141,7 @@ def _columns(columns: Mapping[str, Any], names: Sequence[str]) -> Columns:
 
 
 def _times(column: Any) -> Any:
-    """Timestamps and dates as datetime64, anything else as it is."""
+    """Convert timestamps and dates to datetime64; return anything else unchanged."""
     import pyarrow
     from pyarrow import types
 

@@ -113,7 +113,7 @@ def _name(label: Any) -> str:
 
 
 def _reason(vector: Any, wanted: int | None) -> str:
-    """Why a vector is left out; "": it is not. NumPy's rows come unchecked."""
+    """Return why a vector is left out, "" if it is not. Rows of NumPy arrays were not checked before."""
     if len(vector) != wanted:
         return wrong_dimension(len(vector), wanted)
     return "" if np.isfinite(vector).all() and np.any(vector) else "the embedding is zero or not finite"
@@ -125,7 +125,7 @@ def _column(documents: Sequence[dict[str, Any]], name: str) -> list[Any] | None:
 
 
 def _images(documents: Sequence[dict[str, Any]]) -> NDArray[Any] | None:
-    """Pictures as NumPy's arrays have them in an .npz."""
+    """Return the pictures of an .npz as one array."""
     found = [document.get("image") for document in documents]
     if not all(isinstance(one, dict) and {"data", "dtype", "shape"} <= one.keys() for one in found):
         return None

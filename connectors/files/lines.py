@@ -30,7 +30,7 @@ Read = Callable[[], "bytes | None"]  # the next bytes; b"": the end; None: nothi
 
 
 def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
-    """Lines without their breaks, at most `most` bytes of one are held; None: nothing comes at the moment.
+    """Yield lines without their breaks; None: nothing is available now. Holds at most `most` bytes of a line.
 
     `at`: the byte at which reading begins. The last line may lack its break.
     """
@@ -44,18 +44,18 @@ def lines(read: Read, most: int, at: int = 0) -> Iterator[Line | None]:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the name says so, in either case."""
+    """Return whether the file name ends like a compressed file's, in either case."""
     return path.suffix.lower() in COMPRESSED
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether it can be read only once: standard input, a FIFO, a device."""
+    """Return whether a path can be read only once: standard input, a FIFO, a device."""
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 @contextmanager
 def opened(path: Path, offset: int = 0) -> Iterator[Read]:
-    """The bytes of a file or pipe, decompressed. Raises InputError where they are damaged."""
+    """Open a file or pipe, decompressed. Reading raises InputError where it is damaged."""
     if is_pipe(path):
         with _pipe(path) as descriptor:
             yield lambda: _of_pipe(descriptor)
@@ -82,7 +82,7 @@ def _guarded(path: Path, read: Callable[[], bytes]) -> bytes:
 
 
 def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """The content of Zstandard's frames. zstandard's own reader is silent about a frame that is cut short."""
+    """Yield the content of Zstandard frames; zstandard's own reader ignores a truncated frame."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     begun = False
     while piece := file.read(ZSTD_BYTES):
@@ -99,7 +99,7 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
 
 @contextmanager
 def followed(path: Path, offset: int) -> Iterator[Read]:
-    """The bytes of a plain file that grows, from `offset` on; there is no end.
+    """Open a plain file that grows, from `offset` on; reading never ends.
 
     Reading raises Replaced where another file has come in its place.
     """
@@ -142,7 +142,7 @@ def _pipe(path: Path) -> Iterator[int]:
 
 
 def _of_pipe(descriptor: int) -> bytes | None:
-    """What there is, without waiting longer than a moment: a signal has to be noticed."""
+    """Read what is available, blocking at most PAUSE_S so that signals are handled."""
     ready, _, _ = select.select([descriptor], [], [], PAUSE_S)
     return os.read(descriptor, CHUNK_BYTES) if ready else None
 

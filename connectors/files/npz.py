@@ -35,7 +35,7 @@ class _Column:
         self._row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         needed = self._row_bytes * (self.shape[0] if self.shape else 1)
         if size - stream.tell() < needed:
-            raise InputError(f"{name} is truncated: its header promises {needed} bytes of rows.")
+            raise InputError(f"{name} is truncated: its header declares {needed} bytes of rows.")
         self._whole: Array | None = None
         if fortran and len(self.shape) > 1:
             flat = np.frombuffer(stream.read(needed), self.dtype)
@@ -49,7 +49,7 @@ class _Column:
         self._at += rows
 
     def read(self, rows: int) -> Array:
-        """The next `rows` rows, (rows, ...)."""
+        """Return the next `rows` rows, (rows, ...)."""
         start, self._at = self._at, self._at + rows
         if self._whole is not None:
             return self._whole[start : self._at]
@@ -64,7 +64,7 @@ def _header_2(stream: BinaryIO) -> Any:
 
 
 class NumpyReader:
-    """An .npz with an array of embeddings and arrays beside it, or an .npy with embeddings alone."""
+    """An .npz with an array of embeddings and further arrays, or an .npy with embeddings alone."""
 
     unit, first = "row", 0
 
@@ -112,7 +112,7 @@ class NumpyReader:
                 )
 
     def _check_zip(self) -> None:
-        """Before anything of it is used: every member's checksum."""
+        """Check the checksum of every member, before any of them is used."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 broken = archive.testzip()
@@ -123,7 +123,7 @@ class NumpyReader:
 
     @contextmanager
     def _open(self) -> Iterator[dict[str, _Column]]:
-        """The columns at their first rows."""
+        """Open the columns at their first rows."""
         with ExitStack() as stack:
             if not self._is_zip:
                 stream = stack.enter_context(self._path.open("rb"))
@@ -158,7 +158,7 @@ class NumpyReader:
                 yield Part(first, first + n, rows)
 
     def _columns(self, read: Mapping[str, Array], names: Sequence[str]) -> Columns:
-        """The arrays of some rows. `names`: keys of rows that have none."""
+        """Return the arrays of some rows. `names`: keys of rows that have none."""
         payloads = None
         if "payload" in read:
             values = map(plain, read["payload"])

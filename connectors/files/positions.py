@@ -1,4 +1,4 @@
-"""How far files are read, as the store keeps it, and which file it is that was read.
+"""Stored read positions of files, and file identity by content or path.
 
 A finished or interrupted file is known by the SHA-256 of its content (`file:<digest>`), a followed one by its
 path and the bytes before its position (`follow:<path>`). Keys made of a file's name are the file's own: the
@@ -34,8 +34,10 @@ class Mark:
     blank: int = 0  # of the rows so far
 
     def dump(self) -> bytes:
-        return _FORMAT.pack(self.row, self.offset, self.size, self.rejected) + self.tail + (
-            self.blank.to_bytes(8, "big") if self.blank else b""
+        return (
+            _FORMAT.pack(self.row, self.offset, self.size, self.rejected)
+            + self.tail
+            + (self.blank.to_bytes(8, "big") if self.blank else b"")
         )
 
     @classmethod
@@ -52,7 +54,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A beginning of a file that was read as a file of its own. `cut`: it ends in the middle of a line."""
+    """A prefix of a file that was read before as a whole file. `cut`: it ends in the middle of a line."""
 
     mark: Mark
     cut: bool
@@ -60,7 +62,7 @@ class Prefix:
 
 
 def digest_of(path: Path, positions: Mapping[str, bytes], appendable: bool) -> tuple[str, Prefix | None]:
-    """The SHA-256 of a file and, where it may have grown, the longest beginning that the positions know."""
+    """Return a file's SHA-256 in hex and, if `appendable`, the longest beginning that the positions know."""
     known = {Mark.load(raw).size: "" for name, raw in positions.items() if name.startswith("file:")}
     sizes = sorted(size for size in known if appendable and 0 < size < path.stat().st_size)
     digest, at, last = hashlib.sha256(), 0, b""
@@ -76,7 +78,7 @@ def digest_of(path: Path, positions: Mapping[str, bytes], appendable: bool) -> t
 
 
 def _pieces(stream: BinaryIO, sizes: list[int]) -> Iterator[bytes]:
-    """The bytes of a file in pieces, none of which goes beyond one of the sizes."""
+    """Yield the bytes of a file in pieces, none of which crosses one of the rising `sizes`."""
     at, ends = 0, [*sizes]
     while piece := stream.read(min(CHUNK_BYTES, ends[0] - at) if ends else CHUNK_BYTES):
         at += len(piece)
@@ -86,21 +88,21 @@ def _pieces(stream: BinaryIO, sizes: list[int]) -> Iterator[bytes]:
 
 
 def tail_digest(path: Path, offset: int) -> bytes:
-    """Of the bytes before an offset; of another length where the file is shorter."""
+    """Return the SHA-256 of the bytes before an offset; of fewer bytes if the file is shorter."""
     with path.open("rb") as stream:
         stream.seek(max(0, offset - TAIL_BYTES))
         return hashlib.sha256(stream.read(min(offset, TAIL_BYTES))).digest()
 
 
 def name_of(kind: str, text: str) -> str:
-    """The name of a position; a long one by its digest."""
+    """Return the name of a position; a long or non-ASCII one is replaced by its SHA-256."""
     plain = f"{kind}:{text}"
     raw = plain.encode(errors="surrogateescape")
     return plain if raw.isascii() and len(raw) <= NAME_BYTES else f"{kind}:{hashlib.sha256(raw).hexdigest()}"
 
 
 def own_stem(path: Path, positions: Mapping[str, bytes]) -> str:
-    """What a file's keys begin with: its name without ending, or with its folders where that is another's."""
+    """Return a file's key prefix: its stem, with parent folders where another file owns the stem."""
     whole = path.absolute()
     parts = [*whole.parts[1:-1], whole.stem]
     for count in range(1, len(parts) + 1):
@@ -111,5 +113,5 @@ def own_stem(path: Path, positions: Mapping[str, bytes]) -> str:
 
 
 def owner_bytes(path: Path) -> bytes:
-    """The path of a file as the store remembers whose keys they are."""
+    """Return a file's absolute path as bytes: the store's value for the owner of a key prefix."""
     return str(path.absolute()).encode(errors="surrogateescape")

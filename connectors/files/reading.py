@@ -1,4 +1,4 @@
-"""What the readers of all formats share: their settings, and the parts that they hand over."""
+"""What the readers of all formats share: their settings, and the parts that they yield."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Reading:
         return Rows(self.limits, self.default_ms, self.now_ms)
 
     def plan(self, names: list[str], count: int | None, what: str) -> Plan:
-        """The roles of a file's columns. Raises InputError where none, or more than one, fits a role.
+        """Return the roles of a file's columns. Raises InputError where none, or more than one, fits a role.
 
         `count`: rows, by which ignored columns are counted; None: the reader counts them.
         """
@@ -76,7 +76,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Records from number `first` up to before `end`. `offset`: the byte behind them, 0: not known."""
+    """Records from number `first` to before `end`. `offset`: the byte after them, 0: unknown."""
 
     first: int
     end: int
@@ -108,7 +108,7 @@ class Reader(Protocol):
         ...
 
     def parts(self, start: int, count: int, stem: str) -> Iterator[Part]:
-        """From record `start` on, at most `count` at a time. `stem`: begins keys where there are none.
+        """Yield parts from record `start` on, of at most `count`. `stem`: begins keys where there are none.
 
         A part without records: nothing comes at the moment. Raises InputError.
         """
@@ -116,11 +116,11 @@ class Reader(Protocol):
 
 
 def row_keys(stem: str, first: int, count: int) -> list[str]:
-    """Keys of rows that have none."""
+    """Return keys for rows that have none."""
     return [f"{stem}:{row}" for row in range(first, first + count)]
 
 
 def plain(value: Any) -> Any:
-    """A value of a column as Python's own; bytes are text."""
+    """Convert a value of a column to Python's own; bytes become text."""
     raw = value.item() if isinstance(value, np.generic) and value.dtype.kind not in "Mm" else value
     return raw.decode(errors="replace") if isinstance(raw, bytes) else raw

@@ -1,9 +1,8 @@
 """A file as a source of batches.
 
 Delivery: each batch carries the file's next position. A store that commits both together takes every record
-exactly once, however often it is interrupted. A finished file changes nothing when it comes again, and one
-that has grown goes on where it ended. What comes through a pipe has no position: sent again, it is upserted
-again.
+exactly once, however often it is interrupted. A finished file changes nothing when it is read again, and one
+that has grown continues where it ended. A pipe has no position: records sent again are upserted again.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Options:
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     fields: Fields = FIELDS
     strict: bool = False  # raise InputError at the first record that cannot be used, without its chunk
-    again: bool = False  # from the beginning, whatever is known of the file
+    again: bool = False  # read from the beginning, whatever the stored position
     follow: bool = False  # wait for more at the end
     default_ms: int | None = None  # the time of records that have none; None: when the file was written
     clock: Callable[[], float] = time.time
@@ -84,7 +83,7 @@ class FileSource:
             return table
         known = ", ".join((*NUMPY, *ARROW, *TEXT))
         raise InputError(
-            f"{self.path} must be one of {known}, or text with {' or '.join(COMPRESSED)} behind it."
+            f"{self.path} must end in one of {known}, or be text with {' or '.join(COMPRESSED)} appended."
         )
 
     def _without_records(self) -> InputError:
@@ -101,14 +100,14 @@ class FileSource:
         return self._parser.ignored
 
     def begin(self, positions: Mapping[str, bytes]) -> Mark:
-        """Where reading starts, by a store's positions."""
+        """Return the position where reading starts, by a store's positions."""
         if not self._piped:
             self._mark = self._find(positions)
             self._stem = own_stem(self.path, positions)
         return self._mark
 
     def chunks(self, dim: int | None = None) -> Iterator[Chunk]:
-        """From where `begin` said to the end. `dim`: the collection's, None: that of most first vectors.
+        """Yield chunks from where `begin` said. `dim`: the collection's, None: that of most first vectors.
 
         A chunk without rows: nothing comes at the moment.
         """
@@ -125,11 +124,11 @@ class FileSource:
                 self._seek(0)
 
     def parts(self) -> Iterator[Part]:
-        """All records from the first one on, as they were read; positions have no part in it."""
+        """Yield all records from the first one on, as they are read, without regard to positions."""
         return self._reader.parts(0, self._options.size, self._stem)
 
     def _find(self, positions: Mapping[str, bytes]) -> Mark:
-        """The position of this content, or of its longest beginning that is known."""
+        """Return the position of this content, or of its longest known beginning."""
         path, size = self.path, self.path.stat().st_size
         grows = isinstance(self._reader, TextReader) and not is_compressed(path)
         digest, prefix = digest_of(path, positions, grows)
@@ -146,11 +145,11 @@ class FileSource:
         return self._behind(prefix, size) if prefix else Mark(size=size)
 
     def _behind(self, prefix: Prefix, size: int) -> Mark:
-        """Where a file goes on that begins as one known does."""
+        """Return where to continue in a file that begins as a known one does."""
         mark = prefix.mark
         ended = mark.offset == mark.size
         self.notes.append(
-            f"{self.path} begins as a file that was read before: it goes on behind "
+            f"{self.path} begins as a file that was read before: reading continues after "
             f"{counted(mark.row, 'record')}."
         )
         if not ended or prefix.breaks:
@@ -191,17 +190,17 @@ class FileSource:
         )
 
     def remark(self, number: int, reason: str) -> Remark:
-        """What is said about the record of a number, at its place for people."""
+        """Return a remark about a record, with its place for people."""
         name = self.shown if self.path == STDIN else self.path.name
         return Remark(name, self.place(number), reason)
 
     def place(self, number: int) -> str:
-        """Where the record of a number is, for people: a line from 1, or a row from 0."""
+        """Return a record's place for people: a line from 1, or a row from 0."""
         return f"{self._reader.unit} {number + self._reader.first}"
 
 
 def format_of(path: Path) -> str:
-    """The suffix that tells the format, in lower case: of `a.jsonl.gz` that is `.jsonl`."""
+    """Return the suffix that names the format, in lower case: `.jsonl` for `a.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()

@@ -26,18 +26,18 @@ _FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 
 
 class Format(Protocol):
-    """How records stand in lines."""
+    """How lines encode records."""
 
     unit: str
     first: int
     has_keys: bool
 
     def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
-        """The text of one record each; None: nothing comes at the moment."""
+        """Yield the text of one record each; None: nothing is available now."""
         ...
 
     def take(self, rows: Rows, number: int, entry: Line, stem: str) -> None:
-        """A record into the rows. Raises Unusable."""
+        """Parse a record and add it to the rows. Raises Unusable."""
         ...
 
 
@@ -55,7 +55,7 @@ class TextReader:
         self._offset = 0  # of the record at which `parts` begins, where that is known
 
     def seek(self, offset: int) -> None:
-        """The record at which `parts` will begin stands at this byte. A table is read from its header."""
+        """Let `parts` begin at this byte. A table is read from its header nevertheless."""
         self._offset = offset if self._seekable else 0
 
     @property
@@ -93,13 +93,13 @@ class TextReader:
                 yield Part(first, number, rows, end)
 
     def is_empty(self) -> bool:
-        """Whether there is no record. Raises InputError where a table's first line cannot be used."""
+        """Return whether there is no record. Raises InputError where a table's first line cannot be used."""
         with opened(self._reading.path) as read:
             entries = self._entries(self._checked(lines(read, self._reading.limits.record_max_bytes)))
             return not any(entry and (entry.text is None or entry.text.strip()) for entry in entries)
 
     def _checked(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
-        """Without the mark of the byte order. Raises InputError for UTF-16."""
+        """Yield lines without the byte order mark. Raises InputError for UTF-16."""
         begun = False
         for line in found:
             if line is not None and line.text is not None and not begun:
@@ -112,7 +112,7 @@ class TextReader:
             yield line
 
     def _entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
-        """The records; of a pipe the first line shows the format."""
+        """Yield the records; for a pipe the first line determines the format."""
         for line in found if self._sniffs else ():
             if line is not None and (line.text is None or line.text.strip()):
                 if not (line.text or b"{").lstrip().startswith(b"{"):
@@ -153,7 +153,7 @@ class Csv:
         self._plan = Plan({}, ())
 
     def entries(self, found: Iterator[Line | None]) -> Iterator[Line | None]:
-        """Rows, of one line or, where a quoted field has breaks, of several."""
+        """Yield rows of one line or, where a quoted field has breaks, of several."""
         held, end, most = b"", 0, self._reading.limits.record_max_bytes
         self._names = []
         for line in found:
@@ -179,7 +179,7 @@ class Csv:
             yield from self._headed(Line(held, end))
 
     def _headed(self, line: Line) -> Iterator[Line]:
-        """The row, unless it is the header."""
+        """Yield the row, unless it is the header."""
         if self._names:
             yield line
             return
@@ -231,7 +231,7 @@ class Csv:
         rows.add(number, self._reading.parser.of(self._typed(values), key))
 
     def _typed(self, values: dict[str, str]) -> dict[str, Any]:
-        """The fields as values; an empty one is none, but for the key."""
+        """Convert the fields to values; an empty one is dropped, except for the key."""
         typed: dict[str, Any] = {name: values[name] for name in self._plan.ignored}
         for role, name in self._plan.roles.items():
             text = values[name]
@@ -246,7 +246,7 @@ class Csv:
         return typed
 
     def _is_open(self, text: bytes) -> bool:
-        """Whether a quoted field goes on in the next line."""
+        """Return whether a quoted field continues in the next line."""
         shown = io.StringIO(text.decode(errors="surrogateescape"), newline="")
         try:
             for _ in csv.reader(shown, delimiter=self._delimiter, strict=True):

@@ -1,16 +1,16 @@
-"""What the Kafka source and sink share: how to connect, what a topic is, and which errors retrying mends.
+"""What the Kafka source and sink share: how to connect, what a topic is, and which errors are retriable.
 
-Every workaround for kafka-python (3.0) stands here, each with what it does upstream:
+Every workaround for kafka-python (3.0) is here, each with the upstream behaviour that it works around:
 
-- `_Reason`: the client tells why a connection failed to its log only, and raises a timeout after it. So its
-  log is listened to, and nothing of it goes further: Shoal says itself what is wrong, once.
+- `_Reason`: the client reports why a connection failed only in its log, and raises a timeout after it. So
+  its log is captured and not passed on: Shoal reports the reason itself, once.
 - `KafkaCluster.connect`: a consumer or producer whose constructor raises keeps its thread and sockets, and
   nobody has a reference to close them by. So the network client is made here.
-- `_Connections`: a refused login or certificate is tried again until the time for bootstrapping is up. And
-  what arrives together with the end of a connection, as a refusal does on a busy machine, is thrown away.
-- `commit`: `KafkaProducer.commit_transaction` waits without an end for a broker that was killed.
+- `_Connections`: a refused login or certificate is retried until the bootstrap timeout. And what arrives
+  together with the end of a connection, as a refusal does on a busy machine, is discarded.
+- `commit`: `KafkaProducer.commit_transaction` waits without a timeout for a broker that was killed.
 - `let_go`: `KafkaProducer.close(timeout=0)` raises where a record could not be sent, and goes on trying.
-- `Watch`: a consumer has been seen to poll for ever, without an error and without a record.
+- `Watch`: a consumer has been seen to poll forever, without an error and without a record.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BOOTSTRAP_TIMEOUT_MS = 5_000
 REQUEST_TIMEOUT_MS = 15_000
 _REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
-# OpenSSL's codes: not valid yet, no more (a clock or the broker's renewal mends that); of another host
+# OpenSSL's codes: not valid yet or no longer (a clock or the broker's renewal resolves it); of another host
 _NOT_NOW, _OTHER_NAME = (9, 10), (62, 64)
 
 Client = TypeVar("Client")
@@ -77,7 +77,7 @@ _log.propagate = False
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
-    """Connections that are read to their end, and not tried once each server has refused for good."""
+    """Connections that are read to their end, and not retried once each server has refused permanently."""
 
     def __init__(self, net: NetworkSelector, **configs: Any) -> None:
         super().__init__(net, **configs)
@@ -118,7 +118,7 @@ class Topic:
 
 
 class KafkaCluster(Closing):
-    """The brokers of the settings. Methods raise KafkaError: `refusal` tells whether retrying may help."""
+    """The brokers of the settings. Methods raise KafkaError; `refusal` says whether it is retriable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
@@ -132,7 +132,7 @@ class KafkaCluster(Closing):
             self._admin = None
 
     def connect(self, make: Callable[..., Client], **options: Any) -> Client:
-        """A consumer or producer of kafka-python."""
+        """Return a connected consumer or producer of kafka-python."""
         _reason.last = None
         opened: list[KafkaNetClient] = []
 
@@ -157,7 +157,7 @@ class KafkaCluster(Closing):
         return self._admin
 
     def topic(self, name: str) -> Topic | None:
-        """None: there is no such topic."""
+        """Return a topic's metadata; None if it does not exist."""
         found = self.admin.describe_topics([name])[0]
         error = for_code(found["error_code"])
         if error.__name__ == "UnknownTopicOrPartitionError":
@@ -168,7 +168,7 @@ class KafkaCluster(Closing):
         return Topic(self._cluster, name, str(found["topic_id"]), tuple(partitions))
 
     def make_topics(self, topics: Mapping[str, Mapping[str, Any]]) -> None:
-        """Those that are missing, with `num_partitions` and `configs`."""
+        """Create the missing topics, with `num_partitions` and `configs`."""
         missing = {name: made for name, made in topics.items() if self.topic(name) is None}
         for name, made in missing.items():
             try:
@@ -179,11 +179,11 @@ class KafkaCluster(Closing):
                 if error.retriable or self.refusal(error):
                     raise
                 raise BrokerError(
-                    f"The topic {name} cannot be made ({brief(error)}): make it by hand."
+                    f"The topic {name} cannot be created ({brief(error)}): create it manually."
                 ) from error
 
     def refusal(self, error: BaseException) -> ShoalError | None:
-        """What only an operator mends; None: it may go away by itself."""
+        """Return the fatal error, or None if it is retriable."""
         where, words = f"The broker at {self.settings.bootstrap}", brief(error)
         if isinstance(error, _REFUSALS):
             who = f"user {self.settings.username!r}" if self.settings.username else "clients without a user"
@@ -199,16 +199,16 @@ class KafkaCluster(Closing):
                 f"{where} has a certificate that is not trusted ({words}): {what}, in [source.kafka]."
             )
         if isinstance(error, AuthorizationError):
-            return BrokerError(f"{where} does not allow this ({words}): give the user the right.")
+            return BrokerError(f"{where} does not allow this ({words}): grant the user the right.")
         if isinstance(error, UnsupportedCodecError | UnsupportedVersionError):
-            return BrokerError(f"{where} and this release do not fit ({words}).")
+            return BrokerError(f"{where} and this release are incompatible ({words}).")
         if isinstance(error, KafkaConfigurationError):
             return ConfigError(f"[source.kafka] cannot be used: {words}.")
         return None
 
 
 def commit(producer: Any, timeout_ms: int) -> None:
-    """End a transaction as `commit_transaction` does, but not later than this. Raises KafkaError."""
+    """Commit a transaction as `commit_transaction` does, but with a timeout. Raises KafkaError."""
     result = producer._transaction_manager.begin_commit()
     producer._sender.wakeup()
     if not result.wait(timeout_ms):
@@ -216,7 +216,7 @@ def commit(producer: Any, timeout_ms: int) -> None:
 
 
 def let_go(producer: Any) -> None:
-    """Close a producer at once, whatever it has still to send."""
+    """Close a producer at once; unsent records are dropped."""
     try:
         producer.close(timeout=0)
     except KafkaError:
@@ -224,7 +224,7 @@ def let_go(producer: Any) -> None:
 
 
 class Watch:
-    """Notices when records are there and none comes."""
+    """Detect a stall: unread records exist and none has arrived for `timeout_s`."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -236,11 +236,11 @@ class Watch:
     def check(self) -> None:
         idle_s = time.monotonic() - self._last
         if idle_s > self._timeout_s:
-            raise KafkaError(f"there are unread records and none came for {idle_s:.0f} s")
+            raise KafkaError(f"there are unread records and none arrived for {idle_s:.0f} s")
 
 
 def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:
-    """Why a broker's certificate will not be trusted next time either."""
+    """Return the certificate error that a retry will not resolve, else None."""
     cause = error.__context__  # kafka-python raises an error of its own while it handles this one
     if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code not in _NOT_NOW:
         return cause
@@ -252,12 +252,12 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _options(settings: KafkaSettings) -> dict[str, Any]:
-    """In kafka-python's words."""
+    """Translate the settings to kafka-python keyword arguments. Raises ConfigError: a file is missing."""
     options: dict[str, Any] = {
         "bootstrap_servers": [each.strip() for each in settings.bootstrap.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        "reconnect_backoff_max_ms": 250,
+        "reconnect_backoff_max_ms": 250,  # a broker that is back is used at once; `Backoff` spaces attempts
         "security_protocol": settings.security,
     }
     if settings.sasl_mechanism:
@@ -285,6 +285,6 @@ def _password(settings: KafkaSettings) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Without kafka-python's numbers and its repeated class name."""
+    """Return an error's first line without kafka-python's error number and repeated class name."""
     words = (str(error).splitlines() or [""])[0]
     return words.rsplit("Error: ", 1)[-1].strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""Reads all partitions of a topic in a thread, into a bounded queue, through whatever happens to the broker.
+"""Reads all partitions of a topic in a thread, into a bounded queue; survives restarts of the broker.
 
 Positions are the *next* offsets. Nobody else moves them: no consumer group owns partitions, an offset
 that has expired is an error, and a topic made again under the same name is another topic.
@@ -115,7 +115,10 @@ class KafkaReader:
         self._stored = dict(offsets)
 
     def behind(self) -> tuple[dict[int, int], float | None]:
-        """Return the records not yet durable by partition, and the time (ms) of the first in the queue."""
+        """Return the number of records not yet durable by partition, and the time of the first in the queue.
+
+        The time is in ms since 1970, None if the queue is empty. End offsets are as of the last discovery.
+        """
         with self._inbox.gate:
             ends, waiting = dict(self._inbox.ends), self._inbox.records
             oldest = waiting[0].timestamp if waiting else None
@@ -139,7 +142,7 @@ class KafkaReader:
     def _revive(self) -> None:
         """Replace a thread that hangs inside kafka-python: abandon it and start another."""
         if time.monotonic() - self._inbox.alive > 3 * self._limits.stall_timeout_s:
-            _log.warning("the Kafka client does not answer; starting another one")
+            _log.warning("the Kafka client hangs; starting another one")
             self._start()
 
     def _run(self, turn: int) -> None:
@@ -219,8 +222,8 @@ class KafkaReader:
         except LogTruncationError as error:
             self._identify(cluster)
             raise BrokerError(
-                f"The topic {self._settings.topic} lost records that were read already ({brief(error)}):"
-                " see to unclean leader elections, then read the topic into a new store."
+                f"The topic {self._settings.topic} lost records that were already read ({brief(error)}):"
+                " check for unclean leader elections, then read the topic into a new store."
             ) from error
         return []
 
@@ -236,7 +239,7 @@ class KafkaReader:
             inbox.gate.notify_all()
 
     def _identify(self, cluster: KafkaCluster) -> Topic:
-        """Return the topic's metadata if it is the one read before. Raises BrokerError."""
+        """Return the topic's metadata if it is the topic that was read before. Raises BrokerError."""
         name, known = self._settings.topic, self._known
         found = check_topic(self._settings, known, _patiently(lambda: cluster.topic(name), MISSING_S))
         self._known = known or Position(found.cluster, name, found.id, {})
@@ -302,11 +305,11 @@ class KafkaReader:
             gap = f"{where}: records {offset} to {begin - 1} expired before they were read"
             if offset < begin and not self._settings.skip_expired:
                 raise BrokerError(
-                    f"{gap}; give the topic a longer retention, and go on without them by setting"
+                    f"{gap}; give the topic a longer retention, and continue without them by setting"
                     " [source.kafka] skip_expired = true."
                 )
             if offset < begin:
-                _log.warning("%s; going on behind them", gap)
+                _log.warning("%s; continuing after them", gap)
                 consumer.seek(part, begin)
 
 

@@ -21,7 +21,7 @@ FORGET_MISSING = 1000  # schemas asked for in vain that are remembered
 
 
 class RegistryAway(Exception):
-    """The registry cannot be asked now: try again."""
+    """The registry is unreachable: try again."""
 
 
 class Registry:
@@ -38,7 +38,7 @@ class Registry:
         self._missing: dict[int, str] = {}
 
     def schema(self, number: int) -> Any:
-        """An Avro schema as fastavro has it parsed.
+        """Return an Avro schema, parsed by fastavro.
 
         Raises Unusable (there is none, or it is of another kind), RegistryAway, BrokerError (refused).
         """

@@ -30,7 +30,7 @@ CALL_MS = 15_000
 COMMIT_MS = 10_000
 LINGER_MS = 50  # a commit sends at once what waits
 TAIL = 20  # records of the progress topic looked at first, from its end
-FRAME_BYTES = 2**16  # of a record beside its value
+FRAME_BYTES = 2**16  # of a record besides its value
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
@@ -103,7 +103,7 @@ class KafkaSink:
             raise self._cluster.refusal(error) or SinkAway(brief(error)) from error
 
     def close(self) -> None:
-        """An open transaction is aborted by whoever resumes."""
+        """Release the connection. The next `resume` aborts an open transaction."""
         producer, self._producer = self._producer, None
         if producer is not None:
             let_go(producer)
@@ -140,21 +140,24 @@ class KafkaSink:
         return Outgoing(self.dead_letters, key, event.value, [*event.headers, *headers, *told])
 
     def _read_progress(self) -> EventId | None:
-        """What the last committed transaction led to. Raises BrokerError where it was somebody else's."""
+        """Return the position in the last progress record.
+
+        Raises BrokerError if another store or daemon wrote it.
+        """
         found = self._last_record(self.progress)
         if found is None:
             if self._last_record(self.assignments) is None:
                 return None
             raise BrokerError(
-                f"The topic {self.assignments} has records, but {self.progress} does not tell how far they"
-                " go: delete both, and this store publishes anew."
+                f"The topic {self.assignments} has records, but {self.progress} does not record their"
+                " position: delete both, and this store publishes from the beginning."
             )
         told = orjson.loads(found.value)
         place = (int(told["version"]), int(told["ordinal"]))
         if told["store"] != self._identity:
             raise BrokerError(
-                f"The topics {self._settings.topic}.* hold what another store published: go on with that"
-                " store, or delete them, and this one publishes anew."
+                f"The topics {self._settings.topic}.* hold what another store published: use that store,"
+                " or delete the topics, and this one publishes from the beginning."
             )
         if self._last is not None and told["instance"] != self._instance:
             raise BrokerError(
@@ -163,7 +166,7 @@ class KafkaSink:
         return place
 
     def _last_record(self, topic: str) -> Any:
-        """The last committed record of partition 0, or of another one; None: there is none."""
+        """Return the last committed record of partition 0, or else of another one; None: there is none."""
         consumer = self._cluster.connect(
             KafkaConsumer,
             group_id=None,
@@ -182,7 +185,7 @@ class KafkaSink:
             consumer.close(autocommit=False, timeout_ms=1_000)
 
     def _check_size(self, sent: Sequence[tuple[Outgoing, Any]], error: KafkaError) -> None:
-        """Raises BrokerError for a record that a topic will never take."""
+        """Raise BrokerError for a record that exceeds what a topic accepts."""
         failed = [(record, future.exception) for record, future in sent if future.is_done and future.failed()]
         for record, reason in [*failed, *([(sent[-1][0], error)] if sent else [])]:
             if isinstance(reason, _TOO_LARGE):

@@ -1,6 +1,6 @@
 """Kafka in: a topic of embeddings, all its partitions, as batches.
 
-Delivery: every record once in effect. The position of a batch goes into the store with what came of it, and
+Delivery: every record once in effect. The position of a batch is committed with its results, and
 after a crash reading begins there. What Kafka's own consumer groups know is for lag monitors only. A record
 that cannot be used goes to the dead letters in the same transaction. The sink is in `connectors.kafka.sink`.
 """
@@ -26,8 +26,8 @@ from engine.streams import Handler, Lag, SourceContext
 from engine.types import Applied, Batch, DeadLetter
 
 POSITION = "kafka"  # its name in the store
-MARKS_S = 10.0  # between batches that only pass the marks of transactions
-TOLD_S = 10.0  # between two lines of the log on dead letters, or on a registry that is away
+MARKS_S = 10.0  # between batches that only pass transaction markers
+TOLD_S = 10.0  # between two log lines about dead letters, or about an unreachable registry
 _log = logging.getLogger("shoal.kafka")
 
 
@@ -48,7 +48,7 @@ class KafkaSource:
         self._held: tuple[Sequence[Any], Position] | None = None  # records whose schemas are awaited
         self._passed = time.monotonic()  # when a batch was last handed over
         self._behind_since: float | None = None
-        self._letters = 0  # not told of yet
+        self._letters = 0  # dead letters not logged yet
         self._told_at: dict[str, float] = {}  # by the words
         self._named: set[str] = set()  # fields that are not understood
         group = f"shoal-{settings.collection.name}"
@@ -67,7 +67,10 @@ class KafkaSource:
             settled, letters = self._decoder.settle(records, self._dim(), int(self._clock() * 1000))
         except RegistryAway as problem:
             self._held = records, position
-            self._tell("the schema registry cannot be asked, and records wait: %s", problem)
+            self._tell(
+                "schema registry unreachable (%s); records are held until it answers: check registry_url",
+                problem,
+            )
             time.sleep(timeout_s)
             return None
         self._held = None
@@ -101,7 +104,7 @@ class KafkaSource:
         self._reader.close()
 
     def _marks_are_due(self, position: Position) -> bool:
-        """Marks of transactions are passed now and then, so that they do not expire as if unread."""
+        """Return whether to pass transaction markers now, so that they do not expire as if unread."""
         return dict(position.offsets) != self._stored and time.monotonic() - self._passed > MARKS_S
 
     def _tell_letters(self, letters: Sequence[DeadLetter]) -> None:
@@ -115,7 +118,7 @@ class KafkaSource:
             self._letters = 0
 
     def _tell_doubts(self, settled: Settled) -> None:
-        """Times that were taken though they are implausible, and fields without a meaning: each name once."""
+        """Log accepted records with implausible times, and unknown fields, each name once."""
         if settled.doubts:
             count, (_, reason) = len(settled.doubts), settled.doubts[0]
             self._tell("%d records were taken with a time that is hardly right; the first: %s", count, reason)
@@ -125,7 +128,7 @@ class KafkaSource:
             _log.warning("fields that are not understood are left out: %s", ", ".join(map(shown, fresh)))
 
     def _tell(self, words: str, *values: object) -> bool:
-        """A line of the log, unless there was the same one just now."""
+        """Log a line, unless the same one was logged within TOLD_S."""
         due = time.monotonic() - self._told_at.get(words, -TOLD_S) >= TOLD_S
         if due:
             _log.warning(words, *values)
@@ -134,7 +137,7 @@ class KafkaSource:
 
 
 def plan(settings: KafkaSettings, raw: bytes | None) -> str:
-    """What a daemon would read, in words. `raw`: the position in the store. Raises ShoalError as it would."""
+    """Describe what a daemon would read. `raw`: the position in the store. Raises ShoalError as it would."""
     known = Position.load(raw) if raw else None
     with KafkaCluster(settings) as cluster:
         try:
@@ -142,7 +145,7 @@ def plan(settings: KafkaSettings, raw: bytes | None) -> str:
         except KafkaError as error:
             refusal = cluster.refusal(error)
             raise refusal or BrokerError(
-                f"No broker can be asked at {settings.bootstrap} ({brief(error)}): start it, or set "
+                f"No broker answers at {settings.bootstrap} ({brief(error)}): start it, or set "
                 "[source.kafka] bootstrap."
             ) from error
     offsets = known.offsets if known else {}

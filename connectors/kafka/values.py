@@ -1,4 +1,4 @@
-"""The formats of Kafka records: what stands in a key, in a value and in its headers.
+"""The formats of Kafka records: key, value and headers.
 
 Keys are text or what Kafka's own serializers write; values are JSON, Avro or raw numbers, framed as schema
 registries do it or not. What cannot be used becomes a dead letter, with the record's own bytes.
@@ -48,7 +48,7 @@ class Decoder:
     def settle(
         self, records: Sequence[Any], dim: int | None, now_ms: int
     ) -> tuple[Settled, list[DeadLetter]]:
-        """The net effect of records, and what cannot be used. Raises RegistryAway, BrokerError."""
+        """Return the net effect of records, and the rejected ones. Raises RegistryAway, BrokerError."""
         rows = Rows(self._limits, now_ms)
         for number, record in enumerate(records):
             try:
@@ -75,7 +75,7 @@ class Decoder:
         return found
 
     def _key(self, raw: bytes | None) -> bytes:
-        """The item's key. Raises Unusable."""
+        """Return the item's key. Raises Unusable."""
         chosen = self._settings.key_format
         if chosen in _BINARY_KEYS and raw is not None:
             size, read = _BINARY_KEYS[chosen]
@@ -93,7 +93,7 @@ class Decoder:
             raise Unusable(f"{problem}; is it an {likely[0]}? then set key_format = {likely[0]}") from None
 
     def _format(self, headers: Mapping[str, bytes | None]) -> str:
-        """The header tells the format where there is one, the settings elsewhere. Raises Unusable."""
+        """Return the format: the header's if there is one, else the settings'. Raises Unusable."""
         told, chosen = headers.get(TYPE_HEADER), self._settings.value_format
         if told is None:
             return chosen
@@ -137,12 +137,12 @@ class Decoder:
 
 
 def is_framed(raw: bytes) -> bool:
-    """Whether a value begins as schema registries have it; no JSON begins so."""
+    """Return whether a value begins with a schema registry's frame; no JSON does."""
     return len(raw) > FRAME.size and raw[0] == 0
 
 
 def _dead_letter(record: Any, reason: str, most: int) -> DeadLetter:
-    """With the record's bytes, unless they are more than `most`; the topic has them still."""
+    """Return a dead letter, with the record's bytes unless they are more than `most`."""
     origin = f"{record.topic}/{record.partition}/{record.offset}"
     headers = [(name, value or b"") for name, value in record.headers]
     size = len(record.key or b"") + len(record.value or b"") + sum(len(n) + len(v) for n, v in headers)

@@ -1,6 +1,6 @@
 """The API's application: routes, documents and static files, behind the middleware.
 
-It reads the store beside its writer, without torch.
+It reads the store while the writer works, without torch.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ REVALIDATE = {"cache-control": "no-cache"}
 DESCRIPTION = """Which cluster is an item in now, and why?
 
 Every answer carries the `version` of the state it is of, and the `collection`. Answers that can be asked for
-again have an `ETag`; send it as `If-None-Match`. Pages go on with `cursor`. Errors are RFC 9457 problem
+again have an `ETag`; send it as `If-None-Match`. Pages continue with `cursor`. Errors are RFC 9457 problem
 documents: `detail` says what is wrong, `do` what to do about it."""
 
 documents = APIRouter(include_in_schema=False)
 
 
 def make_app(context: Context, keys: Keys) -> ASGIApp:
-    """The application behind its middleware."""
+    """Return the application behind its middleware."""
     return middleware.wrap(make_routes(context), context.settings.api, keys, context.meters)
 
 
 def make_routes(context: Context) -> FastAPI:
-    """The application: all routes."""
+    """Return the application with all routes."""
     app = FastAPI(
         title="Shoal",
         version=__version__,
@@ -101,7 +101,7 @@ class Page(Files):
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     document = get_openapi(
         title=app.title,
         version=app.version,

@@ -27,14 +27,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def check_type(request: Request, allowed: Sequence[str]) -> None:
-    """Raises Problem: the Content-Type is none of these."""
+    """Raise Problem if the Content-Type is none of these."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in allowed:
         raise Problem("wrong-type", f"The body must be {allowed[0]}, not {kind or 'of no type'}.")
 
 
 async def chunks(request: Request, limit: int, patience_s: float) -> AsyncIterator[bytes]:
-    """A body as it comes, decompressed: at most `limit` bytes, before and after. Raises Problem.
+    """Yield a body as it arrives, decompressed: at most `limit` bytes, before and after. Raises Problem.
 
     The chunks of a compressed body are of at most `encodings.CHUNK_BYTES`.
     """
@@ -50,7 +50,7 @@ async def chunks(request: Request, limit: int, patience_s: float) -> AsyncIterat
 
 
 async def _received(request: Request, limit: int, patience_s: float) -> AsyncIterator[bytes]:
-    """A body as the client sends it. Raises Problem: too large, too slow, ends early."""
+    """Yield a body as the client sends it. Raises Problem: too large, too slow, ends early."""
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
@@ -64,7 +64,7 @@ async def _received(request: Request, limit: int, patience_s: float) -> AsyncIte
             return
         except asyncio.TimeoutError:
             raise Problem("too-slow", f"The body came too slowly ({counted(got, 'byte')} so far).") from None
-        except ClientDisconnect:  # nobody reads this, but it is counted and logged as what it is
+        except ClientDisconnect:  # the client is gone, but the problem is counted and logged
             told = f"The client left in mid-body ({counted(got, 'byte')} so far)."
             raise Problem("bad-request", told) from None
         waited += time.monotonic() - start
@@ -75,13 +75,13 @@ async def _received(request: Request, limit: int, patience_s: float) -> AsyncIte
 
 
 async def read(request: Request, limit: int, patience_s: float) -> bytes:
-    """A whole body of JSON, unparsed. Raises Problem."""
+    """Return a whole JSON body, unparsed. Raises Problem."""
     check_type(request, JSON)
     return b"".join([chunk async for chunk in chunks(request, limit, patience_s)])
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """A body that is a JSON object. Raises Problem."""
+    """Parse a body that must be a JSON object. Raises Problem."""
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -92,7 +92,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def parse(model: type[M], raw: bytes) -> M:
-    """A body of a model's form. Raises Problem."""
+    """Parse a body into a model. Raises Problem."""
     try:
         return model.model_validate(parse_object(raw))
     except ValidationError as error:
@@ -102,7 +102,7 @@ def parse(model: type[M], raw: bytes) -> M:
 
 
 def parse_record(parser: records.Parser, raw: bytes, key: str) -> records.Record:
-    """The record that a body holds of the item `key`. Raises Problem."""
+    """Parse a body into the record of the item `key`. Raises Problem."""
     try:
         return parser.parse(raw, key)
     except Unusable as problem:
@@ -111,7 +111,7 @@ def parse_record(parser: records.Parser, raw: bytes, key: str) -> records.Record
 
 
 def matrix(rows: Any, most: int, dim: int | None) -> Float32:
-    """(n, d) of lists of numbers, 1 <= n <= most. `dim`: None, the first row's. Raises Problem.
+    """Convert lists of numbers to (n, d), 1 <= n <= most. `dim` None: the first row's. Raises Problem.
 
     Only the direction of a row counts. So each is divided by its largest component, which keeps every
     float64 within float32.
@@ -119,7 +119,8 @@ def matrix(rows: Any, most: int, dim: int | None) -> Float32:
     if not isinstance(rows, list) or not rows:
         raise Problem("invalid", "embeddings must be a list of vectors, and not an empty one.")
     if len(rows) > most:
-        raise Problem("too-large", f"{len(rows)} vectors at once; {most} are taken ([api] assign_max).")
+        found = f"{len(rows)} vectors in one request, at most {most} are allowed ([api] assign_max)."
+        raise Problem("too-large", found)
     wanted, checked = dim, list[Float64]()
     for at, row in enumerate(rows):
         try:

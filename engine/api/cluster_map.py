@@ -28,7 +28,7 @@ EXAGGERATION = 4.0  # of likeness, in the early steps
 PERPLEXITY = 8.0  # about so many neighbours count
 KNOWN_MIN = 3  # clusters that were on the map before, to turn a new one by
 ENLARGED = 1.25  # at most, to fill the square
-NEAR = 3  # neighbours told of each cluster
+NEAR = 3  # neighbours reported for each cluster
 TITLE_CHARS = 80
 TINY = 1e-12
 CLUSTERS = 200  # drawn at most, the largest
@@ -175,7 +175,7 @@ def _descend(places: Float64, likeness: Float64, steps: int, momentum: float) ->
 
 
 def _continued(old: Float64, known: Bool, alike: Float64) -> Float64:
-    """Initial positions: previous ones where known; new clusters beside the most similar known ones."""
+    """Return initial positions: previous ones; new clusters next to the most similar known ones."""
     begun = old.copy()
     weights = np.where(known, np.exp(30.0 * (alike - 1.0)), 0.0)[~known] + TINY * known
     begun[~known] = weights @ old / weights.sum(axis=1, keepdims=True)

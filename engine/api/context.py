@@ -47,7 +47,7 @@ class Context:
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """The application's lifespan."""
+        """Open all parts for the application's lifespan."""
         running = asyncio.create_task(self._run())
         running.add_done_callback(self._fail)
         yield
@@ -72,7 +72,7 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """All parts, for a handler that is asked so often that it has no dependencies."""
+    """Return all parts, for a handler so frequent that it has no dependencies."""
     context: Context = request.app.state.context
     return context
 

@@ -20,11 +20,11 @@ class Decoder(Protocol):
     """Decompresses a body that comes in chunks."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Parts of at most CHUNK_BYTES. Raises Problem: the body is damaged."""
+        """Yield parts of at most CHUNK_BYTES. Raises Problem: the body is damaged."""
         ...
 
     def end(self) -> None:
-        """Raises Problem: the body ended too early."""
+        """Raise Problem if the body ended too early."""
         ...
 
 
@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
 
 def decoder_of(coding: str) -> Decoder | None:
-    """For a Content-Encoding; None: the body is not compressed. Raises Problem: not supported."""
+    """Return a decoder for a Content-Encoding; None: not compressed. Raises Problem: not supported."""
     name = coding.strip().lower()
     if name in ("", "identity"):
         return None
@@ -56,7 +56,7 @@ def decoder_of(coding: str) -> Decoder | None:
 
 
 def encoder_of(coding: str) -> Encoder:
-    """For one of SUPPORTED."""
+    """Return an encoder for one of SUPPORTED."""
     if coding == "gzip":
         return zlib.compressobj(GZIP_LEVEL, wbits=GZIP)
     import zstandard
@@ -65,7 +65,7 @@ def encoder_of(coding: str) -> Encoder:
 
 
 def choose(accepted: str | None) -> str | None:
-    """The coding for an Accept-Encoding: of the highest q-value, then in our order; None: uncompressed."""
+    """Choose the coding for an Accept-Encoding: highest q-value, then in our order; None: uncompressed."""
     weights = _weights(accepted or "")
     best = max(SUPPORTED, key=lambda name: _weight(weights, name))
     weight = _weight(weights, best)
@@ -84,7 +84,7 @@ def _weights(header: str) -> dict[str, float]:
         try:
             found[name.strip().lower()] = float(value) if key.strip().lower() == "q" else 1.0
         except ValueError:
-            found[name.strip().lower()] = 0.0  # a q-value that nobody can read
+            found[name.strip().lower()] = 0.0  # an unreadable q-value
     return found
 
 

@@ -23,7 +23,7 @@ from engine.errors import ShoalError, StoreError
 from engine.events import BEGIN, EventId, EventRow, format_event_id, read_event_id
 from engine.storage.reader import Head, View
 
-RETRY_MS = 2000  # a client waits so long before it reconnects
+RETRY_MS = 2000  # a client's wait before it reconnects
 SLICE_EVENTS = 200  # read and sent at once: about a millisecond
 SLICES_KEPT = 16
 
@@ -46,7 +46,7 @@ class Slices:
         self._kept: dict[tuple[int, EventId, str | None], tuple[bytes, EventId, bool]] = {}
 
     def read(self, view: View, version: int, place: EventId, kind: str | None) -> tuple[bytes, EventId, bool]:
-        """The events after a place, the place after them, and whether there are more."""
+        """Return the events after a place, the place after them, and whether there are more."""
         key = version, place, kind
         found = self._kept.get(key)
         if found is None:
@@ -66,7 +66,7 @@ class EventStreams:
         self._slices, self._stopping = Slices(), False
 
     def respond(self, after: EventId | None, kind: str | None) -> Response:
-        """A stream of the events after `after`; None: of those to come. Raises Problem."""
+        """Return a stream of the events after `after`; None: of future ones. Raises Problem."""
         head = self._reader.view().head()
         if after:
             _check_place(head, after)
@@ -113,7 +113,7 @@ def place_of(text: str | None) -> EventId | None:
 
 
 def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Changes:
-    """A page of the log. Raises Problem: the log does not reach back to `after`."""
+    """Return a page of the log. Raises Problem: the log does not reach back to `after`."""
     if after:
         _check_place(view.head(), after)
     found = view.changes(after, limit, kind)
@@ -129,7 +129,7 @@ def page(view: View, after: EventId | None, limit: int, kind: str | None) -> Cha
 
 
 def _check_place(head: Head, place: EventId) -> None:
-    """Raises Problem: events after the place were deleted by retention, or it is not of this log."""
+    """Raise Problem if events after the place were deleted by retention, or it is not of this log."""
     if place[0] > head.version:
         detail = f"{format_event_id(place)} is ahead of this store, which has version {head.version}"
     elif place < head.forgot:
@@ -146,7 +146,7 @@ def _encode(event: EventRow) -> bytes:
 
 
 def _id(place: EventId) -> bytes:
-    """An id without data: no event, but a client remembers it as its place."""
+    """Return an id without data: no event, but clients remember it as their place."""
     return b"id: %d-%d\n\n" % place
 
 

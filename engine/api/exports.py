@@ -1,6 +1,6 @@
 """Exports of all assignments: each by a process of its own, read as fast as the client takes it.
 
-So an export costs the queries nothing but its share of the processor, whatever its size and form.
+So an export costs the queries only its share of the processor, whatever its size and format.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SLOT_TIMEOUT_S = 1.0  # a process ends a moment after its client has the last by
 
 
 class Export:
-    """A process that writes an export. Close it, whatever becomes of it."""
+    """A process that writes an export. Close it in any case."""
 
     def __init__(self, process: Process, deadline: float) -> None:
         self._process, self._deadline = process, deadline
@@ -38,14 +38,14 @@ class Export:
         """Read the head. Raises the ShoalError that the process met."""
         line = await self._in_time(self._output.readline())
         if not line:
-            raise StoreError("the export did not begin; see the daemon's log")
+            raise StoreError("the export did not start; see the daemon's log")
         head: dict[str, Any] = orjson.loads(line)
         if "error" in head:
             raise errors.load(head)
         self.head = head
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The export. Raises StoreError where the process fails or the time is up."""
+        """Yield the export. Raises StoreError where the process fails or the time is up."""
         while chunk := await self._in_time(self._output.read(CHUNK_BYTES)):
             yield chunk
         if await self._process.wait():
@@ -82,7 +82,7 @@ class Exports:
 
     @asynccontextmanager
     async def run(self, form: str, level: int | None) -> AsyncIterator[Export]:
-        """An export that has begun. Raises Problem (too many), NoStore, CorruptStore."""
+        """Start an export. Raises Problem (too many), NoStore, CorruptStore."""
         async with self._slot(), self._process(form, level) as export:
             yield export
 
@@ -92,7 +92,7 @@ class Exports:
             await asyncio.wait_for(self._slots.acquire(), SLOT_TIMEOUT_S)
         except asyncio.TimeoutError:
             most = self._bounds.exports_max
-            raise Problem("busy", f"{most} exports run already ([api] exports_max).") from None
+            raise Problem("busy", f"{most} exports are already in progress ([api] exports_max).") from None
         try:
             yield
         finally:

@@ -93,7 +93,7 @@ class Follower:
         woken.set()
 
     def growth_of(self, cluster: int) -> int | None:
-        """Members gained minus members lost; None while the log is still being read."""
+        """Return members gained minus members lost; None while the log is still being read."""
         return self.growth.of(cluster) if self.ready else None
 
     def _begin(self, view: View, head: Head) -> Iterator[None]:
@@ -113,6 +113,7 @@ class Follower:
             self.history.add(view.lineages(range(version, min(version + SLICE_VERSIONS, first))))
             yield
         self.history.since = max(self.history.since, known)
+        # Behind every event of the version before: ordinals are below 2^31.
         self._begun, self._place = first - 1, (first - 1, 2**31 - 1)
 
     def _take(self, view: View, version: int, events: list[Raw]) -> None:
@@ -175,7 +176,7 @@ class Growth:
         self._change(change)
 
     def of(self, cluster: int) -> int:
-        """Members gained minus members lost."""
+        """Return members gained minus members lost."""
         return self._net.get(cluster, 0)
 
     @property
@@ -186,7 +187,7 @@ class Growth:
         return Window(first.version, last.version, (last.time_ms - first.time_ms) / 1000)
 
     def ranked(self) -> Sequence[int]:
-        """The clusters that changed, the fastest growing first.
+        """Return the clusters that changed, the fastest growing first.
 
         Called in reader threads while the event loop counts on: an outdated order is sorted again.
         """
@@ -255,7 +256,7 @@ class History:
             self._forget(*self._events.popleft())
 
     def of(self, cluster: int, limit: int) -> list[EventId]:
-        """The newest `limit` events that mention a cluster, oldest first."""
+        """Return the newest `limit` events that mention a cluster, oldest first."""
         return self._places.get(cluster, [])[-limit:]
 
     def _forget(self, place: EventId, clusters: Iterable[int]) -> None:
@@ -268,6 +269,6 @@ class History:
 
 
 def mentioned(event: Raw) -> tuple[int, ...]:
-    """The clusters of a lineage event: its own, its sources, and those it went into."""
+    """Return the clusters of a lineage event: its own, its sources, and those it went into."""
     _, cluster, _, sources, into = event.parts
     return tuple(dict.fromkeys([cluster, *sources, *into]))

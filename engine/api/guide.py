@@ -23,7 +23,7 @@ FRAME = Path(__file__).resolve().parent / "static" / "guide" / "frame.html"
 INDEX = "index"
 HEADERS = {
     "cache-control": "no-cache",
-    # Browsers enforce it beside the API's own policy: a guide has no inline style, no data, no request.
+    # Browsers enforce it in addition to the API's own policy: a guide has no inline style, data or request.
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; font-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
@@ -51,7 +51,7 @@ def install(app: FastAPI) -> None:
 
 @lru_cache(maxsize=1)
 def names() -> Sequence[str]:
-    """The guides, in the order of the index; what the index does not name comes last."""
+    """Return the guides in the order of the index; those it does not name come last."""
     listed = re.findall(r"\]\((\w+)\.md\)", _read(INDEX))
     others = sorted({file.stem for file in GUIDES.glob("*.md")} - {INDEX, *listed})
     return [*listed, *others]
@@ -59,13 +59,13 @@ def names() -> Sequence[str]:
 
 @lru_cache(maxsize=1)
 def pictures() -> frozenset[str]:
-    """The pictures that guides show."""
+    """Return the pictures that guides show."""
     return frozenset(file.name for file in GUIDES.glob("*.png"))
 
 
 @lru_cache(maxsize=64)
 def page(name: str) -> str:
-    """A guide as HTML. Its links are relative, so that it also works behind a prefix of the path."""
+    """Return a guide as HTML, with relative links, so that it also works behind a path prefix."""
     up, beside = ("", "guide/") if name == INDEX else ("../", "")
     links = (
         f'      <a href="{beside}{other}"{_current(other == name)}>{escape(_title(other))}</a>'
@@ -97,7 +97,7 @@ def render(text: str, beside: str = "") -> str:
 
 
 def anchor(heading: str) -> str:
-    """The id of a heading, as code hosts make it: lower case, hyphens for spaces, no punctuation."""
+    """Return the id of a heading as code hosts make it: lower case, hyphens for spaces, no punctuation."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -113,7 +113,7 @@ def _markdown() -> MarkdownIt:
 
 
 def _block(renderer: Any, tokens: Sequence[Token], at: int, *_: Any) -> str:
-    """A block of code; like a table it scrolls within its own box, with the keyboard too."""
+    """Render a block of code; like a table it scrolls within its own box, also by keyboard."""
     return f'<pre tabindex="0"><code>{escape(tokens[at].content)}</code></pre>\n'
 
 

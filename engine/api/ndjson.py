@@ -1,4 +1,4 @@
-"""Bulk writes: NDJSON, taken in pieces as it comes; a line that cannot be used is named, the rest goes on."""
+"""Bulk writes: NDJSON, processed in pieces as it arrives; bad lines are reported, the others are written."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def take(request: Request, settings: Settings, reader: StoreReader, writes
 async def _pieces(
     request: Request, settings: Settings, parser: Parser, writes: WriteQueue
 ) -> AsyncIterator[Piece]:
-    """The lines of the body, in pieces bounded in lines and bytes."""
+    """Yield the lines of the body in pieces, bounded in lines and bytes."""
     bounds, lines, piece = settings.api, Lines(settings.limits.record_max_bytes), Piece(parser)
     async for chunk in bodies.chunks(request, bounds.bulk_max_bytes, bounds.patience_s):
         for start in range(0, len(chunk), SLICE_BYTES):

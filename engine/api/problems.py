@@ -28,6 +28,9 @@ RETRY_AFTER_S = 1
 LOG = logging.getLogger(__name__)
 
 
+NO_SUCH_ITEM = "Check the key; the item may not be ingested yet, or was deleted."
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of problem; its `type` is `urn:shoal:problem:<name>`."""
@@ -54,18 +57,18 @@ KINDS = {
             "Send one JSON document in UTF-8; NaN and Infinity are not JSON.",
         ),
         Kind("no-key", 401, "API key missing or invalid", "Send `Authorization: Bearer KEY`."),
-        Kind("wrong-host", 403, "Host not allowed", "Ask 127.0.0.1 or localhost."),
+        Kind("wrong-host", 403, "Host not allowed", "Use 127.0.0.1 or localhost in the URL."),
         Kind("writes-off", 403, "Writes disabled", "Set `[source] http = true`, or write to its source."),
-        Kind("not-found", 404, "Not found", "See /docs for what there is."),
-        Kind("no-such-item", 404, "Item not found", "Check the key: it may not have come yet, or be gone."),
-        Kind("no-such-cluster", 404, "Cluster not found", "List the living ones with GET /v1/clusters."),
+        Kind("not-found", 404, "Not found", "See /docs for the available paths."),
+        Kind("no-such-item", 404, "Item not found", NO_SUCH_ITEM),
+        Kind("no-such-cluster", 404, "Cluster not found", "List current clusters with GET /v1/clusters."),
         Kind("wrong-method", 405, "Method not allowed", "Use a method that the header Allow names."),
         Kind("too-slow", 408, "Request timeout", "Send it again, in one go or in smaller pieces."),
         Kind(
             "stale-cursor",
             410,
             "Cursor expired",
-            "Read the clusters or items you need anew, then go on with this answer's `cursor` as `after`.",
+            "Read the clusters or items you need again, then go on with this answer's `cursor` as `after`.",
         ),
         Kind(
             "too-large",
@@ -76,11 +79,11 @@ KINDS = {
         Kind("wrong-type", 415, "Unsupported media type", "Send the Content-Type `detail` names."),
         Kind("invalid", 422, "Invalid request", "Correct what `detail` names and send it again."),
         Kind("damaged", 500, "Store damaged", "Run `shoal check`; restore a backup."),
-        Kind("bug", 500, "Internal error", "Look at the daemon's log, and report it."),
-        Kind("busy", 503, "Server busy", "Come again after the seconds of Retry-After."),
-        Kind("writer-busy", 503, "Writer busy", "Come again after the seconds of Retry-After."),
-        Kind("writer-away", 503, "Writer unavailable", "Come again; if it stays so, see its log."),
-        Kind("not-ready", 503, "Not ready", "Come again after the seconds of Retry-After."),
+        Kind("bug", 500, "Internal error", "See the daemon's log, and report it."),
+        Kind("busy", 503, "Server busy", "Retry after Retry-After seconds."),
+        Kind("writer-busy", 503, "Writer busy", "Retry after Retry-After seconds."),
+        Kind("writer-away", 503, "Writer unavailable", "Retry; if it persists, check the writer's log."),
+        Kind("not-ready", 503, "Not ready", "Retry after Retry-After seconds."),
     )
 }
 
@@ -115,7 +118,7 @@ class ProblemDocument(BaseModel):
                     "title": "Item not found",
                     "status": 404,
                     "detail": "no item has the key 'a'",
-                    "do": "Check the key: it may not have come yet, or be gone.",
+                    "do": NO_SUCH_ITEM,
                 }
             ]
         },
@@ -180,7 +183,7 @@ def install(app: FastAPI) -> None:
     handle(ShoalError, of_error)
     handle(RequestValidationError, _of_validation)
     handle(HTTPException, _of_http)
-    handle(Exception, lambda error: Problem("bug", "This request met an error that nobody expected."))
+    handle(Exception, lambda error: Problem("bug", "Unexpected error; the daemon's log has details."))
 
 
 def _headers(kind: Kind) -> dict[str, str]:

@@ -17,7 +17,7 @@ Known = Annotated[str | None, Header(alias="If-None-Match", description="An ETag
 
 
 def reply(body: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    """A JSON response; nothing stores it unless `headers` say otherwise."""
+    """Return a JSON response, not cacheable unless `headers` say otherwise."""
     return Response(
         orjson.dumps(body), status, {"cache-control": "no-store", **(headers or {})}, "application/json"
     )

@@ -81,7 +81,7 @@ WINDOW: dict[str, Any] = {"from_version": 1, "to_version": 17, "seconds": 61.5}
 
 @example(**STAMP, **ITEM)
 class Item(ItemDetail):
-    """An item, and where it is."""
+    """An item and its clusters."""
 
 
 @example(**STAMP, items=[ITEM, None], missing=["articles:8"])
@@ -120,12 +120,12 @@ class ClusterPage(Stamped):
 
 @example(**STAMP, **CLUSTER, children=[9, 13], now=[], history=[EVENT], history_from=1)
 class Cluster(answers.ClusterDetail):
-    """A cluster, what it is made of, and its past."""
+    """A cluster, its children and its history."""
 
     growth: Growth
     history: Annotated[list[EventRow], Field(description="Its lineage events, oldest first, the newest 100.")]
     history_from: Annotated[
-        Version | None, Field(description="What came before is not known; null: still reading.")
+        Version | None, Field(description="First version with complete history; null while still loading.")
     ]
 
 
@@ -163,7 +163,7 @@ class Changes(Stamped):
     """A page of the event log, oldest first."""
 
     changes: list[EventRow]
-    cursor: Annotated[str, Field(description="Go on with it as `after`, also after the last page.")]
+    cursor: Annotated[str, Field(description="Pass it as `after` to continue, also after the last page.")]
     more: Annotated[bool, Field(description="There are further events by now.")]
 
 
@@ -185,7 +185,7 @@ class Summary(answers.Summary):
     """What the collection holds, and how its reader and writer do."""
 
     dim: Annotated[int | None, Field(description="Of the vectors; null before the first one.")]
-    cursor: Annotated[str, Field(description="GET /v1/changes with it as `after` tells what comes next.")]
+    cursor: Annotated[str, Field(description="Pass it as `after` to GET /v1/changes to read what follows.")]
     window: Window
     writes: Annotated[bool, Field(description="Whether items are taken over HTTP.")]
     writer: Annotated[
@@ -225,7 +225,9 @@ class ExplainedLevel(Node):
     cluster: ClusterId
     tau: Annotated[float, Field(description="Least linkage that links at this level.")]
     neighbors: list[Neighbor]
-    refused: Annotated[Neighbor | None, Field(description="The best that tau or density kept it from.")]
+    refused: Annotated[
+        Neighbor | None, Field(description="Most probable neighbour ruled out by tau or density.")
+    ]
     chain: Annotated[
         list[Linked], Field(description="From the node to the level's peak: the next level's node.")
     ]
@@ -265,7 +267,7 @@ class Explanation(Stamped):
 
 
 class AssignOne(TypedDict):
-    """Where a vector would go."""
+    """The cluster that a vector would join."""
 
     cluster: Annotated[ClusterId | str, Field(description='A final cluster\'s id, or "new".')]
     probability: Annotated[float, Field(ge=0, le=1, description="Of the most probable linkage.")]
@@ -274,7 +276,7 @@ class AssignOne(TypedDict):
 
 @example(**STAMP, answers=[{"cluster": 42, "probability": 0.93, "neighbor": "articles:7"}])
 class Assigned(Stamped):
-    """Where the vectors would go, in their order."""
+    """The clusters that the vectors would join, in their order."""
 
     answers: list[AssignOne]
 
@@ -287,7 +289,7 @@ class Near(TypedDict):
 
 
 class Face(TypedDict, total=False):
-    """What is shown of a peak's payload."""
+    """The fields of a peak's payload that the map shows."""
 
     title: str
     image: str
@@ -374,7 +376,7 @@ class Written(Stamped):
 
     written: Annotated[int, Field(ge=0, description="0: there was no item to delete.")]
     doubts: Annotated[
-        list[str], Field(description="What is hardly right, though taken: an implausible time.")
+        list[str], Field(description="Warnings about accepted records, e.g. an implausible time.")
     ]
     ignored: Annotated[list[str], Field(description="Names of fields that were not used.")]
 
@@ -396,7 +398,7 @@ class Line(TypedDict):
     ignored={"colour": 3},
 )
 class BulkWritten(Stamped):
-    """All lines that could be used are durable, as of this version."""
+    """All valid lines are durable, as of this version."""
 
     written: Annotated[int, Field(ge=0, description="Upserts, and deletes of items that there were.")]
     lines: Annotated[int, Field(ge=0, description="Empty ones too.")]
@@ -409,7 +411,7 @@ class BulkWritten(Stamped):
 
 
 class Rejected(TypedDict):
-    """Records that could not be used, since the start of the process that counts them."""
+    """Records rejected since the start of the process that counts them."""
 
     source: Annotated[int | None, Field(description="Of the writer's source; null: it does not answer.")]
     last: Annotated[str | None, Field(description="Why the source's last one was rejected.")]
@@ -418,7 +420,7 @@ class Rejected(TypedDict):
 
 @example(ready=False, reasons=["the writer does not run"], rejected={"source": None, "last": None, "http": 0})
 class Ready(TypedDict):
-    """Whether the daemon does all that it should."""
+    """Whether the daemon is ready; if not, why."""
 
     ready: bool
     reasons: Annotated[list[str], Field(description="Why not.")]

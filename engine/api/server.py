@@ -85,8 +85,8 @@ class Parser(httptools.HttpRequestParser):
 class Connection(HttpToolsProtocol):
     """HTTP connection with timeouts: `patience_s` to receive a request's head, and to drain a response.
 
-    Between requests a connection may rest for KEEP_ALIVE_S. Bodies are timed by who reads them. A wish for
-    another protocol is ignored, as RFC 9110, 7.8 lets a server do: Java's client has it in each request.
+    Between requests a connection may be idle for KEEP_ALIVE_S. `bodies` times the reading of bodies. A wish
+    for another protocol is ignored, as RFC 9110, 7.8 allows: Java's client sends one with each request.
     """
 
     bounds: ApiSettings
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
         self.parser = Parser(self)
         if len(self.connections) > self.bounds.connections_max:
             most = self.bounds.connections_max
-            self._refuse(Problem("busy", f"{most} connections are open already ([api] connections_max)."))
+            self._refuse(Problem("busy", f"{most} connections are already open ([api] connections_max)."))
         else:
             self._await_head()
 
@@ -174,7 +174,7 @@ class Connection(HttpToolsProtocol):
             self._awaited = self.loop.call_later(self.bounds.patience_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
-        self._refuse(Problem("too-slow", "The head of the request did not come in time."))
+        self._refuse(Problem("too-slow", "The request headers did not arrive within [api] patience_s."))
 
     def _refuse(self, problem: Problem) -> None:
         response = respond(problem, {"connection": "close"})

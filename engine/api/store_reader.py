@@ -30,7 +30,7 @@ class StoreReader:
         self._threads = ThreadPoolExecutor(THREADS, "reader")
 
     def view(self) -> View:
-        """The view, opened by the first call, from any thread. Raises StoreError."""
+        """Return the view; the first call, from any thread, opens it. Raises StoreError."""
         if self._view is None:
             with self._opening:
                 if self._view is None:

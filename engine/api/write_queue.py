@@ -1,4 +1,4 @@
-"""Group commit: writes that come while the writer is at work are gathered into one call of it.
+"""Group commit: writes that arrive while the writer is busy are gathered into one call of it.
 
 At most `[api] submits_max` calls are under way. The records of all requests that wait then go to the writer
 together, as many as fit, and become durable with one commit. So the number of clients does not bound how
@@ -26,7 +26,7 @@ FRAME_SHARE = 4  # of a frame to the writer: with one more record than fits, and
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What has come of some records, durable as of `version`; indices are those of the records given."""
+    """The outcome of some records, durable as of `version`; indices are those of the records given."""
 
     version: int
     rejected: Mapping[int, str]  # index -> reason
@@ -34,7 +34,7 @@ class Outcome:
     unknown: frozenset[int]  # deletes of keys that no item had
 
     def written(self, count: int) -> int:
-        """How many of `count` records changed or confirmed an item."""
+        """Return how many of `count` records changed or confirmed an item."""
         return count - len(self.rejected) - len(self.unknown)
 
 
@@ -86,7 +86,7 @@ class WriteQueue:
         self._start()
 
     def _take(self) -> list[_Waiting]:
-        """Requests whose records fit into one call; those that gave up are dropped."""
+        """Return requests whose records fit into one call; drop those that timed out."""
         group: list[_Waiting] = []
         count = size = 0
         while self._waiting:
@@ -118,7 +118,7 @@ class WriteQueue:
 
 
 def _part(answer: Body, indices: range) -> Outcome:
-    """What an answer says of the records at these indices."""
+    """Return the outcome of the records at these indices."""
     rejected, doubts = (
         {one["index"] - indices.start: one["reason"] for one in answer[name] if one["index"] in indices}
         for name in ("rejected", "doubts")

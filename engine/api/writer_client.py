@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The writer's last status; `told` is None where it gave none, for this `reason`.
+    """The writer's last status; `told` is None where there is none, for this `reason`.
 
-    `silent_s`: for so long a writer that is there has not answered.
+    `silent_s`: how long a writer that is running has not answered.
     """
 
     told: Body | None = None
@@ -53,7 +53,7 @@ class WriterClient:
         timeout_s: float | None = None,
         blob: bytes | None = None,
     ) -> Body:
-        """The writer's answer. Raises Problem (`[api] forwards_max` calls of `op` wait), ShoalError."""
+        """Call the writer; return its answer. Raises Problem (too many calls of `op` wait), ShoalError."""
         if self._calls.get(op, 0) >= self._calls_max:
             raise Problem("writer-busy", f"{self._calls[op]} requests wait for the writer already.")
         self._calls[op] = self._calls.get(op, 0) + 1

@@ -78,7 +78,7 @@ def adapt(
 
 
 def _plans(wish: AdaptOptions, plan: Plan) -> list[Plan]:
-    """What is tried: losses, each with the margins of the calibration range and fixed ones."""
+    """Return the plans to try: losses, each with the margins of the calibration range and fixed ones."""
     from engine.learning.losses import DEFAULTS, FIXED_MARGINS, Margins
 
     plans = [replace(plan, loss=name) for name in ([wish.loss] if wish.loss else DEFAULTS)]

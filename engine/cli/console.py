@@ -20,7 +20,7 @@ PIPE_WIDTH = 10_000  # of a table that no terminal shows: nothing is wrapped
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     import orjson
 
     sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
@@ -79,13 +79,13 @@ def need_distinct(files: Sequence[Path]) -> None:
 
 
 def need_companions(out: Path, companions: Sequence[Path]) -> None:
-    """Raise InputError where companions of `out` are there without it: they are the user's."""
+    """Raise InputError where companions of `out` exist without it: they are the user's."""
     if out.exists():
         return
     for each in companions:
         if each.exists():
             raise InputError(
-                f"{each} is there already, and would be replaced by what belongs to {out}: move it, or name "
+                f"{each} exists already, and would be replaced by what belongs to {out}: move it, or name "
                 "another file."
             )
 
@@ -98,7 +98,7 @@ def open_streams() -> None:
 
 
 def complain(sentence: str) -> None:
-    """A sentence on standard error."""
+    """Print a sentence on standard error."""
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -128,7 +128,7 @@ def tell_noise(source: object, names: Sequence[str], classes: Any) -> None:
 
 
 def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[object]]) -> None:
-    """`columns`: heading -> "left" or "right"."""
+    """Print a table. `columns`: heading -> "left" or "right"."""
     from rich.console import Console
     from rich.table import Table
 
@@ -145,7 +145,7 @@ def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Sequence[
 
 
 def printable(text: str) -> str:
-    """Keys are the users' bytes: control characters must not reach the terminal."""
+    """Escape control characters, which must not reach the terminal: keys are the users' bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -191,5 +191,5 @@ class Stop:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal handler for commands that have nothing to finish."""
+    """Handle a signal in a command that has nothing to finish: raise Interrupted."""
     raise Interrupted(number)

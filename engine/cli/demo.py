@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Stream and show. `make_source(digits, batch size)`; without a `store` there is a temporary one.
 
-    `rate`: digits a second, by default so that whoever opens the page sees it grow.
+    `rate`: digits a second; the default lets a viewer of the page see clusters grow.
     """
     if not exit_at_end:
         key_file.read(settings.api)  # the page's process would end for want of it, and nobody would be told
@@ -90,7 +90,7 @@ def run(
 
 @contextmanager
 def _writing(settings: Settings, answering: bool) -> Iterator[Writer]:
-    """The writer of `shoal serve`, fed by the demo; `answering` what the API asks."""
+    """Run the writer of `shoal serve`, fed by the demo."""
     from engine.collection.collection import Engine
     from engine.daemon.writer import Writer
     from engine.streams import NoSource
@@ -127,7 +127,7 @@ class _Page:
         self._listening.close()
 
     def watch(self, writer: Writer, stop: Stop) -> None:
-        """Both go on until a signal comes."""
+        """Keep writer and API running until a signal arrives."""
         while not stop.asked:
             self._child.look()
             writer.rest()
@@ -167,7 +167,7 @@ class _Wall:
             self._live.stop()
 
     def draw(self, frame: Frame) -> bool:
-        """Always True: go on."""
+        """Draw the state; return True, to continue."""
         if self._live:
             self._live.update(self._render(frame), refresh=True)
         elif frame.items >= self._told + 256 or frame.items == frame.total or not self._told:

@@ -49,13 +49,13 @@ class Digits:
 
 
 def payload(pixels: Float64, label: int) -> dict[str, Any]:
-    """What the page shows of a digit; it stretches the picture."""
+    """Return what the page shows of a digit; the page scales the picture up."""
     picture = base64.b64encode(png(pixels.reshape(8, 8) / 16)).decode()
     return {"title": f"a handwritten {label}", "image": f"data:image/png;base64,{picture}", "label": label}
 
 
 def png(grey: Float64) -> bytes:
-    """A PNG of grey levels (h, w), 0 to 1."""
+    """Return a PNG of grey levels (h, w), 0 to 1."""
     height, width = grey.shape
     levels = np.round(255 * grey).astype(np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in levels)  # each begins with its filter: none
@@ -79,7 +79,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What there is to see after a batch."""
+    """The clusters and events shown after a batch."""
 
     items: int
     total: int
@@ -91,7 +91,7 @@ class Frame:
 
 
 class Demo:
-    """Feeds a source to an engine and looks at what comes of it."""
+    """Feeds a source to an engine and collects the resulting clusters and events."""
 
     def __init__(self, engine: Engine, digits: Digits, show: int) -> None:
         self.engine, self.digits, self._show = engine, digits, show
@@ -107,7 +107,7 @@ class Demo:
         watch: Callable[[Frame], bool],
         take: Callable[[Batch], Applied] | None = None,
     ) -> bool:
-        """Until the stream ends, or `watch` returns False; returns whether it ended."""
+        """Run until the stream ends or `watch` returns False; return whether it ended."""
         take = take or self.engine.apply
         position = self.engine.store.position(source.name)
         with View.beside(self.engine.store) as view:
@@ -120,7 +120,7 @@ class Demo:
         return True
 
     def figures(self) -> Figures:
-        """Of what was streamed so far."""
+        """Return the figures of the items streamed so far."""
         clusters = clusters_by_number(self.engine.state)
         rebuilt = ari(rebuilt_clusters(self.engine), clusters)
         return measure(self.digits.labels, clusters, self.seconds, rebuilt, self._churn.rate)
@@ -161,7 +161,7 @@ class Demo:
         return Shown(row["cluster"], row["size"], picture, digit, float(counts[digit] / counts.sum()))
 
     def _listen(self, view: View) -> None:
-        """Of the new events, those worth telling: what became of clusters of some size."""
+        """Collect the new events worth showing: those of clusters of some size."""
         while changes := (answer := view.changes(self._seen, limit=1000))["changes"]:
             self._stories.extend(told for event in changes if (told := _story(event)))
             self._seen = read_event_id(str(answer["cursor"]))

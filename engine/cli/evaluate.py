@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WORST = 10  # classes that are named
 PIECES = 3  # clusters of a class that are named
-UNEVEN = 0.1  # difference of precision and recall that is worth a word
+UNEVEN = 0.1  # difference of precision and recall that is worth mentioning
 COLUMNS = ("Fb", "Fb_precision", "Fb_recall", "Fp", "NMI", "ARI_labels", "clusters", "singletons")
 
 
@@ -143,7 +143,7 @@ def _print(runs: Sequence[Run], labelled: Labelled, levels: bool) -> None:
 
 
 def _unevenness(best: Run, tried: Sequence[float]) -> str:
-    """What is wrong with the clusters, and what to try where it was not tried already; "": nothing is."""
+    """Return what is wrong with the clusters and what to try, unless it was tried already; "": nothing."""
     apart = best.figures.Fb_precision - best.figures.Fb_recall
     if abs(apart) <= UNEVEN:
         return ""
@@ -167,7 +167,7 @@ def _text(value: float | None) -> str:
 
 
 def _row(score: ClassScore, labelled: Labelled, run: Run) -> list[str]:
-    """A class, and the clusters that hold most of it, each with the class that it is mostly of."""
+    """Return a class's row: the clusters that hold most of it, each with its own majority class."""
     where = []
     for cluster, items in score.pieces[:PIECES]:
         inside = labelled.labels[run.clusters == cluster]
@@ -183,7 +183,7 @@ def _row(score: ClassScore, labelled: Labelled, run: Run) -> list[str]:
 
 
 def print_figures(figures: dict[str, Any], as_json: bool = False) -> None:
-    """The figures of an evaluation, for programs or for people."""
+    """Print the figures of an evaluation, for programs or for people."""
     if as_json:
         print_json(figures)
         return

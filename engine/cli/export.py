@@ -23,7 +23,7 @@ SUFFIXES = dict.fromkeys(("", ".ndjson", ".jsonl", ".json"), "ndjson") | dict.fr
 def export(
     settings: Settings, output: Path | None, form: str | None, level: str | None, as_json: bool
 ) -> None:
-    """A file appears when it is complete. Raises InputError, NoStore, CorruptStore."""
+    """Export all assignments; a file appears when complete. Raises InputError, NoStore, CorruptStore."""
     granularity = checked(level, read_finer, "--level")
     ending = output.suffix.lower() if output else ""
     chosen = form or SUFFIXES.get(ending)

@@ -1,4 +1,4 @@
-"""`ingest`: files into a store, batch by batch; interrupted, it goes on where it stopped."""
+"""`ingest`: files into a store, batch by batch; after an interruption it continues where it stopped."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Work:
         self.settings, self.as_json = settings, as_json
         self.counts: Counter[str] = Counter()
         self.rejects: list[str] = []
-        self._refused: Counter[str] = Counter()  # of the file at work, by reason; "": beyond so many
+        self._refused: Counter[str] = Counter()  # of the current file, by reason; "": beyond so many
         self.ignored: Counter[str] = Counter()
         self.useless: list[str] = []  # of files without a record that could be used, sentences
         self.version: int | None = None  # none: no file could be opened, and the store was left alone
@@ -81,7 +81,7 @@ class _Work:
         self.stopped = 0  # the signal's number
 
     def run(self, sources: Sequence[FileSource], strict: bool) -> list[str]:
-        """Returns the files that failed half-way."""
+        """Ingest all files; return those that failed half-way."""
         from engine.collection.collection import Engine
 
         failed = []
@@ -108,7 +108,7 @@ class _Work:
         return failed
 
     def _take(self, engine: Any, source: FileSource, progress: Progress, stop: Stop) -> bool:
-        """Returns whether the source was read to its end."""
+        """Ingest one source; return whether it was read to its end."""
         mark = source.begin(engine.store.positions())
         at, rejected, blank = mark.row, mark.rejected, mark.blank
         self._tell_notes(source)
@@ -162,7 +162,7 @@ class _Work:
         source.notes.clear()
 
     def _tell_refused(self, source: FileSource) -> None:
-        """How many more were rejected than those that were named."""
+        """Print how many more records were rejected than those printed, by reason."""
         for reason, count in () if self.as_json else self._refused.items():
             if not reason:
                 more = f"{count:,} more for other reasons, which --again --json names"
@@ -174,9 +174,9 @@ class _Work:
         self._refused.clear()
 
     def _tell_doubts(self, chunk: Chunk, before: int) -> None:
-        """The first one of a file; how many there are is in the summary."""
+        """Print the first doubt of a file; the summary has their number."""
         if chunk.doubts and not before:
-            complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is taken as it is, and so are others")
+            complain(f"doubtful: {printable(str(chunk.doubts[0]))}; it is kept, and so are others")
 
     def _tell_ignored(self, source: FileSource) -> None:
         self.ignored.update(source.ignored)
@@ -186,7 +186,7 @@ class _Work:
             )
             if len(source.ignored) > IGNORED:
                 named += f", and {counted(len(source.ignored) - IGNORED, 'more name')}"
-            complain(f"shoal: {source.shown}: not understood and left out: {printable(named)}.")
+            complain(f"shoal: {source.shown}: unknown fields, ignored: {printable(named)}.")
 
     def tell(self, unusable: Sequence[str]) -> None:
         counts = {name: self.counts[name] for name in COUNTS}
@@ -206,7 +206,7 @@ class _Work:
 
 
 def _progress() -> Progress:
-    """On standard error, and only where somebody watches."""
+    """Return a progress bar on standard error, shown only on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -82,13 +82,13 @@ def _need_fitting(request: TrainOptions) -> None:
     if request.among and not _is_tuning(request):
         raise InputError("--among is for fine-tuning on a few classes: with --start, without --space")
     if request.space and not (request.kind == "universal" and request.start):
-        raise InputError("--space is for going on from a universal model: name it with --start")
+        raise InputError("--space continues from a universal model: name that with --start")
     if request.adapter and not (request.space or (request.kind == "lander" and not request.start)):
         raise InputError("--adapter is for a new lander, or for learning a space with --start and --space")
 
 
 def _of_lander(request: TrainOptions) -> list[tuple[bool, str]]:
-    """What is wrong with the options of a lander, and in which words."""
+    """Return what is wrong with the options of a lander, as checks with their messages."""
     networks = request.teacher or request.base
     kept = request.variant or request.hidden
     begins = request.begin is not None and request.start is not None
@@ -100,13 +100,13 @@ def _of_lander(request: TrainOptions) -> list[tuple[bool, str]]:
         (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
         (
             bool(request.start and kept),
-            "a lander that goes on from --start keeps its shape: name no --variant or --hidden with it",
+            "a lander that continues from --start keeps its shape: name no --variant or --hidden with it",
         ),
     ]
 
 
 def _of_universal(request: TrainOptions) -> list[tuple[bool, str]]:
-    """What is wrong with the options of a universal model, and in which words."""
+    """Return what is wrong with the options of a universal model, as checks with their messages."""
     begins, width = request.begin is not None, bool(request.base and request.hidden)
     return [
         (request.variant is not None, "--variant is of a lander: name --kind lander with it"),
@@ -136,8 +136,8 @@ def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None
             raise checkpoints.missing(checkpoint)
     elif not request.resume:
         raise InputError(
-            f"{checkpoint} is left by an interrupted training: --resume goes on from it. Delete it to begin "
-            "anew"
+            f"{checkpoint} is left by an interrupted training: --resume continues from it. Delete it to "
+            "start over"
         )
 
 
@@ -146,12 +146,12 @@ def _beside(out: Path, ending: str) -> Path:
 
 
 def _written_at(path: Path) -> int:
-    """When a file was written; 0: there is none."""
+    """Return when a file was written; 0: there is none."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
-    """Say what is odd about the labels that are trained on; return the file's row in the report."""
+    """Warn about implausible labels; return the file's row in the report."""
     from connectors.files.labelled import read_labelled
     from engine.training import datasets, training_report
 
@@ -166,7 +166,7 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
 
 
 def _is_tuning(request: TrainOptions) -> bool:
-    """Whether the universal model is to be fine-tuned on a few classes."""
+    """Return whether the universal model is to be fine-tuned on a few classes."""
     return request.kind == "universal" and request.start is not None and not request.space
 
 
@@ -218,7 +218,7 @@ def _tuned_to_space(files: Sequence[Path], out: Path, request: TrainOptions, rep
 
 
 def _start(request: TrainOptions) -> Any:
-    """The model that a fine-tuning goes on from. Raises InputError beside options of other trainings."""
+    """Return the model that a fine-tuning starts from. Raises InputError with options of other trainings."""
     from engine.training.train import read_model
 
     if request.base or request.teacher or request.hidden:

@@ -52,7 +52,7 @@ AnyLevel = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows to print.")]
 
-Cursor = Annotated[str | None, typer.Option("--cursor", help="Go on where another page ended.")]
+Cursor = Annotated[str | None, typer.Option("--cursor", help="Continue where a page ended.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class FileOptions:
     """How files are read."""
 
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False
-    again: Annotated[bool, typer.Option("--again", help="Take files anew that were read before.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Read files again from their beginning.")] = False
     follow: Annotated[bool, typer.Option("--follow", help="Wait for more at the end of the file.")] = False
     key_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column or field of keys.")] = None
     vector_column: Annotated[str | None, typer.Option(metavar="NAME", help="... of embeddings.")] = None
@@ -84,7 +84,7 @@ class FileOptions:
 
 
 def event_id(text: str | None) -> str | None:
-    """Refuse what is no event's id, as any other argument that cannot be used."""
+    """Check an option's event id. Raises BadParameter, as for any other invalid argument."""
     from engine.events import format_event_id, read_event_id
 
     try:
@@ -116,7 +116,10 @@ def demo(
         typer.Option(metavar="N", min=1, help="Digits a second. Default: 60; with --exit all at once."),
     ] = None,
 ) -> None:
-    """Stream handwritten digits through it all, and watch, here and on the page that it serves."""
+    """Stream handwritten digits through the whole engine.
+
+    Watch the clusters here and on the page that the demo serves.
+    """
     from connectors.memory import MemorySource, Record
     from engine.cli.demo import run
     from engine.cli.digits import payload
@@ -137,12 +140,12 @@ def demo(
 @takes_records
 def serve(
     chosen: OfIndex,
-    check: Annotated[bool, typer.Option("--check", help="Say what would happen, and end.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check everything, then exit.")] = False,
 ) -> None:
-    """The daemon: records in, clusters kept up to date, API and page.
+    """Run the daemon: take records, serve API and page.
 
     Records come over HTTP or from Kafka, as the section [source] of the settings says. SIGTERM and
-    Ctrl-C finish the batch at work and end it.
+    Ctrl-C finish the current batch and stop it.
     """
     from engine.cli import parts
     from engine.cli import serve as command
@@ -169,11 +172,12 @@ def ingest(
     reading: FileOptions,
     json: Json = False,
 ) -> None:
-    """Upsert files into a store: .npz, .npy, .parquet, .feather, .arrow, .jsonl, .ndjson, .csv, .tsv.
+    """Upsert files into a store.
 
-    Text may be compressed (.gz, .zst). Interrupted, the same command goes on; finished, it changes
-    nothing; grown, it goes on where it ended. Records that cannot be used are named on standard error with
-    line or row and reason, and the rest goes on.
+    Formats: .npz, .npy, .parquet, .feather, .arrow, .jsonl, .ndjson, .csv, .tsv. Text may be compressed
+    (.gz, .zst). Run again, the command continues an interrupted file, skips a
+    finished one, and reads what a grown one has more. Rejected records are listed on standard error with
+    line or row and reason; the others are ingested.
     """
     from connectors.files.source import Options
     from engine.cli.ingest import ingest
@@ -208,7 +212,7 @@ def query(
     level: AnyLevel = None,
     json: Json = False,
 ) -> None:
-    """Say which cluster an item is in."""
+    """Print the cluster that an item is in."""
     from engine.cli import show
 
     show.query(chosen.settings(), key, level, json)
@@ -260,7 +264,10 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write the clusters of all items, of one version, as NDJSON or Parquet."""
+    """Write all items' clusters as NDJSON or Parquet.
+
+    They are of one version of the store.
+    """
     from engine.cli import export as exporting
 
     exporting.export(chosen.settings(), output, form, level, json)
@@ -293,9 +300,9 @@ def check(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
     json: Json = False,
 ) -> None:
-    """Look at everything that has to hold of a store.
+    """Check every invariant of a store.
 
-    Also beside a daemon. Changes nothing; ends with exit code 8 where something is wrong.
+    Works while a daemon runs. Changes nothing; ends with exit code 8 where something is wrong.
     """
     from engine.cli import operate
 
@@ -305,13 +312,13 @@ def check(
 @app.command()
 @takes_records
 def backup(
-    target: Annotated[Path, path_argument("DIR", "A folder that is not there yet.")],
+    target: Annotated[Path, path_argument("DIR", "A folder that does not exist yet.")],
     chosen: OfStore,
     json: Json = False,
 ) -> None:
     """Copy a store, also while a daemon writes it.
 
-    The copy is read again before it gets its name. It holds the input positions.
+    The copy is verified before it gets its name. It holds the input positions.
     """
     from engine.cli import operate
 
@@ -323,10 +330,10 @@ def backup(
 def restore(
     folder: Annotated[Path, path_argument("BACKUP", "Made by `shoal backup`.")],
     chosen: OfStore,
-    force: Annotated[bool, typer.Option("--force", help="Move a store that is there aside.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Move an existing store aside.")] = False,
     json: Json = False,
 ) -> None:
-    """Put a backup in the place of a store, once it is known to be good."""
+    """Replace a store by a backup, after verifying the backup."""
     from engine.cli import operate
 
     operate.restore(chosen.settings(), folder, force, json)
@@ -335,10 +342,10 @@ def restore(
 @app.command()
 @takes_records
 def rebuild(chosen: OfTaus, json: Json = False) -> None:
-    """Cluster a store's items anew, in a new generation.
+    """Cluster a store's items from scratch, in a new generation.
 
     For another model or setting, or a fresh calibration. Cluster ids follow their members, and what
-    changed is in the event log. A daemon goes on meanwhile.
+    changed is in the event log. A daemon keeps running meanwhile.
     """
     from engine.cli import operate
 
@@ -350,7 +357,7 @@ def rebuild(chosen: OfTaus, json: Json = False) -> None:
 def erase(key: Annotated[str, typer.Argument(metavar="KEY")], chosen: OfModel, json: Json = False) -> None:
     """Remove an item and every trace of it from a store.
 
-    From the event log, the index and unused space, too; says where else it may remain.
+    Also from the event log, the index and unused space. Prints where else it may remain.
     """
     from engine.cli import operate
 
@@ -360,7 +367,10 @@ def erase(key: Annotated[str, typer.Argument(metavar="KEY")], chosen: OfModel, j
 @app.command()
 @takes_records
 def compact(chosen: OfStore, json: Json = False) -> None:
-    """Write a store's file anew without unused space. A daemon goes on meanwhile."""
+    """Rewrite the file without unused space.
+
+    Works while a daemon runs.
+    """
     from engine.cli import operate
 
     operate.compact(chosen.settings(), json)
@@ -371,7 +381,7 @@ spaces.register(app)
 
 
 def main() -> None:
-    """One sentence for every expected error, and its exit code."""
+    """Run the command line; print one sentence for an expected error and exit with its code."""
     open_streams()
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
@@ -379,7 +389,7 @@ def main() -> None:
         try:
             app(prog_name="shoal")
         finally:
-            sys.stdout.flush()  # a full disk is told here; when Python ends, it is too late
+            sys.stdout.flush()  # a full disk is reported here; when Python ends, it is too late
     except ShoalError as problem:
         complain(f"shoal: {printable(str(problem))}")
         sys.exit(problem.exit_code)

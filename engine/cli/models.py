@@ -162,7 +162,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(tune)
-    model = typer.Typer(no_args_is_help=True, help="Bring models over.")
+    model = typer.Typer(no_args_is_help=True, help="Import models from other code.")
     model.command("import")(import_weights)
     app.add_typer(model, name="model")
 
@@ -175,7 +175,7 @@ def train(
 ) -> None:
     """Train a model on labelled embeddings.
 
-    A file is any that can be ingested, if its records have labels. A report is written beside the model.
+    A file is any that can be ingested, if its records have labels. A report is written next to the model.
     """
     from engine.cli import learn
 
@@ -211,7 +211,7 @@ def tune(
     """Choose tau, the granularity, by 20 to 200 judgements of people.
 
     Prints the expected BCubed F at each tau, and the command that applies the best one; changes nothing. With
-    labels of half of the items also level 0's tau. Ends with exit code 13 where the judgements do not tell.
+    labels of half of the items also level 0's tau. Ends with exit code 13 where the judgements do not decide.
     """
     from engine.cli.tune import tune as run
 
@@ -225,7 +225,7 @@ def import_weights(
         bool, typer.Option("--average/--no-average", help="Trained with --use_cluster_feat, or without.")
     ] = True,
     k: Annotated[
-        int, typer.Option("--k", min=1, help="Neighbours beside the item; their --knn_k counts it.")
+        int, typer.Option("--k", min=1, help="Neighbours without the item; their --knn_k counts it.")
     ] = 9,
     tau: Annotated[float, typer.Option("--tau", help="Least probability that links.")] = 0.5,
     levels: Annotated[int, typer.Option("--levels", min=1, help="Most levels, up to 32.")] = 10,

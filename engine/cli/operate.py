@@ -1,6 +1,6 @@
 """`check`, `backup`, `restore`, `rebuild`, `erase`, `compact`: operate a store.
 
-What changes a store goes through the daemon where one has it open, and is done here where none has.
+What changes a store goes through the daemon if one has it open, else it is done here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ WAIT_S = 86_400.0  # for an answer of the daemon: a rebuild of a large store tak
 
 
 def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
-    """Look at everything. Raises CorruptStore where something is wrong.
+    """Check every invariant and print the findings. Raises CorruptStore where something is wrong.
 
-    Also what kept it from looking at the partition: a model or settings that are not the store's.
+    Also raises the error that kept it from checking the partition: another model or settings than the
+    store's.
     """
     from engine.collection.check import check
 
@@ -31,7 +32,7 @@ def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
     report = check(settings, sample, seed)
     if as_json:
         facts = {**asdict(report), "counts": dict(report.counts), "seconds": time.monotonic() - start}
-        del facts["hindrance"]  # it is told under not_looked_at
+        del facts["hindrance"]  # it is reported under not_looked_at
         print_json({"ok": not report.total and not report.hindrance, **facts})
     else:
         print(
@@ -48,7 +49,7 @@ def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
             complain(f"found: {printable(finding)}")
     if report.total:
         raise CorruptStore(
-            f"{settings.store.path}: {counted(report.total, 'finding')}; what each of them asks for mends it"
+            f"{settings.store.path}: {counted(report.total, 'finding')}; each says how to fix it"
         )
     if not as_json:
         print("nothing is wrong" + (" in what was looked at." if report.not_looked_at else "."))
@@ -57,7 +58,7 @@ def check(settings: Settings, sample: int, seed: int, as_json: bool) -> None:
 
 
 def backup(settings: Settings, target: Path, as_json: bool) -> None:
-    """Copy the store, whoever writes it."""
+    """Copy the store, also while a daemon writes it."""
     from engine.storage.backup import back_up
 
     made = back_up(settings.store.path, target)
@@ -67,7 +68,7 @@ def backup(settings: Settings, target: Path, as_json: bool) -> None:
         return
     print(
         f"{target}: version {made.version} of {made.collection}, {counted(made.items, 'item')},"
-        f" {made.bytes / 1e6:,.1f} MB, read again and good."
+        f" {made.bytes / 1e6:,.1f} MB, verified."
     )
 
 
@@ -82,16 +83,16 @@ def restore(settings: Settings, folder: Path, force: bool, as_json: bool) -> Non
         return
     print(
         f"{settings.store.path}: version {made.backup.version} of {moment(made.backup.time_ms)},"
-        f" {counted(made.backup.items, 'item')}; input goes on from there."
+        f" {counted(made.backup.items, 'item')}; sources resume from its positions."
     )
     if made.aside:
-        print(f"the store that was there is now {made.aside}")
+        print(f"the previous store is now {made.aside}")
 
 
 def rebuild(settings: Settings, as_json: bool, flags: Mapping[str, str | int | float] | None = None) -> None:
-    """Make a new generation, with these settings; a daemon takes over those of them that are set.
+    """Make a new generation with these settings; a running daemon adopts those that are set.
 
-    `flags`: settings of the command line that file and environment lack; told, to be written there.
+    `flags`: settings of the command line that file and environment lack; printed, to be written there.
     """
     body = _renewed(settings)
 
@@ -122,7 +123,7 @@ def rebuild(settings: Settings, as_json: bool, flags: Mapping[str, str | int | f
 
 
 def _print_settings(flags: Mapping[str, Any]) -> None:
-    """As lines of TOML, each with its section."""
+    """Print settings as lines of TOML, each with its section."""
     for name, value in flags.items():
         section, _, key = name.partition(".")
         shown = str(Path(value).absolute()) if key in ("path", "adapter") and value else value
@@ -130,7 +131,7 @@ def _print_settings(flags: Mapping[str, Any]) -> None:
 
 
 def _renewed(settings: Settings) -> dict[str, Any]:
-    """What flags, file or environment say of model and index. For the rest a daemon has its own settings."""
+    """Return the model and index settings that flags, file or environment set; a daemon keeps its others."""
     told = {name: getattr(settings, name).model_dump(mode="json", exclude_unset=True) for name in RENEWED}
     for name in ("path", "adapter"):
         if told["model"].get(name):
@@ -146,8 +147,8 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
 
         if settings.source.publishes:
             raise WriterAway(
-                "the deletion has to be published before the log forgets the item, and only the daemon does "
-                "that: start `shoal serve`, then run this again"
+                "the deletion must be published before the log forgets the item, and only the daemon "
+                "publishes: start `shoal serve`, then run this again"
             )
         with Engine.open(settings) as engine:
             return asdict(engine.erase(key))
@@ -166,8 +167,8 @@ def erase(settings: Settings, key: str, as_json: bool) -> None:
 
 
 def elsewhere(settings: Settings) -> list[str]:
-    """Where Shoal has put copies, or taken items from, that are not the store's."""
-    places = ["backups of the store, and what was moved aside by a restore", "logs of whoever sent it"]
+    """Return the places outside the store where Shoal has put copies of an item, or read it from."""
+    places = ["backups of the store, and what was moved aside by a restore", "logs of its sender"]
     kafka = settings.source.kafka
     if kafka:
         topics = ", ".join(f"{kafka.topic}{end}" for end in ("", ".assignments", ".dlq"))
@@ -178,7 +179,7 @@ def elsewhere(settings: Settings) -> list[str]:
 
 
 def compact(settings: Settings, as_json: bool) -> None:
-    """Give unused space back."""
+    """Rewrite the store's file without unused space."""
 
     def offline() -> dict[str, Any]:
         from engine.storage.store import Store
@@ -195,18 +196,18 @@ def compact(settings: Settings, as_json: bool) -> None:
 
 
 def _say_what_brings_over(path: Path, found: int) -> None:
-    """On standard error: a store of an earlier release is not read before a rebuild."""
+    """Print on standard error that a store of an earlier release needs a rebuild before it can be read."""
     from engine.storage import schema
 
     if found == schema.REBUILT_FROM:
         old = f"{path} was made by an earlier release (format {found})"
-        complain(f"{old}; run `shoal rebuild` once to bring it over.")
+        complain(f"{old}; run `shoal rebuild` once to upgrade it.")
 
 
 def _through(
     settings: Settings, op: str, body: Mapping[str, Any], offline: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Ask the daemon for it, or do it here where there is none. Raises as either does."""
+    """Have the daemon do `op`, or call `offline` where no daemon runs. Raises as either does."""
     path = settings.store.path
     require_file(path)
     start = time.monotonic()

@@ -1,6 +1,6 @@
 """Options that several commands share, and records of options.
 
-A command may take frozen records beside single arguments: each field of a record is an option, and carries it
+A command may take frozen records and single arguments: each field of a record is an option, and carries it
 as its annotation. `takes_records` shows such a function to Typer.
 """
 

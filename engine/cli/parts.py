@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """A process as `engine.daemon.supervisor` starts it: NAME --parent PID [--listen HANDLE]."""
+    """Run a process started by `engine.daemon.supervisor`: NAME --parent PID [--listen HANDLE]."""
     open_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the daemon says when to end
     parser = ArgumentParser()
@@ -54,7 +54,7 @@ def work(name: str, parent: int, listen: int) -> None:
 
 
 def open_source(context: SourceContext) -> Source:
-    """The source of the settings, for the writer."""
+    """Return the source that the settings name, for the writer."""
     if context.settings.source.kafka:
         from connectors.kafka.source import KafkaSource
 
@@ -69,7 +69,7 @@ def open_source(context: SourceContext) -> Source:
 
 
 def plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> str:
-    """What comes in, in words."""
+    """Describe the source that the settings name."""
     if chosen.source.kafka:
         from connectors.kafka.source import POSITION, plan
 
@@ -80,7 +80,7 @@ def plan_source(chosen: Settings, position: Callable[[str], bytes | None]) -> st
 
 
 def open_sink(chosen: Settings, collection: str, identity: str) -> Sink:
-    """Where the publisher publishes to."""
+    """Return the sink that the publisher publishes to."""
     from connectors.kafka.sink import KafkaSink
 
     assert chosen.source.kafka is not None

@@ -16,7 +16,7 @@ PlanSource = Callable[[Settings, Callable[[str], "bytes | None"]], str]
 
 
 def serve(settings: Settings) -> None:
-    """Until SIGTERM or Ctrl-C."""
+    """Run the daemon until SIGTERM or Ctrl-C."""
     key_file.read(settings.api)  # before any process is started: it takes no time to find it wrong
     logs.configure("daemon")
     supervisor.serve(settings)

@@ -18,7 +18,7 @@ from engine.types import Themes
 
 
 def query(settings: Settings, key: str, level: str | None, as_json: bool) -> None:
-    """Where an item is."""
+    """Print an item and its cluster."""
     chosen = checked(level, read_level, "--level")
     if step := step_of(chosen):
         _query_theme(settings, key, step, as_json)
@@ -42,7 +42,7 @@ def query(settings: Settings, key: str, level: str | None, as_json: bool) -> Non
 def clusters(
     settings: Settings, level: str | None, order: str, cursor: str | None, limit: int, as_json: bool
 ) -> None:
-    """A page of clusters, or of themes."""
+    """Print a page of clusters, or of themes."""
     chosen = checked(level, read_level, "--level")
     if step := step_of(chosen):
         grouping = _grouping(settings, step)
@@ -99,7 +99,7 @@ def _show_themes(answer: ThemePage, step: int, as_json: bool) -> None:
 
 
 def _grouping(settings: Settings, step: int) -> Themes:
-    """The themes that the writer has, or, where none runs, those that follow from the store."""
+    """Return the writer's themes or, without a writer, those computed from the store."""
     path = settings.store.path
     require_file(path)
     with Control(path, settings.api.forward_timeout_s) as control:
@@ -114,7 +114,7 @@ def _grouping(settings: Settings, step: int) -> Themes:
 
 
 def members(settings: Settings, cluster: int, cursor: str | None, limit: int, as_json: bool) -> None:
-    """A page of a cluster's items."""
+    """Print a page of a cluster's items."""
     with View.open(settings.store.path) as view:
         answer = view.members(cluster, cursor, limit)
     if as_json:
@@ -129,14 +129,14 @@ def members(settings: Settings, cluster: int, cursor: str | None, limit: int, as
 
 
 def changes(settings: Settings, after: str | None, limit: int, as_json: bool) -> None:
-    """A page of the event log."""
+    """Print a page of the event log."""
     with View.open(settings.store.path) as view:
         answer = view.changes(read_event_id(after) if after else None, limit)
     if as_json:
         print_json(answer)
         return
     if answer["gap"]:
-        print("Events between this place and the first one below were forgotten.")
+        print("Events between this place and the first one below are no longer in the log.")
     print_table(
         f"changes of {answer['collection']}, version {answer['version']}",
         {"event": "left", "what": "left"},

@@ -75,9 +75,9 @@ class EncoderOptions(TrainingOptions):
 class AdaptOptions:
     """What adapter is made, and when it is written."""
 
-    kind: Annotated[
-        str, typer.Option(metavar="linear|mlp", help="One matrix, or a hidden layer beside it.")
-    ] = "linear"
+    kind: Annotated[str, typer.Option(metavar="linear|mlp", help="One matrix, or also a hidden layer.")] = (
+        "linear"
+    )
     dim: Annotated[int, typer.Option(min=2, max=1024, help="Components that it makes.")] = 128
     loss: Annotated[
         str | None,
@@ -125,7 +125,7 @@ def opis(
         str | None, typer.Option(metavar="NAME", help="With --store: their field. Default: label.")
     ] = None,
 ) -> None:
-    """Measure how consistent one threshold is over the classes of a labelled set.
+    """Measure how consistent one threshold is over classes.
 
     Prints OPIS, epsilon-OPIS, recall at 1, the worst classes, and a threshold with its error rates.
     Up to 20,000 items the figures are exact; beyond that they are sampled, with standard errors.
@@ -158,7 +158,7 @@ def opis(
 
 
 def _stored(store: Path | None, label: str) -> LabelledSet:
-    """The items of a store whose payload has a label; a daemon may write on."""
+    """Read the items of a store whose payload has a label; a daemon may be writing."""
     import numpy as np
     import orjson
 
@@ -189,7 +189,7 @@ def adapt(
 ) -> None:
     """Learn an adapter that makes one threshold fit all classes.
 
-    A base loss with the threshold-consistent margin beside it. Prints consistency, recall and the engine's
+    A base loss plus the threshold-consistent margin. Prints consistency, recall and the engine's
     clusters before and after, on held-out classes; an adapter that makes them worse is not written.
     """
     from engine.cli import adapt as command
@@ -248,7 +248,7 @@ def encode_adapt(
 
 
 def _plan(options: TrainingOptions, loss: str | None, default: tuple[float, float] | None = None) -> Plan:
-    """How to train. `default`: margins where none are named. Raises InputError."""
+    """Return the plan of the options. `default`: margins where none are named. Raises InputError."""
     from engine.learning.losses import Margins
     from engine.learning.training import Plan
 
@@ -269,7 +269,7 @@ def _plan(options: TrainingOptions, loss: str | None, default: tuple[float, floa
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal's standard error; it is told the share done."""
+    """Show a bar on a terminal's standard error; the value is called with the share done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""`tune`: the tau that people's judgements ask for; and the pairs that are worth judging."""
+"""`tune`: choose tau by people's judgements, and propose pairs to judge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.evaluation.judgements import Labels, Pairs
     from engine.evaluation.tuning import Choice
 
-# Fewer ones are told apart by fewer judgements; lower ones join so much that few pairs there are the same.
+# Fewer taus need fewer judgements to tell apart; lower ones join so much that few pairs there are the same.
 TAUS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.99"
 SHOWN_MAX = 300  # characters of an item's text in a proposal
 
@@ -44,7 +44,7 @@ def tune(
 
     `store` and `config`: as the command line names them.
 
-    Raises Undecided where the judgements do not tell, InputError where they cannot be used.
+    Raises Undecided where the judgements do not decide, InputError where they cannot be used.
     """
     if wish.pairs and wish.labels:
         raise InputError("name judged pairs with --pairs, or labels with --labels, not both")
@@ -93,7 +93,7 @@ class Found:
 
 @contextmanager
 def _store(settings: Settings, file: Path | None) -> Iterator[Settings]:
-    """The settings of a store to read: the user's, or one made of the file that is gone afterwards."""
+    """Yield settings of the store to read: the user's, or a temporary one made of the file."""
     if file is None:
         yield settings
         return
@@ -151,7 +151,7 @@ def _propose(sweep: Sweep, count: int, wish: TuneOptions) -> None:
 
 
 def _shown(payload: bytes) -> str:
-    """What people see of an item: its text or title, else the payload without its label."""
+    """Return what people see of an item: its text or title, else the payload without its label."""
     document = orjson.loads(payload) if payload else ""
     if isinstance(document, dict):
         named = [str(document[name]) for name in ("title", "text") if document.get(name)]
@@ -197,7 +197,7 @@ def _choose(sweeper: Sweeper, taus: Sequence[float], wish: TuneOptions) -> Found
 
 
 def _command(found: Found, settings: Settings, file: Path | None, config: Path | None) -> str:
-    """What applies the chosen taus, under the same other settings. `config`: the file that -c named."""
+    """Return the command that applies the chosen taus, and keeps the other settings. `config`: of -c."""
     base = found.base.base_tau if found.base else found.base_now
     told = {"--tau": found.tau} | ({} if base is None else {"--base-tau": base})
     variables: dict[str, object] = {}

@@ -14,9 +14,10 @@ import numpy as np
 from engine.types import Epoch, Int16, Int64
 from engine.vectors import DOT_SCALE
 
-LEAST_ITEMS = 16  # below, the model card's values serve
-EARLY_ITEMS = 4096  # checked at each power of two up to here, then after a quarter more or less
-DRIFT = 0.1
+LEAST_ITEMS = 16  # below, the model card's values serve: so few vectors do not determine a deviation
+# Up to here checked at each doubling, as early estimates move most; then at a quarter more or less.
+EARLY_ITEMS = 4096
+DRIFT = 0.1  # of the deviation; a new epoch re-clusters everything, so small drifts are left
 LEAST_DEVIATION = 2.0**-10
 PENDING = 1024  # vectors that wait to be added up: a product of many costs little more than one of few
 
@@ -104,7 +105,7 @@ class Calibration:
 
 
 def sum_and_gram(grid: Int16) -> tuple[Int64, Int64]:
-    """The sum (d,) and the Gram matrix (d, d) of grid vectors, exact.
+    """Return the exact sum (d,) and Gram matrix (d, d) of grid vectors, int64.
 
     Float64 products of integers are exact as long as sums stay below 2^53: blocks of 2^20 rows do.
     """

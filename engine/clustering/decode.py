@@ -19,7 +19,7 @@ ROOT = -1  # the parent of a peak
 
 @njit(cache=True, nogil=True)
 def densities(rows: Int32, k: int, dots: Int32, lengths: Int32, linkage: Float32) -> Float32:
-    """d_i = mean over N(i) of s_ij (2 p_ij - 1), float32 (m,); 0 without neighbours."""
+    """Return d_i = mean over N(i) of s_ij (2 p_ij - 1) of `rows` (m,), float32; 0 without neighbours."""
     out = np.zeros(len(rows), np.float32)
     for t in range(len(rows)):
         i = rows[t]
@@ -49,8 +49,8 @@ class Order(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def parents(rows: Int32, k: int, tau: np.float32, edges: Edges, order: Order) -> Int32:
-    """The candidate of highest p_ij (then smallest hash) among the j in N(i) with p_ij > tau and
-    (d_j, hash_j) above (d_i, hash_i); ROOT if there is none. int32 (m,)."""
+    """Return the parent of each of `rows` (m,), int32: of the j in N(i) with p_ij > tau and (d_j, hash_j)
+    above (d_i, hash_i), the one of highest p_ij, then smallest hash; ROOT if there is none."""
     neighbors, linkage = edges.neighbors, edges.linkage
     density, hashes = order.density, order.hashes
     out = np.full(len(rows), np.int32(ROOT))
@@ -77,8 +77,10 @@ def roots(
 ) -> tuple[Int32, Int32]:
     """Re-hang the subtrees under rows whose parent changed; writes `root`.
 
-    Returns the rows that got another root, int32, and the root each had before. A child of i has i in
-    its list, so the chains of `heads` and `links` lead to all children.
+    `changed` (m,); `parent`, `root`, `heads` (n,) and `links` (n, width, 2): columns of the level, see
+    `ListArrays`. `marks` (n,): scratch, zero before and after. Returns the rows that got another root, int32
+    (moved,), and the root each had before. A child of i has i in its list, so the chains of `heads` and
+    `links` lead to all children.
     """
     width = links.shape[1]
     rows = [np.int32(0) for _ in range(0)]

@@ -1,4 +1,4 @@
-"""What the level-0 edges between and within two supernodes' members say: sums over those edges.
+"""Evidence: level-0 edge statistics within and between supernodes.
 
 A supernode's entry for a partner sums up the edges out of its own members into the partner's: how many
 they are, their p and their similarity. Entries of one level follow from the level below and its trees: at
@@ -39,7 +39,7 @@ class Trees(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """The evidence of some supernodes, computed anew: entries side by side, by rising partner."""
+    """The recomputed evidence of some supernodes: their entries one after the other, by rising partner."""
 
     counts: Int32  # (m,)
     partners: Int32  # (e,)
@@ -74,7 +74,7 @@ class Evidence(Columns):
         return EvidenceArrays(self.starts, self.counts, self._partners, self._sums, self.totals)
 
     def update(self, rows: Int32, gone: Int32, trees: Trees, sources: Sources, capacity: int) -> Int32:
-        """Compute the entries of `rows` anew and drop those of `gone`; return the rows that differ.
+        """Recompute the entries of `rows` and drop those of `gone`; return the rows that differ.
 
         `rows`: live, distinct; all whose members, or edges of members, or the trees of those edges'
         ends changed. `capacity`: of the level.

@@ -64,13 +64,13 @@ class Hierarchy:
         self._climb(delta, self.base.recluster(delta, delta.new, epoch, watch), epoch, True, watch)
 
     def retune(self, tau: float, base_tau: float | None, epoch: Epoch) -> None:
-        """Cluster anew at other taus, `base_tau` that of level 0: it has its linkage already."""
+        """Cluster again at other taus, `base_tau` that of level 0, whose linkage is kept."""
         self.shape = replace(self.shape, tau=tau, base_tau=base_tau)
         self.base.retune(self.shape)
         self.climb(epoch)
 
     def climb(self, epoch: Epoch) -> None:
-        """Cluster the levels above level 0 anew."""
+        """Cluster the levels above level 0 from scratch."""
         del self.levels[1:]
         base = self.base
         base.above[: base.nodes.rows] = -1

@@ -28,7 +28,14 @@ class Linkage(Protocol):
     hidden: int  # floats of a node that `embed` returns
     cache_widths: tuple[int, int]  # floats of a node and of an edge in `engine.types.Cache`
 
-    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32: ...
+    def embed(self, graph: KnnGraph, epoch: Epoch, rows: Int32, cache: Cache | None = None) -> Float32:
+        """Return the embeddings of the distinct nodes `rows` (m,), float32 (m, hidden).
+
+        Reads the lists of `rows` and of their neighbours, and their features. Valid entries of `cache` are
+        read, missing ones added; the caller invalidates those of changed nodes, and discards the cache if
+        the call fails.
+        """
+        ...
 
     def link(
         self,
@@ -38,7 +45,13 @@ class Linkage(Protocol):
         sources: Int32,
         ranks: Int32,
         cache: Cache | None = None,
-    ) -> Float32: ...
+    ) -> Float32:
+        """Return p of the edges from `sources` (e,) to their neighbours at `ranks` (e,), float32 (e,).
+
+        `hidden` (n, hidden): embeddings by row, valid at both ends of each edge. Reads the lists of both
+        ends, and their features. `cache`: as in `embed`.
+        """
+        ...
 
 
 class Model(Protocol):
@@ -62,7 +75,7 @@ class Shape:
     tau: float
     max_levels: int
     base_width: int = 16  # neighbours kept per item
-    peak_width: int = 32  # neighbours kept per supernode: peaks come and go
+    peak_width: int = 32  # neighbours kept per supernode: peaks come and go with every batch
     search_width: int = 100  # see `Neighborhood`
     holders_max: int = 64
     base_tau: float | None = None  # level 0's; None: tau
@@ -89,9 +102,9 @@ class Delta:
 class Moves:
     """Rows whose tree changed: its root before and after, -1 for none."""
 
-    rows: Int32
-    before: Int32
-    after: Int32
+    rows: Int32  # (m,)
+    before: Int32  # (m,)
+    after: Int32  # (m,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +204,10 @@ class Level(Columns):
         )
 
     def add(self, vectors: Int16, hashes: UInt64) -> Int32:
+        """Add nodes with vectors (m, d) and hashes (m,); return their rows, int32 (m,).
+
+        They are in no list and no index until `update`.
+        """
         rows = self.nodes.add(vectors, hashes)
         self.prepare(rows)
         return rows
@@ -211,7 +228,7 @@ class Level(Columns):
     ) -> Clustered:
         """Run the stages after the lists. `changed`: live rows whose N(i) or features changed.
 
-        Each stage goes on only with what changed in its bits.
+        Each stage continues only with rows whose bits changed.
         """
         graph = self.graph()
         cache = Cache(self.cached_nodes, self.node_valid, self.cached_edges, self.edge_valid)
@@ -227,7 +244,7 @@ class Level(Columns):
         return Clustered(moves, rewritten, judged, [work])
 
     def retune(self, shape: Shape) -> None:
-        """Take another shape, which differs in tau alone; parents and roots follow from the linkage."""
+        """Change to a shape that differs in tau alone; recompute parents and roots from the linkage."""
         self.shape, tau = shape, shape.tau_at(self.is_base)
         if tau != self.tau:
             self.tau = tau
@@ -267,7 +284,7 @@ class Level(Columns):
         rows = self._by_tree(self.lists.affected_nodes(changed))
         sources, ranks = self.lists.affected_edges(rows, changed)
         fresh = self.model.link(graph, epoch, self.hidden, sources, ranks, cache)
-        if np.isnan(fresh).any():  # then no neighbour would be the denser one, and trees would be rings
+        if np.isnan(fresh).any():  # NaN breaks the density order, so parent links could form cycles
             raise InputError("the model's p is not a number: its weights are too large. Train it again")
         return len(sources), _write_edges(self.linkage, sources, ranks, fresh)
 

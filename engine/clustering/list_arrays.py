@@ -36,7 +36,7 @@ class Offers(NamedTuple):
 
 
 class Near(NamedTuple):
-    """Where to look for lists near a newcomer."""
+    """Search results and bounds for `nearby`."""
 
     found: Int32  # (new, searched), what its own search found
     k: int
@@ -75,7 +75,7 @@ def _unlink(cell: int, target: int, lists: ListArrays) -> None:
 
 @njit(cache=True, nogil=True, inline="always")
 def _move(source: int, goal: int, lists: ListArrays) -> None:
-    """The entry of cell `source` goes to the unused cell `goal`; it keeps its place in the chain."""
+    """Move the entry of cell `source` to the unused cell `goal`; it keeps its place in the chain."""
     neighbors, dots, heads, links = lists.neighbors, lists.dots, lists.heads, lists.links
     width = neighbors.shape[1]
     u, v, w = source // width, source % width, goal % width
@@ -128,7 +128,11 @@ def _as_rows(touched: Sequence[int]) -> Int32:
 
 @njit(cache=True, nogil=True)
 def drop(gone: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
-    """Take gone nodes out of all lists. Returns live rows that lost one; marks: one of the first k."""
+    """Remove `gone` nodes from all lists; return the rows that lost an entry, int32.
+
+    `marks` (capacity,), zero before the call: 1 for a row that lost one of the first k, 2 for one that lost
+    another only. The caller resets it.
+    """
     width = lists.neighbors.shape[1]
     lengths, heads = lists.lengths, lists.heads
     for g in gone:
@@ -150,6 +154,7 @@ def drop(gone: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
 
 @njit(cache=True, nogil=True)
 def replace(rows: Int32, found: Int32, found_dots: Int32, lists: ListArrays) -> None:
+    """Replace the whole lists of `rows` (m,) by `found` (m, width), best first, -1 pads, and their dots."""
     neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     width = neighbors.shape[1]
     for t in range(len(rows)):
@@ -171,7 +176,7 @@ def replace(rows: Int32, found: Int32, found_dots: Int32, lists: ListArrays) -> 
 
 @njit(cache=True, nogil=True)
 def bounds_of(rows: int, alive: Bool, lists: ListArrays, complete: Bool) -> Int32:
-    """The dot from which a newcomer may enter each list (at equality the hash decides)."""
+    """Return the dot from which a newcomer may enter each list, int32 (rows,); on a tie the hash decides."""
     dots, lengths = lists.dots, lists.lengths
     bounds = np.full(rows, np.int32(NEVER))
     width = dots.shape[1]
@@ -199,7 +204,10 @@ def _admits(u: int, item: int, exact: int, complete: Bool, hashes: UInt64, lists
 
 @njit(cache=True, nogil=True)
 def offer(offers: Offers, complete: Bool, k: int, hashes: UInt64, lists: ListArrays, marks: Int8) -> Int32:
-    """Offer items to lists, pair by pair. Returns the lists that took one; marks: into the first k."""
+    """Offer items to lists, pair by pair; return the lists that took one, int32.
+
+    `marks` as in `drop`: 1 for a list whose first k changed, 2 for one that changed behind them only.
+    """
     neighbors, dots, lengths = lists.neighbors, lists.dots, lists.lengths
     touched = []
     for t in range(len(offers.lists)):
@@ -225,8 +233,8 @@ def offer(offers: Offers, complete: Bool, k: int, hashes: UInt64, lists: ListArr
 def nearby(
     new: Int32, near: Near, points: Int16, hashes: UInt64, lists: ListArrays
 ) -> tuple[Int32, Int32, Int32]:
-    """Pairs (list, item, dot) worth offering: each new node with what its own search found and with
-    the holders of its k nearest, both ways."""
+    """Return pairs (list, item, dot) worth offering, int32 (pairs,) each: each new node with what its own
+    search found and with the holders of its k nearest, both ways."""
     found, k, holders_max, complete = near.found, near.k, near.holders_max, near.complete
     neighbors, lengths, heads, links = lists.neighbors, lists.lengths, lists.heads, lists.links
     width = neighbors.shape[1]
@@ -288,7 +296,10 @@ def nearby(
 
 @njit(cache=True, nogil=True)
 def holders(changed: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
-    """`changed` and the rows that have one of them in N(i), along the chains; rising."""
+    """Return `changed` and the rows that have one of them in N(i), int32, rising; follows the chains.
+
+    `marks`: scratch (capacity,), zero before and after.
+    """
     heads, links = lists.heads, lists.links
     width = links.shape[1]
     rows = [np.int32(0) for _ in range(0)]
@@ -312,7 +323,7 @@ def holders(changed: Int32, k: int, lists: ListArrays, marks: Int8) -> Int32:
 
 @njit(cache=True, nogil=True)
 def holding(changed: Int32, rows: int, k: int, lists: ListArrays, marks: Int8) -> Int32:
-    """As `holders`, from all lists one after the other."""
+    """Return what `holders` does, by reading the first `rows` lists in sequence."""
     neighbors, lengths = lists.neighbors, lists.lengths
     for i in changed:
         marks[i] = 1
@@ -332,6 +343,7 @@ def holding(changed: Int32, rows: int, k: int, lists: ListArrays, marks: Int8) -
 
 @njit(cache=True, nogil=True)
 def incident(rows: Int32, k: int, lists: ListArrays, marks: Int8) -> tuple[Int32, Int32]:
+    """Return the edges of `rows` with an end in `marks` (capacity,): their sources and ranks, int32 (e,)."""
     neighbors, lengths = lists.neighbors, lists.lengths
     sources = np.empty(len(rows) * k, np.int32)
     ranks = np.empty(len(rows) * k, np.int32)

@@ -61,9 +61,9 @@ class Neighborhood(Columns):
         self.search_width, self.holders_max = max(search_width, width), holders_max
 
     def update(self, new: Int32, gone: Int32, watch: Stopwatch) -> tuple[Int32, Int32]:
-        """Nodes came and went (already so in `nodes`).
+        """Update the lists after inserts and deletes already applied to `nodes`.
 
-        Returns the live rows whose N(i) changed, and those whose list changed at all.
+        Returns the live rows whose N(i) changed, and those whose list changed at all, each (n,) rising.
         """
         self.reserve(self.nodes.capacity)
         self.index.remove(gone)
@@ -96,7 +96,7 @@ class Neighborhood(Columns):
         return np.minimum(self.lengths[: self.nodes.rows], self.k)
 
     def affected_nodes(self, changed: Int32) -> Int32:
-        """`changed` and the nodes that have one of them in N(i), rising."""
+        """Return `changed` and the nodes that have one of them in N(i), int32, rising."""
         held: Int32
         if len(changed) * _WALK > self.nodes.rows:
             held = list_arrays.holding(changed, self.nodes.rows, self.k, self.arrays, self.marks)
@@ -105,7 +105,10 @@ class Neighborhood(Columns):
         return held
 
     def affected_edges(self, rows: Int32, changed: Int32) -> tuple[Int32, Int32]:
-        """Edges (source row, rank) with a changed end, in the order of `rows`: `affected_nodes(changed)`."""
+        """Return edges (source rows, ranks) with a changed end, ordered as `rows`.
+
+        `rows`: `affected_nodes(changed)`.
+        """
         self.marks[changed] = 1
         sources, ranks = list_arrays.incident(rows, self.k, self.arrays, self.marks)
         self.marks[changed] = 0
@@ -117,7 +120,7 @@ class Neighborhood(Columns):
         return ListArrays(self.neighbors, self.dots, self.lengths, self.heads, self.links)
 
     def _short(self, dropped: Int32, arrivals: int) -> Int32:
-        """Lists with too few certain neighbours left. Complete ones are filled by the arrivals."""
+        """Return lists with too few certain neighbours left. Complete ones are filled by the arrivals."""
         others = self.nodes.live - 1
         before = others - arrivals
         rows = dropped
@@ -130,7 +133,7 @@ class Neighborhood(Columns):
         return rows[short & self.nodes.alive[rows]]
 
     def _complete(self, arrivals: int) -> Bool:
-        """Lists with room that have all nodes there were before the arrivals (after the departures)."""
+        """Mark lists with room that hold all other nodes, before the arrivals and after the departures."""
         before = self.nodes.live - arrivals - 1
         if before >= self.width:
             return np.zeros(self.capacity, np.bool_)

@@ -93,9 +93,10 @@ def step(
     epoch = state.calibration.epoch
     clustered = state.hierarchy.update(turnover.new, turnover.gone, epoch, recalibrated, watch)
     named = _name(state, turnover, clustered, removed, version)
-    state.names, state.version = named.found.names, version
+    state.names, state.version = named.found.names, version  # if the commit fails, the caller drops the state
     watch.lap("lineage")
 
+    # A replacing row continues a node that the store has already: it is new to the lists, not to the table.
     new = turnover.new[~np.isin(turnover.new, turnover.replacing)]
     change = Change(
         version=version,

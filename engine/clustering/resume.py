@@ -23,7 +23,7 @@ from engine.system.stopwatch import Stopwatch
 from engine.types import NO_ROWS, Epoch, EvidenceArrays, Float32, Int32, UInt64
 from engine.vectors import round_means
 
-_LOST = np.int32(ROOT - 1)  # the parent was deleted: whatever the new parent is, it differs
+_LOST = np.int32(ROOT - 1)  # the parent was deleted: any new parent differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def capture(hierarchy: Hierarchy) -> list[Saved]:
                 neighbors=number[level.lists.neighbors[rows, :width]],
                 dots=level.lists.dots[rows, :width],
                 hidden=level.hidden[rows],
-                linkage=np.where(used, level.linkage[rows], 0),  # behind them is what a row before had
+                linkage=np.where(used, level.linkage[rows], 0),  # beyond the list's length are stale values
                 density=level.density[rows],
                 parent=number[level.parent[rows]],
                 root=number[level.root[rows]],

@@ -57,12 +57,12 @@ class ItemTable(Table):
         return rows
 
     def fill(self, rows: Int32, ids: Int64, versions: Int64, times: Int64, nodes: Int32) -> None:
-        """Set all columns of rows."""
+        """Set all columns of `rows` (m,); `times` in ms, `nodes`: rows of level 0."""
         self.ids[rows], self.versions[rows] = ids, versions
         self.times[rows], self.nodes[rows] = times, nodes
 
     def drop(self, rows: Int32) -> None:
-        """Delete items."""
+        """Delete the items in `rows` (m,); their rows may be reused by the next `add`."""
         for row in rows.tolist():
             del self.row_of[self.keys[row]]
             self.keys[row] = b""
@@ -103,7 +103,7 @@ class Turnover:
     left: Int32  # the nodes of the items that are gone
     new: Int32  # nodes
     gone: Int32  # nodes
-    replaced: Int32  # of the gone ones, those that go on in another row, under another hash
+    replaced: Int32  # of the gone ones, those that continue in another row, under another hash
     replacing: Int32  # these rows
 
 
@@ -128,6 +128,7 @@ class State:
 
     @classmethod
     def empty(cls, shape: Shape, model: Model, card: Epoch, index: IndexFactory) -> State:
+        """Return a state without items. `card`: the model card's epoch, used until one is measured."""
         return cls(Hierarchy(shape, model, index), Calibration(shape.dim, card))
 
     @classmethod
@@ -163,7 +164,7 @@ class State:
         return state
 
     def count_on_from(self, old: State) -> None:
-        """Number items, nodes, trees and clusters behind those of a state that this one replaces."""
+        """Continue the numbering of items, nodes, trees and clusters of a state that this one replaces."""
         self.next_item, self.next_node = old.next_item, old.next_node
         self.names = replace(self.names, next_tree=old.names.next_tree, next_cluster=old.names.next_cluster)
 
@@ -244,7 +245,7 @@ class State:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters that are stored beside the tables."""
+        """Return the counters that a store keeps with a version."""
         return {
             "next_item": self.next_item,
             "next_node": self.next_node,

@@ -1,7 +1,7 @@
 """Groups the final clusters into themes: levels above the top one, each at a lower tau.
 
 The peaks of the top level are nodes of one level more, and so on, in the way of `hierarchy`: lists, evidence,
-linkage, density, parents. Themes are computed when somebody asks, from the state between two batches, and
+linkage, density, parents. Themes are computed on request, from the state between two batches, and
 are neither stored nor named: they are a function of the committed state and the settings. A theme is known
 by the smallest id of its final clusters. That is its oldest cluster's: a theme that gains clusters or loses
 others keeps it; the largest cluster would hand it on whenever another one outgrows it.
@@ -26,7 +26,7 @@ from engine.types import Epoch, Int32, Int64, Themes
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What themes are grown from; it shares no array with the state, which may go on."""
+    """The input of themes; it shares no array with the state, which may change meanwhile."""
 
     version: int
     clusters: Int64  # (n,) final cluster ids, by row of `level`

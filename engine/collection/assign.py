@@ -1,8 +1,7 @@
 """Assign vectors to clusters without inserting them, and without waiting for a batch.
 
-Another thread may be in the midst of a batch, so only *candidates* come from the live state: rows that may
-be near. What they are (vector, list, cluster) is read in one snapshot of the store, and what the model
-has to say of them is computed anew from their lists there; so an answer is of one committed version.
+A batch may be half applied, so the live state only proposes candidate rows. Vectors, lists and clusters are
+read from one LMDB snapshot, and linkage is recomputed there; so an answer is of one committed version.
 """
 
 from __future__ import annotations
@@ -54,11 +53,12 @@ class Near:
 def assign(
     store: Store, state: State | None, model: Trained, vectors: Int16, adapter: str | None = None
 ) -> tuple[int, list[Answer]]:
-    """The final cluster of the most probable linkage above tau of each grid vector (m, d), whatever the
-    densities. Features are as if it alone were inserted and no other list changed. A vector that items have
-    already is in their cluster, with probability 1. `adapter`: the hash of the one that made the vectors.
+    """Return, for each grid vector (m, d), the final cluster of its most probable linkage above tau.
 
-    Returns the version that all answers are of.
+    Densities do not count. Features are as if the vector alone were inserted and no other list changed. A
+    vector that items already have is in their cluster, with probability 1. `adapter`: SHA-256 of the adapter
+    that made the vectors, None: none. Also returns the version that all answers describe. Raises WriterBusy
+    while a rebuild switches over.
     """
     for last in (False,) * (TRIES - 1) + (True,):
         with store.snapshot() as tables:
@@ -74,7 +74,7 @@ def assign(
 
 
 def _check_generation(tables: Tables, state: State, model: Trained, adapter: str | None) -> None:
-    """Raises WriterBusy while a rebuild is put in place: the store's lists are another model's by then."""
+    """Raise WriterBusy while a rebuild switches over: the store's lists are another model's by then."""
     config, shape = tables.meta.config or {}, state.hierarchy.shape
     stored = tuple(config.get(name) for name in ("model", "adapter", "k", "tau", "base_tau"))
     if stored != (model.sha256, adapter, shape.k, shape.tau, own_base_tau(shape, model)):
@@ -82,7 +82,7 @@ def _check_generation(tables: Tables, state: State, model: Trained, adapter: str
 
 
 def _nearest(tables: Tables, state: State, vector: Int16) -> Near:
-    """The k nearest committed nodes, by exact dot and then by the vector's hash."""
+    """Return the k nearest committed nodes, by exact dot and then by the vector's hash."""
     base = state.hierarchy.base
     k, index, width = base.shape.k, base.lists.index, base.lists.search_width
     if not isinstance(index, HnswIndex):
@@ -98,16 +98,16 @@ def _nearest(tables: Tables, state: State, vector: Int16) -> Near:
 
 
 def _used(state: State) -> Int32:
-    """All rows, also of the batch at work, those that it removes among them."""
+    """Return all rows, also those that the batch in progress adds or removes."""
     nodes = state.hierarchy.base.nodes
     return np.arange(min(nodes.rows, len(nodes.vectors), len(state.node_ids)), dtype=np.int32)
 
 
 def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near:
-    """The k best of these rows that are committed.
+    """Return the k best of these rows that are committed.
 
-    A row that holds a committed node holds its vector: rows are used again a batch after they were
-    freed. So the best are among those that look best.
+    A row that holds a committed node holds its vector: a freed row is reused one batch later at the
+    earliest. So the best are among the rows of the largest dots.
     """
     nodes, k = state.hierarchy.base.nodes, state.hierarchy.shape.k
     looks = row_dots(nodes.vectors, rows, vector)
@@ -122,7 +122,7 @@ def _committed(tables: Tables, state: State, vector: Int16, rows: Int32) -> Near
 
 
 def _threshold(looks: Int32, count: int) -> int:
-    """The count-th largest."""
+    """Return the count-th largest value."""
     return int(np.partition(looks, len(looks) - count)[len(looks) - count]) if len(looks) else 0
 
 
@@ -143,7 +143,7 @@ def _best(nodes: Vectors, vector: Int16, k: int) -> Near:
 def _answers(
     tables: Tables, state: State, model: Trained, vectors: Int16, epoch: Epoch, near: Sequence[Near]
 ) -> list[Answer]:
-    """All vectors (m, d) in one graph: each sees its neighbours only, and they the lists they have."""
+    """Return the answers for vectors (m, d) of one graph: each sees its neighbours and their lists."""
     asked = [at for at, one in enumerate(near) if len(one.dots) and not one.is_same]
     answers = [_known(tables, one) if one.is_same else NEW for one in near]
     if not asked:
@@ -164,14 +164,14 @@ def _known(tables: Tables, near: Near) -> Answer:
 
 
 def _oldest(tables: Tables, node: int) -> str:
-    """The key of the oldest item with a node's vector."""
+    """Return the key of the oldest item with a node's vector."""
     return tables.items.need(next(tables.copies.of(node))).key.decode()
 
 
 def _local_graph(tables: Tables, k: int, near: Sequence[Near], vectors: Int16) -> KnnGraph:
-    """The vectors (the first rows), their neighbours, and whoever is within the model's sight of these.
+    """Return a graph of the vectors (first), their neighbours, and the nodes in their receptive field.
 
-    A neighbour's embedding reads its own list, those of whoever is in it, and the vectors of all these.
+    A neighbour's embedding reads its own list, the lists of the nodes in it, and the vectors of all these.
     `vectors`: (m, d).
     """
     asked = len(near)
@@ -207,7 +207,7 @@ def _rows(ids: Int64, listed: Int64, first: int) -> Int32:
 
 
 def _read_lists(tables: Tables, ids: Int64, k: int) -> Lists:
-    """The k nearest of each node."""
+    """Read the k nearest of each node: neighbours and dots (m, k), -1 pads."""
     lists = tables.lists.pick(ids)
     neighbors, dots = np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -1, np.int32)
     width = min(k, lists.neighbors.shape[1])

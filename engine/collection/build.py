@@ -64,6 +64,7 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
         tau=model.tau if chosen.tau is None else chosen.tau,
         max_levels=chosen.max_levels or model.max_levels,
         base_width=model.k + settings.limits.slack,
+        # Wider than at level 0: a batch replaces many peaks, and a list that falls below k costs a search.
         peak_width=max(32, 2 * model.k),
         search_width=settings.limits.search_width,
         holders_max=settings.limits.holders_max,
@@ -72,7 +73,7 @@ def shape_of(settings: Settings, model: Trained, dim: int) -> Shape:
 
 
 def own_base_tau(shape: Shape, model: Trained) -> float | None:
-    """Return level 0's tau if it is another than the model's: None for that, and in stores of old."""
+    """Return level 0's tau; None if it equals the model's, as in stores older than the setting."""
     return None if shape.base_tau == model.base_tau else shape.base_tau
 
 
@@ -99,7 +100,10 @@ def unclustered(settings: Settings, config: Mapping[str, Any], loaded: Loaded) -
     wanted = store_config(settings, model, adapter)
     compare(settings.store.path, config, {**wanted, "format": config.get("format")})
     if config.get("arithmetic") != wanted["arithmetic"]:
-        raise ConfigMismatch("this processor computes other last bits than the one that wrote the store")
+        raise ConfigMismatch(
+            "the store was written on a CPU with different floating-point results; open it once with "
+            "`shoal serve` or `shoal ingest`, which recomputes it"
+        )
     shape = shape_of(settings, model, loaded.vectors.vectors.shape[1])
     return State.of(loaded, shape, model, model.default_epoch, ExactIndex)
 

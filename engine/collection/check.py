@@ -4,7 +4,7 @@
     the tables against each other, the log against the items    (`facts`)
     neighbour lists: order, exact similarities, length; recall on a sample against exact search
     clusters, trees and places against the partition recomputed from the lists
-    the snapshots beside LMDB against what they are copies of
+    the snapshots against the state they cache
 
 It reads one version, also while another process writes, and changes nothing.
 """
@@ -40,7 +40,7 @@ from engine.types import Bool, Int32, Int64
 SHOWN_MAX = 20  # findings of a part that are shown; all are counted
 SAMPLE = 1_000  # lists compared with exact search
 RECALL_MIN = 0.9  # of a sample of an HNSW store's lists
-_REBUILD = "`shoal rebuild` mends it"
+_REBUILD = "run `shoal rebuild` to repair it"
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
     count = len(loaded.vectors.ids)
     if not count or report.counts["lists"] or report.counts["tables"]:
         if count:
-            report.not_looked_at.append("recall of the lists: they are wrong in themselves")
+            report.not_looked_at.append("recall of the lists: the lists contain errors")
         return
     rows = np.random.default_rng(seed).permutation(count)[: sample or count].astype(np.int32)
     found, hits, cut = _exact(contents, np.sort(rows))
@@ -185,7 +185,7 @@ def _search(settings: Settings, contents: Contents, report: Report, sample: int,
 
 
 def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
-    """The k nearest nodes of each row, how many of them its list has, and the nodes whose list differs."""
+    """Return the k nearest nodes of each row, how many its list has, and the nodes whose list differs."""
     loaded, k = contents.loaded, int(contents.config.get("k") or 1)
     grid, ids = loaded.vectors.vectors, loaded.vectors.ids
     nodes = Nodes(grid.shape[1])
@@ -205,9 +205,9 @@ def _exact(contents: Contents, rows: Int32) -> tuple[Int64, int, Int64]:
 
 
 def _computed(settings: Settings, contents: Contents, report: Report) -> None:
-    """The parts that need the model: the partition, and the snapshots."""
+    """Check the parts that need the model: the partition, and the snapshots."""
     if report.counts["tables"] or report.counts["lists"]:
-        report.not_looked_at.append("partition and snapshots: the tables or lists are wrong in themselves")
+        report.not_looked_at.append("partition and snapshots: the tables or lists contain errors")
         return
     try:
         state = recompute(settings, contents)
@@ -224,7 +224,7 @@ def _computed(settings: Settings, contents: Contents, report: Report) -> None:
 
 
 def recompute(settings: Settings, contents: Contents) -> State:
-    """The state that follows from the lists. Raises ConfigMismatch, InputError: the settings are others."""
+    """Compute the state from the lists. Raises ConfigMismatch, InputError: the settings are others."""
     state = unclustered(settings, contents.config, contents.loaded)
     if len(contents.loaded.items.ids):
         state.restore_lists(contents.loaded)
@@ -235,7 +235,7 @@ def recompute(settings: Settings, contents: Contents) -> State:
 def partition(state: State, contents: Contents) -> list[str]:
     """Return where stored trees, clusters and places differ from the recomputed partition.
 
-    Naming it after the stored one must give the same names, and nothing to tell.
+    Naming it after the stored one must give the same names, and no events.
     """
     loaded = contents.loaded
     if not len(loaded.items.ids):
@@ -259,7 +259,7 @@ def partition(state: State, contents: Contents) -> list[str]:
 
 
 def _index(settings: Settings, contents: Contents) -> list[str]:
-    """The graph's vectors are those of the nodes, and its nodes those there are or were."""
+    """Check that the graph's vectors are those of the nodes, and its nodes existing or former ones."""
     problems = []
     folder, version_now = settings.store.path, contents.loaded.version
     loaded = contents.loaded.vectors
@@ -303,7 +303,7 @@ def _levels(folder: Path, contents: Contents, state: State | None) -> list[str]:
 
 
 def _same(saved: list[Saved], computed: list[Saved]) -> bool:
-    """Whether the nodes of each level have the same content, embeddings, linkage and density."""
+    """Return whether the nodes of each level have the same content, embeddings, linkage and density."""
     if len(saved) != len(computed):
         return False
     for mine, theirs in zip(saved, computed, strict=True):

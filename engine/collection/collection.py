@@ -88,8 +88,8 @@ class Engine(LiveCollection):
         """Insert items, or give known keys another vector; the last of equal keys counts.
 
         `embeddings` (n, d) float. `times` (n,), now by default: datetime64, datetime, ISO 8601, or numbers
-        since 1970 whose unit (s, ms, us, ns) their magnitude tells. `payloads`: n JSON-able values, or JSON
-        as bytes. Raises InputError, naming the row, if anything cannot be used.
+        since 1970 in s, ms, us or ns, by their magnitude. `payloads`: n JSON-able values, or JSON as bytes.
+        Raises InputError, naming the row, if anything cannot be used.
         """
         self._check_process()
         limits, dim, now_ms = self.settings.limits, self.dim, self._now_ms()
@@ -102,19 +102,19 @@ class Engine(LiveCollection):
         return self.apply_deletes(arguments.keys_of(keys, self.settings.limits), positions)
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
-        """The cluster of each vector, were it inserted: that of its most probable linkage above tau.
+        """Return the cluster that each vector would join: that of its most probable linkage above tau.
 
         `embeddings` (m, d) float. Changes nothing. Raises InputError as `upsert`.
         """
         return self.assign_grid(self.on_grid(embeddings))[1]
 
     def on_grid(self, embeddings: ArrayLike) -> Int16:
-        """Vectors as `assign_grid` takes them, (m, d). Raises InputError."""
+        """Convert vectors to the grid, int16 (m, d), for `assign_grid`. Raises InputError."""
         self._check_process()
         return arguments.grid_of(embeddings, self.dim)
 
     def labels(self, level: int | str | None = None) -> tuple[list[str], Int64]:
-        """All keys and the ids of their clusters, (n,) int64, in no particular order.
+        """Return all keys and the ids of their clusters, (n,) int64, in no particular order.
 
         `level`: 0 is the finest, None the final clusters; "+1", "+2" ... themes, each known by its smallest
         cluster. Raises InputError: there is no such level, or too many clusters to be grouped into themes.
@@ -131,7 +131,7 @@ class Engine(LiveCollection):
             return keys, self._themes_of(final, step_of(level)) if level else final
 
     def _themes_of(self, final: Int64, step: int) -> Int64:
-        """The themes of final clusters (n,), so many levels above them."""
+        """Return the themes of final clusters, int64 (n,), `step` levels above them."""
         check_step(step, len(self.settings.model.coarser))
         found = self.prepare_themes()()
         keys: Int64 = found.keys[step - 1][np.searchsorted(found.clusters, final)]
@@ -186,7 +186,7 @@ class Engine(LiveCollection):
         place = None if after is None else _place(after)
         found = self._view(lambda view: view.changes(place, limit))
         if found["gap"]:
-            raise InputError(f"events behind {after} were forgotten: begin with changes()")
+            raise InputError(f"events behind {after} are no longer in the log: begin with changes()")
         return found["changes"]
 
     def to_arrow(self) -> pa.Table:

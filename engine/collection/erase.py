@@ -50,7 +50,7 @@ class FreshIndex:
     """An HNSW index of the live nodes alone, to replace one that has deleted ones in its graph.
 
     `FreshIndex(...)` and `put_into` read the state: let no batch run meanwhile. `build` works on a copy of
-    the vectors and may run beside batches; `put_into` applies what has changed since.
+    the vectors and may run during batches; `put_into` applies what has changed since.
     """
 
     def __init__(self, settings: Settings, state: State) -> None:

@@ -38,7 +38,7 @@ from engine.vectors import quantize
 
 FIXED = ("tau", "base_tau", "max_levels", "model", "adapter", "index", "metric")  # of all items together
 METRICS = ("cosine", "euclidean")
-FAR = 3.0  # such distances, of later rows: from there on directions no longer tell distances
+FAR = 3.0  # such distances, of later rows: beyond, directions no longer represent distances
 LIFT = 0.5  # the constant component of metric="euclidean", in root mean square distances from the mean
 NEW = -1  # label of a vector that belongs to no cluster, or to one that is too small
 
@@ -58,7 +58,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     `partial_fit` in parts gives what `fit` on all rows gives where both end with the same calibration: the
     similarity of random pairs, measured again when it has drifted. Otherwise some clusters differ, those that
-    lie close to `tau`; `fit` calibrates anew.
+    lie close to `tau`; `fit` calibrates from scratch.
 
     After `fit`: `labels_` (n,) from 0 by first occurrence, of all items since `fit`, in order;
     `levels_` (n, levels), the clusters after each level, finest first;
@@ -99,7 +99,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return self._take(rows)
 
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Insert the rows of X (n, d) beside those that are there; `labels_` cover all of them.
+        """Insert the rows of X (n, d) in addition to the present ones; `labels_` cover all of them.
 
         Warns where metric="euclidean" and they lie far outside the first rows, which gave the scale.
         """
@@ -128,7 +128,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return out
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the items to a new store, with keys "0", "1", ... in their order; others can go on with it.
+        """Write the items to a new store, with keys "0", "1", ... in their order, for `Engine.open`.
 
         Zero vectors are left out; with metric="euclidean" vectors are stored as they were clustered. Raises
         StoreError, and InputError where the folder holds a store with items.
@@ -176,7 +176,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self._incoming: list[Int16] = []  # of usable rows, where an adapter changes them
 
     def _is_named(self) -> bool:
-        """Whether `model` is a file or the one that ships, not a model."""
+        """Return whether `model` is a file or the one that ships, not a model."""
         return self.model is None or isinstance(self.model, str | os.PathLike)
 
     def _need_unchanged(self) -> None:
@@ -185,7 +185,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             now = getattr(self, name)
             if now is not then and now != then:
                 raise InputError(
-                    f"{name} was {then!r} at the first fit and is {now!r} now: `fit` begins anew with it"
+                    f"{name} was {then!r} at the first fit and is {now!r} now: `fit` starts over with it"
                 )
 
     def _warn_of_distance(self, rows: Float64) -> None:
@@ -196,7 +196,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if far > FAR:
             warnings.warn(
                 f"these rows lie {far:,.1f} times as far from the first data's mean as those did, and "
-                'metric="euclidean" is scaled by those: `fit` on all rows scales anew',
+                'metric="euclidean" is scaled by those: `fit` on all rows scales again',
                 stacklevel=3,
             )
 
@@ -207,7 +207,7 @@ class HiLander(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return with_options({name: value for name, value in given.items() if value is not None})
 
     def _scaled(self, rows: Float64) -> Float64:
-        """Rows (n, d) around the first data's mean, in its units; as they are where metric="cosine"."""
+        """Return rows (n, d) centred and scaled by the first data; unchanged where metric="cosine"."""
         return (rows - self._center) / self._scale
 
     def _on_grid(self, rows: Float64) -> tuple[Int16, Bool]:

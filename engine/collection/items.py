@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item and where it is."""
+    """An item and its clusters."""
 
     key: str
     cluster: int  # the final one

@@ -40,7 +40,7 @@ from engine.types import Applied, Batch, Int16, Loaded, Themes
 
 Key = str | bytes | int | UUID
 SNAPSHOT_SHARE = 12  # a twelfth of the nodes changed: a snapshot costs by nodes, a restart by changes since
-CATCH_UP_MAX = 8  # rounds in which a rebuild catches up beside the live state
+CATCH_UP_MAX = 8  # rounds in which a rebuild catches up with the live state
 CLOSED = "the engine is closed"
 FEW = 512  # changes that a rebuild takes while batches wait
 
@@ -80,7 +80,7 @@ class LiveCollection(Closing):
     ) -> Self:
         """Open or create the store of `settings`. `clock` gives seconds since 1970.
 
-        `executor`: writes snapshots out while batches go on; without one the batch that is due waits.
+        `executor`: writes snapshots while batches continue; without one the batch that is due waits.
 
         Raises StoreError (locked, full, corrupt, made with other settings) and InputError (no model).
         """
@@ -100,7 +100,7 @@ class LiveCollection(Closing):
         )
         try:
             if settings.source.publishes:
-                store.retain_from_version = 0  # until the publisher tells what is out
+                store.retain_from_version = 0  # until the publisher reports what is published
             engine = cls(settings, store, model, adapter, clock, executor)
             engine._restore()
         except BaseException:
@@ -142,7 +142,7 @@ class LiveCollection(Closing):
         return self._state is not None and key in self._state.items.row_of
 
     def __len__(self) -> int:
-        if self._broken == CLOSED:  # while a batch is at work, the items so far count
+        if self._broken == CLOSED:  # while a batch is in progress, the items so far count
             raise self._unusable()
         return self._state.items.live if self._state else 0
 
@@ -162,7 +162,7 @@ class LiveCollection(Closing):
                 state = self._begin(dim, bool(len(batch.keys)))
             now_ms = self._now_ms()
             expired = state.due(self.settings, now_ms, batch)
-            self._broken = "a batch was cut short"
+            self._broken = "an earlier batch failed, so the in-memory state was discarded"
             change, applied = pipeline.step(state, batch, now_ms, watch, expired)
             config = store_config(self.settings, self.model, self.adapter) | {"dim": dim} if anew else None
             updated = self.store.commit(change, config)
@@ -180,7 +180,7 @@ class LiveCollection(Closing):
         return self.apply(Batch([], none, np.empty(0, np.int64), [], deletes, dict(positions or {})))
 
     def expire(self) -> Applied | None:
-        """A version of what retention deletes now, at most `[limits] expire_items`; None: nothing is due."""
+        """Delete what is due by retention, at most `[limits] expire_items`; None: nothing is due."""
         with self._running():
             nothing = Batch([], np.empty((0, self.dim or 1), np.int16), np.empty(0, np.int64), [])
             if not self._state or not self._state.due(self.settings, self._now_ms(), nothing):
@@ -208,7 +208,7 @@ class LiveCollection(Closing):
                 time.sleep(0.01)
 
     def explain(self, key: Key, level: int | None = None) -> dict[str, Any]:
-        """Why an item is where it is: see `engine.clustering.explain`. Raises NotFound, InputError."""
+        """Explain an item's cluster: see `engine.clustering.explain`. Raises NotFound, InputError."""
         level = checked(level, read_finer)
         with self._running() as state:
             name = self._key(key)
@@ -230,7 +230,7 @@ class LiveCollection(Closing):
         return lambda: themes.grow(ground, taus)
 
     def compact(self) -> Compacted:
-        """Write the store's file anew without what is not used. Raises StoreFull, CorruptStore."""
+        """Rewrite the store's file without unused space. Raises StoreFull, CorruptStore."""
         with self._running():
             return self.store.compact()
 
@@ -259,7 +259,7 @@ class LiveCollection(Closing):
             change = generation.finish(self.state, self._now_ms())
             renumbered = generation.renumbered()
             self.store.check_room(change, renumbered is not None)  # raises before anything has changed
-            self._broken = "a rebuild was cut short"
+            self._broken = "a rebuild failed while switching over, so the in-memory state was discarded"
             config = store_config(settings, model, adapter) | {"dim": dim if adapter else self.dim}
             changed = changes(self.store.config, config)
             self.store.commit(change, config, renumbered)
@@ -279,7 +279,7 @@ class LiveCollection(Closing):
 
         `between` calls what must not meet a batch, in the thread that applies them if it is another. Where
         events are published, waits until the item's are. Raises InputError (no key) and StoreError (not
-        published in time, the item came back, no room to compact): the same call again goes on.
+        published in time, the item came back, no room to compact): call it again to continue.
         """
         name = self._key(key)
         deleted = bool(between(lambda: self.apply_deletes([name])).deleted)
@@ -301,7 +301,7 @@ class LiveCollection(Closing):
         """Remove everything on disk that has the key; return the events that had it, and the file's bytes."""
         with self._running() as state:
             if state is not None and key in state.items.row_of:
-                raise StoreError("the item came back meanwhile: stop what sends it, then run it again")
+                raise StoreError("the item came back meanwhile: stop its sender, then run it again")
             mentions = self.store.erase_mentions(key)
             self.snapshots.clear()
             compacted = self.compact()
@@ -309,13 +309,13 @@ class LiveCollection(Closing):
             return mentions, compacted.after
 
     def save(self) -> None:
-        """Snapshots of the index and of what is derived: there when it returns, if the disk has room."""
+        """Write snapshots of the index and the derived columns, if the disk has room, before it returns."""
         with self._running():
             self._since_snapshot = max(1, self._since_snapshot)
             self._save_what_is_new()
 
     def close(self) -> None:
-        """Save the index and let go of the store. Everything applied is durable already.
+        """Save the index and close the store. Everything applied is durable already.
 
         In a forked process it does nothing: the store is its parent's.
         """
@@ -334,7 +334,7 @@ class LiveCollection(Closing):
 
     @contextmanager
     def _running(self) -> Iterator[State | None]:
-        """The state, and no batch meanwhile; None: there are no items yet. Raises StoreError, Forked."""
+        """Yield the state, without a batch meanwhile; None: no items yet. Raises StoreError, Forked."""
         self._check_process()
         with self._lock:
             if self._broken:
@@ -342,10 +342,10 @@ class LiveCollection(Closing):
             yield self._state
 
     def _unusable(self) -> StoreError:
-        return StoreError(f"{self.store.path}: {self._broken}; open it again")
+        return StoreError(f"{self.store.path}: {self._broken}; reopen the store")
 
     def _check_process(self) -> None:
-        """A fork has no threads of its parent's, and shares its database. Raises Forked."""
+        """Raise Forked in a forked child: it has none of its parent's threads, and shares its database."""
         if os.getpid() != self._process:
             raise Forked(
                 f"this process was forked from the one that opened {self.store.path}: open it there or in "
@@ -362,7 +362,7 @@ class LiveCollection(Closing):
         return int(self._clock() * 1000)
 
     def _begin(self, dim: int, brings: bool) -> State:
-        """The state of a collection without items, or whose items are gone. `dim`: of a batch's vectors.
+        """Return the state of a collection without items, or whose items are gone. `dim`: of the batch.
 
         `brings`: the batch has vectors, so its dimension is the collection's from now on. Raises InputError:
         there are items, or the settings or the model name another dimension.
@@ -404,17 +404,17 @@ class LiveCollection(Closing):
         self._settle(state, loaded)
 
     def _settle(self, state: State, loaded: Loaded) -> None:
-        """The restored partition takes the stored names."""
+        """Give the restored partition the stored names. Raises CorruptStore."""
         if self.store.stale:
             self.store.commit(pipeline.regenerate(state, loaded.places, self._now_ms()))
         elif not state.settle(loaded.places):
             raise CorruptStore(
                 f"{self.store.path}: the stored clusters are not those of the stored lists; "
-                "`shoal rebuild` makes them anew"
+                "run `shoal rebuild` to repair it"
             )
 
     def _save_what_is_new(self) -> None:
-        """A snapshot if anything changed since the last one; when it returns, nothing is being written."""
+        """Write a snapshot if anything changed since the last one, and wait until all writing is done."""
         self.snapshots.wait()
         self._snapshot(least=1)
         self.snapshots.wait()

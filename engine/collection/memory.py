@@ -1,4 +1,4 @@
-"""Questions to a state in memory, without a store: assign, and how surely an item belongs to its cluster."""
+"""`assign` and membership strength on an in-memory `State`, for the estimator."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """A new generation: all items clustered from scratch, with new settings, model and calibration.
 
-`Engine.rebuild` makes it beside the live state, which goes on meanwhile:
+`Engine.rebuild` makes it while the live state keeps taking batches:
 
     all items as they are now -> clustered in a state of its own
     what has changed since, again and again until it is little -> a batch for the new state
     the last of it, with the old state standing still -> names after the old ones, one transaction
 
-`rebuild_store` makes one of a store that nobody has open.
+`rebuild_store` makes one of a store that no process has open.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Spaces:
 
 
 class Generation:
-    """A state beside the live one. `difference` and `finish` read the live state: let no batch run meanwhile.
+    """A second state. `difference` and `finish` read the live one: let no batch run meanwhile.
 
-    `take` may run beside batches.
+    `take` may run during batches.
     """
 
     def __init__(self, settings: Settings, model: Trained, spaces: Spaces) -> None:

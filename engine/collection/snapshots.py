@@ -1,4 +1,4 @@
-"""Snapshots of a live state beside its store: caches for a quick start, never the truth.
+"""Snapshots of a live state in its store's folder: caches for a quick start, never authoritative.
 
     index-<version>.hnsw    the HNSW graph, in hnswlib's own format
     index-<version>.npz     its live labels and their node ids
@@ -41,7 +41,7 @@ from engine.system import determinism, files, isolation
 from engine.types import Float32, Int32, Int64
 
 INDEX, LEVELS = "index", "derived"
-KEPT = 2
+KEPT = 2  # the newest, and the one before in case the newest is incomplete or damaged
 _FILES = (f"{INDEX}-*", f"{INDEX}.saving", f"{LEVELS}-*", f"{LEVELS}.saving")
 
 
@@ -58,7 +58,7 @@ class Snapshots:
     def begin(self, state: State, model: Trained) -> bool:
         """Copy the state and have it written. Return False while the previous one is still being written.
 
-        One that cannot be written is given up: the next start takes longer, nothing is lost.
+        A failed write is abandoned: the next start takes longer, nothing is lost.
         """
         if self._writing is not None and not self._writing.done():
             return False
@@ -127,7 +127,7 @@ def prepare(folder: Path, state: State, model: Trained) -> Callable[[], None]:
 
 
 def dependencies(state: State, model_sha256: str) -> dict[str, Any]:
-    """Return what all derived columns depend on beside the neighbour lists of level 0."""
+    """Return what all derived columns depend on, apart from the neighbour lists of level 0."""
     return {
         "model": model_sha256,
         "arithmetic": determinism.fingerprint(),

@@ -1,4 +1,4 @@
-"""The space in which a collection is clustered: of the incoming vectors, or of what an adapter makes of them.
+"""The space in which a collection is clustered: of the incoming vectors, or of the adapted ones.
 
 The store keeps the incoming vectors; clustering sees the adapted ones alone. Items whose incoming vectors
 differ, but are adapted to the same, share a node, as items with identical vectors do without an adapter.
@@ -57,7 +57,7 @@ def incoming_of(state: State, items: Int32, adapter: Adapter | None, store: Stor
 def moved_to(adapter: Adapter | None, loaded: Loaded, incoming: Int16) -> tuple[Loaded, Renumbered]:
     """Return what a store holds with the nodes of another adapter, None: of no adapter.
 
-    `incoming`: the vector of each item (n, d). The lists are those of nobody.
+    `incoming`: the vector of each item (n, d). The neighbour lists are invalid.
     """
     vectors = incoming if adapter is None else adapter.apply(incoming)
     first = loaded.counters.get("next_node", 1)

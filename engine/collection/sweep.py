@@ -1,7 +1,7 @@
 """A store clustered at several taus: what `shoal tune` compares.
 
-Lists and linkage of level 0 do not depend on tau, nor do its trees where it has a tau of its own: the levels
-above it are made anew for each.
+Lists and linkage of level 0 do not depend on tau, nor do its trees if level 0 has its own tau: the levels
+above it are built again for each.
 """
 
 from __future__ import annotations

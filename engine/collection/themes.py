@@ -25,7 +25,7 @@ def themes_of(settings: Settings) -> Themes:
     state = clustered(settings, config, loaded)
     if not state.settle(loaded.places):
         raise CorruptStore(
-            f"{path}: its clusters are not those of its lists; `shoal rebuild` makes them anew"
+            f"{path}: its clusters are not those of its lists; run `shoal rebuild` to repair it"
         )
     ground = themes.prepare(state, settings.limits.theme_clusters)
     assert ground is not None

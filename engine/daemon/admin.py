@@ -19,7 +19,7 @@ from engine.types import Applied, Float32
 
 
 class Admin:
-    """The operations. `between` runs what must not meet a batch in the thread that applies batches."""
+    """The operations. `between` runs work between two batches, in the thread that applies batches."""
 
     def __init__(self, engine: Engine, between: Callable[[Callable[[], Any]], Any]) -> None:
         self._engine, self._between = engine, between
@@ -47,9 +47,9 @@ class Admin:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One at a time: an index built from a copy would bring back an item that was erased meanwhile."""
+        """Allow one at a time: an index built from a copy would bring back an item erased meanwhile."""
         if not self._renewing.acquire(blocking=False):
-            raise WriterBusy("another rebuild or erasure is at work; run it again when it has ended")
+            raise WriterBusy("another rebuild or erasure is in progress; run it again when it has ended")
         try:
             yield
         finally:

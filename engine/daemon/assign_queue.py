@@ -29,7 +29,7 @@ class _Request:
 
 
 class AssignQueue:
-    """Requests wait here for the thread that answers them, `together` vectors at once.
+    """Queue of requests for the thread that answers them, `together` vectors per micro-batch.
 
     `assign` answers for grid vectors (m, d). At most `waiting_max` vectors wait.
     """
@@ -56,7 +56,7 @@ class AssignQueue:
             return request.answer.result(timeout_s)
         except NotInTime:
             request.answer.cancel()
-            raise WriterBusy("the writer has too much to do to answer in time; try again") from None
+            raise WriterBusy("the writer is too busy to answer in time; try again") from None
         except CancelledError:
             raise WriterAway("the writer is stopping; try again when it is back") from None
 

@@ -3,7 +3,7 @@
 A Unix socket `control` in the store's folder. A request is a frame of JSON, `{"op", "body", "shape",
 "blob", "timeout_s"}`; where it has a shape, a frame of little-endian float32 follows, and where `blob` is
 true, a frame of bytes. The answer is a frame of JSON, `{"answer"}` or `{"error", "sentence"}`. A frame is
-its length, four bytes, big-endian, and so many bytes. Nothing is unpickled.
+its length, four bytes, big-endian, and that many bytes. Nothing is unpickled.
 
 Everything is bounded: the size of a frame, connections, concurrent calls of each operation, and time. That is
 why frames are read here and not by `multiprocessing.connection`: its `recv_bytes` has no deadline, so a peer
@@ -60,7 +60,7 @@ class Control(Closing):
         timeout_s: float | None = None,
         blob: bytes | None = None,
     ) -> Body:
-        """The answer of the writer's handler of `op`. `vectors`: (n, d); `blob`: as `body["blob"]` there.
+        """Call the writer's handler of `op`. `vectors`: (n, d); `blob`: arrives as `body["blob"]`.
 
         Raises WriterAway (there is none, or it ended before it answered), WriterBusy (no answer in time, or
         too many at once) and whatever the handler raised: InputError, StoreError ...
@@ -104,7 +104,7 @@ class Control(Closing):
         return found
 
     def _take(self) -> socket.socket | None:
-        """A kept connection that is still open."""
+        """Return a kept connection that is still open, if there is one."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -138,10 +138,10 @@ class Listener(Closing):
 
     A handler gets the body (with `timeout_s`, the seconds that the caller still waits) and the vectors,
     float32 (n, d) or None; it returns what becomes JSON, or raises a ShoalError. Of each operation
-    `calls_max` run at once; handlers of different ones must be fit to run beside each other.
-    `bug(op, error)` is told of any other exception, and the caller that there was one.
+    `calls_max` run at once; handlers of different ones must be able to run concurrently.
+    `bug(op, error)` is called for any other exception; the caller gets its type only.
 
-    Only for the process that holds the store's lock: a socket file that nobody listens to is replaced.
+    Only for the process that holds the store's lock: a socket file without a listener is replaced.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Listener(Closing):
         self._thread.start()
 
     def close(self) -> None:
-        """Callers that still wait for an answer get none. Takes the socket file away."""
+        """Stop answering; waiting callers get no answer. Remove the socket file."""
         with self._lock:
             if self._closed:
                 return
@@ -264,7 +264,7 @@ class Listener(Closing):
 
 @contextlib.contextmanager
 def _address(folder: Path) -> Iterator[str]:
-    """The socket's name, short enough for the system wherever the store is."""
+    """Return a name of the socket that is short enough for the system, wherever the store is."""
     path = os.fspath(folder / NAME)
     if len(os.fsencode(path)) <= PATH_MAX_BYTES:
         yield path
@@ -295,7 +295,7 @@ def _send(connection: socket.socket, frame: bytes, deadline: float) -> None:
 def _receive(connection: socket.socket, deadline: float, most: int) -> bytes:
     (length,) = _LENGTH.unpack(_read(connection, _LENGTH.size, deadline))
     if length > most:
-        raise ValueError(f"a frame of {length} bytes, at most {most} are taken")
+        raise ValueError(f"a frame of {length} bytes, at most {most} are allowed")
     return _read(connection, length, deadline)
 
 

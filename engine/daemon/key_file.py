@@ -32,7 +32,7 @@ def read(settings: ApiSettings) -> list[bytes]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host."""
+    """Return whether only this machine can reach a host."""
     if host == "localhost":
         return True
     with suppress(ValueError):

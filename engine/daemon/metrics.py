@@ -30,7 +30,11 @@ PUBLISHER_SILENT_S = 30.0  # without a word from the publisher it counts as down
 
 
 class Metrics:
-    """Metrics of one writer. `lag` asks the source. `text` is thread-safe."""
+    """Metrics of one writer, for Prometheus.
+
+    The writer's thread calls `committed`; any thread may call `published` and `text`. `lag` returns the
+    source's lag; `clock` seconds.
+    """
 
     def __init__(
         self, store: Store, lag: Callable[[], Lag], clock: Callable[[], float] = time.monotonic
@@ -66,7 +70,7 @@ class Metrics:
             self.outcomes.update(counts)
             self.batches += 1
             number = self._store.environment.transaction
-            if self._commits and number < self._commits[-1][0]:  # a compacted file counts anew
+            if self._commits and number < self._commits[-1][0]:  # a compacted file counts from 1 again
                 self._commits.clear()
             self._commits.append((number, self._clock()))
         for outcome, count in counts.items():

@@ -56,7 +56,7 @@ class Publisher:
         self._log = logs.get()
 
     def run(self) -> None:
-        """Raises BrokerError, StoreError."""
+        """Publish events until stopped. Raises BrokerError, StoreError."""
         backoff = Backoff(*BACKOFF_S)
         try:
             while not self._stopping.is_set():
@@ -108,7 +108,7 @@ class Publisher:
         if place and place[0] > head.version:
             raise BrokerError(
                 f"Version {place[0]} was published, but the store is at {head.version}: it is an older copy."
-                " Delete the outgoing topics, and it publishes anew."
+                " Delete the outgoing topics, and it publishes from the beginning."
             )
         if place != self.published.place or self.published.retain_from_version == 0:
             self.published.place, self.published.retain_from_version = place or BEGIN, (place or BEGIN)[0]

@@ -71,12 +71,13 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
+        """Start the process, with the settings on its standard input. Raises OSError."""
         self._process = subprocess.Popen(
             isolation.command(
                 "engine.cli.parts", self.part.name, "--parent", str(os.getpid()), *self.part.arguments
             ),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # its last words: see `work_as`
+            stdout=subprocess.PIPE,  # carries a final ShoalError as JSON: see `work_as`
             text=True,
             env=config_transfer.without_settings(os.environ),
             pass_fds=self.part.handles,
@@ -88,7 +89,10 @@ class Child:
         self._log.info("started", pid=self._process.pid)
 
     def look(self) -> None:
-        """Restart it if it crashed and its delay is over. Raises the ShoalError that it ended with."""
+        """Check the process; restart it if it crashed and its delay is over.
+
+        Raises the ShoalError that the process ended with, and ShoalError after too many crashes.
+        """
         if self._process is None:
             if time.monotonic() >= self._again_at:
                 self.start()
@@ -98,7 +102,7 @@ class Child:
             self._ended(self._process, code)
 
     def stop(self) -> None:
-        """Wait until it ends, within its time limit; then kill it."""
+        """Wait until the process ends, for at most `part.stop_s`; then kill it. Call `terminate` first."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -112,6 +116,7 @@ class Child:
             process.stdout.close()
 
     def terminate(self) -> None:
+        """Send SIGTERM to the process, if it runs; does not wait."""
         if self._process is not None:
             self._process.terminate()
 
@@ -120,7 +125,7 @@ class Child:
         assert process.stdout is not None
         with process.stdout as stdout:
             words = stdout.read()
-        if words.endswith("}"):
+        if words.endswith("}"):  # a complete document: a killed process may leave half of one, or nothing
             raise errors.load(json.loads(words))
         now = time.monotonic()
         self._failures.append(now)
@@ -153,7 +158,7 @@ class Daemon:
         self.stopping = False
 
     def run(self) -> None:
-        """Run until a signal handler sets `stopping`. Raises ShoalError: why it cannot go on."""
+        """Run until a signal handler sets `stopping`. Raises ShoalError: why it cannot continue."""
         try:
             for child in self.children.values():
                 child.start()
@@ -234,8 +239,8 @@ def parts_of(settings: Settings, listening: socket.socket) -> list[Part]:
 
 
 def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
-    """A part's process: settings come on standard input; a ShoalError goes to standard output, and its
-    exit code is the process's."""
+    """Run a part's process. Settings arrive on standard input; a ShoalError is written to standard output
+    as JSON, and its exit code is the process's."""
     end_with_parent(parent)
     if name != API:
         os.nice(NICENESS)  # queries come first
@@ -255,7 +260,7 @@ def work_as(name: str, parent: int, work: Callable[[Settings], None]) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """SIGTERM comes when the parent ends, however it does (Linux)."""
+    """Have the kernel send SIGTERM when the parent dies (PR_SET_PDEATHSIG; Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
@@ -280,7 +285,7 @@ def serve(settings: Settings) -> None:
 
 
 def need_folder(folder: Path) -> None:
-    """Raises StoreLocked while another process writes the store, StoreFull or StoreError where none can.
+    """Raise StoreLocked while another process writes the store, StoreFull or StoreError where none can.
 
     The writer would find out much later.
     """

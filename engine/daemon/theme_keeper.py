@@ -1,4 +1,4 @@
-"""Computes themes beside the batches, on a thread of their own, and keeps the last ones."""
+"""Compute themes while batches run, on a thread of their own, and keep the last ones."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class Between(Protocol):
 
 
 class ThemeKeeper:
-    """The themes of the live state, computed when somebody asks.
+    """The themes of the live state, computed on request.
 
-    Only what they follow from is copied between two batches. They are computed again for another version, but
-    not so often that it takes more than `[limits] theme_share` of the time: until then the last ones, which
-    say their version, are the answer.
+    Only their inputs are copied between two batches. They are computed again for another version, but for at
+    most `[limits] theme_share` of the time; in between, the last ones, which say their version, are returned.
     """
 
     def __init__(self, engine: Engine, between: Between, clock: Callable[[], float] = time.monotonic) -> None:

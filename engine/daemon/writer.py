@@ -2,7 +2,7 @@
 
     source.poll -> engine.apply -> source.committed      in a loop, on the thread of `Writer.run`
 
-Handlers run on threads of their own. Work that must not run beside a batch runs on the loop's thread, between
+Handlers run on threads of their own. Work that must not run during a batch runs on the loop's thread, between
 two batches: `Writer.between`. A source may add operations: `Source.handlers`.
 """
 
@@ -36,6 +36,7 @@ EXPIRE_S = 1.0  # between two checks for expired items
 LOG_S = 1.0  # between two log lines about batches
 READERS_S = 60.0  # between two checks for dead readers
 ANSWERING = ("control", "caller", "assign")  # threads that are scheduled before a batch
+LOG_FULL = "event log full of unpublished events; check the publisher, or raise [retention] events_max_bytes"
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ class Writer:
         self._progress = time.monotonic()
         self._receive_visits()
         self._do_chores()
-        self._tell()  # here, so that the last batches before a pause are told of, too
+        self._tell()  # here, so that the last batches before a pause are logged, too
 
     def take(self, batch: Batch) -> Applied:
         """Apply a batch; it is durable when this returns."""
@@ -138,7 +139,7 @@ class Writer:
             return visit.result(timeout_s)
         except NotInTime:
             if visit.cancel():
-                raise WriterBusy("the writer is at work on a large batch; try again") from None
+                raise WriterBusy("the writer is busy with a large batch; try again") from None
             return visit.result()  # it has begun
         except CancelledError:
             raise WriterAway("the writer is stopping; try again when it is back") from None
@@ -146,8 +147,11 @@ class Writer:
     def _next(self) -> Batch | None:
         full = self.engine.store.log_is_full()
         if full != bool(self._paused):
-            self._paused = "the event log is full of what is not published yet" if full else ""
-            self.log.warning("paused" if full else "goes on", reason=self._paused)
+            self._paused = LOG_FULL if full else ""
+            if full:
+                self.log.warning("paused", reason=self._paused)
+            else:
+                self.log.warning("resumed")
         if full:
             time.sleep(POLL_S)
             return None

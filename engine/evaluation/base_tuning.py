@@ -1,7 +1,7 @@
 """Chooses level 0's tau, and the one above it with it, where labels of most items measure BCubed F.
 
-A few judged pairs do not tell level 0's tau: they speak of large clusters, and pieces differ in few pairs.
-So the present one stays unless another is better nearly surely, and by so much that it is worth the change.
+A few judged pairs do not determine level 0's tau: they are about large clusters, and pieces differ in few
+pairs. So the present one stays unless another is very likely better, by enough to be worth the change.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from engine.evaluation.bulk import BulkClustering, partitions
 from engine.index.base import ExactIndex
 from engine.types import Int64, Loaded
 
-CHURN_ITEMS = 256  # churn is measured every so many items
+CHURN_ITEMS = 256  # items between two measurements of churn
 WARM_UP = 64  # items that are clustered before time counts
 BACK_WITHIN = 5  # observations within which a change that is reverted counts as flapping
 
@@ -51,7 +51,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of a partition against labels, but for ARI. None: not measured."""
+    """Scores against the labels; `ARI` compares with an exact rebuild. None: not measured."""
 
     items: int
     Fp: float

@@ -1,4 +1,4 @@
-"""Proposes pairs worth judging: in one cluster at some taus, in two at others.
+"""Propose pairs to judge: in one cluster at some taus, in two at others.
 
 The number of pairs in a stratum (see `granularity`) is proportional to the root of its share of the
 clusters, so no stratum goes without. Within a stratum, systematic sampling along the tree draws pairs in
@@ -30,7 +30,7 @@ class Proposal:
 
 
 def propose(tree: Tree, count: int, rng: np.random.Generator) -> Proposal:
-    """Draw at most `count` pairs worth judging; fewer where there are no more."""
+    """Draw at most `count` pairs to judge; fewer where there are no more."""
     found: dict[tuple[int, int], int] = {}
     for _ in range(_TRIES):
         for stratum, some in enumerate(allocated(tree.shares, count - len(found)).tolist()):

@@ -1,7 +1,7 @@
 """Chooses tau by judgements: what BCubed F is to be expected at each, and how sure that is.
 
-Judgements tell how often the pairs of a stratum belong together: q. A Gaussian prior over logit q, a curve
-over the strata, stands for what is known without judgements; its few constants are those of the training
+Judgements estimate how often pairs of a stratum belong together: q. A Gaussian prior over logit q, a curve
+over the strata, represents what is known without judgements; its few constants are those of the training
 collections. From q follow, for each item, the expected part of its cluster that is of its class, and of its
 class that is in its cluster: BCubed precision and recall. The judgements are drawn again with weights
 (Rubin, "The Bayesian bootstrap", 1981), each time with one curve of the posterior; what is printed are
@@ -78,7 +78,7 @@ def choose(sweep: Sweep, judged: Pairs | Labels, seed: int = 0) -> Choice:
 
 
 def covers(sweep: Sweep, labels: Labels) -> bool:
-    """Return whether so many items have labels that their own BCubed F is used."""
+    """Return whether enough items have labels to use their own BCubed F."""
     return len(labels.rows) >= WHOLE * len(sweep.keys)
 
 
@@ -149,7 +149,7 @@ def _of_pairs(tree: Tree, pairs: Pairs) -> _Evidence:
 
 
 def _of_labels(tree: Tree, labels: Labels) -> _Evidence:
-    """All pairs of labelled items. Those that share items tell less: a stratum counts half its items."""
+    """Count all pairs of labelled items. Pairs that share items say less: a stratum counts half its items."""
     one, other = np.triu_indices(min(len(labels.rows), LABELS_MAX), 1)
     first, second = labels.rows[one], labels.rows[other]
     strata = tree.strata(first, second)

@@ -70,7 +70,7 @@ class FinetuneCollection:
         return self._levels(self._rolled_out(model, tau, base_tau), 1)
 
     def base_level(self) -> RolloutLevel:
-        """Return level 0 with features; they are the same whatever the model."""
+        """Return level 0 with features; they do not depend on the model."""
         return self._levels(self.built, 0)[0]
 
     def _rolled_out(self, model: LinkageModel, tau: float, base_tau: float | None) -> BulkClustering:

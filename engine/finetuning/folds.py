@@ -62,7 +62,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What is known of a gain in BCubed F before held-out classes are asked."""
+    """The prior of a gain in BCubed F, before held-out classes are evaluated."""
 
     mean: float
     deviation: float
@@ -151,7 +151,7 @@ def _hiding(collections: Sequence[FinetuneCollection], fold: Fold) -> list[Finet
 def verdict(before: Float64, after: Float64, seed: int, prior: Prior | None = None) -> Verdict:
     """Compare scores of the same classes (m, 3) by a Bayesian bootstrap over classes (Rubin, 1981).
 
-    Few classes tell little: with a `prior` the gain is the normal posterior of both.
+    Few classes estimate the gain poorly: with a `prior` it is the normal posterior of both.
     """
     weights = np.random.default_rng(seed).exponential(size=(DRAWS, len(before)))
     gains = f_of_classes(after, weights) - f_of_classes(before, weights)

@@ -64,7 +64,7 @@ class SpacePlan:
 
     @property
     def length(self) -> Schedule:
-        """When the training ends: all checks are made, whatever they say."""
+        """When the training ends: after all checks, whatever their results."""
         return Schedule.of_tuning(self.minutes, self.steps, self.checks, self.save_every)
 
 
@@ -251,12 +251,12 @@ def _judge(collection: Collection, classes: Int64, adapter: Adapter | None) -> J
 
 
 def _scored(model: LinkageModel, judges: Sequence[Judge], taus: Sequence[float]) -> Float64:
-    """The scores of all judges' classes, (taus, classes, 3)."""
+    """Return the scores of all judges' classes, (taus, classes, 3)."""
     return np.concatenate([judge.scores(model, taus) for judge in judges], axis=1)
 
 
 def _with_tau(model: LinkageModel, judges: Sequence[Judge]) -> tuple[LinkageModel, Float64]:
-    """The model with the tau that does best on what is held out, if clearly better; its scores by class."""
+    """Return the model with the tau best on the held-out classes, if clearly better, and its scores."""
     taus = (model.tau, *TAUS)
     rows = _scored(model, judges, taus)
     f = [float(f_of_classes(each)[0]) for each in rows]
@@ -265,7 +265,7 @@ def _with_tau(model: LinkageModel, judges: Sequence[Judge]) -> tuple[LinkageMode
 
 
 def _read(paths: Sequence[Path]) -> Collection:
-    """Files of one space together: distinct unit vectors."""
+    """Read files of one space as one collection of distinct unit vectors."""
     files = read_space(paths)
     dims = sorted({file.emb.shape[1] for file in files})
     if len(dims) > 1:

@@ -46,9 +46,13 @@ class Index(Protocol):
 
     exact: bool  # whether a search finds all there is to find, and `entrants` all lists to enter
 
-    def insert(self, rows: Int32) -> None: ...
+    def insert(self, rows: Int32) -> None:
+        """Insert live rows of the points, int32 (m,). They are not in the index yet."""
+        ...
 
-    def remove(self, rows: Int32) -> None: ...
+    def remove(self, rows: Int32) -> None:
+        """Remove rows, int32 (m,). Called once per batch, before `insert`, and also without rows."""
+        ...
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
         """Return the nearest live rows of each row, itself excluded, best first.
@@ -60,7 +64,7 @@ class Index(Protocol):
     def entrants(self, rows: Int32, bounds: Int32) -> tuple[Int32, Int32, Int32]:
         """Return all pairs (new row, other row) whose dot reaches the other row's bound, and the dots.
 
-        Only an exact index can: others raise TypeError.
+        `rows`: int32 (m,); `bounds`: int32 (points.rows,). Only an exact index can; others raise TypeError.
         """
         ...
 
@@ -76,6 +80,7 @@ class ExactIndex:
         self._searched: tuple[Int32, Float32] | None = None  # the last rows searched, and their similarities
 
     def insert(self, rows: Int32) -> None:
+        """Copy the vectors of rows, int32 (m,), as float32."""
         capacity, dim = self.points.vectors.shape
         if len(self._floats) < capacity:
             grown = np.zeros((capacity, dim), np.float32)
@@ -88,6 +93,7 @@ class ExactIndex:
         """Do nothing: searches read `alive`."""
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
+        """Return the nearest live rows as `Index.search` does, all of them exact."""
         found = np.full((len(rows), width), _NO_ROW)
         found_dots = np.full((len(rows), width), -1, np.int32)
         points, self._searched = self.points, None
@@ -154,13 +160,16 @@ class ExactIndex:
 
 @njit(cache=True, nogil=True, inline="always")
 def precedes(dot_a: Any, hash_a: Any, dot_b: Any, hash_b: Any) -> Any:
-    """The ordering of all lists: greater dot first, then smaller hash."""
+    """Return whether a precedes b in every list: greater dot first, then smaller hash."""
     return dot_a > dot_b or (dot_a == dot_b and hash_a < hash_b)
 
 
 @njit(cache=True, nogil=True)
 def offer(best: Any, best_dots: Any, length: Any, row: Any, exact: Any, hashes: Any) -> Any:
-    """Insert a row into a sorted list if it qualifies; return the new length."""
+    """Insert a row into a sorted list (width,) if it qualifies; return the new length.
+
+    `best`, `best_dots`: int32, their first `length` entries in use; `exact`: the row's dot.
+    """
     width = len(best)
     if length == width:
         if not precedes(exact, hashes[row], best_dots[width - 1], hashes[best[width - 1]]):

@@ -1,7 +1,7 @@
 """The HNSW index: hnswlib proposes candidates, the exact integer dot scores them.
 
 Elements of hnswlib are never reused: an insert gets a fresh label, a delete leaves a tombstone. When
-tombstones are many, a next graph of the live rows grows beside the current one, a few rows with every
+tombstones are many, a next graph of the live rows grows next to the current one, a few rows with every
 change, and replaces it when it is complete. So no batch waits for a graph to be built.
 """
 
@@ -25,13 +25,15 @@ from engine.vectors import dot
 
 _SLICE, _SLICE_BUSY = 64, 5  # rows inserted at once; fewer, some milliseconds' worth, while queries wait
 _LEAST_TOMBSTONES = 1024  # fewer are not worth another graph
-_BESIDE = 2  # rows the next graph gets for each row inserted or removed
-PATIENCE_S = 0.02  # for so long an insert lets new searches in; then they wait
-ASKED_S = 1.0  # for so long after a search from another thread, expect another one
+# Rows the next graph gets for each row inserted or removed. With steady turnover the switch then comes at
+# some 30% tombstones; with 1 it would come later, and with more each batch would take longer.
+_BESIDE = 2
+PATIENCE_S = 0.02  # how long a waiting insert admits new searches
+ASKED_S = 1.0  # how long after a foreign search inserts use short slices
 
 
 class GraphLock:
-    """The lock of a graph: one insert alone, or any number of searches together. `clock` returns seconds.
+    """Lock of a graph: one insert alone, or any number of searches together. `clock` returns seconds.
 
     A batch inserts in slices, and waiting searches run between two slices: a query waits for a slice, not
     for a batch. An insert waits for those searches, but only for `PATIENCE_S`.
@@ -52,6 +54,7 @@ class GraphLock:
 
     @contextmanager
     def search(self) -> Iterator[None]:
+        """Hold the lock for a search; wait while an insert runs or waits for its turn. Thread-safe."""
         with self._change:
             if self._writer != threading.get_ident():
                 self._asked = self._clock()
@@ -68,6 +71,7 @@ class GraphLock:
 
     @contextmanager
     def insert(self) -> Iterator[None]:
+        """Hold the lock for an insert or a delete, alone. New searches are admitted for PATIENCE_S only."""
         with self._change:
             self._writer = threading.get_ident()
             self._change.wait_for(lambda: not (self._searching or self._waiting), PATIENCE_S)
@@ -104,6 +108,7 @@ class Graph:
             self.label_of = grown
 
     def add(self, rows: Int32, floats: Float32, threads: int) -> None:
+        """Insert new elements for `rows` (m,) with vectors `floats` (m, d); the caller holds the lock."""
         end = self.count + len(rows)
         if end > self.made.get_max_elements():
             self.made.resize_index(2 * end)
@@ -116,6 +121,7 @@ class Graph:
         self.count, self.live = end, self.live + len(rows)
 
     def remove(self, rows: Int32) -> None:
+        """Mark the elements of `rows` (m,) as deleted; they stay as tombstones."""
         for label in self.label_of[rows].tolist():
             self.made.mark_deleted(label)
         self.label_of[rows] = -1
@@ -127,14 +133,16 @@ class Graph:
         return held
 
     def live_rows(self) -> Int32:
+        """Return the rows in the graph, int32, rising."""
         return np.flatnonzero(self.label_of >= 0).astype(np.int32)
 
 
 class HnswIndex:
     """hnswlib behind the `Index` protocol.
 
-    M, ef_construction, ef: as in hnswlib. `threads`: for inserts and searches, which never overlap in one
-    graph. When more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
+    M, ef_construction, ef, seed: as in hnswlib (100 is its default seed). `threads`: for inserts and
+    searches, which never overlap in one graph; 2 are the cores of the machine that Shoal is measured on. When
+    more than `tombstone_share` of all elements are tombstones, a next graph begins to grow.
     """
 
     exact = False
@@ -155,7 +163,7 @@ class HnswIndex:
         self.threads, self.seed, self.tombstone_share = threads, seed, tombstone_share
         self._turns = GraphLock()  # hnswlib must not insert and search at once
         self._graph = self._new_graph(1024)
-        self._next: Graph | None = None  # grows beside the current one; never searched
+        self._next: Graph | None = None  # grows next to the current one; never searched
         self._awaited = np.empty(0, np.int32)  # rows that the next graph still lacks
         self.leaving = np.empty(0, np.int32)  # removed by the last batch; in the store until its commit
 
@@ -174,6 +182,7 @@ class HnswIndex:
         return self._graph.tombstones
 
     def insert(self, rows: Int32) -> None:
+        """Insert rows (m,) of `points`, in slices between which searches of other threads run."""
         floats = vectors.as_float(self.points.vectors[rows])
         self._graph.reserve(len(self.points.alive))
         at = 0
@@ -214,7 +223,7 @@ class HnswIndex:
                 self._graph, self._next = self._next, None
 
     def search(self, rows: Int32, width: int) -> tuple[Int32, Int32]:
-        """As `Index.search`; falls back to exact search where deletes have torn the graph apart."""
+        """Search as `Index.search`; fall back to exact search where deletes have disconnected the graph."""
         neighbors = self._propose(vectors.as_float(self.points.vectors[rows]), width + 1)
         if neighbors is None:
             return self._scan().search(rows, width)

@@ -64,5 +64,5 @@ def _convolution(inward: int, outward: int, stride: int) -> nn.Sequential:
 
 
 def _last(inward: int, dim: int) -> nn.Sequential:
-    """A linear layer with batch normalisation, without which all embeddings may stay in one direction."""
+    """Return a linear layer with batch normalisation; without it all embeddings may keep one direction."""
     return nn.Sequential(nn.Linear(inward, dim, bias=False), nn.BatchNorm1d(dim, affine=False))

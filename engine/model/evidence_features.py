@@ -1,4 +1,4 @@
-"""Features of the evidence between supernodes, which the upper network reads beside those of all levels.
+"""Features of the evidence between supernodes, which the upper network reads in addition to the common ones.
 
 A node's features use its own totals and number of partners, an edge's the totals of both ends and their
 entries for each other. Other partners have no part, so the receptive field stays that of

@@ -1,4 +1,4 @@
-"""A model on disk: weights in a safetensors file, and a JSON card beside it."""
+"""A model on disk: weights in a safetensors file, and a JSON card next to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     except OSError as error:
         file = path.with_suffix(".json")
         if path.is_file() and not file.exists():
-            raise foreign(path, f"there is no card {file.name} beside the weights") from None
+            raise foreign(path, f"there is no card {file.name} next to the weights") from None
         raise InputError(f"the model {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise foreign(path, f"the card is no JSON: {error}") from error

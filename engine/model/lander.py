@@ -47,13 +47,13 @@ FORMAT = "shoal-lander-1"
 
 @dataclass(frozen=True, slots=True)
 class LanderCard:
-    """Hyperparameters and defaults, stored beside the weights. `about`: training sets, scores, seed ..."""
+    """Hyperparameters and defaults, stored next to the weights. `about`: training sets, scores, seed ..."""
 
     dim: int  # components of the embeddings
     variant: str = "mean"  # `mean` or `gat`
     hidden: int = 512
     heads: int = 1  # of attention, gat only
-    average: bool = True  # reads average features beside the identity features
+    average: bool = True  # reads average features in addition to the identity features
     k: int = 10
     tau: float = 0.5
     base_tau: float | None = None  # level 0's; None: tau
@@ -241,7 +241,7 @@ class LanderModel:
         return LanderModel(self.weights, card)
 
     def save(self, path: Path) -> None:
-        """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
+        """Write the weights to `path` (.safetensors) and the card next to it (.json)."""
         files.write(path, {"format": FORMAT, **asdict(self.card), "sha256": self.sha256}, self._bytes())
 
     @classmethod

@@ -25,7 +25,7 @@ class Lists(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def put_vectors(x: Float32, first: int, vectors: Int16, rows: Int32) -> None:
-    """x[t, first:] = the grid vector of rows[t], as floats."""
+    """Set x[t, first:] to the grid vector of rows[t], as floats."""
     for t in range(rows.shape[0]):
         for c in range(vectors.shape[1]):
             x[t, first + c] = vectors[rows[t], c] * STEP
@@ -33,7 +33,7 @@ def put_vectors(x: Float32, first: int, vectors: Int16, rows: Int32) -> None:
 
 @njit(cache=True, nogil=True)
 def mean_affinity(out: Float32, rows: Int32, lists: Lists, products: Float32) -> None:
-    """out[t] = relu(U x_i + sum_j a_ij V x_j) for i = rows[t]; `products` holds U x | V x by row.
+    """Set out[t] = relu(U x_i + sum_j a_ij V x_j) for i = rows[t]; `products` holds U x | V x by row.
 
     Without a neighbour of positive similarity the sum is 0.
     """
@@ -57,7 +57,7 @@ def mean_affinity(out: Float32, rows: Int32, lists: Lists, products: Float32) ->
 
 @njit(cache=True, nogil=True)
 def attention(out: Float32, rows: Int32, lists: Lists, products: Float32, bias: Float32) -> None:
-    """out[t] = relu(mean over heads of (sum_j c_ij W x_j + bias)) for i = rows[t].
+    """Set out[t] = relu(mean over heads of (sum_j c_ij W x_j + bias)) for i = rows[t].
 
     `products` holds W x of all heads, then l W x and r W x of each, by row; `bias` is (heads, hidden).
     """
@@ -102,7 +102,7 @@ def add_ends(out: Float32, ends: Float32, heads: Int32, tails: Int32, slopes: Fl
 
 @njit(cache=True, nogil=True)
 def prelu(x: Float32, slopes: Float32) -> None:
-    """x = prelu(x), in place: each column has its slope below 0."""
+    """Apply prelu to x in place: each column has its slope below 0."""
     for t in range(x.shape[0]):
         for c in range(x.shape[1]):
             if x[t, c] < 0:

@@ -1,7 +1,7 @@
 """The universal linkage model, which reads relations in place of embeddings and so fits any space.
 
 It has two networks of `engine.model.network`: one for level 0, and one for the levels above it, which also
-reads the evidence between supernodes. One file holds the weights of both; its card is beside it.
+reads the evidence between supernodes. One file holds the weights of both; its card is next to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UPPER = "upper."  # before the names of the upper network's tensors
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Hyperparameters and defaults, stored beside the weights. `about`: training sets, scores, seed ..."""
+    """Hyperparameters and defaults, stored next to the weights. `about`: training sets, scores, seed ..."""
 
     k: int = 10
     hidden: int = 48  # width of the level-0 network
@@ -80,7 +80,7 @@ class LinkageModel:
         return LinkageModel(self.base, self.upper, card)
 
     def save(self, path: Path) -> None:
-        """Write the weights to `path` (.safetensors) and the card beside it (.json)."""
+        """Write the weights to `path` (.safetensors) and the card next to it (.json)."""
         files.write(path, asdict(self.card) | {"sha256": self.sha256}, self._bytes())
 
     @classmethod

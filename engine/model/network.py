@@ -40,7 +40,7 @@ import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
 BLOCK = 1024  # rows of every dense layer over edges: a buffer of 48 columns stays in the L2 cache
-CHUNK = 512  # rows of every dense layer over nodes
+CHUNK = 512  # rows of every dense layer over nodes, half of BLOCK: those over a node's own features are wider
 MOST_LOGIT = 4.0  # beyond it the digits of p are noise, which would order the densities of near-copies
 _LOCAL = threading.local()
 

@@ -1,6 +1,6 @@
 """Types of what a reader returns to people: JSON-ready dictionaries, declared once and checked.
 
-The API documents its responses by them: descriptions and bounds stand here, beside the fields.
+The API documents its responses by them: descriptions and bounds are here, with the fields.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ClusterPage(Stamped):
 
 
 class ClusterDetail(Stamped, ClusterRow):
-    """A cluster, its next finer ones, and what became of it."""
+    """A cluster, its next finer ones, and where its members went if it has ended."""
 
     children: Annotated[list[ClusterId], Field(description="The next finer clusters, 10,000 at most.")]
     now: Annotated[
@@ -187,5 +187,5 @@ class Summary(Stamped):
         list[float] | None, Field(description="The calibration: mean, deviation, items; null before it.")
     ]
     changes_from: Annotated[
-        int, Field(ge=0, description="The first version of which the event log still tells; 0: none.")
+        int, Field(ge=0, description="The oldest version still in the event log; 0 if it is empty.")
     ]

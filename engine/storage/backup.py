@@ -142,7 +142,10 @@ def restore(folder: Path, store: Path, force: bool = False) -> Restored:
 
 
 def copy(store: str, folder: str) -> int:
-    """Copy a store; `back_up` runs it in a process of its own."""
+    """Copy a store into an existing folder; `back_up` runs it in a process of its own.
+
+    Raises NoStore, CorruptStore, StoreFull.
+    """
     environment = Environment.attach(Path(store))
     try:
         environment.copy(Path(folder))
@@ -167,7 +170,7 @@ def _finish(folder: Path) -> Backup:
 
 
 def describe(folder: str) -> str:
-    """Return the manifest of a copy as JSON."""
+    """Return the manifest of a copy as JSON. Raises NoStore (no version yet), CorruptStore."""
     with reading(folder, lock=False) as tables:
         if tables is None:
             raise NoStore(f"{folder} holds no version yet; there is nothing to copy")
@@ -188,7 +191,7 @@ def describe(folder: str) -> str:
 
 
 def _require_apart(target: Path, source: Path) -> None:
-    """Raise InputError where a copy would lie in what it is a copy of."""
+    """Raise InputError where the copy would lie in the folder that is copied."""
     if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise InputError(f"{target} lies in {source}, which is copied; name a place outside")
 
@@ -196,17 +199,17 @@ def _require_apart(target: Path, source: Path) -> None:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     if target.exists() or target.is_symlink():
-        raise InputError(f"{target} is there already; name a folder that is not")
+        raise InputError(f"{target} exists already; name a folder that does not")
     with _scratch(target, "partial") as folder:
         yield folder
         if target.exists():
-            raise InputError(f"{target} has come to be meanwhile; name a folder that is not there")
+            raise InputError(f"{target} was created meanwhile; name a folder that does not exist")
         files.put_in_place(folder, target)
 
 
 @contextmanager
 def _scratch(goal: Path, what: str) -> Iterator[Path]:
-    """Make a folder beside the goal; remove it at the end unless it was renamed."""
+    """Make a folder next to the goal; remove it at the end unless it was renamed."""
     folder = goal.absolute().with_name(f"{goal.absolute().name}.{what}-{os.getpid()}")
     try:
         folder.mkdir(parents=True)
@@ -218,7 +221,7 @@ def _scratch(goal: Path, what: str) -> Iterator[Path]:
 
 
 def _move_aside(store: Path) -> Path:
-    """Rename a store that nobody writes. Raises StoreLocked."""
+    """Rename a store that no process writes. Raises StoreLocked."""
     moment = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%d-%H%M%S")
     aside = store.absolute().with_name(f"{store.absolute().name}.before-{moment}")
     held_before = (store / "writer").exists()
@@ -246,7 +249,7 @@ def _call(function: str, *arguments: Path) -> None:
 def _refused(folder: Path, error: Exception) -> StoreError:
     near = next(parent for parent in folder.parents if parent.exists())
     if error_code(error) not in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"{near} cannot be written ({error}); mend what that names, then run it again")
+        return StoreFull(f"{near} cannot be written ({error}); fix the cause, then run it again")
     words = getattr(error, "strerror", None) or str(error)
     free = shutil.disk_usage(near).free / 1e6
     return StoreFull(f"{near} refused a write ({words}; {free:.0f} MB free); make room, then run it again")

@@ -19,7 +19,7 @@ from engine.types import Assignment, Change, Cluster, DeadLetter, Erased, Event,
 
 
 def clear_derived(tables: Tables) -> None:
-    """Make room for a new generation: delete all but the items, their nodes and what names clusters."""
+    """Clear the derived tables before a new generation; keep items, nodes and cluster records."""
     derived = (tables.lists, tables.places, tables.members, tables.trees, tables.cluster_trees)
     for table in (*derived, tables.sizes, tables.endings):
         table.clear()

@@ -1,4 +1,4 @@
-"""The LMDB environment of a store: opened, read and written here, and nowhere else.
+"""The LMDB environment of a store: opened, read and written only here.
 
 Three things change under open transactions and are handled here: a writer whose map is full makes it larger,
 a reader follows, and a compaction puts another file in the store's place. Each waits until this process
@@ -71,7 +71,7 @@ class Environment:
         return cls(folder, map_bytes, writable=False)
 
     def close(self) -> None:
-        """Wait for the open read transactions, then let go of the file."""
+        """Wait for the open read transactions, then close the file."""
         with self._alone():
             if not self._closed:
                 self._closed = True
@@ -162,7 +162,7 @@ class Environment:
         with self._gate:
             self._gate.wait_for(lambda: not self._changing)
             if self._closed:
-                raise StoreError(f"{self.folder} is closed; open it again")
+                raise StoreError(f"{self.folder} is closed; reopen the store")
             try:
                 if not self.writable:
                     self._follow()
@@ -194,7 +194,8 @@ class Environment:
                 self._env.set_mapsize(size)
             except (lmdb.Error, OSError) as error:
                 raise StoreFull(
-                    f"{self.folder}: no address space for a map of {size / 1e9:.1f} GB"
+                    f"{self.folder}: no address space for a map of {size / 1e9:.1f} GB: raise `ulimit -v`, "
+                    "or lower [limits] map_size_bytes"
                 ) from error
 
 
@@ -241,7 +242,7 @@ def require_file(folder: Path) -> None:
 
 
 def remains(folder: Path) -> Path | None:
-    """Return a file that only a store leaves, beside its own."""
+    """Return a file, other than the database, that only a store leaves; None: there is none."""
     return next((file for name in _REMAINS for file in folder.glob(name)), None)
 
 
@@ -250,7 +251,7 @@ def refuse_remains(folder: Path) -> None:
     if found := remains(folder):
         raise CorruptStore(
             f"{folder} is damaged: it has lost its {DATA}, {found.name} is still there; restore a backup, or "
-            "delete the folder to begin anew"
+            "delete the folder to start over"
         )
 
 
@@ -313,7 +314,7 @@ def unwritable(folder: Path, error: Exception) -> StoreError:
     free = shutil.disk_usage(folder).free / 1e6 if folder.exists() else 0.0
     return StoreFull(
         f"{folder}: the disk refused a write ({error}; {free:.0f} MB free); nothing of it was kept: "
-        "make room or mend the disk, then start again"
+        "make room or repair the disk, then start again"
     )
 
 
@@ -323,7 +324,7 @@ def _is_refused(error: Exception) -> bool:
 
 
 def error_code(error: Exception) -> int | None:
-    """The number of the system's error, which LMDB has under another name."""
+    """Return the number of the system's error, which LMDB has under another name."""
     return getattr(error, "errno", None) or getattr(error, "code", None)
 
 
@@ -371,7 +372,7 @@ def _open_to_read(folder: Path, map_bytes: int) -> tuple[lmdb.Environment, dict[
 
 
 def _need_whole(folder: Path) -> None:
-    """Raise CorruptStore where the end of the file is missing: who reads a missing page is killed.
+    """Raise CorruptStore where the end of the file is missing: reading a missing page raises SIGBUS.
 
     LMDB does not write free pages, so a whole file may be short too; another process reads what is in use.
     """
@@ -417,7 +418,7 @@ def read_pages(folder: str) -> int:
 
 
 def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create: bool) -> dict[str, Any]:
-    """Open all tables. Handles opened in a read transaction are valid only there; with None, for good."""
+    """Open all tables. Handles of a read transaction are valid only there; with None, until `env` closes."""
     handles = {}
     for name in schema.TABLES:
         try:
@@ -429,7 +430,7 @@ def _handles(env: lmdb.Environment, txn: lmdb.Transaction[bytes] | None, create:
 
 
 def _make_file(folder: Path) -> None:
-    """A new file is there as a whole or not at all: LMDB does not wait until its first pages are durable."""
+    """Create data.mdb atomically: LMDB does not wait until a new file's first pages are durable."""
     temporary = folder / "data.new"
     temporary.unlink(missing_ok=True)
     lmdb.open(os.fspath(temporary), subdir=False, lock=False).close()
@@ -437,7 +438,7 @@ def _make_file(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Files:
-    """Identify the files of a store; None: the writer is just putting others in place."""
+    """Return the inodes of a store's files; None: the writer is replacing them right now."""
     try:
         return os.stat(f"{folder}/{DATA}").st_ino, os.stat(f"{folder}/{LOCK}").st_ino
     except FileNotFoundError:

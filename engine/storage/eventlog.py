@@ -47,7 +47,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Events behind a place, the place to continue from, and whether there are more by now."""
+    """Events after a place, the place to continue from, and whether there are more."""
 
     events: list[Raw]
     place: EventId
@@ -75,7 +75,7 @@ def read(tables: Tables, after: EventId, limit: int, kind: str | None = None) ->
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """Events to publish behind a place, dead letters included, and the place they lead to."""
+    """Events to publish after a place, dead letters included, and the place of the last one."""
 
     events: list[tuple[EventId, Event]]
     place: EventId

@@ -80,7 +80,7 @@ def _write_ndjson(out: BinaryIO, head: Head, found: Iterator[Row]) -> None:
 
 
 def _write_parquet(out: BinaryIO, head: Head, found: Iterator[Row]) -> None:
-    """The file's metadata has the collection and the version too."""
+    """Write Parquet; the file's metadata has the collection and the version, too."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -140,7 +140,7 @@ def main(folder: str, form: str, level: str = "") -> None:
             sys.exit(f"{type(error).__name__}: {error}")
         say(errors.dump(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has closed the pipe
 
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ def load(tables: Tables) -> Loaded:
         raise CorruptStore("the tables nodes and lists do not hold the same nodes; restore a backup")
     placed, places = tables.places.columns()
     if not np.array_equal(placed, vectors.ids):
-        raise CorruptStore("the tables nodes and places do not hold the same nodes; `shoal rebuild` mends it")
+        raise CorruptStore(
+            "the tables nodes and places do not hold the same nodes; run `shoal rebuild` to repair it"
+        )
     clusters = _clusters(tables, levels)
     trees = _trees(tables, clusters, levels)
     if not np.array_equal(np.unique(places), trees.handles):
-        raise CorruptStore("the tables places and trees do not hold the same trees; `shoal rebuild` mends it")
+        raise CorruptStore(
+            "the tables places and trees do not hold the same trees; run `shoal rebuild` to repair it"
+        )
     positions = dict(tables.positions.rows())
     return Loaded(
         state.version, state.time_ms, state.epoch, state.counters, positions,
@@ -33,7 +37,7 @@ def load(tables: Tables) -> Loaded:
 
 
 def load_to_rebuild(tables: Tables) -> Loaded:
-    """As `load`; where derived tables contradict each other, load items as if new, without their trees.
+    """Load as `load`; where derived tables contradict each other, load items as if new, without trees.
 
     Raises CorruptStore where values are damaged.
     """
@@ -52,7 +56,7 @@ def load_to_rebuild(tables: Tables) -> Loaded:
 
 
 def _load_format_1(tables: Tables) -> Loaded:
-    """A store whose items have a vector each: nodes are numbered anew, lists are those of nobody."""
+    """Load a store whose items have a vector each: nodes are renumbered. The neighbour lists are invalid."""
     state = tables.meta.state
     items, vectors = upgrade.read_items(tables)
     placed, places = tables.places.columns()
@@ -68,7 +72,7 @@ def _load_format_1(tables: Tables) -> Loaded:
 
 
 def _items(tables: Tables) -> tuple[Items, Vectors, Int64]:
-    """Items, nodes, and the place of each item's node among these, (n,)."""
+    """Return items, nodes, and the row of each item's node among these, (n,). Raises CorruptStore."""
     items, vectors = tables.items.columns(), tables.nodes.columns()
     at = np.searchsorted(vectors.ids, items.nodes)
     if not np.array_equal(vectors.ids, np.unique(items.nodes)):
@@ -97,7 +101,7 @@ def _trees(tables: Tables, clusters: Clusters, levels: int) -> Trees:
         packed[row, : len(path)] = path
     at, there = find(clusters.ids, packed)
     if not (there | (packed == 0)).all():
-        raise CorruptStore("the table trees names clusters that are not there; `shoal rebuild` mends it")
+        raise CorruptStore("the table trees names missing clusters; run `shoal rebuild` to repair it")
     finest = np.where(packed > 0, clusters.finest[at], -1)
     each = np.arange(len(ids))
     paths = np.stack([packed[each, _reach(finest, level)] for level in range(levels)], axis=1)

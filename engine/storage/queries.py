@@ -178,7 +178,7 @@ class Snapshot:
         vectors = self.tables.nodes.pick(nodes)
         items = self.tables.items.pick(np.array([*map(self._oldest, nodes.tolist())], np.int64))
         if not len(vectors.ids) == len(items.ids) == len(nodes):
-            raise CorruptStore("the peak of a cluster is no node of the store; `shoal rebuild` mends it")
+            raise CorruptStore("a cluster's peak is no node of the store; run `shoal rebuild` to repair it")
         rows = [self._row(cluster) for cluster in clusters]
         total = self.tables.sizes.count()
         return Peaks(self.state.version, total, rows, items if clusters else None, vectors.vectors)
@@ -225,7 +225,7 @@ class Snapshot:
         for cluster in path:
             if self.tables.clusters.need(cluster).finest <= level:
                 return cluster
-        raise CorruptStore(f"cluster {path[-1]} does not reach down to level 0; `shoal rebuild` mends it")
+        raise CorruptStore(f"cluster {path[-1]} has no tree of level 0; run `shoal rebuild` to repair it")
 
     def _living(self) -> Clusters:
         table = self.tables.clusters.living()

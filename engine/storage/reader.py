@@ -96,7 +96,7 @@ class View(Closing):
         return cls(store.environment, owned=False)
 
     def close(self) -> None:
-        """Wait for the answers at work, then let go of the store."""
+        """Wait for the answers in progress, then close the store."""
         if self._owned:
             self._environment.close()
 
@@ -225,7 +225,7 @@ class View(Closing):
     ) -> MemberPage:
         """Return a page of a cluster's items, tree by tree. Raises NotFound.
 
-        `payload_bytes`: with their payloads; the page ends where these exceed so many bytes.
+        `payload_bytes`: with their payloads; the page ends where these exceed this many bytes.
         """
         with self.snapshot() as snapshot:
             return snapshot.members(cluster, cursor, limit, payload_bytes)
@@ -245,7 +245,7 @@ class View(Closing):
         between `after` and the first one here were forgotten.
         """
         version, ordinal = after or BEGIN
-        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):
+        if not (0 <= version < 2**63 and -1 <= ordinal < 2**31):  # what the log's keys can hold; -1: `BEGIN`
             raise InputError(f"{version}-{ordinal} is no place in the log")
         with self.snapshot() as snapshot:
             gap = after is not None and (version, ordinal) < eventlog.forgot(snapshot.tables)

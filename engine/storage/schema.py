@@ -135,8 +135,7 @@ def require_format(path: Path, config: Mapping[str, Any]) -> None:
     found = config.get("format")
     if found == REBUILT_FROM:
         raise ConfigMismatch(
-            f"{path} was made by an earlier release (format {found}); "
-            "run `shoal rebuild` once to bring it over"
+            f"{path} was made by an earlier release (format {found}); run `shoal rebuild` once to upgrade it"
         )
     if found != FORMAT:
         raise ConfigMismatch(
@@ -186,12 +185,14 @@ def show_key(table: str, key: bytes) -> str:
 
 
 def unpack_item(number: int, body: bytes) -> Item:
+    """Decode a body of the table items; `number`: the row's key, an item id."""
     time, version, node, length = _ITEM.unpack_from(body)
     end = _ITEM.size + length
     return Item(number, body[_ITEM.size : end], node, time, body[end:], version)
 
 
 def pack_items(columns: Items) -> list[bytes]:
+    """Encode n items; return n bodies in the order of the columns."""
     head = np.zeros(len(columns.ids), _ITEMS)
     head["time"], head["version"], head["node"] = columns.times, columns.versions, columns.nodes
     head["key"] = [len(key) for key in columns.keys]
@@ -199,6 +200,7 @@ def pack_items(columns: Items) -> list[bytes]:
 
 
 def unpack_items(keys: Sequence[bytes], bodies: Sequence[bytes]) -> Items:
+    """Decode n rows of the table items into columns, in the order of the rows."""
     start = _ITEMS.itemsize
     head = np.frombuffer(b"".join([body[:start] for body in bodies]), _ITEMS)
     ends = (start + head["key"].astype(np.int64)).tolist()
@@ -269,12 +271,14 @@ def split_rows(rows: NDArray[Any]) -> list[bytes]:
 
 
 def pack_cluster(value: Cluster) -> bytes:
+    """Encode a cluster as little-endian 64-bit numbers: eight, then those of `into`."""
     numbers = (value.size, value.finest, value.coarsest, value.peak)
     times = (value.parent, value.born, value.changed, value.ended)
     return struct.pack(f"<{8 + len(value.into)}Q", *numbers, *times, *value.into)
 
 
 def unpack_cluster(number: int, body: bytes) -> Cluster:
+    """Decode what `pack_cluster` encoded; `number`: the row's key, a cluster id."""
     numbers = struct.unpack(f"<{len(body) // 8}Q", body)
     size, finest, coarsest, peak, parent, born, changed, ended, *into = numbers
     return Cluster(number, size, finest, coarsest, peak, parent, born, changed, ended, tuple(into))

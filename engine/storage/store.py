@@ -41,7 +41,7 @@ from engine.system import files, isolation
 from engine.types import Change, DeadLetter, Int16, Int64, Loaded, Renumbered
 
 T = TypeVar("T")
-_ANOTHER_STORE = ("collection", "dim")  # a rebuild does not mend a difference in these
+_ANOTHER_STORE = ("collection", "dim")  # a rebuild cannot change these
 _RECOMPUTED = "arithmetic"  # a difference in this is no reason to refuse: see `Store.stale`
 
 
@@ -80,8 +80,8 @@ class Store(Closing):
     ) -> Store:
         """Open the store in a folder, or make one there.
 
-        `config`: the JSON settings that stored clusters depend on: `collection`, `dim` (None: the first
-        vector decides), `model`, `k`, `arithmetic`, ... A store made with other ones is refused (another
+        `config`: the JSON settings that stored clusters depend on: `collection`, `dim` (None: that of the
+        first batch), `model`, `k`, `arithmetic`, ... A store made with other ones is refused (another
         `arithmetic` only makes it `stale`); None accepts any. `free_bytes`: what a commit leaves free on the
         disk. The event log forgets versions older than `events_max_age_ms` or beyond `events_max_bytes`, but
         never the newest, nor those from `retain_from_version` on.
@@ -141,7 +141,7 @@ class Store(Closing):
             return load.load(tables)
 
     def load_to_rebuild(self) -> Loaded:
-        """As `load`, also where the derived tables contradict each other. Raises CorruptStore."""
+        """Load as `load`, also where the derived tables contradict each other. Raises CorruptStore."""
         with self.snapshot() as tables:
             return load.load_to_rebuild(tables)
 
@@ -292,13 +292,14 @@ class Store(Closing):
     def check_room(self, change: Change, everything: bool = False) -> None:
         """Raise StoreFull if a commit may not fit: LMDB reports a full disk late, as "Input/output error".
 
-        `everything`: it writes all items anew.
+        `everything`: it rewrites all items.
         """
         items = change.upserts
         rows = change.vectors.vectors.nbytes + sum(map(len, items.payloads)) + change.lists.neighbors.nbytes
         rows += sum(map(len, items.keys)) + change.incoming.vectors.nbytes
         rows += (self.path / DATA).stat().st_size if everything else 0
         rows += sum(len(event.value or b"") for event in change.events if isinstance(event, DeadLetter))
+        # Twice, because LMDB copies the pages that it changes and leaves pages half full when it splits them.
         need, free = 2 * rows + self._limits.free_bytes, shutil.disk_usage(self.path).free
         if free < need:
             raise StoreFull(

@@ -93,7 +93,7 @@ class RawTable:
         return self._txn.cursor(self._db)
 
     def read(self) -> tuple[list[bytes], list[bytes]]:
-        """Return all keys and all schema. Raises CorruptStore."""
+        """Return all keys and their bodies, in key order. Raises CorruptStore."""
         seed, digest = self._seed, xxh32_digest
         keys: list[bytes] = []
         bodies: list[bytes] = []
@@ -336,7 +336,7 @@ class EventTable(Table[EventId, Event]):
 
 
 class MetaTable:
-    """What holds of the whole store: configuration, identity, state of the last version, size of the log."""
+    """Store-wide records: configuration, identity, state of the last version, size of the log."""
 
     def __init__(self, raw: RawTable) -> None:
         self.raw = raw
@@ -423,7 +423,7 @@ class Tables:
 
     @cached_property
     def raw(self) -> dict[str, RawTable]:
-        """The tables in bytes. A store of an earlier release lacks some until a writer opens it."""
+        """Return the tables in bytes. A store of an earlier release lacks some until a writer opens it."""
         return {name: self.open(name) for name in schema.TABLES if name in self._handles}
 
     def open(self, name: str) -> RawTable:

@@ -45,7 +45,7 @@ def read_items(tables: Tables) -> tuple[Items, Vectors]:
 
 
 def upgrade(tables: Tables) -> None:
-    """Write items, nodes and copies as they are now; what is derived has to be cleared and written anew."""
+    """Write items, nodes and copies as they are now; the caller clears and rewrites what is derived."""
     items, vectors = read_items(tables)
     tables.items.put_columns(items)
     tables.nodes.put_columns(vectors)

@@ -21,7 +21,7 @@ from engine.storage.schema import Commit, Pair, show_key
 from engine.storage.tables import RawTable, Tables
 from engine.types import Assignment, Cluster, Loaded, Vectors
 
-_REBUILD = "`shoal rebuild` mends it"
+_REBUILD = "run `shoal rebuild` to repair it"
 
 
 def walk(path: str | os.PathLike[str], beside: str = "") -> int:
@@ -139,15 +139,15 @@ def _items(contents: Contents) -> Iterator[str]:
         yield "the tables members and places do not say the same; " + _REBUILD
     counters = loaded.counters
     if int(items.ids.max(initial=0)) >= counters.get("next_item", 1):
-        yield "an item has an id that is still to be given; restore a backup"
+        yield "an item has an id not below `next_item`; restore a backup"
     if max(nodes, default=0) >= counters.get("next_node", 1):
-        yield "a node has an id that is still to be given; restore a backup"
+        yield "a node has an id not below `next_node`; restore a backup"
     if max(contents.paths, default=0) >= counters.get("next_tree", 1):
-        yield "a tree has a number that is still to be given; restore a backup"
+        yield "a tree has a number not below `next_tree`; restore a backup"
     if max(contents.clusters, default=0) >= counters.get("next_cluster", 1):
-        yield "a cluster has an id that is still to be given; restore a backup"
+        yield "a cluster has an id not below `next_cluster`; restore a backup"
     if int(items.versions.max(initial=0)) > loaded.version:
-        yield "a vector is of a version that is still to come; restore a backup"
+        yield f"a vector is of a version after {loaded.version}, the store's; restore a backup"
     grid = loaded.vectors.vectors
     given = grid if contents.incoming is None else contents.incoming.vectors
     if contents.incoming is not None and not np.array_equal(contents.incoming.ids, items.ids):
@@ -172,7 +172,8 @@ def _trees(contents: Contents) -> Iterator[str]:
         for cluster, parent in zip(path, (0, *path[:-1]), strict=True):
             record = contents.clusters.get(cluster)
             if record is None or record.ended or record.parent != parent:
-                yield f"tree {tree} is in cluster {cluster}, which is not so; " + _REBUILD
+                wrong = "is missing, has ended or has another parent"
+                yield f"tree {tree} lists cluster {cluster}, which {wrong}; {_REBUILD}"
 
 
 def _clusters(contents: Contents) -> Iterator[str]:
@@ -189,7 +190,7 @@ def _clusters(contents: Contents) -> Iterator[str]:
             found = counted(sizes.get(cluster.id, 0), "item")
             yield f"cluster {cluster.id} has {found}, not {cluster.size}; {_REBUILD}"
         if cluster.peak not in contents.places:
-            yield f"the peak of cluster {cluster.id} is a node that is not there; {_REBUILD}"
+            yield f"the peak of cluster {cluster.id} is a node that does not exist; {_REBUILD}"
         top = levels - 1 if not cluster.parent else cluster.coarsest
         if not 0 <= cluster.finest <= top < levels:
             yield f"cluster {cluster.id} is at levels {cluster.finest} to {top} of {levels}; {_REBUILD}"
@@ -198,7 +199,7 @@ def _clusters(contents: Contents) -> Iterator[str]:
     if contents.endings != ended:
         yield f"the table endings does not hold the ended clusters; {_REBUILD}"
     if set(sizes) != {c.id for c in contents.clusters.values() if not c.ended}:
-        yield f"a cluster lives without items, or has items and does not live; {_REBUILD}"
+        yield f"a live cluster has no items, or an ended one has some; {_REBUILD}"
 
 
 def _counted(contents: Contents) -> dict[int, int]:
@@ -218,11 +219,14 @@ def _log(contents: Contents) -> Iterator[str]:
         yield f"the versions of the log do not lead without a gap to version {version}; restore a backup"
     for number, commit in commits.items():
         if contents.events.get(number, (0, 0)) != (commit.events, commit.bytes):
-            yield f"version {number} has not the events that its commit counts; restore a backup"
+            events, size = contents.events.get(number, (0, 0))
+            found = f"{counted(events, 'event')} of {size} bytes"
+            wanted = f"{commit.events} of {commit.bytes}"
+            yield f"version {number} has {found}, its commit records {wanted}; restore a backup"
     for number in contents.events.keys() - commits.keys():
         yield f"events of version {number} are left without their commit; restore a backup"
     if sum(commit.bytes for commit in commits.values()) != contents.log_bytes:
-        yield "the log has not the size that is written down; restore a backup"
+        yield "the log's size differs from the recorded one; restore a backup"
     if any(ended not in commits for ended, _ in contents.endings):
         yield f"a cluster ended in a version that the log has forgotten; {_REBUILD}"
 
@@ -238,4 +242,6 @@ def _replayed(contents: Contents) -> Iterator[str]:
             yield f"the last event of {name!r} is not where the item is; restore a backup"
     if contents.commits and min(contents.commits) == 1:
         silent = numbers.keys() - contents.last.keys()
-        yield from (f"no event tells of {key.decode(errors='replace')!r}; restore a backup" for key in silent)
+        yield from (
+            f"no event mentions item {key.decode(errors='replace')!r}; restore a backup" for key in silent
+        )

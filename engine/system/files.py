@@ -56,7 +56,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """As `replaced`, for a file that a user has named. Raises InputError, StoreFull: what is wrong."""
+    """Write as `replaced`, to a file that a user has named. Raises InputError, StoreFull."""
     try:
         with replaced(path) as file:
             yield file

@@ -1,4 +1,4 @@
-"""Detect a fork that cannot compute: OpenMP ends it, without an exception, where its parent has used it."""
+"""Detect a forked child in which OpenMP would abort, because its parent has used OpenMP."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def check() -> None:
     """Raise Forked if the first parallel loop would end this process."""
     if _unfit:
         raise Forked(
-            "this process was forked from one that has computed already, and OpenMP does not survive that: "
+            "this process was forked from one that has already used OpenMP, which does not survive a fork: "
             'start it with multiprocessing.get_context("spawn")'
         )
 
 
 def _mark() -> None:
-    """In the child, right after the fork."""
+    """Note in the child, right after the fork, whether OpenMP was in use."""
     global _unfit
     numba = sys.modules.get("numba")
     try:

@@ -1,4 +1,4 @@
-"""Keeps the current folder out of the import path: a `random.py` that lies there is data, not our code.
+"""Keep the current folder out of the import path: a `random.py` in it is data, not our code.
 
 `python -m` puts that folder first. This module is imported before anything else, so it imports only what
 every Python has loaded by then.
@@ -13,7 +13,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__
 
 
 def trusted() -> list[str]:
-    """Return the import path without the current folder, unless the package lies there."""
+    """Return the import path without the current folder, unless the package is there."""
     here = os.path.realpath(os.getcwd())
     paths = [path for path in sys.path if path and os.path.realpath(path) != here]
     return paths if ROOT in map(os.path.realpath, paths) else [ROOT, *paths]

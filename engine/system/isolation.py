@@ -1,4 +1,4 @@
-"""Runs functions in a process of their own: a damaged page or graph can kill the process that reads it."""
+"""Run functions in a process of their own: a damaged page or graph can kill the process that reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.errors import CorruptStore, ShoalError, StoreError
 from engine.system import importpath
 
 _BOOT = Path(__file__).with_name("boot.py")
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no damage: out of memory, or told to end
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no damage: out of memory, or stopped
 
 
 def command(module: str, *arguments: str | os.PathLike[str]) -> list[str]:
@@ -28,10 +28,10 @@ def command(module: str, *arguments: str | os.PathLike[str]) -> list[str]:
 
 
 def call(function: str, *arguments: str | os.PathLike[str]) -> str:
-    """Run `module.function` on strings in a process of its own; return its result as a string.
+    """Run a function on strings in a process of its own; return `str()` of its result.
 
-    Raises the ShoalError that it raised; StoreError if something killed the process, CorruptStore if it
-    crashed.
+    `function`: a dotted path, `engine.storage.verify.walk`. Raises the ShoalError that the function raised;
+    StoreError if a signal from outside ended the process, CorruptStore if it crashed.
     """
     words = command("engine.system.isolation", function, *arguments)
     done = subprocess.run(words, capture_output=True, text=True, check=False)

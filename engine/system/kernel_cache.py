@@ -1,6 +1,6 @@
 """Choose where numba caches compiled kernels, before it is loaded.
 
-Numba caches beside the source or in the user's cache folder, and raises an exception where it can write to
+Numba caches next to the source or in the user's cache folder, and raises an exception where it can write to
 neither: a read-only installation run by a user without a home. Then the cache is a folder of our own for
 temporary files; without one every process compiles its kernels again.
 """
@@ -37,7 +37,7 @@ def report() -> None:
     _told = True
     here = os.environ.get(_SETTING)
     if here and here != str(_own_folder()):
-        return  # somebody has chosen it
+        return  # the user has chosen it
     where = f"they are cached in {here} until the system clears it" if here else "every process compiles them"
     import logging
 

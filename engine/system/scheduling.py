@@ -2,7 +2,7 @@
 
 Every thread keeps its fair share. Batch threads request a longer scheduler slice (`sched_setattr`), so a
 request thread that wakes up, with a short slice, has the earlier deadline and runs at once. Niceness would do
-the same at the expense of the batch, which would get little beside any other process.
+the same at the expense of the batch, which would get little next to any other process.
 """
 
 from __future__ import annotations

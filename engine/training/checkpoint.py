@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def missing(path: Path) -> InputError:
-    """Return the error of a training that is to go on and has left nothing."""
+    """Return the error of a training that is to be resumed without a checkpoint."""
     return InputError(
         f"there is no checkpoint {path}: the training is finished, or was never begun; leave out --resume"
     )

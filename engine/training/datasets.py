@@ -189,7 +189,7 @@ def _pixels(collection: Collection, images: Float32, rng: Rng) -> list[Collectio
 
 
 def _jitter(image: Float32, rng: Rng, amount: float) -> Float32:
-    """A small random affine map and blur."""
+    """Apply a small random affine map and blur."""
     side = image.shape[0]
     matrix = np.eye(2) + amount * rng.normal(size=(2, 2))
     center = (side - 1) / 2
@@ -388,7 +388,7 @@ def dense(collection: Collection) -> Collection:
 
 
 def whole_classes(collection: Collection, rng: Rng, share: tuple[float, float], most: int) -> Collection:
-    """Some classes of a collection, each with all its items: a `share` (range) of the items, `most` at most.
+    """Draw whole classes of a collection: a `share` (range) of its items, `most` at most.
 
     At least two classes. A sample of its items would make a class look sparser than it is.
     """

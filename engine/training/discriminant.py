@@ -57,7 +57,7 @@ def refuse_mapped(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def _power(covariance: Float64, shrinkage: float, power: float) -> Float64:
-    """The power of a symmetric matrix (d, d) whose eigenvalues are raised by a share of their mean."""
+    """Return the power of a symmetric matrix (d, d), its eigenvalues raised by a share of their mean."""
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0.0)
     raised = np.maximum(values + shrinkage * values.mean(), 1e-12)

@@ -103,6 +103,7 @@ class Learner:
     def _drawn(self) -> list[TrainingGraph]:
         parts: list[TrainingGraph] = []
         edges = 0
+        # 40: bounds a step where the graphs drawn are tiny.
         while edges < self.plan.edges and len(parts) < 40:
             pool = self.few if self.few and self.rng.random() < self.plan.few else self.pool
             parts.append(pool[self.rng.integers(len(pool))])

@@ -81,9 +81,9 @@ class InitialModels:
     def __post_init__(self) -> None:
         k = UniversalConfig().k
         if any(model.k != k for model in (self.start, self.base, self.teacher) if model):
-            raise InputError(f"a model to go on from or to learn from has to have k = {k}")
+            raise InputError(f"a model to start or to learn from must have k = {k}")
         if self.start and self.base:
-            raise InputError("a training goes on from a start, or begins anew above a base: name one")
+            raise InputError("a training continues from a start, or is built above a base: name one")
 
     @property
     def sha256(self) -> dict[str, str]:

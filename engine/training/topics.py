@@ -71,7 +71,7 @@ def blobs(rng: Rng, n: int) -> tuple[Float32, Int64]:
 
 
 def random_directions(rng: Rng, n: int) -> tuple[Float32, Int64]:
-    """Draw random directions; every item is a class of its own."""
+    """Draw random directions; each item is its own class."""
     d = int(_between(rng, 28, 1100))
     return rng.normal(size=(n, d)).astype(np.float32), np.arange(n)
 

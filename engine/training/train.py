@@ -54,7 +54,7 @@ def train(
     initial = initial or InitialModels()
     plan = (plan or Plan()).after(initial)
     if not files:
-        raise InputError("name at least one labelled .npz file to train on")
+        raise InputError("name at least one labelled file to train on")
     sources = [embeddings_of(Path(path), plan.seed) for path in files]
     if all(len(np.unique(each[0].labels)) < 2 for each in sources):
         names = ", ".join(each[0].name for each in sources)

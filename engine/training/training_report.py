@@ -1,4 +1,4 @@
-"""Writes a training report beside the weights: Markdown, and curves where matplotlib is installed."""
+"""Write a training report next to the weights: Markdown, and curves where matplotlib is installed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from engine.training.datasets import Collection
 
 
 class Writable(Protocol):
-    """A model with a card beside its weights."""
+    """A model with weights and a card."""
 
     card: Any
 
@@ -184,7 +184,10 @@ class TrainingRun(Generic[M]):
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["mark"] != self.mark:
-            raise InputError(f"the checkpoint is of {_differing(state['mark'], self.mark)}")
+            raise InputError(
+                f"the checkpoint is of {_differing(state['mark'], self.mark)}; repeat the original options, "
+                "or delete the checkpoint to start over"
+            )
         self.share, self.passed = state["share"], state["passed"]
         if state["best"]:
             self.best = self.trainer.model_of(state["best"])
@@ -220,7 +223,7 @@ def fingerprint(collections: Sequence[Collection], plan: Any, **initial: object)
 
 
 def _differing(found: Any, own: Mapping[str, str]) -> str:
-    """Say in what the training of a checkpoint differs; one of an earlier release does not tell."""
+    """Name what the training of a checkpoint differs in; an earlier release's does not record it."""
     if not isinstance(found, dict):
         return "other files, another plan or another start, or it was left by an earlier release"
     names = [name for name in own if found.get(name) != own[name]]

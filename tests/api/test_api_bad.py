@@ -251,7 +251,7 @@ def test_a_writer_that_is_busy_or_refuses(store: Path) -> None:
 
     def busy(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
         release.wait(60)
-        raise WriterBusy("the writer is at work on a large batch; try again")
+        raise WriterBusy("the writer is busy with a large batch; try again")
 
     def refuse(body: dict[str, Any], vectors: Any) -> dict[str, Any]:
         raise InputError("there is no such level")

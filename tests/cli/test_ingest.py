@@ -135,7 +135,7 @@ def test_names_that_are_not_understood_and_keys_that_come_twice(take: Take, tmp_
     summary = take(lines(tmp_path / "a.jsonl", *records))
     assert counted(summary, "rows", "inserted", "superseded") == [9, 3, 6]
     assert summary["ignored"] == {"color": 9, "size": 9}
-    assert summary["err"].count("not understood and left out: color (9), size (9)") == 1
+    assert summary["err"].count("unknown fields, ignored: color (9), size (9)") == 1
 
 
 def test_an_appended_file_replays_nothing(take: Take, tmp_path: Path, settings: Settings) -> None:
@@ -222,7 +222,7 @@ def test_standard_input_and_the_summary_for_people(tmp_path: Path, model: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert "rejected: standard input, row 20: the key is empty" in done.stderr
-    assert "standard input: not understood and left out: color (21)" in done.stderr
+    assert "standard input: unknown fields, ignored: color (21)" in done.stderr
     assert done.stdout.startswith("21 rows in ")
     assert "20 inserted, 1 rejected. shoal-store is at version" in done.stdout
 

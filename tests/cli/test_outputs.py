@@ -57,10 +57,10 @@ def test_a_report_does_not_replace_files_of_the_same_name(
     mine = tmp_path / f"notes.{ending}"
     mine.write_text("of the user")
     train = ("train", data, "-o", "notes.safetensors", "--steps", 1, "--hidden", 32, "--kind", "lander")
-    refused(shoal(*train), 3, mine.name, "is there already")
+    refused(shoal(*train), 3, mine.name, "exists already")
     assert mine.read_text() == "of the user"
     if ending == "json":
-        refused(shoal("model", "import", data, "-o", "notes.safetensors"), 3, mine.name, "is there already")
+        refused(shoal("model", "import", data, "-o", "notes.safetensors"), 3, mine.name, "exists already")
         mine.rename(tmp_path / "elsewhere")
         for _ in range(2):  # a training may replace its own model
             done = shoal(*train)
@@ -144,7 +144,7 @@ def test_a_lander_goes_on_from_a_lander(shoal: Run, data: Path, tmp_path: Path) 
     random_lander(1, 16).save(tmp_path / "l.safetensors")
     random_model(1).save(tmp_path / "u.safetensors")
     train = ("train", data, "--kind", "lander", "-o", "x.safetensors", "--start")
-    refused(shoal(*train, "universal"), 3, "a lander goes on from a lander: universal is not one")
+    refused(shoal(*train, "universal"), 3, "a lander continues from a lander: universal is not one")
     refused(shoal(*train, "u.safetensors"), 3, "it is a universal model; a lander is wanted here")
     for flags in (("--variant", "gat"), ("--hidden", "32")):
         refused(shoal(*train, "l.safetensors", *flags), 3, "name no --variant or --hidden with it")

@@ -244,8 +244,8 @@ HARM: list[tuple[Harm, str]] = [
     (move_a_node, r"cluster \d+ has|node \d+ is in another tree"),
     (lose_an_event, r"event \d+-1 stands where"),
     (lose_a_commit, "do not lead without a gap"),
-    (tell_a_lie, "is not where the item is|has not the events"),
-    (give_an_id_twice, "has an id that is still to be given"),
+    (tell_a_lie, "is not where the item is|its commit records"),
+    (give_an_id_twice, "has an id not below `next_item`"),
 ]
 
 

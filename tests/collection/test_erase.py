@@ -184,7 +184,7 @@ def test_an_item_that_comes_back_meanwhile_is_not_taken_out_of_the_log(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_renew_index", lambda: engine.upsert([SECRET], draw(7, 1)))
-    with pytest.raises(StoreError, match="came back meanwhile: stop what sends it, then run it again"):
+    with pytest.raises(StoreError, match="came back meanwhile: stop its sender, then run it again"):
         engine.erase(SECRET)
     assert SECRET in engine
     assert SECRET.encode() in b"".join(body for _, body in engine.store.rows("events"))

@@ -323,7 +323,7 @@ def test_parameters_are_those_of_the_first_fit(digits: Any) -> None:
     expected = found.predict(X[:20])
     for changed in ({"tau": 0.9}, {"metric": "euclidean"}, {"index": "hnsw"}, {"max_levels": 1}):
         found.set_params(**changed)
-        with pytest.raises(InputError, match=f"{next(iter(changed))} was .* `fit` begins anew"):
+        with pytest.raises(InputError, match=f"{next(iter(changed))} was .* `fit` starts over"):
             found.partial_fit(X[100:120])
         assert len(found.labels_) == 100
         assert (found.predict(X[:20]) == expected).all()

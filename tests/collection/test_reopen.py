@@ -38,7 +38,7 @@ def test_nothing_is_possible_after_close(opened: Open) -> None:
         lambda: engine.state,
     ]
     for call in calls:
-        with pytest.raises(StoreError, match="closed; open it again"):
+        with pytest.raises(StoreError, match="closed; reopen the store"):
             call()
 
 
@@ -69,7 +69,7 @@ def test_a_commit_that_fails_leaves_what_was(opened: Open, tmp_path: Path, weigh
     full = Engine.open(settings_of(tmp_path / "store", limits={"free_disk_min_bytes": 2**60}), weights)
     with pytest.raises(StoreFull):
         full.upsert(names(5, 100), draw(19, 5))
-    with pytest.raises(StoreError, match="open it again"):  # its memory is ahead of the store
+    with pytest.raises(StoreError, match="reopen the store"):  # its memory is ahead of the store
         full.labels()
     full.close()
     engine = opened()

@@ -25,7 +25,7 @@ def test_a_file_that_has_grown_goes_on_where_it_ended(tmp_path: Path, ending: by
     moved.write_bytes(whole)
     source = FileSource(moved, Options(10))
     assert source.begin(positions).row == 4
-    assert "goes on behind 4 records" in source.notes[0]
+    assert "continues after 4 records" in source.notes[0]
     [chunk] = source.chunks()
     assert chunk.batch.keys == [b"k4", b"k5"]
     assert read(moved, positions={**positions, **chunk.batch.positions}) == []

@@ -301,7 +301,7 @@ def nested_zip(path: Path) -> None:
         ("a.csv", twice_named, "two columns key: rename one"),
         ("a.parquet", twice_named, "two columns emb: rename one"),
         ("a.npz", nested_zip, "not a NumPy array"),
-        ("a.txt", foreign, "must be one of"),
+        ("a.txt", foreign, "must end in one of"),
         ("a.npz", lambda path: None, "No such file"),
         ("a.jsonl", lambda path: None, "No such file"),
         ("a.parquet", lambda path: path.mkdir(), "cannot be read"),

@@ -74,7 +74,7 @@ def test_a_client_that_stalls_is_replaced(
     )
     read = reading(topic, stall_timeout_s=0.5)
     read.take_until(lambda: len(read.live) == 5)
-    assert "there are unread records and none came" in caplog.text
+    assert "there are unread records and none arrived" in caplog.text
 
 
 def test_a_client_that_hangs_is_left_to_itself(

@@ -193,7 +193,7 @@ def test_topics_of_another_store_are_refused(world: World, tmp_path: Path) -> No
     with pytest.raises(BrokerError, match="hold what another store published"):
         world.sink(identity="another").resume()
     world.topics.delete(f"{world.topic}.progress")
-    with pytest.raises(BrokerError, match=r"has records, but .*\.progress does not tell how far they go"):
+    with pytest.raises(BrokerError, match=r"has records, but .*\.progress does not record their position"):
         world.sink().resume()
 
 

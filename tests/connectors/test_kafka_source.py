@@ -102,7 +102,7 @@ def test_records_wait_while_the_registry_of_their_schemas_is_away(
     read = reading(
         topic, kafka__key_format="int32", kafka__value_format="avro", kafka__registry_url=schemas.url
     )
-    until(lambda: read.take() is None and "records wait" in caplog.text, 120)
+    until(lambda: read.take() is None and "records are held" in caplog.text, 120)
     assert not read.live
     schemas.status = 200
     read.take_until(lambda: len(read.live) == 2)

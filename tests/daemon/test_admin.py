@@ -110,7 +110,7 @@ def test_one_rebuild_or_erasure_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
         def beside(*_: object, **__: object) -> Erasure:
             for op in "erase", "rebuild":
-                with pytest.raises(WriterBusy, match="another rebuild or erasure is at work"):
+                with pytest.raises(WriterBusy, match="another rebuild or erasure is in progress"):
                     found[op](body, None)
             return Erasure(True, 0, 1, 0)
 

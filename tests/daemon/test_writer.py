@@ -332,7 +332,7 @@ def test_a_full_log_pauses_the_source(
 
         monkeypatch.setattr(writer.engine.store, "log_is_full", log_is_full)
         until(lambda: control.call("status")["state"] == "paused")
-        assert "not published" in control.call("status")["reason"]
+        assert "unpublished events" in control.call("status")["reason"]
         script.batches.append(batch(1, 5))
         before = len(asked)
         until(lambda: len(asked) > before + 3)

@@ -250,7 +250,7 @@ def test_broken_model_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a Shoal model: the weights lack 'nodes\.low'"):
         LinkageModel.load(path)
     path.with_suffix(".json").unlink()
-    with pytest.raises(InputError, match=r"there is no card m\.json beside the weights"):
+    with pytest.raises(InputError, match=r"there is no card m\.json next to the weights"):
         LinkageModel.load(path)
     random_lander(1, 8).save(path)
     with pytest.raises(InputError, match="it is a lander; a universal model is wanted here"):

@@ -112,7 +112,7 @@ def later(count: int) -> object:
 
 def test_what_is_there_already_is_left_alone(path: Path, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
-    with pytest.raises(InputError, match="is there already; name a folder that is not"):
+    with pytest.raises(InputError, match="exists already; name a folder that does not"):
         back_up(path, tmp_path / "target")
     with pytest.raises(NoStore, match="there is no store in"):
         back_up(tmp_path / "target", tmp_path / "copy")
@@ -181,7 +181,7 @@ def test_what_is_no_lack_of_room_is_not_called_so(
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     monkeypatch.setattr(backup.os, "rename", refuse)
-    with pytest.raises(StoreFull, match=r"busy\); mend what that names, then run it again"):
+    with pytest.raises(StoreFull, match=r"busy\); fix the cause, then run it again"):
         restore(tmp_path / "copy", path, force=True)
     assert not (path / "writer").exists()
 

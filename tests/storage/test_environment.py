@@ -62,5 +62,5 @@ def test_a_transaction_that_fails_keeps_nothing(tmp_path: Path) -> None:
     with environment.read() as tables:
         assert tables.positions.get("file") is None
     environment.close()
-    with pytest.raises(StoreError, match="is closed; open it again"), environment.read():
+    with pytest.raises(StoreError, match="is closed; reopen the store"), environment.read():
         pass

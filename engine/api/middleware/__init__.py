@@ -27,7 +27,7 @@ CORS_RESPONSE_HEADERS = ("ETag", "Retry-After", "Shoal-Version", "Shoal-Collecti
 
 
 def wrap(app: ASGIApp, settings: ApiSettings, keys: Keys, meters: Meters) -> ASGIApp:
-    """The application behind all middleware; a request passes them from the last line up."""
+    """Return the application behind all middleware; a request passes them from the last line up."""
     app = Limits(app, settings, meters)
     app = Authentication(app, keys) if keys else HostCheck(app, settings.host)
     if settings.cors_origins:  # before the keys: a browser's preflight request has none

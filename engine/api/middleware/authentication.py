@@ -27,7 +27,7 @@ class Keys:
         return bool(self._digests)
 
     def refuse(self, authorization: bytes | None, key: bytes | None) -> Problem | None:
-        """Why a request with these headers is refused; None: it has a valid key."""
+        """Return the problem of a request with these headers; None: it has a valid key."""
         shown = key if authorization is None else _bearer(authorization)
         if shown is None:
             return Problem("no-key", "This request needs the daemon's API key.")

@@ -97,7 +97,7 @@ def _is_compressible(start: Message) -> bool:
 
 
 def _headers(start: Message, changed: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer with some replaced, b"": removed. What is compressed has a weak ETag."""
+    """Return an answer's headers with some replaced, b"": removed. Compressed answers get a weak ETag."""
     weak = b"content-encoding" in changed
     kept = [
         (name, b"W/" + value if weak and name == b"etag" and value.startswith(b'"') else value)

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Head:
-    """Run the GET until it has sent its headers, then end it: a stream would go on for ever."""
+    """Run the GET until it has sent its headers, then end it: a stream would never end."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -32,7 +32,7 @@ class HostCheck:
 
 
 def refuse(host: str, own: str) -> Problem | None:
-    """Why a Host header is not answered."""
+    """Return the problem of a disallowed Host header, else None."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     name = name.lower().removesuffix(".")  # as names are compared
     if name in ("localhost", own) or name.endswith(".localhost"):
@@ -40,4 +40,4 @@ def refuse(host: str, own: str) -> Problem | None:
     with suppress(ValueError):
         ipaddress.ip_address(name)
         return None
-    return Problem("wrong-host", f"Without an API key this daemon does not answer to the name {name!r}.")
+    return Problem("wrong-host", f"Without an API key this daemon rejects the host name {name!r}.")

@@ -12,7 +12,7 @@ from engine.config import ApiSettings
 
 
 class Limits:
-    """Refuse with 503 what exceeds `[api] requests_max` or `streams_max`; streams and requests apart."""
+    """Refuse with 503 what exceeds `[api] requests_max` or `streams_max`, which are counted separately."""
 
     def __init__(self, app: ASGIApp, settings: ApiSettings, meters: Meters) -> None:
         self._app, self._settings, self._meters = app, settings, meters
@@ -34,9 +34,9 @@ class Limits:
 
     def _refuse(self, stream: bool) -> Problem | None:
         if stream and self._streams >= self._settings.streams_max:
-            return Problem("busy", f"{self._streams} streams are open already ([api] streams_max).")
+            return Problem("busy", f"{self._streams} streams are already open ([api] streams_max).")
         if not stream and self._requests >= self._settings.requests_max:
-            return Problem("busy", f"{self._requests} requests are at work already ([api] requests_max).")
+            return Problem("busy", f"{self._requests} requests are already in progress ([api] requests_max).")
         return None
 
     def _count(self, stream: bool, change: int) -> None:

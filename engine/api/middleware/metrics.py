@@ -28,7 +28,7 @@ class Meters:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.working = Gauge("shoal_http_requests_now", "Requests at work.", registry=self.registry)
+        self.working = Gauge("shoal_http_requests_now", "Requests in progress.", registry=self.registry)
         self.streams = Gauge("shoal_http_streams", "Streams of changes held open.", registry=self.registry)
 
 

@@ -8,10 +8,10 @@ PROBES = ("/livez", "/readyz")  # a supervisor must get an answer, under load an
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first header of a name, as handlers read it too."""
+    """Return the first header of a name, as handlers read it."""
     return next((value for known, value in scope["headers"] if known == name), None)
 
 
 def is_event_stream(scope: Scope) -> bool:
-    """Whether the request asks for server-sent events, which stay open."""
+    """Return whether the request asks for server-sent events, which stay open."""
     return scope["path"] == "/v1/changes" and b"text/event-stream" in (header(scope, b"accept") or b"")

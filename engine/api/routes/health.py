@@ -71,7 +71,7 @@ async def metrics(meters: Metrics, writer: Writer) -> Response:
 
 
 def why_not_ready(settings: Settings, reader: StoreReader, status: Status) -> list[str]:
-    """The reasons, as sentences; none: ready."""
+    """Return why the daemon is not ready, as sentences; none: it is."""
     try:
         reader.view()
     except StoreError as error:
@@ -81,11 +81,9 @@ def why_not_ready(settings: Settings, reader: StoreReader, status: Status) -> li
         return [status.reason]
     found = []
     if told["state"] != "running":
-        found.append(
-            f"the writer is {told['state']}: {told['reason'] or 'it comes back, or the daemon ends'}"
-        )
+        found.append(f"the writer is {told['state']}: {told['reason'] or 'it restarts, or the daemon ends'}")
     if told["stalled_s"] > settings.limits.progress_timeout_s:
-        found.append(f"the writer has been at one batch for {told['stalled_s']:.0f} s")
+        found.append(f"the writer has been applying one batch for {told['stalled_s']:.0f} s")
     if told["oldest_unread_s"] > settings.api.lag_max_s:
-        found.append(f"the oldest record that waits is {told['oldest_unread_s']:.0f} s old")
+        found.append(f"the oldest waiting record is {told['oldest_unread_s']:.0f} s old")
     return found

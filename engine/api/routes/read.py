@@ -194,7 +194,9 @@ async def lookup(request: Request, reader: Reader, settings: Config, themes: The
     )
     if len(given.keys) > bounds.lookup_max:
         raise Problem(
-            "too-large", f"{len(given.keys)} keys at once; {bounds.lookup_max} are taken ([api] lookup_max)."
+            "too-large",
+            f"{len(given.keys)} keys in one request, at most {bounds.lookup_max} are allowed "
+            "([api] lookup_max).",
         )
     try:
         keys = [str(key).encode() for key in given.keys]

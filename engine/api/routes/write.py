@@ -57,7 +57,7 @@ async def post_items(request: Request, settings: Config, reader: Reader, writes:
     """Upserts and deletes, one JSON object a line; answered once all of them are durable.
 
     `{"key": "a", "embedding": [...], "payload": {...}, "time": ms}` or `{"key": "a", "delete": true}`.
-    Lines that cannot be used are named in `errors`, and the rest goes on. Where the writer stops in
+    Lines that cannot be used are listed in `errors`, the others are written. Where the writer stops in
     between, the problem's `lines` says how many lines are dealt with; to send all of them again is safe.
     """
     return reply(await ndjson.take(request, settings, reader, writes))

@@ -41,12 +41,12 @@ class LevelGraph:
     size: Float32  # (n,) items
 
     def features(self, average: bool) -> Tensor:
-        """x of `engine.model.lander`, (n, d) or (n, 2 d) float32."""
+        """Return x of `engine.model.lander`, (n, d) or (n, 2 d) float32."""
         both = (self.identity, self.mean) if average else (self.identity,)
         return torch.from_numpy(np.concatenate(both, axis=1).astype(np.float32) / np.float32(SCALE))
 
     def affinity(self) -> Tensor:
-        """a_ij (e,): similarities, floored at 0, as shares of the list's."""
+        """Return a_ij (e,): similarities, floored at 0, as shares of their list's sum."""
         floored = np.maximum(self.similarity, 0.0).astype(np.float64)
         total = np.bincount(self.heads, floored, len(self.degrees))
         return torch.from_numpy((floored / np.where(total > 0, total, 1.0)[self.heads]).astype(np.float32))
@@ -56,7 +56,7 @@ class LevelGraph:
         return torch.from_numpy(1.0 / np.maximum(self.degrees, 1)[self.heads]).float()
 
     def graph(self) -> dgl.DGLGraph:
-        """Edges from neighbours to the nodes in whose lists they are."""
+        """Return a DGL graph with edges from neighbours to the nodes in whose lists they are."""
         ends = torch.from_numpy(self.tails), torch.from_numpy(self.heads)
         return dgl.graph(ends, num_nodes=len(self.degrees))
 
@@ -116,7 +116,7 @@ def levels(
 
 
 def graphs_of(built: BulkClustering, labels: Int64) -> list[LevelGraph]:
-    """Return the levels of a clustering; an item without a label tells nothing of its list."""
+    """Return the levels of a clustering; an item without a label says nothing about its list."""
     return [
         _level_graph(level, place, labels)
         for level, place in zip(built.levels, places(built), strict=True)

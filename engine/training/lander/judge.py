@@ -70,7 +70,7 @@ class Setting:
 def best_setting(model: LanderModel, judges: Sequence[Judge]) -> Setting:
     """Return the taus and the number of levels that do best on the judges' classes.
 
-    A setting counts with those beside it: few classes make one peak too high.
+    A setting is averaged with its neighbours: few classes make one peak too high.
     """
     f = np.mean([judge.scores(model) for judge in judges], axis=0)  # (base taus, taus, depths)
     padded = np.pad(f, ((1, 1), (1, 1), (0, 0)), constant_values=np.nan)

@@ -1,7 +1,7 @@
 """Begins `lander` with a metric: distances after a map that labels have taught, read by a small network.
 
 A lander that starts from random weights remembers the classes that it is trained on and says little of
-others. Here its first layers are fixed instead. With P the directions that tell classes apart (the first
+others. Here its first layers are fixed instead. With P the directions that separate classes (the first
 principal ones after `engine.training.discriminant`), x the features of a node and m_x their mean over its
 list, they compute
 
@@ -104,7 +104,7 @@ class Geometry:
         self._read_spreads(starts[len(mixes.of) :], 2 * samples, count)
 
     def _read_distances(self, pairs: Sequence[tuple[int, int]], starts: Sequence[int], eye: Float32) -> None:
-        """One unit a direction: the neighbour's mix less the node's."""
+        """Set one unit per direction: the neighbour's mix less the node's."""
         size = len(eye)
         signed = np.concatenate([eye, -eye], axis=1)  # relu(z), relu(-z)
         for number, (theirs, own) in enumerate(pairs):
@@ -114,7 +114,7 @@ class Geometry:
             self.sums[units, number] = 1.0
 
     def _read_spreads(self, starts: Sequence[int], size: int, count: int) -> None:
-        """One unit a spread and end, behind those of `count` distances."""
+        """Set one unit per spread and end, behind those of `count` distances."""
         unit = count * self.directions
         for first in starts:
             for ends in (self.source, self.target):

@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Tensor]:
 def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, levels: int) -> LanderModel:
     """Return weights under the authors' names as a model.
 
-    `average`: they were trained with average features beside identity features (`--use_cluster_feat`); their
+    `average`: they were trained with average and identity features (`--use_cluster_feat`); their
     shapes do not show it. Raises InputError where they are no such weights.
     """
     if levels > MAX_LEVELS:

@@ -38,7 +38,7 @@ def train(
     """Train on labelled files of one space; write weights and card to `out`, and an adapter if asked for.
 
     The files named for it choose the checkpoint, both taus and levels; without them, classes do. `start`: a
-    model to go on from. `checkpoint`: where the state is kept meanwhile, and whether to go on from it.
+    model to continue from. `checkpoint`: where the state is saved meanwhile, and whether to resume from it.
     Raises InputError where a file cannot be used, or files are of several dimensions.
     """
     plan = _completed(plan or LanderPlan(), start, files.adapter is not None)
@@ -118,11 +118,11 @@ def begun(
 
 
 def read_model(path: Path | None) -> LanderModel | None:
-    """Return the lander at `path`, if one is named. Raises InputError where training cannot go on from it."""
+    """Return the lander at `path`, if one is named. Raises InputError if training cannot continue from it."""
     if path is None:
         return None
     if path == SHIPPED and not path.exists():
-        raise InputError(f"a lander goes on from a lander: {SHIPPED} is not one, leave out --kind lander")
+        raise InputError(f"a lander continues from a lander: {SHIPPED} is not one, leave out --kind lander")
     model = LanderModel.load(path)
     refuse_mapped(path, model.card.about)
     return model
