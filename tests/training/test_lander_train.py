@@ -16,13 +16,13 @@ from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.adapter import Adapter
 from engine.model.lander import LanderCard, LanderModel, shapes
 from engine.training import checkpoint
-from engine.training.datasets import Collection, SpaceFiles, read_space
+from engine.training.datasets import SpaceFiles, read_space
 from engine.training.discriminant import through
-from engine.training.lander.graphs import levels, true_levels
+from engine.training.lander.graphs import joined, levels, true_levels
 from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.network import Lander
 from engine.training.lander.plan import LanderPlan
-from engine.training.lander.train import begun, read_model, train
+from engine.training.lander.train import begun, evaluate, read_model, train
 from engine.training.lander.trainer import Trainer, graph_loss
 from engine.training.training_run import Checkpoint, Progress, TrainingRun
 from engine.types import Epoch
@@ -83,17 +83,21 @@ def test_targets_are_the_chance_that_a_pair_across_is_of_one_class() -> None:
         assert upper.target[t] == pytest.approx((left[:, None] == right).mean(), abs=1e-6)
 
 
-def bcubed_f(model: LanderModel, judge: Collection) -> float:
-    built = hierarchy(judge.emb, model, model.tau, model.max_levels, base_tau=model.base_tau)
-    return scores.bcubed_f(judge.labels, partitions(built)[-1])
-
-
-def test_edges_that_lead_nowhere_denser_count_as_the_plan_says() -> None:
+def test_options_of_the_loss() -> None:
+    """Focal loss and balance change the weights of edges; alone, each graph counts as beside others."""
     data = clusters(4, 250)
     parts = levels(data.emb, data.labels, random_lander(1, 16), (0.5, 0.5), 2)
     net = Lander(LanderCard(16, hidden=8)).eval()
-    losses = [float(graph_loss(net, parts, replace(SMALL, others=others)).detach()) for others in (0.25, 0.0)]
-    assert abs(losses[0] - losses[1]) > 1e-6
+    plans = [SMALL, replace(SMALL, focal=2.0), replace(SMALL, balance=True), replace(SMALL, others=0.0)]
+    losses = [float(graph_loss(net, parts, plan).detach()) for plan in plans]
+    assert len({round(loss, 6) for loss in losses}) == 4
+    with torch.no_grad():  # a network that says no to everything
+        net.classifier_conn[-1].weight.zero_()  # type: ignore[index]
+        net.classifier_conn[-1].bias.copy_(torch.tensor([3.0, -3.0]))  # type: ignore[index]
+        whole = joined(parts[:1])
+        rare = replace(whole, target=(np.arange(len(whole.target)) == 0).astype(np.float32))
+        plain, balanced = (graph_loss(net, [rare], plan) for plan in (SMALL, plans[2]))
+    assert balanced > 10 * plain
 
 
 @pytest.mark.parametrize("variant", ["mean", "gat"])
@@ -116,7 +120,7 @@ def test_a_run_from_file_to_model(tmp_path: Path, variant: str) -> None:
     assert (again.sha256, again.tau) == (model.sha256, model.tau)
     other = parts[1]
     alone = scores.bcubed_f(other.labels, np.arange(len(other.labels)))
-    assert bcubed_f(model, other) > alone + 0.25
+    assert evaluate(model, other)["Fb"] > alone + 0.25
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -148,7 +152,7 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
     assert LanderModel.load(out).card.about["adapter"] == written.sha256
     mapped = replace(parts[1], emb=through(written, parts[1].emb))
     best = max(score for _, score in model.card.about["history"])
-    assert bcubed_f(model, mapped) == pytest.approx(best)
+    assert evaluate(model, mapped)["Fb"] == pytest.approx(best)
     with pytest.raises(InputError, match="behind an adapter"):
         read_model(out)
     with pytest.raises(InputError, match="only a lander that begins with a metric learns an adapter"):

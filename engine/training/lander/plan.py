@@ -25,6 +25,8 @@ class LanderPlan:
     rate: float = 2e-3  # Adam's, cosine to 1/30 of it
     decay: float = 0.3  # of the weights
     dropout: float = 0.4
+    focal: float = 0.0  # exponent of the focal loss (Lin et al., arXiv 1708.02002); 0: cross-entropy
+    balance: bool = False  # both classes of edges weigh the same
     others: float = 0.25  # weight of edges that do not lead to higher density; the paper's is 0
     edges: int = 10_000  # a step's, or one graph's where that has more
     oracle_share: float = 0.1  # of the training, on levels from true labels

@@ -136,5 +136,10 @@ def graph_loss(net: Lander, parts: Sequence[LevelGraph], plan: LanderPlan) -> Te
     weight = torch.where(truth[tails] > truth[heads], 1.0, plan.others)
     smaller = np.minimum(whole.size[whole.heads], whole.size[whole.tails])
     weight = weight * torch.from_numpy(importance(smaller, [len(part.heads) for part in parts], 0.5))
+    if plan.focal:
+        weight = weight * (target - p.detach()).abs() ** plan.focal
+    if plan.balance:
+        same, other = (weight * target).sum(), (weight * (1 - target)).sum()
+        weight = weight * (target / same.clamp(min=1e-9) + (1 - target) / other.clamp(min=1e-9))
     linkage = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * linkage).sum() / weight.sum().clamp(min=1e-9) + ((own - truth) ** 2).mean()
