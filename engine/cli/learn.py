@@ -92,12 +92,17 @@ def _of_lander(request: TrainOptions) -> list[tuple[bool, str]]:
     networks = request.teacher or request.base
     kept = request.variant or request.hidden
     begins = request.begin is not None and request.start is not None
+    is_metric = request.start is None and request.begin != "random"
     return [
         (
             bool(networks),
             "a lander has one network and learns from labels: --base and --teacher are universal's",
         ),
         (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
+        (
+            is_metric and _is_weighted(request),
+            "a metric has a loss of its own: name --begin random, or --start, with --focal and --balance",
+        ),
         (
             bool(request.start and kept),
             "a lander that continues from --start keeps its shape: name no --variant or --hidden with it",
@@ -110,9 +115,15 @@ def _of_universal(request: TrainOptions) -> list[tuple[bool, str]]:
     begins, width = request.begin is not None, bool(request.base and request.hidden)
     return [
         (request.variant is not None, "--variant is of a lander: name --kind lander with it"),
+        (_is_weighted(request), "--focal and --balance are of a lander: name --kind lander with them"),
         (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
         (width and not request.start, "a model above --base is as wide as that: name no --hidden with it"),
     ]
+
+
+def _is_weighted(request: TrainOptions) -> bool:
+    """Whether options weigh the pairs of a lander's loss."""
+    return request.focal is not None or request.balance
 
 
 def _need_files(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
@@ -242,6 +253,8 @@ def _lander(files: Sequence[Path], out: Path, request: TrainOptions, report: Rep
         variant=request.variant or LanderPlan().variant,
         hidden=request.hidden or LanderPlan().hidden,
         begin=request.begin or LanderPlan().begin,
+        focal=request.focal or 0.0,
+        balance=request.balance,
     )
     kept = Checkpoint(_beside(out, ".checkpoint"), request.resume)
     named = SpaceFiles(files, request.choose or (), request.adapter)

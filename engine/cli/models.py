@@ -49,6 +49,16 @@ class TrainOptions:
             "random weights.",
         ),
     ] = None
+    focal: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Exponent of the focal loss; lander, with --begin random or --start."),
+    ] = None
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance", help="Linked and unlinked pairs weigh the same; lander, as with --focal."
+        ),
+    ] = False
     hidden: Annotated[
         int | None, typer.Option(min=2, help="Width of the network; without --start and --base.")
     ] = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.model.lander import LanderModel
 from engine.model.linkage import LinkageModel
 from tests.cli.test_cli import mixture, refused
 from tests.conftest import Run
@@ -39,6 +40,11 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     assert shoal("evaluate", "data.npz", "-m", "lander.safetensors").returncode == 0
     refused(shoal("evaluate", "narrow.npz", "-m", "lander.safetensors"), 3, "16", "7")
     refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
+    weighed = ("--begin", "random", "--focal", "2", "--balance", "--steps", "2")
+    done = shoal(*lander[:-1], "weighed.safetensors", *weighed)
+    assert done.returncode == 0, done.stderr
+    plan = LanderModel.load(tmp_path / "weighed.safetensors").card.about["plan"]
+    assert (plan["focal"], plan["balance"]) == (2.0, True)
     for flags, words in (
         (("--variant", "conv"), "one of mean, gat, not 'conv'"),
         (("--hidden", "8"), "name --hidden 16 or more"),

@@ -133,6 +133,8 @@ def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
         ("encode train data.npz -o x.safetensors --margins 0.9 0.4 --tcm 0", "leaves the margin loss out"),
         ("train data.npz -o x.safetensors --start universal --begin metric", "--begin says how a lander"),
         ("train data.npz -o x.safetensors --variant mean", "--variant is of a lander"),
+        ("train data.npz -o x.safetensors --focal 2", "--focal and --balance are of a lander"),
+        ("train data.npz -o x.safetensors --kind lander --balance", "a metric has a loss of its own"),
         ("train data.npz -o x.safetensors --base universal --hidden 32", "name no --hidden with it"),
     ],
 )
