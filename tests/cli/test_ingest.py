@@ -200,7 +200,7 @@ def test_a_column_without_a_name_is_told(take: Take, tmp_path: Path) -> None:
     """As pandas writes its index."""
     path = tmp_path / "a.csv"
     path.write_text(",key,embedding\n0,a,1 2\n1,b,2 3\n")
-    assert "not understood and left out: a column without a name (2)." in take(path)["err"]
+    assert "unknown fields, ignored: a column without a name (2)." in take(path)["err"]
 
 
 def test_more_names_than_are_told_are_counted(take: Take, tmp_path: Path) -> None:

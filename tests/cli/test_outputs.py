@@ -176,14 +176,18 @@ def test_an_empty_path_is_not_the_current_folder(shoal: Run, words: tuple[str, .
 
 
 @pytest.mark.parametrize("command", [("opis",), ("adapt", "-o", "a.safetensors")])
-def test_what_reads_npz_alone_gives_no_advice_on_pickles(
+def test_what_reads_labelled_sets_gives_no_advice_on_pickles(
     shoal: Run, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    path = tmp_path / "part.jsonl"
-    path.write_text('{"key": "a", "embedding": [1, 2]}\n')
-    done = shoal(*command, path)
-    refused(done, 3, "part.jsonl is not an .npz, or it is damaged", "numpy.savez")
-    assert "pickle" not in done.stderr
+    unlabelled = '{"key": "a", "embedding": [1, 2]}\n'
+    for name, *said in (
+        ("part.jsonl", "part.jsonl is not a labelled set: line 1 has no label or labels."),
+        ("part.npz", "part.npz is not an .npz, or it is damaged", "numpy.savez"),
+    ):
+        (tmp_path / name).write_text(unlabelled)
+        done = shoal(*command, name)
+        refused(done, 3, *said)
+        assert "pickle" not in done.stderr
     np.savez(tmp_path / "a.npz", emb=np.eye(2), labels=np.array(["a", 1], object))
     done = shoal(*command, "a.npz")
     refused(done, 3, "a.npz holds Python objects, which are never loaded; save plain arrays.")

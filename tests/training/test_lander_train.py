@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(SpaceFiles([file]), out, plan, checkpoint=kept)
     with pytest.raises(Stopped):
         train(SpaceFiles([file]), out, plan, progress=stop, checkpoint=Checkpoint(kept.path))
-    with pytest.raises(InputError, match=r"of another plan \(seed 0, not 5\)$"):
+    with pytest.raises(InputError, match=r"of another plan \(seed 0, not 5\); repeat the original options"):
         train(SpaceFiles([file]), out, replace(plan, seed=5), checkpoint=kept)
     other = file_of(clusters(10, 200), tmp_path / "b.npz")
     with pytest.raises(InputError, match=r"is of other files$"):
