@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"of another plan \(seed 0, not 5\); repeat the original options"):
         train(SpaceFiles([file]), out, replace(plan, seed=5), checkpoint=kept)
     other = file_of(clusters(10, 200), tmp_path / "b.npz")
-    with pytest.raises(InputError, match=r"is of other files$"):
+    with pytest.raises(InputError, match=r"is of other files; repeat the original options"):
         train(SpaceFiles([other]), out, plan, checkpoint=kept)
     with pytest.raises(InputError, match="is of other files and another start and another plan"):
         train(SpaceFiles([other]), out, plan, start=random_lander(1, 16), checkpoint=kept)
