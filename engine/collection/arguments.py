@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,17 @@ def keys_of(keys: Any, limits: LimitsSettings) -> list[bytes]:
         except Unusable as problem:
             raise InputError(f"row {row}: {problem}; nothing has changed") from None
     return found
+
+
+def positions_of(positions: Mapping[str, bytes] | None) -> dict[str, bytes]:
+    """Return the positions of sources, as they are stored. Raises InputError: one is no bytes."""
+    for source, position in (positions or {}).items():
+        if not isinstance(source, str) or not isinstance(position, bytes):
+            raise InputError(
+                f"positions map a source's name to bytes: {shown(source)} has {shown(position)}; nothing has "
+                "changed"
+            )
+    return dict(positions or {})
 
 
 def batch_of(columns: Columns, limits: LimitsSettings, dim: int | None, now_ms: int) -> Batch:

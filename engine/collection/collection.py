@@ -95,11 +95,13 @@ class Engine(LiveCollection):
         limits, dim, now_ms = self.settings.limits, self.dim, self._now_ms()
         columns = arguments.columns_of(keys, embeddings, times, payloads)
         batch = arguments.batch_of(columns, limits, dim, now_ms)
-        return self.apply(replace(batch, positions=dict(positions or {})))
+        return self.apply(replace(batch, positions=arguments.positions_of(positions)))
 
     def delete(self, keys: Sequence[Key], positions: Mapping[str, bytes] | None = None) -> Applied:
         """Remove items; unknown keys are counted and change nothing. Raises InputError as `upsert`."""
-        return self.apply_deletes(arguments.keys_of(keys, self.settings.limits), positions)
+        return self.apply_deletes(
+            arguments.keys_of(keys, self.settings.limits), arguments.positions_of(positions)
+        )
 
     def assign(self, embeddings: ArrayLike) -> list[Answer]:
         """Return the cluster that each vector would join: that of its most probable linkage above tau.

@@ -152,7 +152,8 @@ def rebuild_store(
     """Cluster a store's items from scratch with the settings' model, calibration and index.
 
     One version puts the new generation in place of the old; ids follow their members and what
-    changed is in the event log. Raises StoreError and InputError.
+    changed is in the event log. The store keeps its name unless the settings set one. Raises StoreError and
+    InputError.
     """
     model = model or load_model(settings)
     with Store.open(settings.store.path, None, map_bytes=settings.limits.map_size_bytes) as store:
@@ -177,6 +178,8 @@ def rebuild_store(
         if store.format == schema.REBUILT_FROM:
             snapshots.clear()  # they are of items, no snapshots of nodes
         config = {**store_config(settings, model, adapter), "dim": dim}
+        if "name" not in settings.collection.model_fields_set:
+            config["collection"] = store.config["collection"]
         changed = changes(store.config, config)
         store.commit(change, config, moved)
         snapshots.begin(state, model)

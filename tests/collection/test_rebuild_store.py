@@ -101,6 +101,17 @@ def test_rebuild_with_the_same_settings_changes_no_name(opened: Open, weights: L
     assert labels(engine) == before
 
 
+def test_a_store_keeps_its_name_unless_the_settings_set_one(opened: Open, weights: LinkageModel) -> None:
+    engine = opened(collection={"name": "news"})
+    engine.upsert(names(50), draw(33, 50))
+    engine.close()
+    unnamed = settings_of(engine.settings.store.path, model={"tau": 0.9})
+    assert rebuild_store(unnamed, weights).changed == ("tau 0.6 -> 0.9",)
+    opened(collection={"name": "news"}, model={"tau": 0.9}).close()
+    named = settings_of(engine.settings.store.path, model={"tau": 0.9}, collection={"name": "events"})
+    assert rebuild_store(named, weights).changed == ("collection news -> events",)
+
+
 def test_rebuild_takes_another_model(opened: Open, tmp_path: Path) -> None:
     engine = opened()
     engine.upsert(names(200), draw(34, 200))

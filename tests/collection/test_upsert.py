@@ -145,6 +145,16 @@ def test_an_empty_batch_is_a_version(opened: Open) -> None:
     assert labels(engine) == before
 
 
+@pytest.mark.parametrize("positions", [{"a": 3}, {"a": "3"}, {1: b"3"}])
+def test_positions_that_are_no_bytes_are_refused(opened: Open, positions: Any) -> None:
+    engine = opened()
+    with pytest.raises(InputError, match="positions map a source's name to bytes"):
+        engine.upsert(["a"], np.eye(1, DIM), positions=positions)
+    with pytest.raises(InputError, match="positions map a source's name to bytes"):
+        engine.delete(["a"], positions=positions)
+    assert engine.version == 0
+
+
 def test_deletes_before_the_first_item(opened: Open) -> None:
     engine = opened()
     applied = engine.delete(["a"], positions={"source": b"1"})
