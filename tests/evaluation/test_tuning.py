@@ -12,7 +12,7 @@ from engine.evaluation.base_tuning import choose_base
 from engine.evaluation.granularity import tree_of
 from engine.evaluation.judgements import Labels, Pairs
 from engine.evaluation.proposal import propose
-from engine.evaluation.tuning import choose, prior, require_gain, score
+from engine.evaluation.tuning import _decide, choose, prior, require_gain, score
 
 TAUS = [0.2, 0.3, 0.42, 0.6, 0.99]
 
@@ -112,6 +112,18 @@ def test_judgements_at_random_do_not_tell() -> None:
         except Undecided:
             pass
     assert moved <= 3
+
+
+def test_of_two_taus_the_surer_gain_counts() -> None:
+    """A bold tau gains more in the mean, and loses much where the judgements mislead."""
+    one, _ = sweep(2)
+    f = np.full((100, len(one.taus)), 0.5)
+    modest, bold = [at for at in range(len(one.taus)) if at != one.current][:2]
+    f[:, modest] += 0.02
+    f[:, bold] += np.where(np.arange(100) < 85, 0.1, -0.2)
+    choice = _decide(one, f, 50)
+    assert (choice.chosen, choice.sure) == (modest, 1.0)
+    assert choice.gain == pytest.approx(0.02)
 
 
 def test_what_tells_nothing_is_refused() -> None:
