@@ -136,7 +136,8 @@ def forget(
     """
     total, forgot = tables.meta.log
     newest = change.version if retain_from_version is None else min(retain_from_version, change.version)
-    for record in list(_oldest(tables, change, total, max_bytes, max_age_ms, newest)):
+    oldest = list(_oldest(tables, change, total, max_bytes, max_age_ms, newest))
+    for record in oldest:
         version = record.version
         tables.events.delete_all((version, ordinal) for ordinal in range(record.events))
         ended = list(tables.endings.of(version))
@@ -145,7 +146,8 @@ def forget(
         tables.commits.delete_all([version])
         total -= record.bytes
         forgot = record.last if record.events else forgot
-    tables.meta.put_log(LogRecord(total, forgot))
+    if oldest:  # `apply` has written the record
+        tables.meta.put_log(LogRecord(total, forgot))
 
 
 def _oldest(
