@@ -3,7 +3,8 @@
 Training draws whole classes as they are, since the networks learn how large and how dense a class is. Some
 classes are held out: unlabelled among the others, they choose the checkpoint and tau. With an adapter
 (`engine.training.discriminant`) training sees each class through a map that was learned on other classes,
-as the classes of a stream will be seen.
+as the classes of a stream will be seen. The map that is written is learned on all of them, the held-out ones,
+too: more classes say more about what matters.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def tune_to_space(
     run = TrainingRun(trainer, judged, plan.length, mark)
     best, after = _with_tau(run.run(progress, checkpoint), judges)
     found = verdict(before, after, plan.seed)
-    model, adapter = (best, mapped) if found.better else (start, None)
+    whole = mapped and _map(source, np.unique(source.labels))
+    model, adapter = (best, whole) if found.better else (start, None)
     about: dict[str, Any] = {
         "started_from": start.sha256,
         "kept_start": not found.better,

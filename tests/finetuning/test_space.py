@@ -110,7 +110,8 @@ def test_the_model_and_its_adapter_are_written(tmp_path: Path) -> None:
     told: list[Progress] = []
     model = tune_to_space(SpaceFiles([file], (), adapter), out, START, QUICK, told.append)
     about = LinkageModel.load(out).card.about
-    assert about["adapter"] == Adapter.load(adapter).sha256
+    written = Adapter.load(adapter)
+    assert (about["adapter"], written.about["classes"]) == (written.sha256, 24)  # the held-out ones, too
     assert model.sha256 != START.sha256
     assert set(told[-1].held_out) == {f"held-out classes at tau {START.tau:g}"}
     assert about["started_from"] == START.sha256
