@@ -23,8 +23,7 @@ class Plan:
     minutes: float = 20.0
     steps: int | None = None  # instead of minutes; repeatable
     seed: int = 0
-    hidden: int = 48
-    upper_hidden: int = 48
+    hidden: int = 48  # width of both networks
     upper_share: float = 0.5  # share of the steps for the upper network, where both are trained
     dropout: float = 0.05
     learner: LearnerPlan = field(default_factory=LearnerPlan)
@@ -59,14 +58,8 @@ class Plan:
     def after(self, initial: InitialModels) -> Plan:
         """Return the plan with the widths and targets that the initial models imply."""
         plan = self
-        if initial.start:
-            own = initial.start.card
-            plan = replace(plan, hidden=own.hidden, upper_hidden=own.upper_hidden)
         if initial.base:
-            width = initial.base.base.net.config.hidden
-            plan = replace(plan, hidden=width, upper_hidden=width)
-        if initial.start or initial.base:
-            plan = replace(plan, oracle_share=0.0)
+            plan = replace(plan, hidden=initial.base.card.hidden, oracle_share=0.0)
         return plan if initial.teacher else replace(plan, imitation=0.0)
 
 
@@ -74,19 +67,16 @@ class Plan:
 class InitialModels:
     """Models that a training starts from, all of them optional."""
 
-    start: LinkageModel | None = None  # both networks continue from it, on roll-outs alone
     base: LinkageModel | None = None  # its level-0 network stays fixed; the upper one starts as a copy
     teacher: LinkageModel | None = None  # its p are distilled into the level-0 network
 
     def __post_init__(self) -> None:
         k = UniversalConfig().k
-        if any(model.k != k for model in (self.start, self.base, self.teacher) if model):
+        if any(model.k != k for model in (self.base, self.teacher) if model):
             raise InputError(f"a model to start or to learn from must have k = {k}")
-        if self.start and self.base:
-            raise InputError("a training continues from a start, or is built above a base: name one")
 
     @property
     def sha256(self) -> dict[str, str]:
         """The digests of these models, by role."""
-        models = {"start": self.start, "base": self.base, "teacher": self.teacher}
+        models = {"base": self.base, "teacher": self.teacher}
         return {name: model.sha256 for name, model in models.items() if model}

@@ -65,9 +65,7 @@ def train(
     mark = fingerprint([each[0] for each in sources] + judges, plan, start=initial.sha256)
     judge = held_out_scores(judges, evaluate)
     run = TrainingRun(trainer, judge, plan.length, mark)
-    best = run.run(progress, checkpoint)
-    if not initial.start:  # which has its terms already
-        best = with_terms(best, Terms(slope=0.0, offset=0.0))
+    best = with_terms(run.run(progress, checkpoint), Terms(slope=0.0, offset=0.0))
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
         "plan": asdict(plan),

@@ -53,19 +53,16 @@ class Trainer:
         torch.manual_seed(plan.seed)
         self.steps = 0
         self.grown: list[GrownCollection] = []
-        start, base = self.initial.start, self.initial.base
-        maker, levels = (base, 2) if base else (start, UPPER_LEVELS)  # `base` is untrained above level 1
+        base = self.initial.base
+        levels = 2 if base else UPPER_LEVELS  # `base` is untrained above level 1
         first = range(plan.drawn_first)
-        drawn = tuple([self._draw(maker, few, levels) for _ in first] for few in (False, True))
-        self.base = None if base else self._learner(drawn, 0, plan.hidden, start.base if start else None)
-        above = start.upper if start else upper_of(base.base) if base else None
-        self.upper = self._learner(drawn, 1, plan.upper_hidden, above)
+        drawn = tuple([self._draw(base, few, levels) for _ in first] for few in (False, True))
+        self.base = None if base else self._learner(drawn, 0, None)
+        self.upper = self._learner(drawn, 1, upper_of(base.base) if base else None)
 
-    def _learner(
-        self, drawn: Sequence[Sequence[Levels]], at: int, hidden: int, start: Linkage | None
-    ) -> Learner:
+    def _learner(self, drawn: Sequence[Sequence[Levels]], at: int, start: Linkage | None) -> Learner:
         """`drawn`: the first graphs, of most collections and of few topics; `at`: 0: level 0, 1: above it."""
-        config = UniversalConfig(hidden=hidden, dropout=self.plan.dropout, is_base=at == 0)
+        config = UniversalConfig(hidden=self.plan.hidden, dropout=self.plan.dropout, is_base=at == 0)
         most, few = ([graph for levels in kind for graph in levels[at]] for kind in drawn)
         learner_plan = self.plan.learner
         if at == 1:
@@ -136,7 +133,7 @@ class Trainer:
         return LinkageModel(base, self.upper.linkage(), self._card())
 
     def _card(self) -> Card:
-        return replace(CARD, hidden=self.plan.hidden, upper_hidden=self.plan.upper_hidden)
+        return replace(CARD, hidden=self.plan.hidden, upper_hidden=self.plan.hidden)
 
     def _draw(self, maker: LinkageModel | None, few: bool, levels: int = UPPER_LEVELS) -> Levels:
         """Return the training graphs of a new collection, clustered by `maker` or else by an oracle.
