@@ -45,7 +45,7 @@ def train(
 ) -> LinkageModel:
     """Train on labelled `files` and generated mixtures; write weights and card to `out`.
 
-    Supernodes that do not touch are not linked: see `engine.training.terms`.
+    `engine.training.terms` are added to the upper network.
 
     `held_out`: files that select the weights and are not trained on; without them the last average is
     kept. `checkpoint`: where the state is saved meanwhile, and whether to resume from it. The teacher of
@@ -63,17 +63,20 @@ def train(
     judges = [read_labelled(Path(path)) for path in held_out]
     trainer = Trainer(sources, plan, initial)
     mark = fingerprint([each[0] for each in sources] + judges, plan, start=initial.sha256)
-    judge = held_out_scores(judges, evaluate)
+    judge = held_out_scores(judges, _evaluate_with_terms)
     run = TrainingRun(trainer, judge, plan.length, mark)
-    best = with_terms(run.run(progress, checkpoint), Terms(slope=0.0, offset=0.0))
+    best = with_terms(run.run(progress, checkpoint), Terms())
     about = {
         "trained_on": [Path(path).stem for path in files] + ["generated mixtures"],
         "plan": asdict(plan),
         "given": initial.sha256,
-        "scores": judge(best) if judge else {},
         **run.facts(),
     }
     return finished(best, about, out, checkpoint)
+
+
+def _evaluate_with_terms(model: LinkageModel, collection: Collection) -> dict[str, float]:
+    return evaluate(with_terms(model, Terms()), collection)
 
 
 def read_model(path: Path | None) -> LinkageModel | None:

@@ -75,8 +75,7 @@ def _held_out(about: Mapping[str, Any]) -> list[str]:
     chosen, verdict = about.get("checkpoint_chosen_on") or {}, about.get("verdict")
     if verdict is None:
         head = "| set | BCubed F of the model written |"
-        found = about.get("scores") or chosen  # those of the terms that were added behind
-        rows = [(_cell(name), f) for name, f in found.items()]
+        rows = [(_cell(name), f) for name, f in chosen.items()]
     else:
         head, rows = "| held-out classes, clustered by | BCubed F |", _compared(about, chosen)
     return [head, "|---|---|", *[f"| {name} | {f:.3f} |" for name, f in rows]]
