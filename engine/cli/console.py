@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import signal
@@ -70,12 +71,18 @@ def need_ending(out: Path, ending: str) -> None:
 
 
 def need_distinct(files: Sequence[Path]) -> None:
-    """Raise InputError where one file is named twice to read, which would weigh it twice or judge on it."""
-    seen = set[Path]()
+    """Raise InputError where one file is named twice to read, which would weigh it twice or judge on it.
+
+    A copy under another name is the same file.
+    """
+    seen: list[Path] = []
     for each in files:
-        if each.resolve() in seen:
-            raise InputError(f"{each} is named twice: name each file once.")
-        seen.add(each.resolve())
+        for other in seen:
+            if each.resolve() == other.resolve():
+                raise InputError(f"{each} is named twice: name each file once.")
+            if each.is_file() and other.is_file() and filecmp.cmp(each, other, shallow=False):
+                raise InputError(f"{each} and {other} are the same data: name them once.")
+        seen.append(each)
 
 
 def need_companions(out: Path, companions: Sequence[Path]) -> None:

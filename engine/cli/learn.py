@@ -35,8 +35,9 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     _need_files(files, out, request)
     from engine.training import training_report
 
-    data = [_looked_at(file, request, file in files) for file in (*files, *(request.choose or ()))]
-    data += [_looked_at(request.among, request, False)] if request.among else []
+    roles = [(file, "training") for file in files] + [(file, "choosing") for file in request.choose or ()]
+    roles += [(request.among, "among")] if request.among else []
+    data = [_looked_at(file, request, role) for file, role in roles]
     start = time.monotonic()
     curve: list[Progress] = []
 
@@ -62,7 +63,11 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
             else " No checkpoint was due yet: nothing is kept."
         )
         raise
-    training_report.write(out, model, curve, data)
+    try:
+        training_report.write(out, model, curve, data)
+    except Interrupted as stopped:
+        stopped.sentence += f" {out} is written and complete; its report is missing."
+        raise
     levels = counted(model.max_levels, "level")
     print(
         f"{out}: k {model.k}, tau {model.tau}, {levels}, SHA-256 {model.sha256[:16]}..." + REPLACED * replaced
@@ -114,6 +119,10 @@ def _of_universal(request: TrainOptions) -> list[tuple[bool, str]]:
     """Return what is wrong with the options of a universal model, as checks with their messages."""
     begins, width = request.begin is not None, bool(request.base and request.hidden)
     return [
+        (
+            bool(request.base and request.teacher),
+            "--teacher teaches level 0, which --base keeps as it is: name one of them",
+        ),
         (request.variant is not None, "--variant is of a lander: name --kind lander with it"),
         (_is_weighted(request), "--focal and --balance are of a lander: name --kind lander with them"),
         (begins, "--begin says how a lander without --start begins: name --kind lander alone with it"),
@@ -161,8 +170,8 @@ def _written_at(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
-    """Warn about implausible labels; return the file's row in the report."""
+def _looked_at(file: Path, request: TrainOptions, role: str) -> str:
+    """Warn about implausible labels; return the file's row in the report. `role`: what it is used for."""
     from connectors.files.labelled import read_labelled
     from engine.training import datasets, training_report
 
@@ -170,10 +179,10 @@ def _looked_at(file: Path, request: TrainOptions, is_trained_on: bool) -> str:
     found = read_labelled(file, partly)
     tell_unused(file, found.left_out, found.superseded)
     tell_noise(file, *found.classes())
-    if is_trained_on and not partly:
+    if not partly:
         for doubt in datasets.label_warnings(datasets.collection_of(file.stem, found)):
             complain(f"shoal: {doubt}")
-    return training_report.row_of(file, found)
+    return training_report.row_of(file, role, found)
 
 
 def _is_tuning(request: TrainOptions) -> bool:

@@ -64,7 +64,9 @@ class TrainOptions:
     ] = None
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="How long to train; default: 20, or steps (--start, a lander)."),
+        typer.Option(
+            min=0.01, max=100_000, help="How long to train; default: 20, or steps (--start, a lander)."
+        ),
     ] = None
     steps: Annotated[
         int | None, typer.Option(min=1, help="Instead of --minutes: the same seed gives the same weights.")

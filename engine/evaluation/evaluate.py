@@ -22,12 +22,14 @@ from connectors.chunks import Remark
 from connectors.files import labelled as files
 from engine.clustering import pipeline
 from engine.clustering.state import State
-from engine.collection.build import shape_of
+from engine.collection.build import load_adapter, load_model, shape_of
 from engine.collection.collection import Engine
+from engine.collection.space import space_dim
 from engine.config import STREAM_BATCH, Settings
 from engine.evaluation import scores
 from engine.evaluation.bulk import BulkClustering, partitions
 from engine.index.base import ExactIndex
+from engine.model.trained import check_dim
 from engine.types import Int64, Loaded
 
 CHURN_ITEMS = 256  # items between two measurements of churn
@@ -130,7 +132,11 @@ def run_in_bulk(settings: Settings, labelled: Labelled, taus: Sequence[float | N
 
 
 def warm_up(settings: Settings, labelled: Labelled) -> None:
-    """Compile and load what the first clustering needs, which its seconds are not to count."""
+    """Compile and load what the first clustering needs, which its seconds are not to count.
+
+    Raises InputError where the model or its adapter takes embeddings of other dimensions.
+    """
+    check_dim(load_model(settings), space_dim(load_adapter(settings), labelled.emb.shape[1]))
     with _temporary(settings) as engine:
         engine.upsert(labelled.keys[:WARM_UP], labelled.emb[:WARM_UP])
 

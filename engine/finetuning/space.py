@@ -147,7 +147,9 @@ def tune_to_space(
     }
     about["said"] = words(about)
     if mapped and not adapter:
-        about["said"] += " No adapter is written: leave [model] adapter as it was."
+        about["said"] += " No adapter is written: leave out [model] adapter with this model."
+        if files.adapter and files.adapter.exists():
+            about["said"] += f" {files.adapter} is of an earlier training."
     if model.tau != start.tau:
         about["said"] += f" Its tau is {model.tau:g}, not {start.tau:g}."
     if adapter and files.adapter:

@@ -26,6 +26,7 @@ from engine.vectors import quantize
 Rng = np.random.Generator
 LEAST_DIM = 4
 UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
+MODERATE = 2.0**-10, 2.0**20  # largest components of vectors that are taken as they come
 SIDE = 28  # pixels a side, to which pictures are scaled
 MOST_TEXTS = 6000  # of a file that are embedded by n-grams
 
@@ -73,13 +74,26 @@ def shared_classes(files: Sequence[LabelledFile]) -> list[Int64]:
 
 def unit(emb: Float32 | Float64) -> Float32:
     """Return vectors (n, d) scaled to unit length."""
+    emb = moderate(emb)
     scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
     return scaled
 
 
+def moderate(emb: Float32 | Float64) -> Float32 | Float64:
+    """Return vectors (n, d), with those of extreme length, which float32 loses, scaled to unit length."""
+    largest = np.abs(emb).max(axis=1, initial=0.0)
+    extreme = (largest > 0) & ((largest < MODERATE[0]) | (largest > MODERATE[1]))
+    if not extreme.any():
+        return emb
+    scaled = emb[extreme].astype(np.float64) / largest[extreme, None]
+    emb = emb.copy()
+    emb[extreme] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    return emb
+
+
 def collection_of(name: str, file: LabelledFile) -> Collection:
     """Return the records of a file whose labels are all known."""
-    return Collection(name, file.emb.astype(np.float32), file.classes()[1])
+    return Collection(name, moderate(file.emb).astype(np.float32), file.classes()[1])
 
 
 def label_warnings(collection: Collection) -> list[str]:

@@ -54,12 +54,13 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
         "",
         "## Data",
         "",
-        "| file | SHA-256 | items | classes | dimensions |",
-        "|---|---|---|---|---|",
+        "| file | for | SHA-256 | items | classes | dimensions |",
+        "|---|---|---|---|---|---|",
         *data,
         "",
         "## Plan and machine",
         "",
+        *[f"- {name}: SHA-256 {value}" for name, value in _models(model.card.about).items()],
         *[f"- {name}: {value}" for name, value in plan.items()],
         f"- machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         f"- python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
@@ -68,6 +69,12 @@ def write(out: Path, model: Trained, curve: Sequence[Progress], data: Sequence[s
     report = out.with_suffix(".md")
     with files.written(report) as file:
         file.write("\n".join(lines).encode())
+
+
+def _models(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the models that the training started or learned from, by role."""
+    start = about.get("started_from")
+    return {**(about.get("given") or {}), **({"start": str(start)} if start else {})}
 
 
 def _held_out(about: Mapping[str, Any]) -> list[str]:
@@ -122,11 +129,11 @@ def _judged(point: Progress) -> str:
     return f"| {point.step:,} | {point.loss:.4f} | {scores} |"
 
 
-def row_of(path: Path, file: LabelledFile) -> str:
-    """Return the row of a file in the report: its name, digest, items, classes and dimensions."""
+def row_of(path: Path, role: str, file: LabelledFile) -> str:
+    """Return the row of a file in the report. `role`: what it is used for."""
     items, dim = file.emb.shape
     classes = len(file.classes()[0])
-    return f"| {_cell(path.name)} | {files.sha256(path)[:16]} | {items:,} | {classes:,} | {dim} |"
+    return f"| {_cell(path.name)} | {role} | {files.sha256(path)[:16]} | {items:,} | {classes:,} | {dim} |"
 
 
 def _cell(text: str) -> str:

@@ -226,6 +226,8 @@ def _differing(found: Any, own: Mapping[str, str]) -> str:
     """Name what the training of a checkpoint differs in; an earlier release's does not record it."""
     if not isinstance(found, dict):
         return "other files, another plan or another start, or it was left by an earlier release"
+    if found.keys() != own.keys():
+        return "another kind of training, or was left by an earlier release"
     names = [name for name in own if found.get(name) != own[name]]
     settings = [name.removeprefix("plan ") for name in names if name.startswith("plan ")]
     told = [f"{each} {found.get(f'plan {each}')}, not {own[f'plan {each}']}" for each in settings]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -368,7 +367,9 @@ def test_evaluate(shoal: Run, data: Path, tmp_path: Path) -> None:
 def test_train(shoal: Run, data: Path, tmp_path: Path) -> None:
     refused(shoal("train", data, "-o", "nowhere/my.safetensors"), 3, "nowhere")
     refused(shoal("train", "gone.npz", "-o", "my.safetensors"), 3, "gone.npz")
-    other = shutil.copy(data, tmp_path / "other.npz")
+    other = tmp_path / "other.npz"
+    with np.load(data) as found:
+        np.savez(other, emb=found["emb"][::-1], labels=found["labels"][::-1])
     done = shoal("train", data, "-o", "my.safetensors", "--steps", "2", "--hidden", "16", "--choose", other)
     assert done.returncode == 0, done.stderr
     assert "my.safetensors: k 10" in done.stdout

@@ -27,7 +27,7 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     assert " s left" in done.stderr
     assert "data has 1 vector with several labels" in done.stderr
     report = (tmp_path / "lander.md").read_text()
-    for words in ("| data.npz |", "300 | 30 | 16 |", "## Held out", "- seed: 0", "![Loss"):
+    for words in ("| data.npz | training |", "300 | 30 | 16 |", "## Held out", "- seed: 0", "![Loss"):
         assert words in report
     assert (tmp_path / "lander.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "lander.checkpoint").exists()
@@ -38,7 +38,10 @@ def test_train_a_lander_and_use_it(tmp_path: Path, shoal: Run) -> None:
     assert done.returncode == 3
     assert "The model is bound to one embedding space, of 16 dimensions." in done.stderr.splitlines()[-1]
     assert shoal("evaluate", "data.npz", "-m", "lander.safetensors").returncode == 0
-    refused(shoal("evaluate", "narrow.npz", "-m", "lander.safetensors"), 3, "16", "7")
+    wanted = "the model takes embeddings of 16 components, these have 7"
+    refused(shoal("evaluate", "narrow.npz", "-m", "lander.safetensors"), 3, wanted)
+    (tmp_path / "copy.npz").write_bytes((tmp_path / "data.npz").read_bytes())
+    refused(shoal(*lander, "--choose", "copy.npz"), 3, "copy.npz and data.npz are the same data")
     refused(shoal(*lander, "--kind", "other"), 3, "universal, lander", "'other'")
     weighed = ("--begin", "random", "--focal", "2", "--balance", "--steps", "2")
     done = shoal(*lander[:-1], "weighed.safetensors", *weighed)

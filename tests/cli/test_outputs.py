@@ -113,6 +113,9 @@ def test_margins_are_not_reversed(shoal: Run, data: Path, command: str) -> None:
 
 def test_an_option_of_another_kind_is_refused(shoal: Run, data: Path) -> None:
     refused(shoal("train", data, "-o", "m.safetensors", "--variant", "gat"), 3, "--kind lander")
+    both = ("--base", "universal", "--teacher", "universal")
+    refused(shoal("train", data, "-o", "m.safetensors", *both), 3, "--teacher teaches level 0")
+    assert shoal("train", data, "-o", "m.safetensors", "--minutes", "inf").returncode == 2
     refused(shoal("tune", data, "--taus", "0.5,2"), 3, "--taus: '2'")
 
 

@@ -133,6 +133,7 @@ def test_the_start_stays_where_training_makes_it_no_better(
     model = tune_to_space(SpaceFiles([file], (), adapter), tmp_path / "m.safetensors", START, plan)
     about = model.card.about
     assert about["kept_start"] == (not adapter.exists()) == (about["adapter"] is None)
+    assert ("leave out [model] adapter" in about["said"]) == about["kept_start"]
     assert about["verdict"]["before"] == about["history"][0][1]
     assert about["kept_start"] == (about["verdict"]["sure"] < 0.8)
     assert (model.sha256 == START.sha256) == about["kept_start"]

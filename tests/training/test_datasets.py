@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from connectors.files.labelled import read_labelled
-from engine.training.datasets import Collection, collection_of, label_warnings, other_embeddings
+from engine.training.datasets import Collection, collection_of, label_warnings, other_embeddings, unit
 
 
 def file_of(path: Path, **more: np.ndarray) -> Path:
@@ -52,3 +52,17 @@ def test_odd_labels_are_told() -> None:
     ]
     assert label_warnings(Collection("b", emb[:4], labels[:4])) == []
     assert label_warnings(Collection("c", emb[:2], labels[:2])) == ["c has one class only"]
+
+
+@pytest.mark.parametrize("length", [1e-300, 1e-30, 1e-7, 1e30, 1e200])
+@pytest.mark.filterwarnings("error")
+def test_directions_count_whatever_the_length(tmp_path: Path, length: float) -> None:
+    emb = np.random.default_rng(1).normal(size=(30, 6))
+    wanted = unit(emb)
+    emb[::2] *= length
+    np.savez(tmp_path / "a.npz", emb=emb, labels=np.arange(30) % 5)
+    read = collection_of("a", read_labelled(tmp_path / "a.npz"))
+    for found in (unit(emb), unit(read.emb)):
+        assert np.abs(found - wanted).max() < 1e-6
+    norms = np.linalg.norm(read.emb, axis=1)
+    assert 0.1 < norms.min() <= norms.max() < 100

@@ -119,6 +119,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, shoal: Run) -> No
     refused("2 graph convolutions; Shoal runs one")
     torch.save({**model.weights, "src_mlp.weight": torch.zeros(2, 2)}, file)
     refused("src_mlp.weight has the shape (2, 2)")
+    layer = "conv.0.gcn_layer.mlp.weight"
+    torch.save({**model.weights, layer: model.weights[layer].ravel()}, file)
+    refused(f"{layer} is a matrix, but here has the shape")
+    torch.save({**model.weights, layer: model.weights[layer].int()}, file)
+    refused(f"{layer} holds torch.int32")
+    sparse = {name: each.to_sparse() if each.dim() == 2 else each for name, each in model.weights.items()}
+    torch.save(sparse, file)
+    assert model_of(read(file), True, 10, 0.8, 1).weights.keys() == model.weights.keys()
     torch.save(dict(random_lander(1, 5, hidden=4, average=False).weights), file)
     refused("5 features, which are no two vectors")
     authors(file)

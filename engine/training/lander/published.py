@@ -47,7 +47,10 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
         raise InputError(f"{path} holds no state dict: save model.state_dict(), not the model")
     is_wrapped = all(str(name).startswith(_WRAPPED) for name in found)
-    return {str(name)[len(_WRAPPED) if is_wrapped else 0 :]: tensor for name, tensor in found.items()}
+    for name, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} holds {tensor.dtype}, where weights are fractions")
+    return {str(name)[len(_WRAPPED) if is_wrapped else 0 :]: each.to_dense() for name, each in found.items()}
 
 
 def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, levels: int) -> LanderModel:
@@ -67,9 +70,12 @@ def model_of(weights: Mapping[str, Tensor], average: bool, k: int, tau: float, l
     if _GAT not in weights and _MEAN not in weights:
         raise InputError(f"the weights are no lander: there is neither {_GAT} nor {_MEAN}")
     variant = "gat" if _GAT in weights else "mean"
-    layer = weights[_GAT if variant == "gat" else _MEAN]
+    name = _GAT if variant == "gat" else _MEAN
+    layer = weights[name]
+    if layer.dim() != 2:
+        raise InputError(f"{name} is a matrix, but here has the shape {tuple(layer.shape)}")
     heads = len(weights["conv.0.bias"]) if variant == "gat" and "conv.0.bias" in weights else 1
-    rows, columns = layer.shape if layer.dim() == 2 else (0, 0)
+    rows, columns = layer.shape
     features = columns if variant == "gat" else columns // 2
     if average and features % 2:
         raise InputError(
