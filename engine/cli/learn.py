@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +37,14 @@ def train(files: Sequence[Path], out: Path, request: TrainOptions) -> None:
     roles = [(file, "training") for file in files] + [(file, "choosing") for file in request.choose or ()]
     roles += [(request.among, "among")] if request.among else []
     data = [_looked_at(file, request, role) for file, role in roles]
-    start = time.monotonic()
     curve: list[Progress] = []
 
     def report(progress: Progress) -> None:
         curve.append(progress)
         judged = ", ".join(f"{name} {score:.3f}" for name, score in progress.held_out.items())
-        passed = time.monotonic() - start
-        left = passed / progress.share * (1.0 - progress.share) if progress.share else 0.0
+        left = progress.seconds / progress.share * (1.0 - progress.share) if progress.share else 0.0
         complain(
-            f"{100 * min(progress.share, 1):3.0f}%  {passed:,.0f} s, {left:,.0f} s left"
+            f"{100 * min(progress.share, 1):3.0f}%  {progress.seconds:,.0f} s, {left:,.0f} s left"
             f"  step {progress.step:,}  loss {progress.loss:.4f}" + (f"  Fb: {judged}" if judged else "")
         )
 

@@ -86,6 +86,7 @@ class Progress:
     """State of a training, passed to its callback about every 50 steps and at each check."""
 
     share: float  # of the whole training, 0 to 1
+    seconds: float  # so far, those before an interruption included
     step: int
     loss: float
     held_out: Mapping[str, float]  # BCubed F; empty: not judged at this step
@@ -132,7 +133,7 @@ class TrainingRun(Generic[M]):
             due = self._check_is_due()
             found = self._check() if due else {}
             if due or self.trainer.steps % 50 == 0:
-                progress(Progress(self.share, self.trainer.steps, loss, found))
+                progress(Progress(self.share, self.passed, self.trainer.steps, loss, found))
             if checkpoint and time.monotonic() - saved >= self.length.save_every:
                 checkpoints.save(checkpoint.path, self._state())
                 saved = time.monotonic()
