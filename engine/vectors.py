@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from numba import njit, prange
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from engine.records import NOT_FINITE, ZERO
 from engine.types import Float32, Int16, UInt64
@@ -20,6 +20,7 @@ from engine.types import Float32, Int16, UInt64
 SCALE = 2**14  # grid steps per unit
 DOT_SCALE = 2**28  # a dot's steps per unit of similarity
 DOT_STEP = 1.0 / DOT_SCALE
+MODERATE = 2.0**-10, 2.0**20  # largest components of vectors that float32 takes as they come
 HASH_SEED = 0x5110A1  # keys the hash that breaks ties: the order of equal similarities depends on it
 
 _FINE, _NOT_FINITE, _ZERO = 0, 1, 2
@@ -63,6 +64,21 @@ def _quantize(rows: Any, grid: Any, status: Any) -> None:
             norm = np.sqrt(total)
             for c in range(d):
                 grid[i, c] = np.int16(np.rint(rows[i, c] / largest / norm * SCALE))
+
+
+def moderate(embeddings: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors (n, d), with those of extreme length, which float32 loses, scaled to unit length.
+
+    Rows of zeros, and those with NaN or infinity, stay as they are.
+    """
+    largest = np.maximum(embeddings.max(axis=1, initial=0.0), -embeddings.min(axis=1, initial=0.0))
+    extreme = (largest > 0) & np.isfinite(largest) & ((largest < MODERATE[0]) | (largest > MODERATE[1]))
+    if not extreme.any():
+        return embeddings
+    scaled = embeddings[extreme].astype(np.float64) / largest[extreme, None]
+    out = embeddings.astype(np.result_type(embeddings, np.float32))
+    out[extreme] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    return out
 
 
 def hash_vectors(grid: Int16, attempt: int = 0) -> UInt64:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import vectors
-from engine.vectors import SCALE, quantize
+from engine.vectors import SCALE, moderate, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +55,16 @@ def test_any_finite_length_is_fine(length: float) -> None:
     grid, bad = quantize([[length, -length], [length, 0.0]])
     assert not bad
     assert grid.tolist() == [[11585, -11585], [SCALE, 0]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_vectors_of_extreme_length_are_scaled_and_others_stay() -> None:
+    usual = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
+    assert moderate(usual) is usual
+    for length in (5e-324, 1e-30, 1e30, 1.7e308):
+        found = moderate(np.array([[length, -length], [3.0, 4.0], [0.0, 0.0]]))
+        assert np.allclose(found, [[0.5**0.5, -(0.5**0.5)], [3.0, 4.0], [0.0, 0.0]])
+    assert np.allclose(moderate(np.array([[3 << 30, 4 << 30], [3, 4]])), [[0.6, 0.8], [3.0, 4.0]])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.longdouble])

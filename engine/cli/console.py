@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import json
 import os
 import signal
@@ -75,14 +76,11 @@ def need_distinct(files: Sequence[Path]) -> None:
 
     A copy under another name is the same file.
     """
-    seen: list[Path] = []
-    for each in files:
-        for other in seen:
-            if each.resolve() == other.resolve():
-                raise InputError(f"{each} is named twice: name each file once.")
-            if each.is_file() and other.is_file() and filecmp.cmp(each, other, shallow=False):
-                raise InputError(f"{each} and {other} are the same data: name them once.")
-        seen.append(each)
+    for other, each in itertools.combinations(files, 2):
+        if each.resolve() == other.resolve():
+            raise InputError(f"{each} is named twice: name each file once.")
+        if each.is_file() and other.is_file() and filecmp.cmp(each, other, shallow=False):
+            raise InputError(f"{each} and {other} are the same data: name them once.")
 
 
 def need_companions(out: Path, companions: Sequence[Path]) -> None:

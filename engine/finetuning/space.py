@@ -131,8 +131,9 @@ def tune_to_space(
     run = TrainingRun(trainer, judged, plan.length, mark)
     best, after = _with_tau(run.run(progress, checkpoint), judges)
     found = verdict(before, after, plan.seed)
-    whole = mapped and _map(source, np.unique(source.labels))
-    model, adapter = (best, whole) if found.better else (start, None)
+    model, adapter = start, None
+    if found.better:
+        model, adapter = best, mapped and _map(source, np.unique(source.labels))
     about: dict[str, Any] = {
         "started_from": start.sha256,
         "kept_start": not found.better,

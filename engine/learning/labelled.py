@@ -17,6 +17,7 @@ from connectors.files.source import ARROW, TEXT, format_of
 from engine.errors import InputError
 from engine.records import FIELDS
 from engine.types import Float32, Int64
+from engine.vectors import moderate
 
 Array = NDArray[Any]
 NPY = b"\x93NUMPY"  # with which a file of one array begins
@@ -131,7 +132,7 @@ def labelled_set(emb: Array, labels: Array, label_names: Array | None = None) ->
 
 def unit(emb: Array) -> Float32:
     """Scale rows (n, d) to unit length, float32. Raises InputError for a row of NaN, infinity or zeros."""
-    out = emb.astype(np.float32)
+    out = moderate(emb).astype(np.float32)
     step = 1 << 16
     for first in range(0, len(out), step):
         block = out[first : first + step]

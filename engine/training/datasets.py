@@ -21,12 +21,11 @@ from connectors.files.labelled import read_labelled as read_file
 from engine.errors import InputError, counted
 from engine.numbering import by_occurrence
 from engine.types import Float32, Float64, Int64
-from engine.vectors import quantize
+from engine.vectors import moderate, quantize
 
 Rng = np.random.Generator
 LEAST_DIM = 4
 UNKNOWN = -1  # the label of an item without one, as in `LabelledFile.classes`
-MODERATE = 2.0**-10, 2.0**20  # largest components of vectors that are taken as they come
 SIDE = 28  # pixels a side, to which pictures are scaled
 MOST_TEXTS = 6000  # of a file that are embedded by n-grams
 
@@ -77,18 +76,6 @@ def unit(emb: Float32 | Float64) -> Float32:
     emb = moderate(emb)
     scaled: Float32 = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
     return scaled
-
-
-def moderate(emb: Float32 | Float64) -> Float32 | Float64:
-    """Return vectors (n, d), with those of extreme length, which float32 loses, scaled to unit length."""
-    largest = np.abs(emb).max(axis=1, initial=0.0)
-    extreme = (largest > 0) & ((largest < MODERATE[0]) | (largest > MODERATE[1]))
-    if not extreme.any():
-        return emb
-    scaled = emb[extreme].astype(np.float64) / largest[extreme, None]
-    emb = emb.copy()
-    emb[extreme] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
-    return emb
 
 
 def collection_of(name: str, file: LabelledFile) -> Collection:

@@ -17,7 +17,7 @@ from engine.errors import InputError
 from engine.evaluation import scores
 from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.linkage import LinkageModel
-from engine.model.trained import SHIPPED
+from engine.model.trained import SHIPPED, Trained
 from engine.training.datasets import Collection, need_pairs, read_labelled
 from engine.training.discriminant import refuse_mapped
 from engine.training.draws import embeddings_of
@@ -92,7 +92,7 @@ def read_model(path: Path | None) -> LinkageModel | None:
 
 
 def evaluate(
-    model: LinkageModel, collection: Collection, tau: float | None = None, max_levels: int | None = None
+    model: Trained, collection: Collection, tau: float | None = None, max_levels: int | None = None
 ) -> dict[str, float]:
     """Cluster a collection in bulk; return Fb, Fp, NMI, ARI, the cluster count, and Fb after each level."""
     tau, depth = model.tau if tau is None else tau, max_levels or model.max_levels

@@ -214,3 +214,12 @@ def test_names_come_from_the_file(tmp_path: Path) -> None:
         tmp_path / "set.npz", emb=np.eye(4), labels=np.array([2, 2, 0, 0]), label_names=np.array(list("abc"))
     )
     assert read_labelled(tmp_path / "set.npz").names == ("a", "c")
+
+
+@pytest.mark.parametrize("length", [1e-200, 1e-30, 1e30, 1e200])
+@pytest.mark.filterwarnings("error")
+def test_directions_count_whatever_the_length(length: float) -> None:
+    emb = np.random.default_rng(1).normal(size=(6, 4))
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    found, wanted = (labelled_set(each, labels).emb for each in (emb * length, emb))
+    assert np.abs(found - wanted).max() < 1e-6

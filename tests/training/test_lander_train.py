@@ -22,8 +22,9 @@ from engine.training.lander.graphs import joined, levels, true_levels
 from engine.training.lander.metric import MetricTrainer
 from engine.training.lander.network import Lander
 from engine.training.lander.plan import LanderPlan
-from engine.training.lander.train import begun, evaluate, read_model, train
+from engine.training.lander.train import begun, read_model, train
 from engine.training.lander.trainer import Trainer, graph_loss
+from engine.training.train import evaluate
 from engine.training.training_run import Checkpoint, Progress, TrainingRun
 from engine.types import Epoch
 from tests.support import plain_lander

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import InputError
-from engine.evaluation import scores
-from engine.evaluation.bulk import hierarchy, partitions
 from engine.model.lander import LanderModel
 from engine.model.trained import SHIPPED
 from engine.training.datasets import Collection, SpaceFiles, distinct, need_pairs, read_space
@@ -128,13 +126,6 @@ def read_model(path: Path | None) -> LanderModel | None:
     model = LanderModel.load(path)
     refuse_mapped(path, model.card.about)
     return model
-
-
-def evaluate(model: LanderModel, judge: Collection) -> dict[str, float]:
-    """Cluster a collection in bulk; BCubed F after the last level and each."""
-    built = hierarchy(judge.emb, model, model.tau, model.max_levels, base_tau=model.base_tau)
-    by_level = [scores.bcubed_f(judge.labels, part) for part in partitions(built)]
-    return {"Fb": by_level[-1]} | {f"Fb_{at}": value for at, value in enumerate(by_level)}
 
 
 def _check(sources: Sequence[Collection], judges: Sequence[Collection], start: LanderModel | None) -> None:
